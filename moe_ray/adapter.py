@@ -1,0 +1,164 @@
+"""Learned experts as a small adapter: saved, applied to a base model, reverted, merged into a plain checkpoint.
+
+An adapter is `experts.safetensors`, holding only the union's weights, and `adapter.json`, holding what they belong to:
+base model, layout, experts, mask hash, and a hash of the base's own weights of these experts, so that an adapter for
+another base is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from moe_ray.errors import InputError
+from moe_ray.moe_layers import Expert, find_moe_layers
+from moe_ray.trainable import TrainableExperts
+
+_TENSORS, _ABOUT = "experts.safetensors", "adapter.json"
+_FORMAT = 1
+
+ExpertTensors = Mapping[Expert, Mapping[str, Tensor]]
+
+
+def expert_weights(model: nn.Module, experts: list[Expert]) -> dict[Expert, dict[str, Tensor]]:
+    """Copies of the model's own weights of the given experts, by tensor name."""
+    fused = {layer.layer: layer.expert_tensors() for layer in find_moe_layers(model)}
+    return {
+        expert: {name: tensor[expert.expert].detach().clone() for name, tensor in fused[expert.layer].items()}
+        for expert in experts
+    }
+
+
+def hash_weights(tensors: ExpertTensors) -> str:
+    """A hash of experts, names, types and bytes."""
+    digest = hashlib.sha256()
+    for expert in sorted(tensors):
+        for name, tensor in sorted(tensors[expert].items()):
+            digest.update(f"{expert} {name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().contiguous().view(-1).view(torch.uint8).cpu().numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def save_adapter(folder: str | Path, trainable: TrainableExperts, *, base: str, base_hash: str, mask_hash: str) -> None:
+    """Writes the trained experts; `adapter.json` last, so a folder without it is unfinished.
+
+    Args:
+        folder: made if missing.
+        trainable: the trained union.
+        base: name or path of the base model, for people.
+        base_hash: `hash_weights` of the base's own weights of these experts, before training.
+        mask_hash: `ExpertMasks.digest()`.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    tensors = {
+        f"{expert.layer}.{expert.expert}.{name}": parameter.detach().contiguous()
+        for expert, parameters in trainable.parameters.items()
+        for name, parameter in parameters.items()
+    }
+    save_file(tensors, Path(folder, _TENSORS))
+    about = {
+        "format": _FORMAT,
+        "base": base,
+        "base_hash": base_hash,
+        "mask_hash": mask_hash,
+        "layers": list(trainable.moe_layers.layers),
+        "num_experts": trainable.moe_layers.num_experts,
+        "experts": [list(expert) for expert in trainable.parameters],
+    }
+    Path(folder, _ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
+
+
+def load_adapter(folder: str | Path) -> tuple[dict[str, Any], dict[Expert, dict[str, Tensor]]]:
+    """An adapter's description and tensors.
+
+    Raises:
+        InputError: the folder holds no finished adapter.
+    """
+    if not Path(folder, _ABOUT).is_file():
+        raise InputError(f"{str(folder)!r} holds no adapter (no {_ABOUT}); give a folder written by save_adapter")
+    about = json.loads(Path(folder, _ABOUT).read_text(encoding="utf-8"))
+    if about.get("format") != _FORMAT:
+        raise InputError(f"{str(folder)!r}: got adapter format {about.get('format')}, expected {_FORMAT}")
+    tensors: dict[Expert, dict[str, Tensor]] = {Expert(*pair): {} for pair in about["experts"]}
+    for key, tensor in load_file(Path(folder, _TENSORS)).items():
+        layer, expert, name = key.split(".", 2)
+        tensors[Expert(int(layer), int(expert))][name] = tensor
+    return about, tensors
+
+
+def apply_adapter(model: nn.Module, folder: str | Path) -> None:
+    """Puts an adapter's experts into its base model.
+
+    Raises:
+        InputError: the model has other layers, experts or shapes than the adapter, or other base weights.
+    """
+    about, tensors = load_adapter(folder)
+    _check_fits(model, about, tensors)
+    _put(model, tensors)
+
+
+@contextmanager
+def adapter_applied(model: nn.Module, folder: str | Path) -> Iterator[None]:
+    """The adapter is in force inside the context; the base's own weights are back, bit for bit, after it."""
+    about, tensors = load_adapter(folder)
+    original = _check_fits(model, about, tensors)
+    _put(model, tensors)
+    try:
+        yield
+    finally:
+        _put(model, original)
+
+
+def merge_adapter(
+    model: PreTrainedModel, folder: str | Path, out: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None
+) -> None:
+    """Writes base model + adapter as a plain checkpoint, with the per-expert names of the family's hub checkpoints.
+
+    The model given keeps its own weights.
+    """
+    with adapter_applied(model, folder):
+        model.save_pretrained(out)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(out)
+
+
+def _check_fits(model: nn.Module, about: Mapping[str, Any], tensors: ExpertTensors) -> dict[Expert, dict[str, Tensor]]:
+    """The base's own weights of the adapter's experts, once everything is known to fit."""
+    moe_layers = find_moe_layers(model)
+    got = (list(moe_layers.layers), moe_layers.num_experts)
+    expected = (about["layers"], about["num_experts"])
+    if got != expected:
+        raise InputError(
+            f"adapter for {about['base']!r}: got a model with (layers, experts) {got}, expected {expected}"
+        )
+    original = expert_weights(model, list(tensors))
+    for expert, own in original.items():
+        shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
+        wanted = {name: tuple(tensor.shape) for name, tensor in tensors[expert].items()}
+        if shapes != wanted:
+            raise InputError(
+                f"adapter for {about['base']!r}: {expert} has shapes {shapes} in the model, expected {wanted}"
+            )
+    if hash_weights(original) != about["base_hash"]:
+        raise InputError(
+            f"adapter for {about['base']!r}: the model's own weights of these experts are not those it was trained from; "
+            "load the base checkpoint it names, in the type it was trained in"
+        )
+    return original
+
+
+@torch.no_grad()
+def _put(model: nn.Module, tensors: ExpertTensors) -> None:
+    fused = {layer.layer: layer.expert_tensors() for layer in find_moe_layers(model)}
+    for expert, own in tensors.items():
+        for name, tensor in own.items():
+            fused[expert.layer][name][expert.expert].copy_(tensor)

@@ -1,0 +1,181 @@
+"""Where a model keeps its experts and its routers: the one module that knows architectures.
+
+transformers 5 gives every family an experts module, called as `experts(hidden_states, top_k_index, top_k_weights)`, whose
+weights are tensors with the experts in the first dimension, beside a router module that computes logits by a linear map to
+`num_experts`. Both are found by that structure, not by model type.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from moe_ray.errors import InputError
+
+_ROUTER_NAMES = ("gate", "router")
+
+
+class Expert(NamedTuple):
+    """One expert: decoder layer index in the model, and index in that layer. Sorts by (layer, expert)."""
+
+    layer: int
+    expert: int
+
+    def __str__(self) -> str:
+        return f"L{self.layer:02d}_E{self.expert:02d}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoELayer:
+    """One decoder layer with experts.
+
+    Attributes:
+        layer: decoder layer index in the model.
+        name: the experts module's path in the model.
+        experts: the module that receives `(hidden_states, top_k_index, top_k_weights)`.
+        router: the module whose linear map gives the router logits.
+        num_experts: experts of the layer.
+        num_experts_per_tok: the router's k.
+    """
+
+    layer: int
+    name: str
+    experts: nn.Module
+    router: nn.Module
+    num_experts: int
+    num_experts_per_tok: int
+
+    def expert_tensors(self) -> dict[str, nn.Parameter]:
+        """The experts module's own parameters that have one slice per expert, by name."""
+        return {
+            name: parameter
+            for name, parameter in self.experts.named_parameters(recurse=False)
+            if parameter.dim() >= 1 and parameter.shape[0] == self.num_experts
+        }
+
+
+class MoELayers(tuple[MoELayer, ...]):
+    """The MoE layers of a model, by ascending layer index."""
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Decoder layer indices."""
+        return tuple(item.layer for item in self)
+
+    @property
+    def num_experts(self) -> int:
+        """Experts per layer."""
+        return self[0].num_experts
+
+    @property
+    def num_experts_per_tok(self) -> int:
+        """The router's k."""
+        return self[0].num_experts_per_tok
+
+    def row_of(self, layer: int) -> int:
+        """The row of a decoder layer in every `(layers, experts)` array."""
+        return self.layers.index(layer)
+
+
+def find_moe_layers(model: nn.Module) -> MoELayers:
+    """The MoE layers of a transformers model.
+
+    Raises:
+        InputError: the model has no experts module, keeps its experts in a form moe-ray does not know, or its layers
+            differ in their number of experts.
+    """
+    found = [_describe(model, name, module) for name, module in _experts_modules(model)]
+    if not found:
+        raise InputError(
+            f"{type(model).__name__} has no Mixture-of-Experts layer that moe-ray can read; expected a transformers "
+            "model with an experts module (OLMoE, Mixtral, Qwen-MoE, DeepSeek, GPT-OSS, …); choose another model.path"
+        )
+    found.sort(key=lambda item: item.layer)
+    sizes = {(item.num_experts, item.num_experts_per_tok) for item in found}
+    if len(sizes) > 1 or len({item.layer for item in found}) < len(found):
+        raise InputError(
+            f"{type(model).__name__}: got MoE layers {[(item.name, item.num_experts) for item in found][:6]}, expected one "
+            "per decoder layer, all with the same number of experts"
+        )
+    return MoELayers(found)
+
+
+def _experts_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for name, module in model.named_modules():
+        count = getattr(module, "num_experts", None)
+        if isinstance(count, int) and count > 1 and type(module).__name__.endswith("Experts"):
+            own = list(module.parameters(recurse=False))
+            if any(parameter.dim() == 3 and parameter.shape[0] == count for parameter in own):
+                yield name, module
+
+
+def _describe(model: nn.Module, name: str, experts: nn.Module) -> MoELayer:
+    numbers = re.findall(r"(?:^|\.)(\d+)(?=\.)", name)
+    parent_name, _, own_name = name.rpartition(".")
+    if not numbers:
+        raise InputError(
+            f"experts module {name!r} is not inside a numbered decoder layer; this family is not supported"
+        )
+    num_experts = int(getattr(experts, "num_experts"))  # noqa: B009 (nn.Module types attributes as Tensor | Module)
+    router = _find_router(model.get_submodule(parent_name), own_name, num_experts, name)
+    return MoELayer(
+        layer=int(numbers[0]),
+        name=name,
+        experts=experts,
+        router=router,
+        num_experts=num_experts,
+        num_experts_per_tok=_experts_per_token(model, router, name),
+    )
+
+
+def _find_router(block: nn.Module, experts_name: str, num_experts: int, name: str) -> nn.Module:
+    """The smallest module beside the experts that owns a `(num_experts, hidden)` weight."""
+    candidates = []
+    for path, module in block.named_modules():
+        if path.split(".")[0] == experts_name or "shared" in path:
+            continue
+        weights = [w for w in module.parameters(recurse=False) if w.dim() == 2 and w.shape[0] == num_experts]
+        if weights:
+            candidates.append((path, module))
+    named = [item for item in candidates if any(part in _ROUTER_NAMES for part in item[0].split("."))]
+    chosen = named or candidates
+    if len(chosen) != 1:
+        raise InputError(
+            f"{name}: got router candidates {[path for path, _ in chosen]}, expected exactly one module with a "
+            f"({num_experts}, hidden) weight beside the experts; this family is not supported"
+        )
+    router: nn.Module = chosen[0][1]
+    return router
+
+
+def _experts_per_token(model: nn.Module, router: nn.Module, name: str) -> int:
+    config: Any = getattr(model, "config", None)
+    text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    names = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
+    for source, attributes in ((router, ("top_k", "num_experts_per_tok")), (text_config, names)):
+        for attribute in attributes:
+            value = getattr(source, attribute, None)
+            if isinstance(value, int):
+                return value
+    raise InputError(f"{name}: neither the router nor the configuration says how many experts a token uses")
+
+
+def routing_of_call(layer: MoELayer, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """`(hidden_states, top_k_index, top_k_weights)` of a call of an experts module, whatever the names.
+
+    Raises:
+        InputError: the call does not follow the library's experts interface.
+    """
+    values = [*args, *kwargs.values()]
+    if len(values) >= 3 and all(isinstance(value, Tensor) for value in values[:3]):
+        index = values[1]
+        if not index.is_floating_point() and index.dim() == 2 and index.shape == values[2].shape:
+            return values[0], index, values[2]
+    raise InputError(
+        f"{layer.name} was called in another way than (hidden_states, top_k_index, top_k_weights); "
+        "this family is not supported"
+    )

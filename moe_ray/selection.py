@@ -1,0 +1,145 @@
+"""Selection: a batch's unsafe experts, and the masks made of them.
+
+An expert is unsafe in a batch when its `risk_diff` is above the threshold and among the `top_k` largest by value, ties
+by (layer, expert). Masks are looked up by `batch_idx`, never by position.
+
+Shape suffixes: B batches, L MoE layers, E experts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from moe_ray.errors import InputError
+from moe_ray.moe_layers import Expert
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertMasks:
+    """One mask per batch; True = unsafe expert of that batch = may be routed while that batch trains.
+
+    Attributes:
+        batch_idx: B batch names.
+        masks_BLE: (B, L, E) bool.
+        layers: L decoder layer indices.
+        selected: per `batch_idx`, its unsafe experts, the largest risk difference first.
+    """
+
+    batch_idx: tuple[int, ...]
+    masks_BLE: npt.NDArray[np.bool_]
+    layers: tuple[int, ...]
+    selected: Mapping[int, tuple[Expert, ...]]
+
+    def __getitem__(self, batch_idx: int) -> Mask:
+        """(L, E) mask of a batch.
+
+        Raises:
+            InputError: there is no mask of that batch.
+        """
+        if batch_idx not in self.selected:
+            raise InputError(f"no mask of batch {batch_idx}; got masks of batches {list(self.batch_idx)[:20]}")
+        mask: Mask = self.masks_BLE[self.batch_idx.index(batch_idx)]
+        return mask
+
+    @property
+    def union(self) -> Mask:
+        """(L, E): experts that are unsafe in at least one batch; the only ones that may ever change."""
+        return np.asarray(self.masks_BLE.any(axis=0))
+
+    @property
+    def union_experts(self) -> tuple[Expert, ...]:
+        """The union as experts, by (layer, expert)."""
+        return mask_to_experts(self.union, self.layers)
+
+    @property
+    def trained_batches(self) -> tuple[int, ...]:
+        """Batches with at least one unsafe expert."""
+        return tuple(batch for batch in self.batch_idx if self.selected[batch])
+
+    def empty_layers(self, batch_idx: int) -> tuple[int, ...]:
+        """Decoder layers with no unsafe expert in the batch."""
+        return tuple(layer for layer, row in zip(self.layers, self[batch_idx], strict=True) if not row.any())
+
+    def short_layers(self, batch_idx: int, num_experts_per_tok: int) -> tuple[int, ...]:
+        """Decoder layers with some, but fewer unsafe experts than a token uses."""
+        sizes = self[batch_idx].sum(axis=1)
+        return tuple(layer for layer, size in zip(self.layers, sizes, strict=True) if 0 < size < num_experts_per_tok)
+
+    def digest(self) -> str:
+        """A hash of batches and masks."""
+        packed = np.packbits(self.masks_BLE).tobytes()
+        head = repr((self.batch_idx, self.layers, self.masks_BLE.shape)).encode()
+        return hashlib.sha256(head + packed).hexdigest()[:16]
+
+
+def select_unsafe_experts(risk: pd.DataFrame, *, threshold: float = 0.05, top_k: int = 50) -> ExpertMasks:
+    """Unsafe experts of every batch, as masks.
+
+    Args:
+        risk: from `risk_differences`, in any row order.
+        threshold: an unsafe expert's `risk_diff` is above this (difference of fractions).
+        top_k: at most this many experts per batch, over all layers, the largest `risk_diff` first.
+
+    Raises:
+        InputError: no batch has any expert above the threshold.
+    """
+    layers = tuple(int(layer) for layer in np.unique(risk["layer"]))
+    num_experts = int(risk["expert"].max()) + 1
+    selected = {
+        int(cast(int, batch_idx)): top_experts(table, threshold=threshold, top_k=top_k)
+        for batch_idx, table in risk.groupby("batch_idx", sort=True)
+    }
+    if not any(selected.values()):
+        raise InputError(
+            f"no expert of any of {len(selected)} batches has risk_diff above {threshold}; the largest is "
+            f"{risk['risk_diff'].max():.4f}; lower selection.threshold"
+        )
+    return masks_from_experts(selected, layers=layers, num_experts=num_experts)
+
+
+def top_experts(table: pd.DataFrame, *, threshold: float, top_k: int) -> tuple[Expert, ...]:
+    """Experts of one table with `risk_diff > threshold`, the `top_k` largest by value, ties by (layer, expert)."""
+    above = table[table["risk_diff"] > threshold]
+    ordered = above.sort_values(["risk_diff", "layer", "expert"], ascending=[False, True, True]).head(top_k)
+    return tuple(
+        Expert(int(layer), int(expert)) for layer, expert in zip(ordered["layer"], ordered["expert"], strict=True)
+    )
+
+
+def masks_from_experts(
+    selected: Mapping[int, Iterable[Expert]], *, layers: Sequence[int], num_experts: int
+) -> ExpertMasks:
+    """Masks from lists of experts per `batch_idx`.
+
+    Raises:
+        InputError: an expert is outside the model.
+    """
+    rows = {layer: row for row, layer in enumerate(layers)}
+    masks_BLE = np.zeros((len(selected), len(layers), num_experts), dtype=bool)
+    for mask_LE, (batch_idx, experts) in zip(masks_BLE, selected.items(), strict=True):
+        for expert in experts:
+            if expert.layer not in rows or not 0 <= expert.expert < num_experts:
+                raise InputError(
+                    f"batch {batch_idx}: expert {expert} is outside layers {list(layers)} x {num_experts} experts"
+                )
+            mask_LE[rows[expert.layer], expert.expert] = True
+    return ExpertMasks(
+        batch_idx=tuple(selected),
+        masks_BLE=masks_BLE,
+        layers=tuple(layers),
+        selected={batch_idx: tuple(experts) for batch_idx, experts in selected.items()},
+    )
+
+
+def mask_to_experts(mask_LE: Mask, layers: Sequence[int]) -> tuple[Expert, ...]:
+    """The True entries of a mask as experts, by (layer, expert)."""
+    return tuple(Expert(layers[row], int(expert)) for row, expert in np.argwhere(mask_LE))

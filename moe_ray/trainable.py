@@ -1,0 +1,189 @@
+"""Trainable experts: the union's experts as separate parameters, everything else frozen.
+
+What trains is one parameter per expert and tensor, not a slice of the fused `(experts, …)` tensor: an expert that is not
+in the batch then has no gradient at all, AdamW skips it, and gradient and optimiser state exist for the union only. While
+a batch trains, each experts module runs on a stack of just that batch's experts, with ids renumbered, so nothing is
+computed for the others. After an optimiser step the tuned weights are written into the fused tensors, where layers that
+route naturally, evaluation and saving read them without a gradient.
+
+Shape suffixes: T tokens, K experts per token, L MoE layers, E experts, A experts allowed in one layer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from moe_ray.errors import InputError
+from moe_ray.masking import route_through
+from moe_ray.moe_layers import Expert, MoELayer, MoELayers, find_moe_layers, routing_of_call
+from moe_ray.selection import Mask, mask_to_experts
+
+
+class TrainableExperts:
+    """The union's experts as parameters.
+
+    Attributes:
+        model: the model they belong to.
+        union_LE: (L, E) bool.
+        parameters: per expert, its tensors by name, each a float parameter of one slice's shape.
+    """
+
+    def __init__(self, model: nn.Module, union_LE: Mask, *, dtype: torch.dtype = torch.float32) -> None:
+        self.model = model
+        self.moe_layers: MoELayers = find_moe_layers(model)
+        self.union_LE = union_LE
+        self._fused = {layer.layer: layer.expert_tensors() for layer in self.moe_layers}
+        self.parameters: dict[Expert, dict[str, nn.Parameter]] = {
+            expert: {
+                name: nn.Parameter(tensor[expert.expert].detach().clone().to(dtype))
+                for name, tensor in self._fused[expert.layer].items()
+            }
+            for expert in mask_to_experts(union_LE, self.moe_layers.layers)
+        }
+
+    def all_parameters(self) -> list[nn.Parameter]:
+        """Every trainable parameter, by (layer, expert, name)."""
+        return [parameter for tensors in self.parameters.values() for parameter in tensors.values()]
+
+    def num_parameters(self) -> int:
+        """Trainable numbers."""
+        return sum(parameter.numel() for parameter in self.all_parameters())
+
+    def experts_of(self, mask_LE: Mask) -> tuple[Expert, ...]:
+        """The mask's experts, by (layer, expert).
+
+        Raises:
+            InputError: the mask has an expert outside the union, which therefore cannot train.
+        """
+        if (mask_LE & ~self.union_LE).any():
+            outside = mask_to_experts(mask_LE & ~self.union_LE, self.moe_layers.layers)
+            raise InputError(f"expert {outside[0]} of the mask is not in the union; build both from the same masks")
+        return mask_to_experts(mask_LE, self.moe_layers.layers)
+
+    @contextmanager
+    def training_on(self, mask_LE: Mask) -> Iterator[None]:
+        """Forward and backward inside this context route through the mask's experts, and only they get gradient.
+
+        Layers without an allowed expert route naturally over frozen weights.
+        """
+        self.experts_of(mask_LE)
+        with route_through(self.model, mask_LE), ExitStack() as stack:
+            for layer, row in zip(self.moe_layers, mask_LE, strict=True):
+                if row.any():
+                    swap = _StackedExperts(layer, np.flatnonzero(row).tolist(), self.parameters)
+                    before = layer.experts.register_forward_pre_hook(swap.put_in, with_kwargs=True)
+                    after = layer.experts.register_forward_hook(swap.take_out, always_call=True)
+                    stack.callback(before.remove)
+                    stack.callback(after.remove)
+            yield
+
+    @torch.no_grad()
+    def write_back(self, mask_LE: Mask) -> None:
+        """Copies the tuned weights of the mask's experts into the model's own tensors."""
+        for expert in self.experts_of(mask_LE):
+            for name, parameter in self.parameters[expert].items():
+                self._fused[expert.layer][name][expert.expert].copy_(parameter)
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[Expert, Mapping[str, Tensor]]) -> None:
+        """Sets parameters and model to the given weights of all the union's experts."""
+        for expert, parameters in self.parameters.items():
+            for name, parameter in parameters.items():
+                parameter.copy_(tensors[expert][name])
+        self.write_back(self.union_LE)
+
+
+class _StackedExperts:
+    """One layer's experts module, run on a stack of the allowed experts' parameters."""
+
+    def __init__(
+        self, layer: MoELayer, allowed: list[int], parameters: Mapping[Expert, Mapping[str, nn.Parameter]]
+    ) -> None:
+        self.layer = layer
+        self.tensors = [parameters[Expert(layer.layer, index)] for index in allowed]
+        self.dtypes = {name: tensor.dtype for name, tensor in layer.expert_tensors().items()}
+        device = next(layer.experts.parameters()).device
+        self.renumbered_E = torch.zeros(layer.num_experts, dtype=torch.long, device=device)
+        self.renumbered_E[torch.tensor(allowed, device=device)] = torch.arange(len(allowed), device=device)
+
+    def put_in(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        hidden, index_TK, weights_TK = routing_of_call(self.layer, args, kwargs)
+        for name, dtype in self.dtypes.items():
+            # An entry in the instance's dictionary hides the registered parameter of the same name.
+            module.__dict__[name] = torch.stack([tensors[name] for tensors in self.tensors]).to(dtype)
+        module.__dict__["num_experts"] = len(self.tensors)
+        return (hidden, self.renumbered_E[index_TK], weights_TK, *[*args, *kwargs.values()][3:]), {}
+
+    def take_out(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        for name in self.dtypes:
+            module.__dict__.pop(name, None)
+        module.__dict__["num_experts"] = self.layer.num_experts
+
+
+@contextmanager
+def trainable_experts(
+    model: nn.Module, union_LE: Mask, *, dtype: torch.dtype = torch.float32
+) -> Iterator[TrainableExperts]:
+    """Freezes the model and makes the union's experts trainable; which parameters trained before is restored after.
+
+    Args:
+        model: a transformers MoE model.
+        union_LE: (L, E) bool, True = may change.
+        dtype: of the trained copies; the model itself keeps its own.
+
+    Raises:
+        InputError: the union is empty or has another shape than the model's layers and experts.
+    """
+    moe_layers = find_moe_layers(model)
+    expected = (len(moe_layers), moe_layers.num_experts)
+    if tuple(union_LE.shape) != expected:
+        raise InputError(f"union: got shape {tuple(union_LE.shape)}, expected (layers, experts) = {expected}")
+    if not union_LE.any():
+        raise InputError("the union of unsafe experts is empty, so nothing can be trained; lower selection.threshold")
+    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    model.requires_grad_(False)
+    try:
+        yield TrainableExperts(model, union_LE, dtype=dtype)
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(flags[name])
+
+
+def hash_frozen(model: nn.Module, union_LE: Mask) -> dict[str, tuple[str, int]]:
+    """A hash and a size for everything outside the union: parameters, buffers, and each frozen expert's slices.
+
+    Returns:
+        per name (`… [expert]` for slices) the hash of the bytes and the number of numbers.
+    """
+    moe_layers = find_moe_layers(model)
+    fused = {
+        id(tensor): union_LE[row] for row, layer in enumerate(moe_layers) for tensor in layer.expert_tensors().values()
+    }
+    hashes = {}
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if id(tensor) not in fused:
+            hashes[name] = (_digest(tensor), tensor.numel())
+            continue
+        for expert in np.flatnonzero(~fused[id(tensor)]):
+            hashes[f"{name} [{expert}]"] = (_digest(tensor[int(expert)]), tensor[int(expert)].numel())
+    return hashes
+
+
+def count_changed(before: Mapping[str, tuple[str, int]], after: Mapping[str, tuple[str, int]]) -> int:
+    """Numbers in frozen tensors whose hash differs; must be 0 after training."""
+    assert before.keys() == after.keys()
+    return sum(size for name, (digest, size) in before.items() if after[name][0] != digest)
+
+
+def _digest(tensor: Tensor) -> str:
+    flat = tensor.detach().contiguous().view(-1).view(torch.uint8).cpu()
+    return hashlib.blake2b(flat.numpy().data, digest_size=16).hexdigest()
