@@ -1,19 +1,40 @@
 """moe-ray: find which experts of a Mixture-of-Experts model answer for unsafe behaviour, and repair only those.
 
 The names below work on any transformers MoE model, with neither Ray nor MLflow installed; `moe_ray.orchestration` and the
-scripts in `workflows/` run the same functions on a cluster.
+scripts in `workflows/` run the same functions on a cluster. Each name is imported when it is first used, so that a wrong
+configuration is reported before torch is loaded.
 """
 
-from moe_ray.adapter import adapter_applied, apply_adapter, merge_adapter, save_adapter
-from moe_ray.batches import Batch, assemble_batches
-from moe_ray.errors import InputError
-from moe_ray.examples import Example, read_examples, records_to_examples
-from moe_ray.masking import route_through
-from moe_ray.moe_layers import Expert, find_moe_layers
-from moe_ray.risk import aggregate_risk, risk_differences
-from moe_ray.routing import RoutingCounts, count_batches
-from moe_ray.selection import ExpertMasks, select_unsafe_experts
-from moe_ray.trainable import TrainableExperts, trainable_experts
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from moe_ray.adapter import adapter_applied, apply_adapter, merge_adapter, save_adapter
+    from moe_ray.batches import Batch, assemble_batches
+    from moe_ray.errors import InputError
+    from moe_ray.examples import Example, read_examples, records_to_examples
+    from moe_ray.finetune import fine_tune
+    from moe_ray.masking import route_through
+    from moe_ray.moe_layers import Expert, find_moe_layers
+    from moe_ray.risk import aggregate_risk, risk_differences
+    from moe_ray.routing import RoutingCounts, count_batches
+    from moe_ray.selection import ExpertMasks, select_unsafe_experts
+    from moe_ray.trainable import TrainableExperts, trainable_experts
+
+_HOMES = {
+    "adapter": ("adapter_applied", "apply_adapter", "merge_adapter", "save_adapter"),
+    "batches": ("Batch", "assemble_batches"),
+    "errors": ("InputError",),
+    "examples": ("Example", "read_examples", "records_to_examples"),
+    "masking": ("route_through",),
+    "moe_layers": ("Expert", "find_moe_layers"),
+    "risk": ("aggregate_risk", "risk_differences"),
+    "routing": ("RoutingCounts", "count_batches"),
+    "selection": ("ExpertMasks", "select_unsafe_experts"),
+    "trainable": ("TrainableExperts", "trainable_experts"),
+    "finetune": ("fine_tune",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Batch",
@@ -29,6 +50,7 @@ __all__ = [
     "assemble_batches",
     "count_batches",
     "find_moe_layers",
+    "fine_tune",
     "merge_adapter",
     "read_examples",
     "records_to_examples",
@@ -38,3 +60,9 @@ __all__ = [
     "select_unsafe_experts",
     "trainable_experts",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'moe_ray' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"moe_ray.{_HOME_OF[name]}"), name)

@@ -26,6 +26,9 @@ from moe_ray.trainable import TrainableExperts
 _TENSORS, _ABOUT = "experts.safetensors", "adapter.json"
 _FORMAT = 1
 
+ADAPTER_FILES = (_TENSORS, _ABOUT)
+"""The files of an adapter, the one that marks it finished last."""
+
 ExpertTensors = Mapping[Expert, Mapping[str, Tensor]]
 
 

@@ -14,6 +14,7 @@ import platform
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -227,3 +228,25 @@ def read_masks(folder: Folder) -> ExpertMasks:
     if masks.batch_idx != tuple(stored["batch_idx"].tolist()) or not np.array_equal(masks.masks_BLE, stored["masks"]):
         raise InputError(f"masks.npz and unsafe_experts.json in {folder.url} disagree; run the identify stage again")
     return masks
+
+
+def hash_checkpoint(path: str, revision: str) -> str:
+    """A short hash of what a checkpoint is: its files' bytes where it is a folder, else its hub name and revision.
+
+    Of weight files above 16 MB only the size and the first and last megabyte count, so that hashing stays fast.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        return content_hash([path, revision])
+    parts = [(file.name, _hash_ends(file)) for file in sorted(folder.iterdir()) if file.is_file()]
+    return content_hash(parts)
+
+
+def _hash_ends(file: Path) -> str:
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        if size <= 16 << 20:
+            return hashlib.sha256(stream.read()).hexdigest()
+        head = stream.read(1 << 20)
+        stream.seek(-(1 << 20), 2)
+        return hashlib.sha256(head + stream.read() + str(size).encode()).hexdigest()

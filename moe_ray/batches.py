@@ -89,7 +89,7 @@ def split_examples(examples: Sequence[Example], *, test_fraction: float, seed: i
     for key in sorted(unsplit):
         units = unsplit[key]
         random.Random(f"{seed}/{key}").shuffle(units)
-        held_out = round(len(units) * test_fraction)
+        held_out = max(round(len(units) * test_fraction), int(len(units) > 1))
         for position, unit in enumerate(units):
             name: Split = "test" if position < held_out else "train"
             splits[name] += [replace(example, split=name) for example in unit.examples]
@@ -197,6 +197,7 @@ def example_to_row(example: Example) -> dict[str, Any]:
         "messages": json.dumps([dict(message) for message in example.messages], ensure_ascii=False),
         "response": example.response,
         "target": example.target,
+        "target_complete": example.target_complete,
         "pair": example.pair,
         "split": example.split,
     }
@@ -216,6 +217,7 @@ def row_to_example(row: Mapping[str, Any]) -> Example:
         messages=tuple(json.loads(row["messages"])),
         response=text("response"),
         target=text("target"),
+        target_complete=bool(row["target_complete"]),
         pair=text("pair"),
         split=text("split"),
     )

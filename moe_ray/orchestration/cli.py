@@ -1,0 +1,116 @@
+"""The command line that every workflow shares: YAML and dotted overrides in, a run out, one clear line for an error."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from moe_ray.config import Config, describe_keys, load_config
+from moe_ray.errors import InputError
+
+logger = logging.getLogger("moe_ray")
+
+BAD_INPUT = 2
+"""Exit status for an error that is the user's to mend."""
+
+
+def main(description: str, work: str, argv: Sequence[str] | None = None) -> int:
+    """Parses the command line, prepares a run, and does `work` on it with Ray connected.
+
+    Nothing heavy is imported before the configuration and the prompts are known to be good.
+
+    Args:
+        description: what the script does, for `--help`.
+        work: a function of `moe_ray.orchestration.stages`, by name.
+        argv: None = the process's own arguments.
+
+    Returns:
+        exit status: 0, or 2 for bad input.
+    """
+    arguments = _parser(description).parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    try:
+        config = _place_run_dir(load_config(arguments.config, arguments.overrides))
+        _run(config, work)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return BAD_INPUT
+    return 0
+
+
+def _run(config: Config, work: str) -> None:
+    started = time.perf_counter()
+    # Everything that can be refused is, before Ray starts; libraries are imported as they are needed.
+    from moe_ray.orchestration.prompts import read_prompts
+
+    prompts = read_prompts(config)
+    from moe_ray.orchestration import pipeline
+
+    _quieten_libraries()
+    model = pipeline.resolve_model(config, _log_build)
+    from moe_ray.artifacts import Folder
+
+    folder = Folder.open(config.run_dir)
+    logger.info("run directory %s", folder.url)
+    run = pipeline.Run(config, model, prompts, folder)
+    run.seconds["start"] = round(time.perf_counter() - started, 2)
+    from moe_ray.orchestration import stages
+    from moe_ray.orchestration.cluster import ray_session
+
+    before_ray = time.perf_counter()
+    with ray_session(config.cluster):
+        run.seconds["ray"] = round(time.perf_counter() - before_ray, 2)
+        getattr(stages, work)(run)
+
+
+def _place_run_dir(config: Config) -> Config:
+    """The configuration with an absolute run directory.
+
+    Workers run in folders of their own, and a submitted job runs in an unpacked copy of the working directory that Ray
+    deletes; a relative path is therefore resolved here, in a job below the home directory.
+    """
+    if "://" in config.run_dir:
+        return config
+    path = Path(config.run_dir).expanduser()
+    if not path.is_absolute() and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        path = Path.home() / "moe-ray" / path
+        logger.info("run_dir is relative and this is a submitted job: writing to %s", path)
+    return replace(config, run_dir=str(path.absolute()))
+
+
+def _quieten_libraries() -> None:
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def _log_build(done: int, total: int, loss: float) -> None:
+    if done in (1, total) or done % max(1, total // 10) == 0:
+        logger.info("building the embedded model (once): step %d of %d, loss %.3f", done, total, loss)
+
+
+def _parser(description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog="settings, as a YAML tree or key=value:\n" + _key_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file with any of the settings below")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings that win over the file's")
+    return parser
+
+
+def _key_help() -> str:
+    lines = []
+    for key, kind, default, text in describe_keys():
+        shown = ", ".join(default) if isinstance(default, tuple) else default
+        lines += [f"  {key}  ({kind}; default: {'empty' if shown == '' else shown})", f"      {text}"]
+    return "\n".join(lines)

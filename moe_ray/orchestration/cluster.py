@@ -1,0 +1,98 @@
+"""Connecting to Ray, and the settings that make a small job start fast.
+
+Ray's defaults cost a small job more than its work: workers at nice 15, a 200-partition shuffle, a reader that starts
+actors for footers. Settings that the raylet reads are put into the environment of a local Ray only; those that Ray Data
+reads are put into its context.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+import ray.data
+from ray.data.context import ShuffleStrategy
+
+from moe_ray.config import ClusterConfig
+from moe_ray.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+_LOCAL_ENVIRONMENT = {
+    "RAY_worker_niceness": "0",
+    "RAY_num_workers_soft_limit": "8",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+@contextmanager
+def ray_session(config: ClusterConfig) -> Iterator[None]:
+    """Ray, connected: a running cluster's if there is an address or one is connected already, else a local one.
+
+    A local Ray listens on loopback only and is stopped at the end; a cluster, or a connection made by the caller, is
+    left as it is.
+
+    Raises:
+        InputError: the address does not answer.
+    """
+    if ray.is_initialized():
+        _tune_data()
+        yield
+        return
+    address = config.address or os.environ.get("RAY_ADDRESS", "")
+    try:
+        if address:
+            logger.info("connecting to Ray at %s", address)
+            ray.init(address=address, log_to_driver=True, logging_level="warning")
+        else:
+            logger.info("starting a local Ray with %d logical CPUs", config.num_cpus)
+            for name, value in _LOCAL_ENVIRONMENT.items():
+                os.environ.setdefault(name, value)
+            ray.init(
+                address="local",
+                num_cpus=config.num_cpus,
+                # Ray Train asks the dashboard process for the state of its actors, and complains without it.
+                include_dashboard=True,
+                dashboard_host="127.0.0.1",
+                _node_ip_address="127.0.0.1",
+                logging_level="warning",
+            )
+    except ConnectionError as error:
+        raise InputError(f"no Ray cluster answers at {address!r}: {error}; check cluster.address") from error
+    _tune_data()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def require_cpus(wanted: int, what: str) -> None:
+    """Refuses work that would wait for CPUs for ever.
+
+    Raises:
+        InputError: the cluster has fewer CPUs, and none can be added.
+    """
+    cpus = int(ray.cluster_resources().get("CPU", 0))
+    if cpus < wanted and len(ray.nodes()) == 1:
+        raise InputError(
+            f"{what} needs {wanted} logical CPUs, got {cpus}; raise cluster.num_cpus (it may exceed the cores) or use "
+            "fewer actors"
+        )
+
+
+def _tune_data() -> None:
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.use_datasource_v2 = False
+    context.shuffle_strategy = ShuffleStrategy.SORT_SHUFFLE_PULL_BASED
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.train").setLevel(logging.WARNING)

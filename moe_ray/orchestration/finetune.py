@@ -1,0 +1,196 @@
+"""Distributed fine-tuning: the core's loop in Ray Train workers, with checkpoints that a restarted worker resumes from.
+
+Every worker reads all batches and takes those that the step plan gives its rank, so a batch is never split. With
+`train.num_workers: 0` the same loop runs in this process, without Ray Train's start-up of some fifteen seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.torch import TorchTrainer
+
+from moe_ray.adapter import ADAPTER_FILES
+from moe_ray.artifacts import Folder, read_masks
+from moe_ray.batches import frame_to_batches
+from moe_ray.checkpoint import save_checkpoint
+from moe_ray.config import ModelConfig, TrainConfig
+from moe_ray.finetune import FineTuned, fine_tune
+from moe_ray.orchestration.actors import ModelHolder
+from moe_ray.orchestration.cluster import require_cpus
+from moe_ray.training import MaskedTrainer, StepReport
+
+logger = logging.getLogger(__name__)
+
+HISTORY = "history.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuneJob:
+    """What every worker needs to know; plain values and URLs."""
+
+    model: ModelConfig
+    config: TrainConfig
+    seed: int
+    batches_url: str
+    masks_url: str
+    out_url: str
+    base: str
+
+
+def finetune(job: FineTuneJob) -> dict[str, Any]:
+    """Trains, writes the adapter and the history to `job.out_url`, and returns the numbers of `FineTuned`.
+
+    A job that was killed is resumed from its last checkpoint when it is started again.
+    """
+    if job.config.num_workers == 0:
+        return _run_worker(job, rank=0, world_size=1, resume_from=None, report=None)
+    require_cpus(job.config.num_workers + 1, "fine-tuning")
+    out = Folder.open(job.out_url)
+    trainer = TorchTrainer(
+        _worker_loop,
+        train_loop_config={"job": job},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=job.config.num_workers,
+            use_gpu=job.config.gpus_per_worker > 0,
+            resources_per_worker=_worker_resources(job.config),
+        ),
+        run_config=ray.train.RunConfig(
+            name="ray_train",
+            storage_path=out.path,
+            storage_filesystem=_arrow_filesystem(out),
+            failure_config=ray.train.FailureConfig(max_failures=1),
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+        ),
+    )
+    result = trainer.fit()
+    outcome: dict[str, Any] = result.return_value
+    out.fs.rm(f"{out.path}/ray_train", recursive=True)
+    return outcome
+
+
+def _worker_resources(config: TrainConfig) -> dict[str, float]:
+    resources = {"CPU": 1.0}
+    if config.gpus_per_worker > 0:
+        resources["GPU"] = config.gpus_per_worker
+    return resources
+
+
+def _arrow_filesystem(folder: Folder) -> Any:
+    if "file" in folder.fs.protocol:
+        return None
+    import pyarrow.fs
+
+    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(folder.fs))
+
+
+def _worker_loop(loop_config: dict[str, Any]) -> dict[str, Any]:
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+
+    def report(trainer: MaskedTrainer) -> None:
+        """Hands a checkpoint of rank 0 to Ray Train; the other ranks report without one."""
+        if rank != 0:
+            ray.train.report({"next_step": trainer.next_step})
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            save_checkpoint(trainer, folder)
+            ray.train.report({"next_step": trainer.next_step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return _run_worker(loop_config["job"], rank=rank, world_size=world_size, resume_from=None, report=report)
+    with checkpoint.as_directory() as folder:
+        return _run_worker(loop_config["job"], rank=rank, world_size=world_size, resume_from=folder, report=report)
+
+
+def _run_worker(
+    job: FineTuneJob,
+    *,
+    rank: int,
+    world_size: int,
+    resume_from: str | None,
+    report: Callable[[MaskedTrainer], None] | None,
+) -> dict[str, Any]:
+    holder = ModelHolder(job.model, world_size)
+    batches = frame_to_batches(Folder.open(job.batches_url).read_frame("batches.parquet"))
+    out = Folder.open(job.out_url)
+    history = _History(out, resumed=resume_from is not None)
+
+    def after_step(trainer: MaskedTrainer, step: StepReport) -> None:
+        every = job.config.checkpoint_every or trainer.steps_per_epoch
+        due = trainer.next_step % every == 0 or trainer.next_step == len(trainer.plan)
+        if rank == 0:
+            _say(step, len(trainer.plan))
+            history.add(step)
+            if due:
+                history.save()
+        if due and report is not None:
+            report(trainer)
+
+    with tempfile.TemporaryDirectory() as adapter:
+        outcome = fine_tune(
+            holder.model,
+            holder.tokenizer,
+            batches,
+            read_masks(Folder.open(job.masks_url)),
+            config=job.config,
+            seed=job.seed,
+            adapter=adapter,
+            base=job.base,
+            rank=rank,
+            world_size=world_size,
+            resume_from=resume_from,
+            after_step=after_step,
+        )
+        if rank == 0:
+            for name in ADAPTER_FILES:
+                out.write_bytes(name, Path(adapter, name).read_bytes())
+    if rank == 0:
+        history.save()
+    return _plain(outcome)
+
+
+def _plain(outcome: FineTuned) -> dict[str, Any]:
+    plain = asdict(outcome)
+    del plain["reports"]
+    return plain
+
+
+def _say(step: StepReport, total: int) -> None:
+    # Standard output of a Ray worker is shown by the driver; its logging is not.
+    print(  # noqa: T201
+        f"step {step.step + 1}/{total}  batch_idx {step.batch_idx}  experts {step.num_experts}  loss {step.loss:.4f}",
+        flush=True,
+    )
+
+
+class _History:
+    """Step reports as JSON lines; a resumed run drops the lines of steps that it repeats."""
+
+    def __init__(self, folder: Folder, *, resumed: bool) -> None:
+        self.folder = folder
+        self.lines: dict[int, dict[str, Any]] = {}
+        if resumed and folder.exists(HISTORY):
+            self.lines = {line["step"]: line for line in read_history(folder)}
+
+    def add(self, step: StepReport) -> None:
+        self.lines[step.step] = step.as_dict()
+
+    def save(self) -> None:
+        ordered = [json.dumps(self.lines[step]) for step in sorted(self.lines)]
+        self.folder.write_bytes(HISTORY, "".join(f"{line}\n" for line in ordered).encode())
+
+
+def read_history(folder: Folder) -> list[dict[str, Any]]:
+    """The step reports of a training run, in order."""
+    return [json.loads(line) for line in folder.read_bytes(HISTORY).decode().splitlines()]

@@ -1,0 +1,241 @@
+"""The stages of a run, in order, each reading what the one before wrote.
+
+A stage is reused when its manifest names equal inputs; the inputs of a stage hold a hash of those of the stages before it,
+so a change anywhere runs everything after it again, and nothing before it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from moe_ray import report
+from moe_ray.artifacts import Folder, content_hash, hash_checkpoint, hash_file, read_masks, write_masks
+from moe_ray.batches import batches_to_frame, example_to_row
+from moe_ray.config import EMBEDDED, Config, ModelConfig, flatten, to_yaml
+from moe_ray.orchestration.prompts import Prompts
+from moe_ray.selection import ExpertMasks
+
+logger = logging.getLogger(__name__)
+
+
+class Run:
+    """One run: its configuration, its folder, and its stages.
+
+    Args:
+        config: the resolved configuration.
+        model: the model that is really used; differs from `config.model` when that is the embedded one.
+        prompts: from `read_prompts`.
+        folder: the run directory.
+    """
+
+    def __init__(self, config: Config, model: ModelConfig, prompts: Prompts, folder: Folder) -> None:
+        self.config, self.model, self.prompts, self.folder = config, model, prompts, folder
+        self.seconds: dict[str, float] = {}
+        self.reused: list[str] = []
+        self._inputs: dict[str, dict[str, Any]] = {}
+        folder.write_bytes("config.yaml", to_yaml(config).encode())
+
+    def _stage(self, name: str, inputs: Mapping[str, Any], work: Callable[[Folder], Mapping[str, Any]]) -> Folder:
+        """The stage's folder, with its work done now or before."""
+        folder = self.folder.sub(name)
+        self._inputs[name] = dict(inputs)
+        changed = folder.changed_inputs(inputs)
+        if changed == []:
+            logger.info("%s: reused from an earlier run", name)
+            self.reused.append(name)
+            self.seconds[name] = folder.notes()["seconds"]
+            return folder
+        started_inputs = folder.read_json("started.json") if folder.exists("started.json") else None
+        if changed is not None or started_inputs != content_hash(dict(inputs)):
+            if changed:
+                logger.info("%s: run again, because these inputs changed: %s", name, ", ".join(changed))
+            folder.clear()
+            folder.write_json("started.json", content_hash(dict(inputs)))
+        else:
+            logger.info("%s: resuming an unfinished stage", name)
+        started = time.perf_counter()
+        notes = work(folder)
+        self.seconds[name] = round(time.perf_counter() - started, 2)
+        folder.finish(inputs, seconds=self.seconds[name], **notes)
+        logger.info("%s: done in %.1f s", name, self.seconds[name])
+        return folder
+
+    def _after(self, *stages: str) -> str:
+        return content_hash([self._inputs[stage] for stage in stages])
+
+    def prepare(self) -> Folder:
+        """Batches and held-out examples, with a target for each."""
+        settings = self.config.prompts
+        files = {name: hash_file(name) for name in settings.files if name != EMBEDDED}
+        rows = [example_to_row(e) for batch in self.prompts.assembly.batches for e in batch.examples]
+        rows += [example_to_row(example) for example in self.prompts.test]
+        inputs = {
+            "files": files,
+            "examples": content_hash(rows),
+            "prompts": asdict(settings),
+            "seed": self.config.seed,
+            "model": hash_checkpoint(self.model.path, self.model.revision),
+        }
+        return self._stage("batches", inputs, self._prepare)
+
+    def _prepare(self, folder: Folder) -> dict[str, Any]:
+        train = self._with_targets(batches_to_frame(self.prompts.assembly.batches), "own answers, training")
+        test_frame = pd.DataFrame.from_records([example_to_row(example) for example in self.prompts.test])
+        test = self._with_targets(test_frame, "own answers, held out")
+        folder.write_table("batches.parquet", train)
+        folder.write_table("test.parquet", test)
+        return {"examples": len(train), "test_examples": len(test), "left_over": len(self.prompts.assembly.left_over)}
+
+    def _with_targets(self, frame: pd.DataFrame, what: str) -> pd.DataFrame:
+        """Fills missing targets: the refusal for unsafe examples, the model's own answer for safe ones."""
+        from moe_ray.orchestration.answer import answer
+
+        settings = self.config.prompts
+        frame = frame.assign(target=frame["target"].astype(object))
+        missing = frame["target"].isna()
+        frame.loc[missing & (frame["label"] == "unsafe"), "target"] = settings.refusal
+        own = frame[missing & (frame["label"] == "safe")]
+        if len(own):
+            answers = answer(
+                own, self.model, self.config.evaluate, what=what, max_new_tokens=settings.own_answer_tokens
+            )
+            frame.loc[own.index, "target"] = answers["answer"].to_numpy()
+            frame.loc[own.index, "target_complete"] = answers["ended"].to_numpy()
+        return frame
+
+    def capture(self) -> Folder:
+        """Routing counts of every example."""
+        from moe_ray.orchestration.capture import capture
+
+        def work(folder: Folder) -> dict[str, Any]:
+            examples = self.prepare_frame("batches.parquet")
+            return {"tokens": capture(examples, self.model, self.config.capture, folder.sub("counts"))}
+
+        model = {"dtype": self.model.dtype, "experts_implementation": self.model.experts_implementation}
+        return self._stage("routing", {"batches": self._after("batches"), "model": model}, work)
+
+    def identify(self) -> Folder:
+        """Risk differences, unsafe experts and masks of every batch."""
+        from moe_ray.orchestration.identify import identify
+
+        def work(folder: Folder) -> dict[str, Any]:
+            selection = self.config.selection
+            risk = identify(self.folder.sub("routing").sub("counts"), selection)
+            folder.write_table("risk_differences.parquet", risk)
+            masks = select(risk, self.config)
+            write_masks(folder, masks)
+            return {"union_experts": len(masks.union_experts), "masks": masks.digest()}
+
+        inputs = {
+            "routing": self._after("routing"),
+            "selection": asdict(self.config.selection),
+            "seed": self.config.seed,
+        }
+        return self._stage("unsafe_experts", inputs, work)
+
+    def finetune(self) -> Folder:
+        """The learned experts."""
+        from moe_ray.orchestration.finetune import FineTuneJob, finetune
+
+        def work(folder: Folder) -> dict[str, Any]:
+            job = FineTuneJob(
+                model=self.model,
+                config=self.config.train,
+                seed=self.config.seed,
+                batches_url=self.folder.sub("batches").url,
+                masks_url=self.folder.sub("unsafe_experts").url,
+                out_url=folder.url,
+                base=self.model.path,
+            )
+            return finetune(job)
+
+        inputs = {
+            "masks": self._after("batches", "unsafe_experts"),
+            "train": asdict(self.config.train),
+            "seed": self.config.seed,
+        }
+        return self._stage("experts", inputs, work)
+
+    def evaluate(self, when: str) -> Folder:
+        """Held-out answers, verdicts and losses: `before` or `after` the repair."""
+        from moe_ray.evaluation import summarise
+        from moe_ray.orchestration.answer import answer
+
+        def work(folder: Folder) -> dict[str, Any]:
+            adapter = self.folder.sub("experts").url if when == "after" else None
+            test = self.prepare_frame("test.parquet")
+            answers = answer(test, self.model, self.config.evaluate, what=f"evaluation {when}", adapter=adapter)
+            folder.write_table("answers.parquet", answers)
+            return {"metrics": summarise(answers)}
+
+        inputs = {
+            "inputs": self._after("batches", "experts") if when == "after" else self._after("batches"),
+            "evaluate": asdict(self.config.evaluate),
+        }
+        return self._stage(f"evaluation_{when}", inputs, work)
+
+    def prepare_frame(self, name: str) -> pd.DataFrame:
+        """A table of the `batches` stage."""
+        return self.folder.sub("batches").read_frame(name)
+
+    @cached_property
+    def masks(self) -> ExpertMasks:
+        """The masks of the `unsafe_experts` stage."""
+        return read_masks(self.folder.sub("unsafe_experts"))
+
+    def summary(self) -> dict[str, Any]:
+        """What `summary.json` holds, but for the tracking run and the total time."""
+        tuned = self.folder.sub("experts").notes()
+        metrics = {when: self.folder.sub(f"evaluation_{when}").notes()["metrics"] for when in ("before", "after")}
+        return report.build_summary(
+            masks=self.masks,
+            batches=self.prepare_frame("batches.parquet"),
+            num_experts_per_tok=self.num_experts_per_tok,
+            tuned=tuned,
+            before=metrics["before"],
+            after=metrics["after"],
+        )
+
+    @cached_property
+    def num_experts_per_tok(self) -> int:
+        """The router's k, as captured."""
+        from moe_ray.orchestration.capture import read_counts
+
+        return read_counts(self.folder.sub("routing").sub("counts")).num_experts_per_tok
+
+
+def select(risk: pd.DataFrame, config: Config) -> ExpertMasks:
+    """The masks that the configuration selects from a risk table."""
+    from moe_ray.selection import select_unsafe_experts
+
+    return select_unsafe_experts(risk, threshold=config.selection.threshold, top_k=config.selection.top_k)
+
+
+def resolve_model(config: Config, progress: Callable[[int, int, float], None] | None = None) -> ModelConfig:
+    """The model to use: the configured one, or the embedded one, built if it is not cached.
+
+    Raises:
+        InputError: the checkpoint does not exist or has no experts.
+    """
+    from moe_ray.loading import check_model
+
+    if config.model.path != EMBEDDED:
+        check_model(config.model)
+        return config.model
+    from moe_ray.embedded.model import build_tiny_model
+
+    path = build_tiny_model(Path(config.cache_dir).expanduser(), seed=config.seed, progress=progress)
+    return replace(config.model, path=str(path))
+
+
+def settings_as_text(config: Config) -> dict[str, str]:
+    """Dotted settings as text, for tracking."""
+    return {key: str(value) for key, value in flatten(config).items()}

@@ -1,0 +1,71 @@
+"""From the configuration to checked, split and grouped examples: all that can be refused before a model is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moe_ray.batches import Assembly, assemble_batches, check_both_labels, split_examples
+from moe_ray.config import EMBEDDED, Config
+from moe_ray.embedded.examples import embedded_records
+from moe_ray.examples import Example, Split, read_examples, records_to_examples
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """The run's examples: batches to analyse and train, and what is held out."""
+
+    assembly: Assembly
+    test: tuple[Example, ...]
+
+
+def read_prompts(config: Config) -> Prompts:
+    """Reads, checks, splits and groups the examples; nothing is written and no model is loaded.
+
+    Raises:
+        InputError: files are missing or wrong, a label is missing in training or test, no batch can be filled.
+    """
+    settings = config.prompts
+    files = [name for name in settings.files if name != EMBEDDED]
+    examples = read_examples(files, paired_records=settings.paired_records) if files else []
+    if EMBEDDED in settings.files:
+        examples += _embedded_examples()
+    check_both_labels(examples, "prompts")
+    splits = split_examples(examples, test_fraction=settings.test_fraction, seed=config.seed)
+    check_both_labels(splits["test"], "held-out prompts")
+    assembly = assemble_batches(
+        splits["train"],
+        safe_per_batch=settings.safe_per_batch,
+        unsafe_per_batch=settings.unsafe_per_batch,
+        by_category=settings.by_category,
+        seed=config.seed,
+    )
+    if settings.max_batches:
+        assembly = _first_batches(assembly, settings.max_batches)
+    return Prompts(assembly=assembly, test=tuple(_limit(splits["test"], settings.max_test_examples)))
+
+
+def _embedded_examples() -> list[Example]:
+    splits: tuple[Split, ...] = ("train", "validation", "test")
+    records = [{**record, "split": split} for split in splits for record in embedded_records(split)]
+    return records_to_examples(records, source=EMBEDDED)
+
+
+def _first_batches(assembly: Assembly, limit: int) -> Assembly:
+    """The first batches, taken evenly over the list so that categories stay represented."""
+    total = len(assembly.batches)
+    chosen = sorted({position * total // limit for position in range(min(limit, total))})
+    dropped = tuple(
+        example for i, batch in enumerate(assembly.batches) if i not in chosen for example in batch.examples
+    )
+    kept = tuple(assembly.batches[position] for position in chosen)
+    return Assembly(batches=kept, left_over=assembly.left_over + dropped)
+
+
+def _limit(examples: list[Example], per_label: int) -> list[Example]:
+    if not per_label:
+        return examples
+    kept: list[Example] = []
+    for label in ("safe", "unsafe"):
+        own = [example for example in examples if example.label == label]
+        kept += [own[position * len(own) // per_label] for position in range(min(per_label, len(own)))]
+    return kept

@@ -1,0 +1,11 @@
+"""Runs every stage up to masked fine-tuning.
+
+Stages that were finished in the same run directory with the same settings are reused.
+"""
+
+import sys
+
+from moe_ray.orchestration.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(__doc__, "run_finetune"))
