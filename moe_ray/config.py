@@ -50,6 +50,22 @@ class ModelConfig:
     )
     trust_remote_code: bool = _setting(False, "run code that comes with the checkpoint; only for sources you trust")
 
+    def local_folder(self) -> Path | None:
+        """The checkpoint's folder, or None where `path` names a hub repository.
+
+        Raises:
+            InputError: `path` is a local path without a checkpoint.
+        """
+        folder = Path(self.path).expanduser()
+        if not folder.is_dir() and not self.path.startswith((".", "/", "~")):
+            return None
+        if not (folder / "config.json").is_file():
+            raise InputError(
+                f"model.path: {self.path!r} is not a checkpoint folder (no config.json); give a folder written by "
+                "save_pretrained, or a hub name"
+            )
+        return folder
+
 
 @dataclass(frozen=True, kw_only=True)
 class PromptsConfig:
@@ -170,6 +186,20 @@ class TrainConfig:
     epochs: int = _setting(4, "passes over all batches")
     learning_rate: float = _setting(3e-3, "AdamW's step size")
     weight_decay: float = _setting(0.0, "AdamW's decay, applied to the experts of the batch being trained only")
+    schedule: Literal["constant", "linear", "cosine"] = _setting(
+        "constant", "learning rate after the warm-up: constant, or falling to 0 at the end of the run"
+    )
+    warmup: float = _setting(0.0, "share of all steps in which the learning rate rises evenly (0 to below 1)")
+    routing: Literal["masked", "natural", "boosted"] = _setting(
+        "masked",
+        "where a batch's tokens may go while it trains: masked = to its unsafe experts only; natural = as the model "
+        "routes; boosted = as the model routes with train.boost added to its unsafe experts' router logits; "
+        "only the batch's unsafe experts learn in any case",
+    )
+    boost: float = _setting(0.0, "routing boosted: added to the router logits of the batch's unsafe experts")
+    patience: int = _setting(
+        0, "stop after this many epochs in a row without a lower validation loss; 0 = always train all epochs"
+    )
     max_grad_norm: float = _setting(1.0, "gradient norm over the step's experts is clipped to this; 0 = no clipping")
     empty_layers: Literal["natural"] = _setting(
         "natural", "policy of a layer with no unsafe expert in the batch: natural = all its experts may be routed"
@@ -179,6 +209,10 @@ class TrainConfig:
         "policy of a layer with fewer unsafe experts than num_experts_per_tok: allowed_only = tokens use only those",
     )
     rows_per_forward: int = _setting(16, "examples of a batch run at once; changes memory, not the result")
+    tokens_per_forward: int = _setting(
+        0,
+        "tokens of a batch run at once, padding included; changes memory, not the result; 0 = no limit but the examples",
+    )
     checkpoint_every: int = _setting(0, "steps between checkpoints; 0 = at the end of every epoch")
 
     def __post_init__(self) -> None:
@@ -187,6 +221,15 @@ class TrainConfig:
         _require(self.epochs > 0, "train.epochs", self.epochs, "1 or more")
         _require(self.learning_rate > 0, "train.learning_rate", self.learning_rate, "a positive number")
         _require(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "0 or more")
+        _require(0 <= self.warmup < 1, "train.warmup", self.warmup, "a fraction from 0 to below 1")
+        _require(
+            (self.boost > 0) == (self.routing == "boosted"),
+            "train.boost",
+            self.boost,
+            "a positive number with train.routing=boosted, 0 otherwise",
+        )
+        _require(self.patience >= 0, "train.patience", self.patience, "0 or more")
+        _require(self.tokens_per_forward >= 0, "train.tokens_per_forward", self.tokens_per_forward, "0 or more")
         _require(self.max_grad_norm >= 0, "train.max_grad_norm", self.max_grad_norm, "0 or more")
         _require(self.rows_per_forward > 0, "train.rows_per_forward", self.rows_per_forward, "1 or more")
         _require(self.checkpoint_every >= 0, "train.checkpoint_every", self.checkpoint_every, "0 or more")

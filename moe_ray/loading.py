@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -64,10 +63,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
 
 
 def _load_or_explain(kind: Any, config: ModelConfig, **options: Any) -> Any:
-    looks_local = config.path.startswith((".", "/", "~")) or Path(config.path).is_dir()
-    path = str(Path(config.path).expanduser()) if looks_local else config.path
-    if looks_local and not Path(path).is_dir():
-        raise InputError(f"model.path: folder {config.path!r} does not exist; give a checkpoint folder or a hub name")
+    path = str(config.local_folder() or config.path)
     try:
         return kind.from_pretrained(
             path, revision=config.revision, trust_remote_code=config.trust_remote_code, **options

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from moe_ray.config import Config, describe_keys, load_config
+from moe_ray.config import EMBEDDED, Config, describe_keys, load_config
 from moe_ray.errors import InputError
 
 logger = logging.getLogger("moe_ray")
@@ -50,6 +50,8 @@ def _run(config: Config, work: str) -> None:
     from moe_ray.orchestration.prompts import read_prompts
 
     prompts = read_prompts(config)
+    if config.model.path != EMBEDDED:
+        config.model.local_folder()
     from moe_ray.orchestration import pipeline
 
     _quieten_libraries()

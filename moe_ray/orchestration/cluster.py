@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -30,6 +31,17 @@ _LOCAL_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TOKENIZERS_PARALLELISM": "false",
+    # Ray Data's own actors trip a C++ warning about their constructor arguments on every start.
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+}
+
+_LOG_LEVELS = {
+    "ray.data": logging.WARNING,
+    "ray.train": logging.WARNING,
+    # Warns that the progress bars which moe-ray replaces by its own are off.
+    "ray.data._internal.progress": logging.ERROR,
+    # Warns that a local Ray is protected by a token, as it should be.
+    "ray._private.authentication.authentication_token_setup": logging.ERROR,
 }
 
 
@@ -47,6 +59,7 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
         _tune_data()
         yield
         return
+    _quieten()
     address = config.address or os.environ.get("RAY_ADDRESS", "")
     try:
         if address:
@@ -56,6 +69,8 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
             logger.info("starting a local Ray with %d logical CPUs", config.num_cpus)
             for name, value in _LOCAL_ENVIRONMENT.items():
                 os.environ.setdefault(name, value)
+            if not sys.stderr.isatty():
+                os.environ.setdefault("RAY_COLOR_PREFIX", "0")
             ray.init(
                 address="local",
                 num_cpus=config.num_cpus,
@@ -78,10 +93,11 @@ def require_cpus(wanted: int, what: str) -> None:
     """Refuses work that would wait for CPUs for ever.
 
     Raises:
-        InputError: the cluster has fewer CPUs, and none can be added.
+        InputError: a Ray on this machine alone has fewer CPUs; a cluster may still add nodes.
     """
     cpus = int(ray.cluster_resources().get("CPU", 0))
-    if cpus < wanted and len(ray.nodes()) == 1:
+    address: str = ray.get_runtime_context().gcs_address
+    if cpus < wanted and address.startswith("127.0.0.1"):
         raise InputError(
             f"{what} needs {wanted} logical CPUs, got {cpus}; raise cluster.num_cpus (it may exceed the cores) or use "
             "fewer actors"
@@ -94,5 +110,8 @@ def _tune_data() -> None:
     context.print_on_execution_start = False
     context.use_datasource_v2 = False
     context.shuffle_strategy = ShuffleStrategy.SORT_SHUFFLE_PULL_BASED
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
+
+
+def _quieten() -> None:
+    for name, level in _LOG_LEVELS.items():
+        logging.getLogger(name).setLevel(level)

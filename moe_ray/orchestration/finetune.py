@@ -94,6 +94,7 @@ def _arrow_filesystem(folder: Folder) -> Any:
 
 
 def _worker_loop(loop_config: dict[str, Any]) -> dict[str, Any]:
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
 

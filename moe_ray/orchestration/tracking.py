@@ -41,7 +41,7 @@ class MlflowTracker:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 logging.getLogger("alembic").setLevel(logging.WARNING)
-                logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+                logging.getLogger("mlflow").setLevel(logging.WARNING)
                 experiment = self.client.get_experiment_by_name(config.experiment)
                 experiment_id = (
                     experiment.experiment_id

@@ -1,0 +1,23 @@
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_model_path() -> Path:
+    """The embedded model, built once per checkout and content hash."""
+    from moe_ray.embedded.model import build_tiny_model
+
+    return build_tiny_model(Path(__file__).parents[1] / ".cache")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    """One local Ray for all tests that need it."""
+    from moe_ray.config import ClusterConfig
+    from moe_ray.orchestration.cluster import ray_session
+
+    os.environ.pop("RAY_ADDRESS", None)
+    with ray_session(ClusterConfig(num_cpus=4)):
+        yield

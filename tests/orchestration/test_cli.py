@@ -1,0 +1,81 @@
+"""What a user sees who gives the workflow something it cannot work with: one line, at once, and a status."""
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_full(*arguments):
+    """The finished process and the CPU seconds it took, which other work on the machine does not lengthen."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, str(ROOT / "workflows" / "full.py"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return done, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return f"prompts.files={path}"
+
+
+@pytest.fixture(scope="module")
+def dense_model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("dense")
+    config = LlamaConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    LlamaForCausalLM(config).save_pretrained(path)
+    return path
+
+
+def case(name, tmp_path, dense_model):
+    return {
+        "a wrong key": (["train.epoch=3"], "did you mean train.epochs"),
+        "a missing prompts file": (["prompts.files=none.jsonl"], "'none.jsonl' does not exist"),
+        "a missing configuration": (["--config", "none.yaml"], "'none.yaml' does not exist"),
+        "one label only": (
+            [write(tmp_path / "safe.jsonl", [{"prompt": f"p{n}", "label": "safe"} for n in range(40)])],
+            "got 40 safe and 0 unsafe examples",
+        ),
+        "a model without experts": ([f"model.path={dense_model}"], "no Mixture-of-Experts layer"),
+        "a missing model": (["model.path=./none"], "'./none' is not a checkpoint folder"),
+    }[name]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a wrong key",
+        "a missing prompts file",
+        "a missing configuration",
+        "one label only",
+        "a model without experts",
+        "a missing model",
+    ],
+)
+def test_bad_input_gets_one_clear_error_within_10_seconds(name, tmp_path, dense_model):
+    arguments, said = case(name, tmp_path, dense_model)
+    done, seconds = run_full(f"run_dir={tmp_path}/run", *arguments)
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    assert said in line
+    assert not (tmp_path / "run").exists()
+    assert seconds < 10
+
+
+def test_help_explains_every_key_without_loading_a_library():
+    done, _ = run_full("--help")
+    assert done.returncode == 0
+    for key in ("selection.threshold", "train.weight_decay", "capture.gpus_per_actor", "tracking.uri"):
+        assert f"  {key}  (" in done.stdout
+    code = "import sys; from moe_ray.orchestration import cli; print('torch' in sys.modules or 'ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"

@@ -1,0 +1,179 @@
+"""The whole workflow on the tiny model, once, and facts about what it wrote."""
+
+import json
+import shutil
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from moe_ray.adapter import adapter_applied
+from moe_ray.artifacts import Folder, read_masks
+from moe_ray.batches import frame_to_batches
+from moe_ray.config import ModelConfig, load_config
+from moe_ray.loading import load_model, load_tokenizer
+from moe_ray.moe_layers import find_moe_layers
+from moe_ray.orchestration.capture import read_counts
+from moe_ray.orchestration.cli import main
+from moe_ray.orchestration.finetune import read_history
+from moe_ray.risk import risk_differences
+from moe_ray.routing import count_batches
+from moe_ray.training import plan_steps
+
+pytestmark = [pytest.mark.needs_ray, pytest.mark.slow, pytest.mark.filterwarnings("default")]
+
+STAGES = ["batches", "routing", "unsafe_experts", "evaluation_before", "experts", "evaluation_after"]
+SUMMARY_KEYS = {
+    "batches", "examples", "num_layers", "num_experts", "num_experts_per_tok", "union_experts", "trainable_parameters",
+    "total_parameters", "per_batch_unsafe_experts", "empty_layers_per_batch", "before", "after",
+    "frozen_parameters_changed", "mlflow_run_id", "seconds",
+}  # fmt: skip
+
+
+def settings(tiny_model_path, run_dir):
+    return [
+        f"run_dir={run_dir}",
+        f"model.path={tiny_model_path}",
+        "prompts.max_batches=4",
+        "prompts.max_test_examples=8",
+        "train.epochs=1",
+        "capture.rows_per_forward=16",
+    ]
+
+
+@pytest.fixture(scope="module")
+def finished(ray_cluster, tiny_model_path, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("full") / "run"
+    assert main("full", "run_all", settings(tiny_model_path, run_dir)) == 0
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def summary(finished):
+    return json.loads((finished / "summary.json").read_text())
+
+
+def test_the_summary_holds_what_the_readme_says(summary):
+    assert summary.keys() >= SUMMARY_KEYS
+    assert (summary["batches"], summary["examples"]) == (4, 64)
+    for when in ("before", "after"):
+        for label in ("safe", "unsafe"):
+            assert summary[when][f"{label}_refusal_rate"]["n"] == 8
+        assert summary[when]["target_loss"]["n"] == 16
+
+
+def test_the_time_went_where_the_summary_says(summary):
+    parts = {name: seconds for name, seconds in summary["seconds"].items() if name != "total"}
+    assert set(STAGES) <= set(parts)
+    assert sum(parts.values()) == pytest.approx(summary["seconds"]["total"], rel=0.1)
+
+
+def test_nothing_outside_the_union_changed(summary):
+    assert summary["frozen_parameters_changed"] == 0
+    assert 0 < summary["trainable_parameters"] < summary["total_parameters"]
+
+
+def test_the_repair_lowered_the_loss_on_target_responses(summary):
+    assert summary["after"]["target_loss"]["value"] < summary["before"]["target_loss"]["value"]
+
+
+def test_actors_count_what_the_core_counts_in_one_process(finished, tiny_model_path):
+    config = ModelConfig(path=str(tiny_model_path))
+    batches = frame_to_batches(pd.read_parquet(finished / "batches" / "batches.parquet"))
+    expected = count_batches(load_model(config, device="cpu"), load_tokenizer(config), batches, rows_per_forward=5)
+    got = read_counts(Folder.open(str(finished)).sub("routing").sub("counts"))
+    assert np.array_equal(got.counts_NLE, expected.counts_NLE)
+    assert np.array_equal(got.batch_idx, expected.batch_idx)
+
+
+def test_grouping_by_batch_gives_the_risk_table_of_the_core(finished):
+    folder = Folder.open(str(finished))
+    expected = risk_differences(read_counts(folder.sub("routing").sub("counts")))
+    got = folder.sub("unsafe_experts").read_frame("risk_differences.parquet")
+    pd.testing.assert_frame_equal(got[expected.columns], expected, check_dtype=False)
+
+
+def test_each_step_trained_one_batch_of_the_plan(finished):
+    folder = Folder.open(str(finished))
+    masks = read_masks(folder.sub("unsafe_experts"))
+    steps = read_history(folder.sub("experts"))
+    planned = plan_steps(masks.trained_batches, epochs=1, world_size=1, seed=0)
+    assert [(step["batch_idx"],) for step in steps] == planned
+    assert [step["num_experts"] for step in steps] == [len(masks.selected[step["batch_idx"]]) for step in steps]
+
+
+def test_the_adapter_changes_the_unions_experts_and_no_other(finished, tiny_model_path):
+    model = load_model(ModelConfig(path=str(tiny_model_path)), device="cpu")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    masks = read_masks(Folder.open(str(finished)).sub("unsafe_experts"))
+    layers = {layer.name: row for row, layer in enumerate(find_moe_layers(model))}
+    with adapter_applied(model, finished / "experts"):
+        for name, tensor in model.state_dict().items():
+            row = layers.get(name.rpartition(".")[0])
+            if row is None:
+                assert torch.equal(tensor, before[name])
+                continue
+            changed = (tensor != before[name]).flatten(1).any(dim=1).numpy()
+            assert np.array_equal(changed, masks.union[row])
+
+
+def test_mlflow_holds_settings_metrics_and_masks(finished, summary):
+    client = mlflow.MlflowClient(f"sqlite:///{finished}/mlflow/mlflow.db")
+    run = client.get_run(summary["mlflow_run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["selection.top_k"] == "50"
+    losses = client.get_metric_history(summary["mlflow_run_id"], "train/loss")
+    assert [metric.step for metric in losses] == [0, 1, 2, 3]
+    names = {item.path for item in client.list_artifacts(summary["mlflow_run_id"], "unsafe_experts")}
+    assert "unsafe_experts/masks.npz" in names
+    assert run.data.metrics["held_out/unsafe_refusal_rate"] == summary["after"]["unsafe_refusal_rate"]["value"]
+
+
+def test_the_pandas_export_can_be_read_and_looped_over(finished):
+    (path,) = (finished / "unsafe_experts").glob("sft_dataset_*.pkl")
+    export = pd.read_pickle(path)
+    first, second = (set(experts) for experts in export["batch_unsafe_experts"][:2])
+    assert all(export["batch_expert_masks"][0][layer, expert] for layer, expert in first)
+    assert first & second
+    assert export["batch_size"] == 16
+
+
+def test_the_stored_configuration_gives_the_same_run(finished):
+    stored = load_config(str(finished / "config.yaml"))
+    assert (stored.prompts.max_batches, stored.train.epochs, stored.run_dir) == (4, 1, str(finished))
+
+
+def test_a_second_run_reuses_every_stage(finished, tiny_model_path, summary, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    assert main("full", "run_evaluate", settings(tiny_model_path, tmp_path / "run")) == 0
+    for stage in STAGES:
+        manifests = [Path(root, stage, "manifest.json").read_text() for root in (finished, tmp_path / "run")]
+        assert manifests[0] == manifests[1]
+
+
+def test_another_threshold_captures_nothing_again(finished, tiny_model_path, tmp_path, caplog):
+    shutil.copytree(finished, tmp_path / "run")
+    arguments = [*settings(tiny_model_path, tmp_path / "run"), "selection.threshold=0.3"]
+    assert main("identify", "run_identify", arguments) == 0
+    masks = read_masks(Folder.open(str(tmp_path / "run")).sub("unsafe_experts"))
+    before = read_masks(Folder.open(str(finished)).sub("unsafe_experts"))
+    assert (masks.union & ~before.union).sum() == 0
+    assert masks.union.sum() < before.union.sum()
+    for stage, same in (("routing", True), ("unsafe_experts", False)):
+        pair = [Path(root, stage, "manifest.json").read_text() for root in (finished, tmp_path / "run")]
+        assert (pair[0] == pair[1]) is same
+
+
+def test_an_interrupted_capture_goes_on_with_what_is_missing(finished, tiny_model_path, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / "routing" / "manifest.json").unlink()
+    parts = sorted((tmp_path / "run" / "routing" / "counts").glob("*.parquet"))
+    kept = {part: part.stat().st_mtime_ns for part in parts[1:]}
+    parts[0].unlink()
+    assert main("capture", "run_capture", settings(tiny_model_path, tmp_path / "run")) == 0
+    counts = [read_counts(Folder.open(str(root)).sub("routing").sub("counts")) for root in (finished, tmp_path / "run")]
+    assert np.array_equal(counts[0].counts_NLE, counts[1].counts_NLE)
+    assert {part: part.stat().st_mtime_ns for part in kept} == kept

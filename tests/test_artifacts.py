@@ -1,0 +1,91 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from moe_ray.artifacts import Folder, counts_to_table, hash_checkpoint, read_masks, table_to_counts, write_masks
+from moe_ray.errors import InputError
+from moe_ray.moe_layers import Expert
+from moe_ray.routing import RoutingCounts
+from moe_ray.selection import masks_from_experts
+
+
+@pytest.fixture(params=["local", "memory"])
+def folder(request, tmp_path):
+    return Folder.open(str(tmp_path / "run") if request.param == "local" else f"memory://{tmp_path.name}/run")
+
+
+def some_counts():
+    rng = np.random.default_rng(0)
+    return RoutingCounts(
+        batch_idx=np.array([3, 3]),
+        in_batch_idx=np.array([0, 1]),
+        label=np.array(["safe", "unsafe"], dtype=object),
+        category=np.array(["fraud", "fraud"], dtype=object),
+        role=np.array(["prompt", "prompt"], dtype=object),
+        num_tokens=np.array([4, 5]),
+        counts_NLE=rng.integers(0, 9, (2, 3, 8)).astype(np.int32),
+        layers=(1, 2, 5),
+        num_experts_per_tok=2,
+    )
+
+
+def test_routing_counts_survive_a_parquet_file(folder):
+    counts = some_counts()
+    folder.write_table("counts.parquet", counts_to_table(counts))
+    got = table_to_counts(folder.read_table("counts.parquet"))
+    assert got.counts_NLE.dtype == np.int32
+    assert np.array_equal(got.counts_NLE, counts.counts_NLE)
+    assert (got.layers, got.num_experts_per_tok, list(got.label)) == ((1, 2, 5), 2, ["safe", "unsafe"])
+
+
+def test_masks_survive_being_stored_by_batch(folder):
+    selected = {5: (Expert(2, 1), Expert(1, 0)), 2: (Expert(5, 7),), 9: ()}
+    masks = masks_from_experts(selected, layers=(1, 2, 5), num_experts=8)
+    write_masks(folder, masks)
+    got = read_masks(folder)
+    assert got.digest() == masks.digest()
+    assert got.selected == selected
+    assert np.array_equal(got[2], masks[2])
+
+
+def test_masks_that_disagree_with_their_lists_are_refused(folder):
+    write_masks(folder, masks_from_experts({0: (Expert(0, 1),)}, layers=(0,), num_experts=4))
+    folder.write_json("unsafe_experts.json", {"0": [[0, 2]]})
+    with pytest.raises(InputError, match="disagree"):
+        read_masks(folder)
+
+
+def test_a_stage_is_finished_only_with_equal_inputs(folder):
+    assert folder.changed_inputs({"a": 1}) is None
+    folder.finish({"a": 1, "b": (1, 2)}, seconds=1.5)
+    assert folder.finished({"a": 1, "b": [1, 2]})
+    assert folder.changed_inputs({"a": 2, "b": [1, 2], "c": 0}) == ["a", "c"]
+    assert folder.notes() == {"seconds": 1.5}
+
+
+def test_a_manifest_records_versions_and_commit(folder):
+    folder.finish({})
+    environment = folder.read_json("manifest.json")["environment"]
+    assert environment["versions"]["torch"]
+    assert "git_commit" in environment
+
+
+def test_clearing_a_folder_leaves_it_empty(folder):
+    folder.write_table("a.parquet", pd.DataFrame({"x": [1]}))
+    folder.clear()
+    assert folder.names() == []
+
+
+def test_a_checkpoints_hash_changes_with_any_file(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"x" * (17 << 20))
+    first = hash_checkpoint(str(tmp_path), "main")
+    assert hash_checkpoint(str(tmp_path), "main") == first
+    (tmp_path / "config.json").write_text("{ }")
+    assert hash_checkpoint(str(tmp_path), "main") != first
+
+
+def test_a_run_directory_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="give a writable folder"):
+        Folder.open(str(tmp_path / "file" / "run"))

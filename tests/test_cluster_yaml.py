@@ -1,0 +1,41 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+pytestmark = pytest.mark.needs_ray
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def cluster():
+    return yaml.safe_load((ROOT / "cluster.yaml").read_text())
+
+
+@pytest.mark.filterwarnings("default")
+def test_rays_own_schema_accepts_the_cluster_file(cluster):
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    validate_config(prepare_config(cluster))
+
+
+@pytest.mark.filterwarnings("default")
+def test_the_schema_check_would_notice_an_unknown_key(cluster):
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    with pytest.raises(Exception, match="max_wrokers"):
+        validate_config(prepare_config(cluster | {"max_wrokers": 3}))
+
+
+def test_the_head_has_no_gpu_and_the_workers_scale_from_none(cluster):
+    types = cluster["available_node_types"]
+    assert "GPU" not in types[cluster["head_node_type"]]["resources"]
+    workers = [kind for name, kind in types.items() if name != cluster["head_node_type"]]
+    assert all(kind["resources"]["GPU"] >= 1 and kind["min_workers"] == 0 < kind["max_workers"] for kind in workers)
+
+
+@pytest.mark.parametrize("name", [".git", ".venv", "runs", "data", "models"])
+def test_what_need_not_travel_is_not_shipped(cluster, name):
+    assert name in cluster["rsync_exclude"]
+    assert f"{name}/" in (ROOT / ".rayignore").read_text().splitlines()
