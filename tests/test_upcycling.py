@@ -24,8 +24,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from moe_ray.dense import extract_gguf, fingerprint, load_dense, turn_end_id
 from moe_ray.errors import InputError
-from moe_ray.upcycling import extract_gguf, fingerprint, load_dense, max_logit_difference, turn_end_id, upcycle
+from moe_ray.upcycling import max_logit_difference, upcycle
 
 LOGIT_TOLERANCE = 1e-5  # float32; logits of the tiny models are of order 1
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]

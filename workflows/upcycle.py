@@ -20,8 +20,9 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from moe_ray.dense import fingerprint, load_dense
 from moe_ray.errors import InputError
-from moe_ray.upcycling import fingerprint, load_dense, max_logit_difference, upcycle
+from moe_ray.upcycling import max_logit_difference, upcycle
 
 logger = logging.getLogger("upcycle")
 
