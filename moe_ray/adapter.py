@@ -62,6 +62,8 @@ def save_adapter(folder: str | Path, trainable: TrainableExperts, *, base: str, 
         mask_hash: `ExpertMasks.digest()`.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
+    # A folder that held an older adapter is unfinished until the new description is there.
+    Path(folder, _ABOUT).unlink(missing_ok=True)
     tensors = {
         f"{expert.layer}.{expert.expert}.{name}": parameter.detach().contiguous()
         for expert, parameters in trainable.parameters.items()
@@ -73,6 +75,7 @@ def save_adapter(folder: str | Path, trainable: TrainableExperts, *, base: str, 
         "base": base,
         "base_hash": base_hash,
         "mask_hash": mask_hash,
+        "model_type": _model_type(trainable.model),
         "layers": list(trainable.moe_layers.layers),
         "num_experts": trainable.moe_layers.num_experts,
         "experts": [list(expert) for expert in trainable.parameters],
@@ -137,11 +140,12 @@ def merge_adapter(
 def _check_fits(model: nn.Module, about: Mapping[str, Any], tensors: ExpertTensors) -> dict[Expert, dict[str, Tensor]]:
     """The base's own weights of the adapter's experts, once everything is known to fit."""
     moe_layers = find_moe_layers(model)
-    got = (list(moe_layers.layers), moe_layers.num_experts)
-    expected = (about["layers"], about["num_experts"])
+    got = (_model_type(model), list(moe_layers.layers), moe_layers.num_experts)
+    expected = (about["model_type"], about["layers"], about["num_experts"])
     if got != expected:
         raise InputError(
-            f"adapter for {about['base']!r}: got a model with (layers, experts) {got}, expected {expected}"
+            f"adapter for {about['base']!r}: got a model with (type, layers, experts) {got}, expected {expected}; "
+            "load the base checkpoint it names"
         )
     original = expert_weights(model, list(tensors))
     for expert, own in original.items():
@@ -157,6 +161,10 @@ def _check_fits(model: nn.Module, about: Mapping[str, Any], tensors: ExpertTenso
             "load the base checkpoint it names, in the type it was trained in"
         )
     return original
+
+
+def _model_type(model: nn.Module) -> str:
+    return str(getattr(getattr(model, "config", None), "model_type", ""))
 
 
 @torch.no_grad()

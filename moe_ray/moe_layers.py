@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from moe_ray.errors import InputError
 
 _ROUTER_NAMES = ("gate", "router")
+_GROUP_NAMES = ("num_group", "n_group", "num_groups", "n_groups", "num_expert_group")
 _SELECTION_BIAS_NAMES = ("correction_bias", "expert_bias")
 
 
@@ -67,6 +70,10 @@ class MoELayer:
             for name, tensor in [*self.block.named_parameters(), *self.block.named_buffers()]
             if name.endswith(_SELECTION_BIAS_NAMES) and tensor.numel() == self.num_experts
         ]
+
+    def has_expert_groups(self) -> bool:
+        """The router chooses groups of experts first, so a token may find too few allowed ones in those it chose."""
+        return any(getattr(self.router, name, None) not in (None, 0, 1) for name in _GROUP_NAMES)
 
 
 class MoELayers(tuple[MoELayer, ...]):
@@ -175,6 +182,15 @@ def _experts_per_token(model: nn.Module, router: nn.Module, name: str) -> int:
             if isinstance(value, int):
                 return value
     raise InputError(f"{name}: neither the router nor the configuration says how many experts a token uses")
+
+
+def uncompiled() -> AbstractContextManager[None]:
+    """In this context compiled models run uncompiled.
+
+    `torch.compile` ignores hooks that modules got after it compiled them, so a mask or a counter would silently do nothing.
+    """
+    stance: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 def routing_of_call(layer: MoELayer, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:

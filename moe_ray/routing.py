@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from moe_ray.batches import Batch
 from moe_ray.chat import PROMPT, RESPONSE, TokenizedRow, encode_answer, encode_prompt, pad_rows, pad_token_id
 from moe_ray.errors import InputError
-from moe_ray.moe_layers import MoELayer, MoELayers, find_moe_layers, routing_of_call
+from moe_ray.moe_layers import MoELayer, MoELayers, find_moe_layers, routing_of_call, uncompiled
 
 ROLES = ("prompt", "response")
 
@@ -161,7 +161,8 @@ def counting(model: nn.Module) -> Iterator[RoutingCounter]:
     try:
         for row, layer in enumerate(moe_layers):
             handles.append(layer.experts.register_forward_pre_hook(make_hook(row, layer), with_kwargs=True))
-        yield counter
+        with uncompiled():
+            yield counter
     finally:
         for handle in handles:
             handle.remove()

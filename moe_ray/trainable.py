@@ -1,29 +1,32 @@
 """Trainable experts: the union's experts as separate parameters, everything else frozen.
 
 What trains is one parameter per expert and tensor, not a slice of the fused `(experts, …)` tensor: an expert that is not
-in the batch then has no gradient at all, AdamW skips it, and gradient and optimiser state exist for the union only. While
-a batch trains, each experts module runs on a stack of just that batch's experts, with ids renumbered, so nothing is
-computed for the others. After an optimiser step the tuned weights are written into the fused tensors, where layers that
-route naturally, evaluation and saving read them without a gradient.
+in the batch then has no gradient at all, AdamW skips it, and gradient and optimiser state exist for the union only. While a
+batch trains, its experts run as `expert_forward` says. After an optimiser step the tuned weights are written into the
+fused tensors, where layers that route naturally, evaluation and saving read them without a gradient.
 
-Shape suffixes: T tokens, K experts per token, L MoE layers, E experts, A experts allowed in one layer.
+Shape suffixes: L MoE layers, E experts.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from moe_ray.errors import InputError
-from moe_ray.masking import route_through
-from moe_ray.moe_layers import Expert, MoELayer, MoELayers, find_moe_layers, routing_of_call
+from moe_ray.expert_forward import TrainedForward
+from moe_ray.masking import route_through, route_towards
+from moe_ray.moe_layers import Expert, MoELayers, find_moe_layers, uncompiled
 from moe_ray.selection import Mask, mask_to_experts
+
+RoutingPolicy = Literal["masked", "natural", "boosted"]
+"""Where a batch's tokens may go while it trains."""
 
 
 class TrainableExperts:
@@ -68,21 +71,39 @@ class TrainableExperts:
         return mask_to_experts(mask_LE, self.moe_layers.layers)
 
     @contextmanager
-    def training_on(self, mask_LE: Mask) -> Iterator[None]:
-        """Forward and backward inside this context route through the mask's experts, and only they get gradient.
+    def training_on(
+        self, mask_LE: Mask, *, routing: RoutingPolicy = "masked", boost: float = 0.0
+    ) -> Iterator[RoutingMonitor]:
+        """In this context, forward and backward run the mask's experts with gradient and everything else without.
 
-        Layers without an allowed expert route naturally over frozen weights.
+        Layers without an expert in the mask route naturally over frozen weights.
+
+        Args:
+            mask_LE: (L, E) the batch's experts, all in the union.
+            routing: masked = tokens reach the mask's experts only; natural = as the model routes; boosted = with `boost`
+                added to the router logits of the mask's experts.
+            boost: for boosted, in logits.
         """
         self.experts_of(mask_LE)
-        with route_through(self.model, mask_LE), ExitStack() as stack:
-            for layer, row in zip(self.moe_layers, mask_LE, strict=True):
-                if row.any():
-                    swap = _StackedExperts(layer, np.flatnonzero(row).tolist(), self.parameters)
-                    before = layer.experts.register_forward_pre_hook(swap.put_in, with_kwargs=True)
-                    after = layer.experts.register_forward_hook(swap.take_out, always_call=True)
-                    stack.callback(before.remove)
-                    stack.callback(after.remove)
-            yield
+        forwards = [
+            TrainedForward(
+                layer,
+                np.flatnonzero(row).tolist(),
+                [self.parameters[Expert(layer.layer, int(expert))] for expert in np.flatnonzero(row)],
+                only_these=routing == "masked",
+            )
+            for layer, row in zip(self.moe_layers, mask_LE, strict=True)
+            if row.any()
+        ]
+        with ExitStack() as stack, uncompiled():
+            if routing == "masked":
+                stack.enter_context(route_through(self.model, mask_LE))
+            elif routing == "boosted":
+                stack.enter_context(route_towards(self.model, mask_LE, boost=boost))
+            for forward in forwards:
+                forward.put_in()
+                stack.callback(forward.take_out)
+            yield RoutingMonitor(self.moe_layers, forwards)
 
     @torch.no_grad()
     def write_back(self, mask_LE: Mask) -> None:
@@ -100,33 +121,18 @@ class TrainableExperts:
         self.write_back(self.union_LE)
 
 
-class _StackedExperts:
-    """One layer's experts module, run on a stack of the allowed experts' parameters."""
+class RoutingMonitor:
+    """What the experts modules of the layers that train have received since `training_on` was entered."""
 
-    def __init__(
-        self, layer: MoELayer, allowed: list[int], parameters: Mapping[Expert, Mapping[str, nn.Parameter]]
-    ) -> None:
-        self.layer = layer
-        self.tensors = [parameters[Expert(layer.layer, index)] for index in allowed]
-        self.dtypes = {name: tensor.dtype for name, tensor in layer.expert_tensors().items()}
-        device = next(layer.experts.parameters()).device
-        self.renumbered_E = torch.zeros(layer.num_experts, dtype=torch.long, device=device)
-        self.renumbered_E[torch.tensor(allowed, device=device)] = torch.arange(len(allowed), device=device)
+    def __init__(self, moe_layers: MoELayers, forwards: Sequence[TrainedForward]) -> None:
+        self._moe_layers, self._forwards = moe_layers, forwards
 
-    def put_in(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        hidden, index_TK, weights_TK = routing_of_call(self.layer, args, kwargs)
-        for name, dtype in self.dtypes.items():
-            # An entry in the instance's dictionary hides the registered parameter of the same name.
-            module.__dict__[name] = torch.stack([tensors[name] for tensors in self.tensors]).to(dtype)
-        module.__dict__["num_experts"] = len(self.tensors)
-        return (hidden, self.renumbered_E[index_TK], weights_TK, *[*args, *kwargs.values()][3:]), {}
-
-    def take_out(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        for name in self.dtypes:
-            module.__dict__.pop(name, None)
-        module.__dict__["num_experts"] = self.layer.num_experts
+    def routed(self) -> Mask:
+        """(L, E): experts that some token was routed to with a weight; layers that do not train are all False."""
+        routed_LE = np.zeros((len(self._moe_layers), self._moe_layers.num_experts), dtype=bool)
+        for forward in self._forwards:
+            routed_LE[self._moe_layers.row_of(forward.layer.layer)] = (forward.routed_E > 0).cpu().numpy()
+        return routed_LE
 
 
 @contextmanager

@@ -1,0 +1,310 @@
+"""What a step of each way to fine-tune experts costs: time, peak memory, bytes of gradients and optimiser state.
+
+    python benchmarks/training.py
+    python benchmarks/training.py --device cuda --shape olmoe-1b-7b --dtype bfloat16
+
+A randomly initialised OLMoE is trained on random tokens: cost does not depend on what weights say. Each batch's mask holds 6
+experts a layer, drawn from a union of a third of all experts. Every method runs in a process of its own, so that its peak
+memory is its own, and makes the same number of steps on the same batches with AdamW.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, OlmoeConfig, PreTrainedModel
+from transformers.utils.logging import set_verbosity_error
+
+from moe_ray.chat import TokenizedRow
+from moe_ray.config import TrainConfig
+from moe_ray.loss import answer_loss
+from moe_ray.masking import route_through
+from moe_ray.moe_layers import Expert, find_moe_layers
+from moe_ray.selection import ExpertMasks, masks_from_experts
+from moe_ray.trainable import trainable_experts
+from moe_ray.training import MaskedTrainer, StepReport
+
+SHAPES: dict[str, dict[str, int]] = {
+    "tiny": {"hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 2, "vocab_size": 512},
+    "200m": {"hidden_size": 512, "intermediate_size": 256, "num_hidden_layers": 8, "vocab_size": 8192},
+    "olmoe-1b-7b": {"hidden_size": 2048, "intermediate_size": 1024, "num_hidden_layers": 16, "vocab_size": 50304},
+}
+NUM_EXPERTS, NUM_EXPERTS_PER_TOK, EXPERTS_PER_MASK, UNION_SHARE = 64, 8, 6, 1 / 3
+METHODS = {
+    "full": "full fine-tuning",
+    "hook": "fused tensor + gradient hook",
+    "lora": "LoRA on all experts (rank 8)",
+    "ours": "one parameter per union expert",
+}
+# Eager's backward writes a zero tensor of all experts' size for each expert it ran: slow for 64, negligible for 6.
+FASTEST_ON_CPU = {"full": "grouped_mm", "hook": "eager", "lora": "grouped_mm", "ours": "eager"}
+Rows = list[TokenizedRow]
+
+
+def build(args: argparse.Namespace) -> PreTrainedModel:
+    """The model on its device, experts run the way moe-ray loads them there."""
+    torch.manual_seed(0)
+    config = OlmoeConfig(
+        **SHAPES[args.shape],
+        num_attention_heads=8,
+        num_experts=NUM_EXPERTS,
+        num_experts_per_tok=NUM_EXPERTS_PER_TOK,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    implementation = FASTEST_ON_CPU[args.one] if args.experts == "auto" and args.device == "cpu" else args.experts
+    options = {} if implementation == "auto" else {"experts_implementation": implementation}
+    with torch.device(args.device):
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, args.dtype), **options)
+    with torch.no_grad():
+        for layer in find_moe_layers(model):
+            torch.nn.init.normal_(layer.router.weight, std=1.0)
+    return model.eval()
+
+
+def make_batches(args: argparse.Namespace) -> dict[int, Rows]:
+    """Random prompts and answers of equal length, half and half."""
+    generator = np.random.default_rng(0)
+    half, vocab = args.tokens // 2, SHAPES[args.shape]["vocab_size"]
+    return {
+        batch: [TokenizedRow(*generator.integers(3, vocab, size=(2, half)).tolist()) for _ in range(args.rows)]
+        for batch in range(args.steps + 1)
+    }
+
+
+def make_masks(model: PreTrainedModel, batches: dict[int, Rows]) -> ExpertMasks:
+    """6 experts of every layer per batch, drawn from the layer's third of experts; together they cover it."""
+    generator = np.random.default_rng(1)
+    layers = find_moe_layers(model).layers
+    unions = {layer: generator.permutation(NUM_EXPERTS)[: round(NUM_EXPERTS * UNION_SHARE)] for layer in layers}
+    selected = {
+        batch: [
+            Expert(layer, int(unions[layer][(batch * EXPERTS_PER_MASK + n) % len(unions[layer])]))
+            for layer in layers
+            for n in range(EXPERTS_PER_MASK)
+        ]
+        for batch in batches
+    }
+    return masks_from_experts(selected, layers=layers, num_experts=NUM_EXPERTS)
+
+
+class Meter:
+    """Seconds of each step, and the largest sum of bytes in gradients and optimiser state."""
+
+    def __init__(self, args: argparse.Namespace, optimizer: torch.optim.Optimizer) -> None:
+        self.args, self.optimizer = args, optimizer
+        self.gradient_bytes = self.state_bytes = 0
+        self.seconds: list[float] = []
+        self.cpu_seconds: list[float] = []
+        optimizer.register_step_pre_hook(self._before)
+        optimizer.register_step_post_hook(self._after)
+
+    def _before(self, *_: Any) -> None:
+        gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        self.gradient_bytes = max(self.gradient_bytes, sum(g.numel() * g.element_size() for g in gradients))
+
+    def _after(self, *_: Any) -> None:
+        tensors = [v for state in self.optimizer.state.values() for v in state.values() if torch.is_tensor(v)]
+        self.state_bytes = sum(t.numel() * t.element_size() for t in tensors)
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Times what happens inside."""
+        _synchronize(self.args)
+        started, cpu_started = time.perf_counter(), time.process_time()
+        yield
+        _synchronize(self.args)
+        self.seconds.append(time.perf_counter() - started)
+        self.cpu_seconds.append(time.process_time() - cpu_started)
+
+    def result(self, model: PreTrainedModel, trainable: int) -> dict[str, Any]:
+        """The row of the table; the first step, which allocates the optimiser state, is not timed."""
+        on_gpu = self.args.device != "cpu"
+        return {
+            "seconds": statistics.median(self.seconds[1:]),
+            "cpu_seconds": statistics.median(self.cpu_seconds[1:]),
+            "peak_bytes": torch.cuda.max_memory_allocated()
+            if on_gpu
+            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "gradient_bytes": self.gradient_bytes,
+            "state_bytes": self.state_bytes,
+            "trainable": trainable,
+            "total": sum(p.numel() for p in model.parameters()),
+        }
+
+
+def _synchronize(args: argparse.Namespace) -> None:
+    if args.device != "cpu":
+        torch.cuda.synchronize()
+
+
+def run_plain(args: argparse.Namespace, prepare: Callable[..., Any], *, masked: bool) -> dict[str, Any]:
+    """The ordinary loop: `prepare(model, masks, batch)` says what trains, before the first step and for each batch."""
+    model, batches = build(args), make_batches(args)
+    masks = make_masks(model, batches)
+    model = prepare(model)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.01)
+    meter = Meter(args, optimizer)
+    for batch, rows in batches.items():
+        with meter.step():
+            if masked:
+                with route_through(model, masks[batch]), _gradient_hooks(model, masks[batch]):
+                    answer_loss(model, rows, pad_id=0).mean().backward()
+            else:
+                answer_loss(model, rows, pad_id=0).mean().backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+    return meter.result(model, sum(p.numel() for p in parameters))
+
+
+@contextmanager
+def _gradient_hooks(model: PreTrainedModel, mask_LE: Any) -> Iterator[None]:
+    handles = []
+    for layer, row in zip(find_moe_layers(model), mask_LE, strict=True):
+        keep = torch.as_tensor(row, device=model.device).view(-1, 1, 1)
+        handles += [t.register_hook(lambda g, keep=keep: g * keep) for t in layer.expert_tensors().values()]
+    yield
+    for handle in handles:
+        handle.remove()
+
+
+def train_full(args: argparse.Namespace) -> dict[str, Any]:
+    """Every parameter trains."""
+    return run_plain(args, lambda model: model, masked=False)
+
+
+def train_hook(args: argparse.Namespace) -> dict[str, Any]:
+    """The fused tensors train; a hook sets the gradients of other experts to zero."""
+
+    def prepare(model: PreTrainedModel) -> PreTrainedModel:
+        model.requires_grad_(False)
+        for layer in find_moe_layers(model):
+            for tensor in layer.expert_tensors().values():
+                tensor.requires_grad_(True)
+        return model
+
+    return run_plain(args, prepare, masked=True)
+
+
+def train_lora(args: argparse.Namespace) -> dict[str, Any]:
+    """Low-rank updates of all experts, natural routing."""
+    if importlib.util.find_spec("peft") is None:
+        return {"missing": "peft not installed"}
+    from peft import LoraConfig, get_peft_model
+
+    def prepare(model: PreTrainedModel) -> Any:
+        names = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+        return get_peft_model(model, LoraConfig(r=8, target_modules=[], target_parameters=names)).eval()
+
+    return run_plain(args, prepare, masked=False)
+
+
+def train_ours(args: argparse.Namespace) -> dict[str, Any]:
+    """moe-ray's own trainer."""
+    model, batches = build(args), make_batches(args)
+    masks = make_masks(model, batches)
+    config = TrainConfig(epochs=1, learning_rate=1e-4, weight_decay=0.01, rows_per_forward=args.rows)
+    with trainable_experts(model, masks.union, dtype=getattr(torch, args.trained_dtype)) as trainable:
+        trainer = MaskedTrainer(model, trainable, batches, masks, config, pad_id=0, seed=0)
+        meter = Meter(args, trainer.optimizer)
+        steps = ExitStack()
+        steps.enter_context(meter.step())
+
+        def after_step(_: StepReport) -> None:
+            steps.close()
+            steps.enter_context(meter.step())
+
+        trainer.run(after_step)
+        return meter.result(model, trainable.num_parameters())
+
+
+def table(results: dict[str, dict[str, Any]], *, on_cpu: bool) -> str:
+    """Markdown; ratios are to full fine-tuning, on a CPU those of CPU time, which other processes do not lengthen."""
+    heads = [
+        "method",
+        "trainable",
+        "s a step",
+        "CPU s",
+        "of full",
+        "peak GB",
+        "gradients GB",
+        "optimiser GB",
+        "of share",
+    ]
+    lines = [heads, ["---"] * len(heads)]
+    full, union = results.get("full"), results.get("ours", {}).get("trainable")
+    clock = "cpu_seconds" if on_cpu else "seconds"
+    for name, row in results.items():
+        if "missing" in row:
+            lines.append([METHODS[name], row["missing"], *[""] * (len(heads) - 2)])
+            continue
+        cells = [METHODS[name], f"{row['trainable'] / 1e6:.1f} M of {row['total'] / 1e6:.1f} M"]
+        cells += [f"{row['seconds']:.2f}", f"{row['cpu_seconds']:.2f}"]
+        cells.append(f"{row[clock] / full[clock]:.2f}" if full else "")
+        cells += [f"{row[key] / 1e9:.3f}" for key in ("peak_bytes", "gradient_bytes", "state_bytes")]
+        # Of the union's share: of what full fine-tuning holds, times the union's share of the parameters.
+        cells.append(f"{_held(row) / (_held(full) * union / full['total']):.2f}" if full and union else "")
+        lines.append(cells)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _held(row: dict[str, Any]) -> int:
+    return int(row["gradient_bytes"] + row["state_bytes"])
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="200m")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", help="of the model")
+    parser.add_argument("--trained-dtype", default="float32", help="of moe-ray's trained copies")
+    parser.add_argument(
+        "--experts",
+        choices=("auto", "eager", "grouped_mm", "batched_mm"),
+        default="auto",
+        help="how transformers runs them; auto = on CPU the fastest for each method, on GPU the library's default",
+    )
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--steps", type=int, default=3, help="timed steps, after one that is not; 3 cover the union")
+    parser.add_argument("--rows", type=int, default=16, help="examples in a batch")
+    parser.add_argument("--tokens", type=int, default=32, help="tokens of an example, half of them answer")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 = torch's default")
+    parser.add_argument("--one", choices=METHODS, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Runs every method in a process of its own and prints the table."""
+    args = parse()
+    if args.one:
+        set_verbosity_error()
+        torch.set_num_threads(args.threads or torch.get_num_threads())
+        print(json.dumps(globals()[f"train_{args.one}"](args)))
+        return
+    results = {}
+    for method in args.methods:
+        done = subprocess.run(
+            [sys.executable, *sys.argv, "--one", method], stdout=subprocess.PIPE, text=True, check=True
+        )
+        results[method] = json.loads(done.stdout.splitlines()[-1])
+    print(table(results, on_cpu=args.device == "cpu"))
+
+
+if __name__ == "__main__":
+    main()

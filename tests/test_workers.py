@@ -1,0 +1,104 @@
+"""Two workers: whole batches each, gradients averaged over the holders, the same weights at the end (invariants 13, 14)."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from families import batch_masks, build, state_of
+from one_worker import BATCHES, CONFIG, RUNS, experts_of, train, train_runs
+from safetensors.torch import load_file
+from test_training import changes
+
+from moe_ray.gradients import accumulate_gradient, without_noise
+from moe_ray.schedule import plan_steps
+from moe_ray.trainable import trainable_experts
+
+# gloo sums two float32 numbers, as the oracle does; AdamW's first steps turn the last bit of a gradient near 0 into more.
+WEIGHT_TOLERANCE = 1e-6
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where both workers wrote their weights, after training at the same time."""
+    where = tmp_path_factory.mktemp("workers")
+    other = subprocess.Popen([sys.executable, str(Path(__file__).with_name("one_worker.py")), str(where)])
+    try:
+        train_runs(str(where), 0)
+        assert other.wait(timeout=60) == 0
+    finally:
+        other.kill()
+    return where
+
+
+def written(folder, run, rank):
+    tensors = load_file(folder / f"{run}-{rank}.safetensors")
+    return tensors.pop("losses"), tensors
+
+
+def train_as_the_definition_says(run):
+    """One process: per step the gradient of each batch alone, averaged per expert over the batches that hold it."""
+    model = build("olmoe")
+    masks = batch_masks(model, experts_of(run))
+    with trainable_experts(model, masks.union) as trainable:
+        optimizer = torch.optim.AdamW(
+            trainable.all_parameters(), lr=CONFIG.learning_rate, weight_decay=CONFIG.weight_decay
+        )
+        for batch_ids in plan_steps(masks.trained_batches, epochs=CONFIG.epochs, world_size=2, seed=0):
+            held: dict = {}
+            for batch in (batch for batch in batch_ids if batch >= 0):
+                with without_noise(model):
+                    accumulate_gradient(model, trainable, BATCHES[batch], masks[batch], config=CONFIG, pad_id=0)
+                for expert in trainable.experts_of(masks[batch]):
+                    for parameter in trainable.parameters[expert].values():
+                        held.setdefault(parameter, []).append(parameter.grad)
+                        parameter.grad = None
+            for parameter, gradients in held.items():
+                parameter.grad = sum(gradients) / len(gradients)
+            torch.nn.utils.clip_grad_norm_(list(held), CONFIG.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            trainable.write_back(masks.union)
+    return model
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_all_workers_end_with_the_same_weights(folder, run):
+    first, second = written(folder, run, 0)[1], written(folder, run, 1)[1]
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_two_workers_average_an_experts_gradient_over_the_batches_that_hold_it(folder, run):
+    expected = train_as_the_definition_says(run).state_dict()
+    for name, tensor in written(folder, run, 0)[1].items():
+        torch.testing.assert_close(tensor, expected[name], atol=WEIGHT_TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_two_workers_move_the_union_only(folder, run):
+    model = build("olmoe")
+    before = state_of(model)
+    model.load_state_dict(written(folder, run, 0)[1])
+    assert changes(model, before) == (set(), {pair for pairs in experts_of(run).values() for pair in pairs})
+
+
+def test_a_worker_without_a_batch_left_hangs_nobody(folder):
+    losses = np.stack([written(folder, "uneven", rank)[0].numpy() for rank in (0, 1)])
+    assert np.isnan(losses).sum(axis=0).tolist() == [0, 1, 0, 1]
+
+
+def test_rank_0_validates_and_all_workers_stop_at_the_same_step(folder):
+    steps = [load_file(folder / f"stopping-{rank}.safetensors")["steps"].tolist() for rank in (0, 1)]
+    assert steps == [[0, 1, 2, 3], [0, 1, 2, 3]]
+
+
+def test_one_workers_steps_are_not_two_workers_steps(folder):
+    # Guards the comparison above: if averaging did nothing, a lone worker's weights would be the same.
+    alone = train("even", 0, 1)[0].state_dict()
+    both = written(folder, "even", 0)[1]
+    assert any((tensor - both[name]).abs().max() > 1000 * WEIGHT_TOLERANCE for name, tensor in alone.items())
