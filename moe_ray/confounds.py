@@ -81,11 +81,11 @@ def confound_warnings(
     far = lengths[lengths["ratio"] > MAX_LENGTH_RATIO]
     found = []
     if len(far):
-        worst = far.loc[far["ratio"].idxmax()]
+        worst = far.sort_values("ratio").iloc[-1]
         found.append(
-            f"mean lengths differ more than {MAX_LENGTH_RATIO:g}-fold in {len(far)} of {len(lengths)} batches (worst: batch "
-            f"{int(worst['batch_idx'])}, {worst['safe_tokens']:.0f} tokens a safe and {worst['unsafe_tokens']:.0f} an unsafe "
-            "prompt): routing may follow length; compare selection.weighting=prompts, or use prompts of like length"
+            f"mean lengths differ more than {MAX_LENGTH_RATIO:g}-fold in {len(far)} of {len(lengths)} batches (worst: "
+            f"batch {int(worst['batch_idx'])}, {worst['safe_tokens']:.0f} tokens a safe and {worst['unsafe_tokens']:.0f} an "
+            "unsafe prompt): routing may follow length; compare selection.weighting=prompts, or use prompts of like length"
         )
     return found + (_template_warnings(texts) if texts is not None else [])
 

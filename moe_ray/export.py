@@ -120,9 +120,10 @@ def _plain(row: dict[Any, Any]) -> dict[str, Any]:
     values = {
         str(name): None if pd.api.types.is_scalar(value) and pd.isna(value) else value for name, value in row.items()
     }
-    if isinstance(values.get("messages"), str):
-        values["messages"] = json.loads(values["messages"])
-        values["prompt"] = prompt_text(values["messages"])
+    messages = values.get("messages")
+    if isinstance(messages, str):
+        parsed = json.loads(messages)
+        values |= {"messages": parsed, "prompt": prompt_text(parsed)}
     return values
 
 

@@ -16,13 +16,12 @@ import numpy.typing as npt
 import pandas as pd
 
 from moe_ray.errors import InputError
+from moe_ray.permutation import Samples, permutation_test
 from moe_ray.risk import ExampleCounts, Floats, example_counts, risk_table
-from moe_ray.rules import SCORE_COLUMN, above_alpha
+from moe_ray.rules import above_alpha
 from moe_ray.selection import ExpertMasks
 from moe_ray.significance import (
-    Samples,
     cluster_interval,
-    permutation_test,
     q_values,
     selection_stability,
     smallest_effect,
@@ -55,7 +54,8 @@ def identify_batch(
         for all experts of the batch; `q`, Benjamini-Hochberg; `ci_low`, `ci_high`, 95% interval with prompts as
         clusters; `stability`, share of prompt resamples in which the expert is above `threshold` and in the `top_k`;
         `certifiable`, the smallest difference this batch could have certified at 0.05, infinite where none. What is
-        switched off is NaN.
+        switched off is NaN. With weighting `prompts` and one label's prompts several times longer, `p_maxt` is too small:
+        0.05 gave a false alarm in 12% of simulated null batches, against 1 to 3% with weighting `tokens`.
 
     Raises:
         InputError: the rows are of several batches, a label is missing, or the weighting needs weights that were not
@@ -143,9 +143,8 @@ def certainty_per_batch(risk: pd.DataFrame, masks: ExpertMasks, selection: Selec
     rows = []
     for batch_idx, table in risk.groupby("batch_idx", sort=True):
         name = int(cast(int, batch_idx))
-        experts = set(masks[name].ravel().nonzero()[0]) if name in masks.selected else set()
         table = table.sort_values(["layer", "expert"])
-        selected = table.iloc[sorted(experts)]
+        selected = table[masks[name].ravel()]
         tested = bool(table["p_maxt"].notna().any())
         num_certain = len(selected) - int(above_alpha(selected["p_maxt"], alpha).sum()) if tested else 0
         rows.append(
@@ -171,8 +170,7 @@ def certainty_in_words(certainty: pd.DataFrame, selection: SelectionConfig) -> l
     level = selection.alpha or USUAL_ALPHA
     head = (
         f"{len(tested) - noisy} of {len(tested)} batches have at least one selected expert with corrected p of at most "
-        f"{level:g} (prompts as the unit, maxT over all experts); the selection of the other {noisy} cannot be told from "
-        "noise."
+        f"{level:g} (prompts as the unit, maxT over all experts); in {noisy} the selection cannot be told from noise."
     )
     return [head, *(_batch_in_words(cast("Mapping[str, float]", row)) for row in tested.to_dict("records"))]
 
@@ -186,10 +184,11 @@ def _batch_in_words(row: Mapping[str, float]) -> str:
     if not row["num_selected"]:
         return f"{name}: no expert is selected; {reach} at a typical expert."
     if row["is_told_from_noise"]:
+        share = row["median_stability"]
+        stable = "" if np.isnan(share) else f"the median one is selected in {share:.0%} of prompt resamples; "
         return (
             f"{name}: {row['num_certain']} of {row['num_selected']} selected experts are certain (smallest corrected p "
-            f"{row['smallest_p_maxt']:.2g}); the median one is selected in {row['median_stability']:.0%} of prompt "
-            f"resamples; {reach} at a typical expert."
+            f"{row['smallest_p_maxt']:.2g}); {stable}{reach} at a typical expert."
         )
     return (
         f"{name}: its {row['num_selected']} selected experts cannot be told from noise (smallest corrected p of any "

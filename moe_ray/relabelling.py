@@ -39,7 +39,8 @@ class Relabellings:
     @property
     def num(self) -> int:
         """Relabellings, with the opposites and the observed labels."""
-        return self.unsafe_NP.shape[1] * (2 if self.is_mirrored else 1)
+        num_columns: int = self.unsafe_NP.shape[1]
+        return num_columns * (2 if self.is_mirrored else 1)
 
 
 def group_of_each(is_unsafe_N: npt.NDArray[np.bool_], pairs_N: npt.NDArray[np.object_] | None) -> npt.NDArray[np.int64]:

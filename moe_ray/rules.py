@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -84,7 +85,7 @@ def batch_tables(risk: pd.DataFrame) -> Iterator[tuple[int, pd.DataFrame]]:
         risk = risk.iloc[np.argsort(names, kind="stable")]
         names = risk["batch_idx"].to_numpy()
     starts = [*np.flatnonzero(np.diff(names, prepend=names[0] - 1)), len(names)] if len(names) else []
-    for start, end in zip(starts[:-1], starts[1:], strict=True):
+    for start, end in pairwise(starts):
         yield int(names[start]), risk.iloc[start:end]
 
 

@@ -1,0 +1,43 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from moe_ray.embedded.examples import embedded_records
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_the_python_of_the_readme_works_as_written(tiny_model_path, tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    rows = [record for record in embedded_records("train") if record["category"] in ("fraud", "hacking")]
+    Path("prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    names = {"path": str(tiny_model_path)}
+    exec(compile(code, "README.md", "exec"), names)  # our own README
+    assert names["tuned"].trainable_parameters > 0
+    repaired = AutoModelForCausalLM.from_pretrained("repaired").state_dict()
+    for name, tensor in names["model"].state_dict().items():
+        assert (repaired[name] == tensor).all(), name
+
+
+@pytest.mark.parametrize("command", ["demo", "demo-real", "test", "check"])
+def test_every_make_command_of_the_readme_exists(command):
+    assert f"make {command}" in README
+    assert re.search(rf"^{command}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_every_script_of_the_readme_exists_and_the_other_way_round():
+    named = set(re.findall(r"^\| `(workflows/\w+\.py)`", README, re.MULTILINE))
+    assert named == {f"workflows/{path.name}" for path in (ROOT / "workflows").glob("*.py")}
+
+
+def test_every_module_is_in_the_readme():
+    section = README.partition("## The code")[2]
+    modules = {path.name for path in (ROOT / "moe_ray").glob("*.py")} - {"__init__.py", "errors.py"}
+    assert {name for name in modules if name not in section} == set()
