@@ -182,6 +182,10 @@ def counts_to_table(counts: RoutingCounts) -> pa.Table:
         "num_tokens": pa.array(counts.num_tokens),
         "counts": pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(counts.counts_NLE)),
     }
+    if counts.pair is not None:
+        columns["pair"] = pa.array(counts.pair, pa.string())
+    if counts.weights_NLE is not None:
+        columns["weights"] = pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(counts.weights_NLE))
     about = {"layers": list(counts.layers), "num_experts_per_tok": counts.num_experts_per_tok}
     return pa.table(columns).replace_schema_metadata({"moe_ray": json.dumps(about)})
 
@@ -189,16 +193,21 @@ def counts_to_table(counts: RoutingCounts) -> pa.Table:
 def table_to_counts(table: pa.Table) -> RoutingCounts:
     """The routing counts that `counts_to_table` wrote."""
     about = json.loads(table.schema.metadata[b"moe_ray"])
-    tensor = table.column("counts").combine_chunks()
-    text = {name: np.asarray(table.column(name).to_pylist(), dtype=object) for name in ("label", "category", "role")}
+    names = ("label", "category", "role", "pair") if "pair" in table.column_names else ("label", "category", "role")
+    text = {name: np.asarray(table.column(name).to_pylist(), dtype=object) for name in names}
     numbers = {name: table.column(name).to_numpy() for name in ("batch_idx", "in_batch_idx", "num_tokens")}
     return RoutingCounts(
         **text,
         **numbers,
-        counts_NLE=tensor.to_numpy_ndarray(),
+        counts_NLE=_tensor_column(table, "counts"),
+        weights_NLE=_tensor_column(table, "weights") if "weights" in table.column_names else None,
         layers=tuple(about["layers"]),
         num_experts_per_tok=about["num_experts_per_tok"],
     )
+
+
+def _tensor_column(table: pa.Table, name: str) -> Any:
+    return table.column(name).combine_chunks().to_numpy_ndarray()
 
 
 def write_masks(folder: Folder, masks: ExpertMasks) -> None:

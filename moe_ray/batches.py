@@ -188,6 +188,11 @@ def frame_to_batches(frame: pd.DataFrame) -> list[Batch]:
     return batches
 
 
+def examples_to_frame(examples: Sequence[Example]) -> pd.DataFrame:
+    """One row per example."""
+    return pd.DataFrame.from_records([example_to_row(example) for example in examples])
+
+
 def example_to_row(example: Example) -> dict[str, Any]:
     """An example as a flat row of plain values; messages as JSON text."""
     return {

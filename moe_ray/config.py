@@ -113,6 +113,7 @@ class CaptureConfig:
     num_actors: int = _setting(1, "Ray Data actors, each holding one copy of the model")
     gpus_per_actor: float = _setting(0.0, "GPUs of one actor; 0 runs on CPU")
     rows_per_forward: int = _setting(32, "examples in one forward pass")
+    weights: bool = _setting(False, "also sum routed weights, which selection.weighting=activation and esft_gate need")
 
     def __post_init__(self) -> None:
         _require(self.num_actors > 0, "capture.num_actors", self.num_actors, "1 or more")
@@ -187,7 +188,7 @@ class TrainConfig:
     learning_rate: float = _setting(3e-3, "AdamW's step size")
     weight_decay: float = _setting(0.0, "AdamW's decay, applied to the experts of the batch being trained only")
     schedule: Literal["constant", "linear", "cosine"] = _setting(
-        "constant", "learning rate after the warm-up: constant, or falling to 0 at the end of the run"
+        "linear", "learning rate after the warm-up: constant, or falling to 0 at the end of the run"
     )
     warmup: float = _setting(0.0, "share of all steps in which the learning rate rises evenly (0 to below 1)")
     routing: Literal["masked", "natural", "boosted"] = _setting(

@@ -14,6 +14,8 @@ from moe_ray.chat import TokenizedRow, encode_answer, encode_prompt, pad_token_i
 from moe_ray.checkpoint import load_checkpoint
 from moe_ray.config import TrainConfig
 from moe_ray.errors import InputError
+from moe_ray.evaluation import target_losses
+from moe_ray.examples import Example
 from moe_ray.selection import ExpertMasks
 from moe_ray.trainable import count_changed, hash_frozen, trainable_experts
 from moe_ray.training import MaskedTrainer, StepReport
@@ -36,21 +38,21 @@ class FineTuned:
     frozen_parameters_changed: int
 
 
-def target_rows(tokenizer: PreTrainedTokenizerBase, batch: Batch) -> list[TokenizedRow]:
-    """The batch's prompts with their target responses, as token ids.
+def target_rows(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[TokenizedRow]:
+    """The examples' prompts with their target responses, as token ids.
 
     Raises:
         InputError: an example has no target.
     """
-    missing = [example.id for example in batch.examples if not example.target]
+    missing = [example.id for example in examples if not example.target]
     if missing:
-        raise InputError(f"batch {batch.batch_idx}: examples {missing[:5]} have no `target` to train towards; add one")
+        raise InputError(f"examples {missing[:5]} have no `target` to train towards; add one")
     return [
         TokenizedRow(
             encode_prompt(tokenizer, example.messages),
             encode_answer(tokenizer, example.target or "", complete=example.target_complete),
         )
-        for example in batch.examples
+        for example in examples
     ]
 
 
@@ -67,6 +69,7 @@ def fine_tune(
     rank: int = 0,
     world_size: int = 1,
     resume_from: str | Path | None = None,
+    validation: Sequence[Example] = (),
     after_step: Callable[[MaskedTrainer, StepReport], None] | None = None,
 ) -> FineTuned:
     """Trains the union of the batches' unsafe experts, each step under the mask of the batch it trains.
@@ -85,12 +88,19 @@ def fine_tune(
         rank: of this worker; rank 0 saves.
         world_size: number of workers; above 1 `torch.distributed` must be initialised.
         resume_from: folder of a training checkpoint.
+        validation: examples with a target, whose mean loss per token under natural routing is what
+            `config.patience` watches.
         after_step: called with the trainer and the report of each step.
 
     Raises:
         InputError: an example has no target, nothing is trainable, or the loss is not finite.
     """
-    rows = {batch.batch_idx: target_rows(tokenizer, batch) for batch in batches if batch.batch_idx in masks.selected}
+    settings = config or TrainConfig()
+    rows = {
+        batch.batch_idx: target_rows(tokenizer, batch.examples)
+        for batch in batches
+        if batch.batch_idx in masks.selected
+    }
     frozen_before = hash_frozen(model, masks.union)
     base_hash = hash_weights(expert_weights(model, list(masks.union_experts)))
     with trainable_experts(model, masks.union) as experts:
@@ -99,11 +109,12 @@ def fine_tune(
             experts,
             rows,
             masks,
-            config or TrainConfig(),
+            settings,
             pad_id=pad_token_id(tokenizer),
             seed=seed,
             rank=rank,
             world_size=world_size,
+            validate=_validator(model, tokenizer, validation, settings) if validation else None,
         )
         if resume_from is not None:
             load_checkpoint(trainer, resume_from)
@@ -117,3 +128,17 @@ def fine_tune(
         total_parameters=sum(parameter.numel() for parameter in model.parameters()),
         frozen_parameters_changed=count_changed(frozen_before, hash_frozen(model, masks.union)),
     )
+
+
+def _validator(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], config: TrainConfig
+) -> Callable[[], float]:
+    """A function that gives the mean loss (nats per target token) of the examples under natural routing."""
+    rows = target_rows(tokenizer, examples)
+    num_tokens = sum(len(row.answer_ids) for row in rows)
+
+    def validate() -> float:
+        losses = target_losses(model, rows, rows_per_forward=config.rows_per_forward, pad_id=pad_token_id(tokenizer))
+        return sum(losses) / num_tokens
+
+    return validate

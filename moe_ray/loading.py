@@ -76,3 +76,8 @@ def _load_or_explain(kind: Any, config: ModelConfig, **options: Any) -> Any:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0]
+
+
+def num_decoder_layers(config: ModelConfig) -> int:
+    """Decoder layers of a checkpoint, dense ones included."""
+    return int(_load_or_explain(AutoConfig, config).get_text_config().num_hidden_layers)

@@ -5,13 +5,19 @@ Shape suffixes: L MoE layers, E experts.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
+from moe_ray.config import SelectionConfig
+from moe_ray.confounds import confound_warnings, weighting_agreement
+from moe_ray.export import prompt_text
+from moe_ray.identification import certainty_in_words, certainty_per_batch
 from moe_ray.moe_layers import Expert
 from moe_ray.risk import aggregate_risk
+from moe_ray.routing import RoutingCounts
 from moe_ray.selection import ExpertMasks
 
 _GLOBAL_TOP, _BATCH_TOP, _BATCHES_SHOWN = 10, 5, 3
@@ -31,6 +37,7 @@ def build_summary(
     tuned: Mapping[str, Any],
     before: Mapping[str, Any],
     after: Mapping[str, Any],
+    certainty: pd.DataFrame,
 ) -> dict[str, Any]:
     """The figures of a run, as plain values.
 
@@ -41,6 +48,7 @@ def build_summary(
         tuned: `trainable_parameters`, `total_parameters`, `frozen_parameters_changed`.
         before: metrics of the held-out evaluation before the repair.
         after: the same after it.
+        certainty: from `certainty_per_batch`.
     """
     _, num_layers, num_experts = masks.masks_BLE.shape
     return {
@@ -60,6 +68,7 @@ def build_summary(
             str(batch): list(masks.short_layers(batch, num_experts_per_tok)) for batch in masks.batch_idx
         },
         "untrained_batches": sorted(set(masks.batch_idx) - set(masks.trained_batches)),
+        "batches_not_told_from_noise": certainty.loc[certainty["is_told_from_noise"].eq(False), "batch_idx"].tolist(),
         "before": dict(before),
         "after": dict(after),
         "frozen_parameters_changed": tuned["frozen_parameters_changed"],
@@ -113,6 +122,22 @@ def expert_table(table: pd.DataFrame) -> str:
     names = [str(Expert(layer, expert)) for layer, expert in zip(table["layer"], table["expert"], strict=True)]
     shown = pd.DataFrame({"expert": names} | {name: table[name].to_numpy() for name in _NUMBERS})
     return _indent(shown.to_string(index=False, float_format=lambda value: f"{value:.4f}"))
+
+
+def describe_certainty(
+    counts: RoutingCounts, risk: pd.DataFrame, masks: ExpertMasks, batches: pd.DataFrame, selection: SelectionConfig
+) -> str:
+    """How sure the selection is: batches that cannot be told from noise, confounds, and what weighting would change."""
+    certainty = certainty_per_batch(risk, masks, selection)
+    texts = batches[["label"]].assign(text=[prompt_text(json.loads(messages)) for messages in batches["messages"]])
+    agreement = weighting_agreement(risk, selection)["jaccard"].mean()
+    noisy = certainty.loc[certainty["is_told_from_noise"].eq(False), "batch_idx"].tolist()
+    lines = certainty_in_words(certainty, selection)[:1]
+    if noisy:
+        lines.append(f"Batches that cannot be told from noise: {noisy}")
+    lines.append(f"Equal weight per prompt instead of pooled tokens would keep {agreement:.0%} of a batch's selection.")
+    lines += [f"Warning: {warning}" for warning in confound_warnings(counts, texts, roles=selection.roles)]
+    return "\n".join(printable(line) for line in lines)
 
 
 def describe_outcome(summary: Mapping[str, Any]) -> str:

@@ -42,6 +42,8 @@ class RoutingCounts:
         counts_NLE: (N, L, E) int32 tokens routed to each expert; a token counts once for each of its K experts.
         layers: L decoder layer indices.
         num_experts_per_tok: K.
+        pair: (N,) text that the two examples of a pair share, empty for single examples; None = not known.
+        weights_NLE: (N, L, E) float32 sums of the weights that tokens were routed with; None = not captured.
     """
 
     batch_idx: npt.NDArray[np.int64]
@@ -53,14 +55,21 @@ class RoutingCounts:
     counts_NLE: npt.NDArray[np.int32]
     layers: tuple[int, ...]
     num_experts_per_tok: int
+    pair: npt.NDArray[np.object_] | None = None
+    weights_NLE: npt.NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.batch_idx)
 
     def take(self, rows: npt.NDArray[Any]) -> RoutingCounts:
         """The given rows: an index array or a boolean mask, shape (N,)."""
-        kept = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name not in _NOT_PER_ROW}
+        kept = {name: values[rows] for name, values in self.per_row().items()}
         return RoutingCounts(**kept, layers=self.layers, num_experts_per_tok=self.num_experts_per_tok)
+
+    def per_row(self) -> dict[str, npt.NDArray[Any]]:
+        """The arrays with one entry per row that are there, by name."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _NOT_PER_ROW}
+        return {name: array for name, array in values.items() if array is not None}
 
     def check(self) -> None:
         """Each layer's counts of a row sum to its `num_tokens * num_experts_per_tok`.
@@ -92,20 +101,29 @@ def concat_counts(parts: Sequence[RoutingCounts]) -> RoutingCounts:
         raise InputError("no routing counts; capture at least one batch")
     if len({(part.layers, part.counts_NLE.shape[1:], part.num_experts_per_tok) for part in parts}) > 1:
         raise InputError("routing counts of different models cannot be joined; capture all batches with one model")
-    names = [f.name for f in fields(RoutingCounts) if f.name not in _NOT_PER_ROW]
-    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    rows = [part.per_row() for part in parts]
+    names = set.intersection(*(set(part) for part in rows))
+    joined = {name: np.concatenate([part[name] for part in rows]) for name in names}
     order = np.lexsort((joined["role"].astype(str), joined["in_batch_idx"], joined["batch_idx"]))
     joined = {name: values[order] for name, values in joined.items()}
     return RoutingCounts(**joined, layers=parts[0].layers, num_experts_per_tok=parts[0].num_experts_per_tok)
 
 
 class RoutingCounter:
-    """Counts routed tokens while `counting` is active."""
+    """Counts routed tokens while `counting` is active.
 
-    def __init__(self, moe_layers: MoELayers) -> None:
+    Attributes:
+        moe_layers: of the model.
+        last_weights: (segments, L, E) float32 routed weight sums of the last finished pass, where they are captured.
+    """
+
+    def __init__(self, moe_layers: MoELayers, *, weights: bool = False) -> None:
         self.moe_layers = moe_layers
+        self.last_weights: Tensor | None = None
+        self._captures_weights = weights
         self._segments_T: Tensor | None = None
         self._counts: list[Tensor] = []
+        self._weights: list[Tensor] = []
 
     def start(self, segments_BS: Tensor, num_segments: int) -> None:
         """Begins a forward pass.
@@ -118,14 +136,21 @@ class RoutingCounter:
         self._segments_T = torch.where(flat_T < 0, num_segments, flat_T)
         size = (num_segments + 1) * self.moe_layers.num_experts
         self._counts = [torch.zeros(size, dtype=torch.int32, device=flat_T.device) for _ in self.moe_layers]
+        kept = self.moe_layers if self._captures_weights else ()
+        self._weights = [torch.zeros(size, dtype=torch.float32, device=flat_T.device) for _ in kept]
 
     def finish(self) -> Tensor:
         """(num_segments, L, E) int32 counts since `start`, on the CPU."""
-        columns = [count.view(-1, self.moe_layers.num_experts)[:-1].cpu() for count in self._counts]
-        self._segments_T, self._counts = None, []
-        return torch.stack(columns, dim=1)
+        counts = self._per_segment(self._counts)
+        self.last_weights = self._per_segment(self._weights) if self._weights else None
+        self._segments_T, self._counts, self._weights = None, [], []
+        return counts
 
-    def observe(self, row: int, layer: MoELayer, top_k_index_TK: Tensor) -> None:
+    def _per_segment(self, sums: Sequence[Tensor]) -> Tensor:
+        """(num_segments, L, E) of one flat tensor per layer; the last segment, which is not counted, is left out."""
+        return torch.stack([flat.view(-1, self.moe_layers.num_experts)[:-1].cpu() for flat in sums], dim=1)
+
+    def observe(self, row: int, layer: MoELayer, top_k_index_TK: Tensor, top_k_weights_TK: Tensor) -> None:
         """Adds one call of the experts module of MoE layer number `row`."""
         if self._segments_T is None:
             return
@@ -140,21 +165,25 @@ class RoutingCounter:
         if keys.device != counts.device:
             counts = self._counts[row] = counts.to(keys.device)
         counts.scatter_add_(0, keys, torch.ones_like(keys, dtype=torch.int32))
+        if self._weights:
+            self._weights[row] = self._weights[row].to(keys.device)
+            self._weights[row].scatter_add_(0, keys, top_k_weights_TK.detach().flatten().float())
 
 
 @contextmanager
-def counting(model: nn.Module) -> Iterator[RoutingCounter]:
+def counting(model: nn.Module, *, weights: bool = False) -> Iterator[RoutingCounter]:
     """Attaches a counter to the model's experts modules; leaves no hook behind, also after an error.
 
-    The hooks only read, so outputs are bit-identical to those without a counter.
+    The hooks only read, so outputs are bit-identical to those without a counter. With `weights` it also sums the weights
+    that tokens are routed with.
     """
     moe_layers = find_moe_layers(model)
-    counter = RoutingCounter(moe_layers)
+    counter = RoutingCounter(moe_layers, weights=weights)
     handles = []
 
     def make_hook(row: int, layer: MoELayer) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-            counter.observe(row, layer, routing_of_call(layer, args, dict(kwargs))[1])
+            counter.observe(row, layer, *routing_of_call(layer, args, dict(kwargs))[1:])
 
         return hook
 
@@ -207,6 +236,7 @@ def count_batches(
     batches: Sequence[Batch],
     *,
     rows_per_forward: int = 32,
+    weights: bool = False,
 ) -> RoutingCounts:
     """Routing counts of every example of the batches: one row for its prompt, one for its response if it has one.
 
@@ -215,6 +245,7 @@ def count_batches(
         tokenizer: its tokenizer; the chat template is applied where there is one.
         batches: from `assemble_batches`.
         rows_per_forward: examples in one forward pass; changes memory and speed, not the counts.
+        weights: also sum the weights that tokens are routed with.
 
     Raises:
         InputError: the model has no experts, or belongs to a family that cannot be captured.
@@ -223,7 +254,7 @@ def count_batches(
     model.eval()
     parts = []
     try:
-        with counting(model) as counter:
+        with counting(model, weights=weights) as counter:
             for batch in batches:
                 for start in range(0, len(batch.examples), rows_per_forward):
                     parts.append(_count_slice(model, tokenizer, counter, batch, start, rows_per_forward))
@@ -256,6 +287,8 @@ def _count_slice(
         in_batch_idx=np.arange(start, start + len(examples)),
         label=[example.label for example in examples],
         category=[example.category for example in examples],
+        pair=[example.pair or "" for example in examples],
+        weights=counter.last_weights,
         moe_layers=counter.moe_layers,
     )
 
@@ -269,8 +302,13 @@ def counts_from_forward(
     label: Sequence[str],
     category: Sequence[str],
     moe_layers: MoELayers,
+    pair: Sequence[str] | None = None,
+    weights: Tensor | None = None,
 ) -> RoutingCounts:
-    """`RoutingCounts` of what `count_rows` returned: one row per example and role, roles without tokens left out."""
+    """`RoutingCounts` of what `count_rows` returned: one row per example and role, roles without tokens left out.
+
+    `weights` are the counter's `last_weights`.
+    """
     rows, roles = np.nonzero(num_tokens)
     return RoutingCounts(
         batch_idx=np.asarray(batch_idx, dtype=np.int64)[rows],
@@ -282,4 +320,6 @@ def counts_from_forward(
         counts_NLE=counts[rows, roles],
         layers=moe_layers.layers,
         num_experts_per_tok=moe_layers.num_experts_per_tok,
+        pair=None if pair is None else np.asarray(pair, dtype=object)[rows],
+        weights_NLE=None if weights is None else weights.view(*counts.shape).numpy()[rows, roles],
     )

@@ -28,11 +28,11 @@ from moe_ray.routing import RoutingCounts, concat_counts, count_rows, counting, 
 class CaptureActor:
     """Counts the routing of the examples it is given."""
 
-    def __init__(self, model: ModelConfig, num_processes: int, parts_url: str) -> None:
-        self.holder = ModelHolder(model, num_processes)
+    def __init__(self, model: ModelConfig, config: CaptureConfig, parts_url: str) -> None:
+        self.holder = ModelHolder(model, config.num_actors)
         self.parts = Folder.open(parts_url)
         self.stack = ExitStack()
-        self.counter = self.stack.enter_context(counting(self.holder.model))
+        self.counter = self.stack.enter_context(counting(self.holder.model, weights=config.weights))
 
     def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
         """Counts one block of examples and writes its part; returns what was done."""
@@ -52,6 +52,8 @@ class CaptureActor:
             in_batch_idx=batch["in_batch_idx"],
             label=list(batch["label"]),
             category=list(batch["category"]),
+            pair=[pair if isinstance(pair, str) else "" for pair in batch["pair"]],
+            weights=self.counter.last_weights,
             moe_layers=self.counter.moe_layers,
         )
         part.check()
@@ -76,15 +78,14 @@ def capture(examples: pd.DataFrame, model: ModelConfig, config: CaptureConfig, p
     if todo.empty:
         return 0
     require_cpus(config.num_actors + 1, "capture")
-    table = pa.Table.from_pandas(
-        todo[["batch_idx", "in_batch_idx", "label", "category", "messages", "response"]].astype({"response": "string"}),
-        preserve_index=False,
-    )
+    columns = ["batch_idx", "in_batch_idx", "label", "category", "messages", "response", "pair"]
+    texts = {name: "string" for name in ("response", "pair")}
+    table = pa.Table.from_pandas(todo[columns].astype(texts), preserve_index=False)
     size = config.rows_per_forward
     blocks = [table.slice(start, size) for start in range(0, len(table), size)]
     results = ray.data.from_arrow(blocks).map_batches(
         CaptureActor,
-        fn_constructor_args=(model, config.num_actors, parts.url),
+        fn_constructor_args=(model, config, parts.url),
         compute=ray.data.ActorPoolStrategy(size=config.num_actors),
         batch_size=size,
         batch_format="numpy",

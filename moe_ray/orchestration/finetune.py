@@ -20,7 +20,7 @@ from ray.train.torch import TorchTrainer
 
 from moe_ray.adapter import ADAPTER_FILES
 from moe_ray.artifacts import Folder, read_masks
-from moe_ray.batches import frame_to_batches
+from moe_ray.batches import frame_to_batches, row_to_example
 from moe_ray.checkpoint import save_checkpoint
 from moe_ray.config import ModelConfig, TrainConfig
 from moe_ray.finetune import FineTuned, fine_tune
@@ -123,7 +123,9 @@ def _run_worker(
     report: Callable[[MaskedTrainer], None] | None,
 ) -> dict[str, Any]:
     holder = ModelHolder(job.model, world_size)
-    batches = frame_to_batches(Folder.open(job.batches_url).read_frame("batches.parquet"))
+    prepared = Folder.open(job.batches_url)
+    batches = frame_to_batches(prepared.read_frame("batches.parquet"))
+    watched = prepared.read_table("validation.parquet").to_pylist() if job.config.patience else []
     out = Folder.open(job.out_url)
     history = _History(out, resumed=resume_from is not None)
 
@@ -151,6 +153,7 @@ def _run_worker(
             rank=rank,
             world_size=world_size,
             resume_from=resume_from,
+            validation=[row_to_example(row) for row in watched],
             after_step=after_step,
         )
         if rank == 0:

@@ -6,6 +6,7 @@ so a change anywhere runs everything after it again, and nothing before it.
 
 from __future__ import annotations
 
+import io
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -18,9 +19,14 @@ import pandas as pd
 
 from moe_ray import report
 from moe_ray.artifacts import Folder, content_hash, hash_checkpoint, hash_file, read_masks, write_masks
-from moe_ray.batches import batches_to_frame, example_to_row
+from moe_ray.batches import batches_to_frame, example_to_row, examples_to_frame
 from moe_ray.config import EMBEDDED, Config, ModelConfig, flatten, to_yaml
+from moe_ray.export import export_name, export_pickle
+from moe_ray.identification import certainty_per_batch
+from moe_ray.loading import num_decoder_layers
 from moe_ray.orchestration.prompts import Prompts
+from moe_ray.routing import RoutingCounts
+from moe_ray.rules import select
 from moe_ray.selection import ExpertMasks
 
 logger = logging.getLogger(__name__)
@@ -76,11 +82,12 @@ class Run:
         settings = self.config.prompts
         files = {name: hash_file(name) for name in settings.files if name != EMBEDDED}
         rows = [example_to_row(e) for batch in self.prompts.assembly.batches for e in batch.examples]
-        rows += [example_to_row(example) for example in self.prompts.test]
+        rows += [example_to_row(example) for example in self.prompts.validation + self.prompts.test]
         inputs = {
             "files": files,
             "examples": content_hash(rows),
             "prompts": asdict(settings),
+            "with_validation": self.config.train.patience > 0,
             "seed": self.config.seed,
             "model": hash_checkpoint(self.model.path, self.model.revision),
         }
@@ -88,8 +95,10 @@ class Run:
 
     def _prepare(self, folder: Folder) -> dict[str, Any]:
         train = self._with_targets(batches_to_frame(self.prompts.assembly.batches), "own answers, training")
-        test_frame = pd.DataFrame.from_records([example_to_row(example) for example in self.prompts.test])
-        test = self._with_targets(test_frame, "own answers, held out")
+        test = self._with_targets(examples_to_frame(self.prompts.test), "own answers, held out")
+        if self.config.train.patience:
+            validation = examples_to_frame(self.prompts.validation)
+            folder.write_table("validation.parquet", self._with_targets(validation, "own answers, validation"))
         folder.write_table("batches.parquet", train)
         folder.write_table("test.parquet", test)
         return {"examples": len(train), "test_examples": len(test), "left_over": len(self.prompts.assembly.left_over)}
@@ -119,8 +128,13 @@ class Run:
             examples = self.prepare_frame("batches.parquet")
             return {"tokens": capture(examples, self.model, self.config.capture, folder.sub("counts"))}
 
-        model = {"dtype": self.model.dtype, "experts_implementation": self.model.experts_implementation}
-        return self._stage("routing", {"batches": self._after("batches"), "model": model}, work)
+        inputs = {
+            "batches": self._after("batches"),
+            "dtype": self.model.dtype,
+            "experts_implementation": self.model.experts_implementation,
+            "weights": self.config.capture.weights,
+        }
+        return self._stage("routing", inputs, work)
 
     def identify(self) -> Folder:
         """Risk differences, unsafe experts and masks of every batch."""
@@ -128,10 +142,11 @@ class Run:
 
         def work(folder: Folder) -> dict[str, Any]:
             selection = self.config.selection
-            risk = identify(self.folder.sub("routing").sub("counts"), selection)
+            risk = identify(self.folder.sub("routing").sub("counts"), selection, seed=self.config.seed)
             folder.write_table("risk_differences.parquet", risk)
-            masks = select(risk, self.config)
+            masks = select(risk, selection, seed=self.config.seed)
             write_masks(folder, masks)
+            self._export(folder, risk, masks)
             return {"union_experts": len(masks.union_experts), "masks": masks.digest()}
 
         inputs = {
@@ -140,6 +155,21 @@ class Run:
             "seed": self.config.seed,
         }
         return self._stage("unsafe_experts", inputs, work)
+
+    def _export(self, folder: Folder, risk: pd.DataFrame, masks: ExpertMasks) -> None:
+        data = io.BytesIO()
+        export_pickle(
+            data,
+            masks=masks,
+            risk=risk,
+            batches=self.prepare_frame("batches.parquet"),
+            model_name=self.model.path,
+            num_experts_per_tok=self.counts.num_experts_per_tok,
+            num_layers=num_decoder_layers(self.model),
+            threshold=self.config.selection.threshold,
+            top_k=self.config.selection.top_k,
+        )
+        folder.write_bytes(export_name(self.model.path), data.getvalue())
 
     def finetune(self) -> Folder:
         """The learned experts."""
@@ -194,29 +224,24 @@ class Run:
     def summary(self) -> dict[str, Any]:
         """What `summary.json` holds, but for the tracking run and the total time."""
         tuned = self.folder.sub("experts").notes()
+        risk = self.folder.sub("unsafe_experts").read_frame("risk_differences.parquet")
         metrics = {when: self.folder.sub(f"evaluation_{when}").notes()["metrics"] for when in ("before", "after")}
         return report.build_summary(
             masks=self.masks,
             batches=self.prepare_frame("batches.parquet"),
-            num_experts_per_tok=self.num_experts_per_tok,
+            num_experts_per_tok=self.counts.num_experts_per_tok,
             tuned=tuned,
             before=metrics["before"],
             after=metrics["after"],
+            certainty=certainty_per_batch(risk, self.masks, self.config.selection),
         )
 
     @cached_property
-    def num_experts_per_tok(self) -> int:
-        """The router's k, as captured."""
+    def counts(self) -> RoutingCounts:
+        """The counts of the `routing` stage."""
         from moe_ray.orchestration.capture import read_counts
 
-        return read_counts(self.folder.sub("routing").sub("counts")).num_experts_per_tok
-
-
-def select(risk: pd.DataFrame, config: Config) -> ExpertMasks:
-    """The masks that the configuration selects from a risk table."""
-    from moe_ray.selection import select_unsafe_experts
-
-    return select_unsafe_experts(risk, threshold=config.selection.threshold, top_k=config.selection.top_k)
+        return read_counts(self.folder.sub("routing").sub("counts"))
 
 
 def resolve_model(config: Config, progress: Callable[[int, int, float], None] | None = None) -> ModelConfig:

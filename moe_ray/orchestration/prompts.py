@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from moe_ray.batches import Assembly, assemble_batches, check_both_labels, split_examples
 from moe_ray.config import EMBEDDED, Config
 from moe_ray.embedded.examples import embedded_records
+from moe_ray.errors import InputError
 from moe_ray.examples import Example, Split, read_examples, records_to_examples
 
 
@@ -15,6 +16,7 @@ class Prompts:
     """The run's examples: batches to analyse and train, and what is held out."""
 
     assembly: Assembly
+    validation: tuple[Example, ...]
     test: tuple[Example, ...]
 
 
@@ -41,7 +43,13 @@ def read_prompts(config: Config) -> Prompts:
     )
     if settings.max_batches:
         assembly = _first_batches(assembly, settings.max_batches)
-    return Prompts(assembly=assembly, test=tuple(_limit(splits["test"], settings.max_test_examples)))
+    if config.train.patience and not splits["validation"]:
+        raise InputError("train.patience is on, but no example has split 'validation'; add some, or set it to 0")
+    return Prompts(
+        assembly=assembly,
+        validation=tuple(_limit(splits["validation"], settings.max_test_examples)),
+        test=tuple(_limit(splits["test"], settings.max_test_examples)),
+    )
 
 
 def _embedded_examples() -> list[Example]:

@@ -45,7 +45,9 @@ def run_identify(run: Run) -> None:
     run_capture(run)
     folder = run.identify()
     risk = folder.read_frame("risk_differences.parquet")
-    _show("Unsafe experts", report.describe_selection(risk, run.masks, run.num_experts_per_tok))
+    _show("Unsafe experts", report.describe_selection(risk, run.masks, run.counts.num_experts_per_tok))
+    batches = run.prepare_frame("batches.parquet")
+    _show("How sure", report.describe_certainty(run.counts, risk, run.masks, batches, run.config.selection))
 
 
 def run_finetune(run: Run) -> None:
