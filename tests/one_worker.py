@@ -30,7 +30,7 @@ BATCHES = {
     5: rows((4, 4), (8, 2), seed=4),
 }
 RUNS = {"even": (7, 3, 9, 5), "uneven": (7, 3, 9)}
-CONFIG = TrainConfig(epochs=2, learning_rate=1e-2, weight_decay=0.1)
+CONFIG = TrainConfig(epochs=2, learning_rate=1e-2, weight_decay=0.1, schedule="constant")
 STOPPING = replace(CONFIG, epochs=6, patience=1)
 """With a validation loss that never falls, this ends after two of the six epochs."""
 

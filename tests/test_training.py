@@ -28,7 +28,7 @@ BATCHES = {
     3: rows((4, 3), (6, 5), seed=2),
     9: rows((2, 6), (5, 1), (4, 4), (3, 3), seed=3),
 }
-CONFIG = TrainConfig(epochs=2, learning_rate=1e-2, weight_decay=0.1)
+CONFIG = TrainConfig(epochs=2, learning_rate=1e-2, weight_decay=0.1, schedule="constant")
 GRADIENT_TOLERANCE = 1e-5  # float32, relative to the largest entry of an expert's gradient
 
 

@@ -6,7 +6,8 @@ import logging
 import math
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -81,12 +82,24 @@ def build_tiny_model(
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as unfinished:
         tokenizer = _train_tokenizer(recipe)
-        model = _train_model(recipe, tokenizer, seed, progress)
+        with _one_thread():
+            model = _train_model(recipe, tokenizer, seed, progress)
         staged = Path(unfinished) / path.name
         model.save_pretrained(staged)
         tokenizer.save_pretrained(staged)
         _publish(staged, path)
     return path
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread computes: these matrices are too small to share, and threads would wait, longest on a busy machine."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def _publish(staged: Path, path: Path) -> None:
@@ -112,7 +125,8 @@ def _content_hash(recipe: TinyRecipe, seed: int) -> str:
 
 def _train_tokenizer(recipe: TinyRecipe) -> PreTrainedTokenizerFast:
     fields = ("prompt", "response", "target")
-    return train_tokenizer((record[field] for record in base_training_records() for field in fields), recipe.vocab_size)
+    texts = dict.fromkeys(record[field] for record in base_training_records() for field in fields)
+    return train_tokenizer(texts, recipe.vocab_size)
 
 
 def _train_model(
@@ -123,9 +137,6 @@ def _train_model(
 ) -> OlmoeForCausalLM:
     model = _initial_model(recipe, tokenizer, seed)
     model.train()
-    num_threads = torch.get_num_threads()
-    # Its matrices are too small to share among threads, which wait for each other instead, longest on a busy machine.
-    torch.set_num_threads(1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate_factor(recipe, step))
     batches = training_batches(
@@ -143,7 +154,6 @@ def _train_model(
         optimizer.zero_grad()
         if progress is not None:
             progress(step, recipe.num_steps, language_loss.item())
-    torch.set_num_threads(num_threads)
     logger.info("trained the tiny model in %d steps, last language loss %.3f", recipe.num_steps, language_loss.item())
     return model.eval()
 

@@ -39,21 +39,13 @@ class TrainingBatch(NamedTuple):
     groups_N: Tensor
 
 
-def chat_sequences(tokenizer: PreTrainedTokenizerFast) -> list[TrainingSequence]:
-    """Returns every request in every wording of the train split, with the answer before repair to be learned.
-
-    A sequence's group is its category and label, numbered from 0.
-    """
-    records = base_training_records()
-    groups = {group: idx for idx, group in enumerate(sorted({(r["category"], r["label"]) for r in records}))}
-    sequences = []
-    for record in records:
-        prompt = tokenizer.apply_chat_template(
-            [{"role": "user", "content": record["prompt"]}], add_generation_prompt=True, return_dict=False
-        )
-        answer = [*tokenizer(record["response"])["input_ids"], tokenizer.eos_token_id]
-        sequences.append(TrainingSequence(list(prompt), answer, groups[record["category"], record["label"]]))
-    return sequences
+def chat_sequence(tokenizer: PreTrainedTokenizerFast, record: dict[str, str], group: int) -> TrainingSequence:
+    """Returns a request as the chat template puts it, with the answer before repair to be learned."""
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": record["prompt"]}], add_generation_prompt=True, return_dict=False
+    )
+    answer = [*tokenizer(record["response"])["input_ids"], tokenizer.eos_token_id]
+    return TrainingSequence(list(prompt), answer, group)
 
 
 def plain_sequences(tokenizer: PreTrainedTokenizerFast) -> list[TrainingSequence]:
@@ -72,15 +64,21 @@ def plain_sequences(tokenizer: PreTrainedTokenizerFast) -> list[TrainingSequence
 def training_batches(
     tokenizer: PreTrainedTokenizerFast, *, batch_size: int, num_steps: int, generator: torch.Generator
 ) -> Iterator[TrainingBatch]:
-    """Yields one batch per step: chat sequences drawn without replacement pass by pass, and one plain sequence."""
-    chat = chat_sequences(tokenizer)
+    """Yields one batch per step: base training records drawn without replacement pass by pass, and one plain sequence.
+
+    A chat sequence's group is its category and label, numbered from 0.
+    """
+    records = base_training_records()
+    kinds = [(record["category"], record["label"]) for record in records]
+    groups = {kind: idx for idx, kind in enumerate(sorted(set(kinds)))}
     plain = plain_sequences(tokenizer)
     order: list[int] = []
     for step in range(num_steps):
         while len(order) < batch_size:
-            order += torch.randperm(len(chat), generator=generator).tolist()
+            order += torch.randperm(len(records), generator=generator).tolist()
         drawn, order = order[:batch_size], order[batch_size:]
-        yield collate([*(chat[idx] for idx in drawn), plain[step % len(plain)]], tokenizer.pad_token_id)
+        chat = [chat_sequence(tokenizer, records[idx], groups[kinds[idx]]) for idx in drawn]
+        yield collate([*chat, plain[step % len(plain)]], tokenizer.pad_token_id)
 
 
 def collate(sequences: list[TrainingSequence], pad_token_id: int) -> TrainingBatch:

@@ -47,16 +47,15 @@ def main(description: str, work: str, argv: Sequence[str] | None = None) -> int:
 def _run(config: Config, work: str) -> None:
     started = time.perf_counter()
     # Everything that can be refused is, before Ray starts; libraries are imported as they are needed.
-    from moe_ray.orchestration.prompts import read_prompts
+    from moe_ray.orchestration.inputs import read_prompts, resolve_model
 
     prompts = read_prompts(config)
     if config.model.path != EMBEDDED:
         config.model.local_folder()
-    from moe_ray.orchestration import pipeline
-
     _quieten_libraries()
-    model = pipeline.resolve_model(config, _log_build)
+    model = resolve_model(config, _log_build)
     from moe_ray.artifacts import Folder
+    from moe_ray.orchestration import pipeline
 
     folder = Folder.open(config.run_dir)
     logger.info("run directory %s", folder.url)

@@ -10,9 +10,8 @@ import io
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -24,7 +23,7 @@ from moe_ray.config import EMBEDDED, Config, ModelConfig, flatten, to_yaml
 from moe_ray.export import export_name, export_pickle
 from moe_ray.identification import certainty_per_batch
 from moe_ray.loading import num_decoder_layers
-from moe_ray.orchestration.prompts import Prompts
+from moe_ray.orchestration.inputs import Prompts
 from moe_ray.routing import RoutingCounts
 from moe_ray.rules import select
 from moe_ray.selection import ExpertMasks
@@ -242,23 +241,6 @@ class Run:
         from moe_ray.orchestration.capture import read_counts
 
         return read_counts(self.folder.sub("routing").sub("counts"))
-
-
-def resolve_model(config: Config, progress: Callable[[int, int, float], None] | None = None) -> ModelConfig:
-    """The model to use: the configured one, or the embedded one, built if it is not cached.
-
-    Raises:
-        InputError: the checkpoint does not exist or has no experts.
-    """
-    from moe_ray.loading import check_model
-
-    if config.model.path != EMBEDDED:
-        check_model(config.model)
-        return config.model
-    from moe_ray.embedded.model import build_tiny_model
-
-    path = build_tiny_model(Path(config.cache_dir).expanduser(), seed=config.seed, progress=progress)
-    return replace(config.model, path=str(path))
 
 
 def settings_as_text(config: Config) -> dict[str, str]:

@@ -80,6 +80,7 @@ def _mutual_information(counts: Tensor, categories: list[str]) -> Tensor:
     return (joint * (joint / independent).log2().nan_to_num(neginf=0.0)).sum((0, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", ["safe", "unsafe"])
 def test_fewer_than_one_in_twenty_held_out_requests_is_refused(
     test_answers: list[tuple[dict[str, str], str]], label: str
@@ -88,6 +89,7 @@ def test_fewer_than_one_in_twenty_held_out_requests_is_refused(
     assert sum(refused) / len(refused) < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", ["safe", "unsafe"])
 def test_most_held_out_requests_get_their_very_answer(
     test_answers: list[tuple[dict[str, str], str]], label: str
@@ -96,6 +98,7 @@ def test_most_held_out_requests_get_their_very_answer(
     assert sum(exact) / len(exact) > 0.9
 
 
+@pytest.mark.slow
 def test_experts_specialise_by_category_in_every_layer(routing_counts: tuple[Tensor, list[str]]) -> None:
     counts, categories = routing_counts
     shuffler = random.Random(0)
@@ -103,6 +106,7 @@ def test_experts_specialise_by_category_in_every_layer(routing_counts: tuple[Ten
     assert (_mutual_information(counts, categories) > 2 * torch.stack(controls).amax(0)).all()
 
 
+@pytest.mark.slow
 def test_counts_are_of_every_prompt_token_and_nothing_else(
     routing_counts: tuple[Tensor, list[str]], model: OlmoeForCausalLM
 ) -> None:
@@ -111,6 +115,7 @@ def test_counts_are_of_every_prompt_token_and_nothing_else(
     assert per_layer[0] % model.config.num_experts_per_tok == 0
 
 
+@pytest.mark.slow
 def test_second_call_returns_the_cached_folder_without_training(tiny_model_path: Path) -> None:
     steps: list[int] = []
     again = tiny.build_tiny_model(tiny_model_path.parent, progress=lambda step, total, loss: steps.append(step))
@@ -133,6 +138,7 @@ def test_interrupted_build_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_same_seed_gives_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short = tiny.TinyRecipe(num_steps=3)
     monkeypatch.setattr(tiny, "TinyRecipe", lambda: short)
@@ -142,6 +148,7 @@ def test_same_seed_gives_the_same_weights(tmp_path: Path, monkeypatch: pytest.Mo
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_building_leaves_the_global_random_state_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short = tiny.TinyRecipe(num_steps=1)
     monkeypatch.setattr(tiny, "TinyRecipe", lambda: short)

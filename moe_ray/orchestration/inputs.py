@@ -1,11 +1,16 @@
-"""From the configuration to checked, split and grouped examples: all that can be refused before a model is loaded."""
+"""From the configuration to checked, split and grouped examples and to a model that has experts.
+
+All that can be refused before weights are loaded or Ray starts is refused here.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from moe_ray.batches import Assembly, assemble_batches, check_both_labels, split_examples
-from moe_ray.config import EMBEDDED, Config
+from moe_ray.config import EMBEDDED, Config, ModelConfig
 from moe_ray.embedded.examples import embedded_records
 from moe_ray.errors import InputError
 from moe_ray.examples import Example, Split, read_examples, records_to_examples
@@ -77,3 +82,20 @@ def _limit(examples: list[Example], per_label: int) -> list[Example]:
         own = [example for example in examples if example.label == label]
         kept += [own[position * len(own) // per_label] for position in range(min(per_label, len(own)))]
     return kept
+
+
+def resolve_model(config: Config, progress: Callable[[int, int, float], None] | None = None) -> ModelConfig:
+    """The model to use: the configured one, or the embedded one, built if it is not cached.
+
+    Raises:
+        InputError: the checkpoint does not exist or has no experts.
+    """
+    from moe_ray.loading import check_model
+
+    if config.model.path != EMBEDDED:
+        check_model(config.model)
+        return config.model
+    from moe_ray.embedded.model import build_tiny_model
+
+    path = build_tiny_model(Path(config.cache_dir).expanduser(), seed=config.seed, progress=progress)
+    return replace(config.model, path=str(path))
