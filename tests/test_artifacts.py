@@ -26,6 +26,8 @@ def some_counts():
         counts_NLE=rng.integers(0, 9, (2, 3, 8)).astype(np.int32),
         layers=(1, 2, 5),
         num_experts_per_tok=2,
+        pair=np.array(["a", ""], dtype=object),
+        weights_NLE=rng.random((2, 3, 8)).astype(np.float32),
     )
 
 
@@ -35,6 +37,8 @@ def test_routing_counts_survive_a_parquet_file(folder):
     got = table_to_counts(folder.read_table("counts.parquet"))
     assert got.counts_NLE.dtype == np.int32
     assert np.array_equal(got.counts_NLE, counts.counts_NLE)
+    assert np.array_equal(got.weights_NLE, counts.weights_NLE)
+    assert list(got.pair) == ["a", ""]
     assert (got.layers, got.num_experts_per_tok, list(got.label)) == ((1, 2, 5), 2, ["safe", "unsafe"])
 
 

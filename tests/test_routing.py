@@ -216,3 +216,20 @@ def test_a_model_whose_hidden_states_are_not_finite_is_refused():
         model.model.norm.weight.fill_(torch.nan)
     with pytest.raises(InputError, match="not finite"):
         captured(model, ROWS)
+
+
+def test_routed_weights_sum_to_one_per_token_where_the_family_normalises_them():
+    model = shared("mixtral")
+    with counting(model, weights=True) as counter:
+        _, num_tokens = count_rows(model, counter, ROWS, pad_id=0)
+    sums = counter.last_weights.sum(dim=2)
+    expected = torch.as_tensor(num_tokens).reshape(-1, 1).float().expand_as(sums)
+    torch.testing.assert_close(sums, expected, atol=1e-4, rtol=0)
+
+
+def test_an_expert_without_routed_tokens_has_no_routed_weight_and_the_other_way_round():
+    model = shared("deepseek_v3")
+    with counting(model, weights=True) as counter:
+        counts, _ = count_rows(model, counter, ROWS, pad_id=0)
+    weights = counter.last_weights.view(*counts.shape).numpy()
+    assert np.array_equal(weights > 0, counts > 0)
