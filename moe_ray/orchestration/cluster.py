@@ -31,8 +31,6 @@ _LOCAL_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TOKENIZERS_PARALLELISM": "false",
-    # Ray Data's own actors trip a C++ warning about their constructor arguments on every start.
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
 
 _LOG_LEVELS = {

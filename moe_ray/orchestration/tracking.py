@@ -21,6 +21,10 @@ _MAX_PARAM_CHARACTERS = 500
 _METRICS_PER_CALL = 500
 
 
+def _is_warning(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING
+
+
 class MlflowTracker:
     """Writes to one MLflow run, which `end` closes.
 
@@ -41,7 +45,8 @@ class MlflowTracker:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 logging.getLogger("alembic").setLevel(logging.WARNING)
-                logging.getLogger("mlflow").setLevel(logging.WARNING)
+                # Its level is set anew when the module is first used; a filter stays.
+                logging.getLogger("mlflow.store.db.utils").addFilter(_is_warning)
                 experiment = self.client.get_experiment_by_name(config.experiment)
                 experiment_id = (
                     experiment.experiment_id
