@@ -39,14 +39,14 @@ class MlflowTracker:
 
     def __init__(self, config: TrackingConfig, run_name: str, folder: Folder) -> None:
         self.uri = config.uri or f"sqlite:///{folder.sub('mlflow').file('mlflow.db')}"
+        # Its level is set anew when the module is first used; a filter stays.
+        logging.getLogger("mlflow.store.db.utils").addFilter(_is_warning)
         self.client = mlflow.MlflowClient(tracking_uri=self.uri)
         artifacts = None if config.uri else folder.sub("mlflow").sub("artifacts").url
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 logging.getLogger("alembic").setLevel(logging.WARNING)
-                # Its level is set anew when the module is first used; a filter stays.
-                logging.getLogger("mlflow.store.db.utils").addFilter(_is_warning)
                 experiment = self.client.get_experiment_by_name(config.experiment)
                 experiment_id = (
                     experiment.experiment_id
