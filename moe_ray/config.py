@@ -1,23 +1,14 @@
-"""Configuration: one frozen dataclass per stage, read from YAML and dotted overrides.
+"""Configuration: one frozen dataclass per stage, with every setting explained and checked.
 
 The tree has the shape of the pipeline, so `selection.threshold` names the same thing in a YAML file, on the command line
-and in a sweep's search space. Values are checked when they are built; an unknown key is an error that names the nearest
-known one.
+and in a sweep's search space. Values are checked when they are built. `config_io` reads and writes the tree.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import difflib
-import types
-import typing
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-
-import yaml
 
 from moe_ray.errors import InputError
 
@@ -29,7 +20,8 @@ def _setting(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
 
 
-def _require(holds: bool, key: str, got: object, expected: str) -> None:
+def require(holds: bool, key: str, got: object, expected: str) -> None:
+    """Raises InputError, naming the setting, unless `holds`."""
     if not holds:
         raise InputError(f"{key}: got {got!r}, expected {expected}; change it in the YAML file or with {key}=VALUE")
 
@@ -96,14 +88,14 @@ class PromptsConfig:
     )
 
     def __post_init__(self) -> None:
-        _require(bool(self.files), "prompts.files", self.files, "at least one file, or 'embedded'")
-        _require(self.safe_per_batch > 0, "prompts.safe_per_batch", self.safe_per_batch, "1 or more")
-        _require(self.unsafe_per_batch > 0, "prompts.unsafe_per_batch", self.unsafe_per_batch, "1 or more")
-        _require(0 < self.test_fraction < 1, "prompts.test_fraction", self.test_fraction, "a fraction between 0 and 1")
-        _require(self.max_batches >= 0, "prompts.max_batches", self.max_batches, "0 or more")
-        _require(self.max_test_examples >= 0, "prompts.max_test_examples", self.max_test_examples, "0 or more")
-        _require(self.own_answer_tokens > 0, "prompts.own_answer_tokens", self.own_answer_tokens, "1 or more")
-        _require(bool(self.refusal.strip()), "prompts.refusal", self.refusal, "a non-empty text")
+        require(bool(self.files), "prompts.files", self.files, "at least one file, or 'embedded'")
+        require(self.safe_per_batch > 0, "prompts.safe_per_batch", self.safe_per_batch, "1 or more")
+        require(self.unsafe_per_batch > 0, "prompts.unsafe_per_batch", self.unsafe_per_batch, "1 or more")
+        require(0 < self.test_fraction < 1, "prompts.test_fraction", self.test_fraction, "a fraction between 0 and 1")
+        require(self.max_batches >= 0, "prompts.max_batches", self.max_batches, "0 or more")
+        require(self.max_test_examples >= 0, "prompts.max_test_examples", self.max_test_examples, "0 or more")
+        require(self.own_answer_tokens > 0, "prompts.own_answer_tokens", self.own_answer_tokens, "1 or more")
+        require(bool(self.refusal.strip()), "prompts.refusal", self.refusal, "a non-empty text")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +108,9 @@ class CaptureConfig:
     weights: bool = _setting(False, "also sum routed weights, which selection.weighting=activation and esft_gate need")
 
     def __post_init__(self) -> None:
-        _require(self.num_actors > 0, "capture.num_actors", self.num_actors, "1 or more")
-        _require(self.gpus_per_actor >= 0, "capture.gpus_per_actor", self.gpus_per_actor, "0 or more")
-        _require(self.rows_per_forward > 0, "capture.rows_per_forward", self.rows_per_forward, "1 or more")
+        require(self.num_actors > 0, "capture.num_actors", self.num_actors, "1 or more")
+        require(self.gpus_per_actor >= 0, "capture.gpus_per_actor", self.gpus_per_actor, "0 or more")
+        require(self.rows_per_forward > 0, "capture.rows_per_forward", self.rows_per_forward, "1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,28 +146,28 @@ class SelectionConfig:
     resamples: int = _setting(200, "bootstrap resamples of a batch's prompts, for stability; 0 = none")
 
     def __post_init__(self) -> None:
-        _require(-1 <= self.threshold < 1, "selection.threshold", self.threshold, "a number from -1 to below 1")
-        _require(self.top_k > 0, "selection.top_k", self.top_k, "1 or more")
-        _require(self.per_layer_quota > 0, "selection.per_layer_quota", self.per_layer_quota, "1 or more")
-        _require(0 < self.top_p <= 1, "selection.top_p", self.top_p, "a fraction above 0, at most 1")
-        _require(0 <= self.alpha < 1, "selection.alpha", self.alpha, "a fraction from 0 to below 1")
-        _require(0 <= self.stability <= 1, "selection.stability", self.stability, "a fraction from 0 to 1")
-        _require(self.permutations >= 0, "selection.permutations", self.permutations, "0 or more")
-        _require(self.resamples >= 0, "selection.resamples", self.resamples, "0 or more")
+        require(-1 <= self.threshold < 1, "selection.threshold", self.threshold, "a number from -1 to below 1")
+        require(self.top_k > 0, "selection.top_k", self.top_k, "1 or more")
+        require(self.per_layer_quota > 0, "selection.per_layer_quota", self.per_layer_quota, "1 or more")
+        require(0 < self.top_p <= 1, "selection.top_p", self.top_p, "a fraction above 0, at most 1")
+        require(0 <= self.alpha < 1, "selection.alpha", self.alpha, "a fraction from 0 to below 1")
+        require(0 <= self.stability <= 1, "selection.stability", self.stability, "a fraction from 0 to 1")
+        require(self.permutations >= 0, "selection.permutations", self.permutations, "0 or more")
+        require(self.resamples >= 0, "selection.resamples", self.resamples, "0 or more")
         self._check_filters()
         known = {"prompt", "response"}
-        _require(
+        require(
             bool(self.roles) and set(self.roles) <= known, "selection.roles", self.roles, "prompt, response or both"
         )
 
     def _check_filters(self) -> None:
         if self.alpha:
-            _require(self.permutations > 0, "selection.permutations", 0, "1 or more, since selection.alpha is on")
+            require(self.permutations > 0, "selection.permutations", 0, "1 or more, since selection.alpha is on")
         if self.stability:
-            _require(self.resamples > 0, "selection.resamples", 0, "1 or more, since selection.stability is on")
+            require(self.resamples > 0, "selection.resamples", 0, "1 or more, since selection.stability is on")
         if self.alpha or self.stability:
             tested = self.rule in ("risk_diff", "per_layer", "random")
-            _require(tested, "selection.rule", self.rule, "risk_diff or per_layer where alpha or stability is on")
+            require(tested, "selection.rule", self.rule, "risk_diff or per_layer where alpha or stability is on")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,23 +209,23 @@ class TrainConfig:
     checkpoint_every: int = _setting(0, "steps between checkpoints; 0 = at the end of every epoch")
 
     def __post_init__(self) -> None:
-        _require(self.num_workers >= 0, "train.num_workers", self.num_workers, "0 or more")
-        _require(self.gpus_per_worker >= 0, "train.gpus_per_worker", self.gpus_per_worker, "0 or more")
-        _require(self.epochs > 0, "train.epochs", self.epochs, "1 or more")
-        _require(self.learning_rate > 0, "train.learning_rate", self.learning_rate, "a positive number")
-        _require(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "0 or more")
-        _require(0 <= self.warmup < 1, "train.warmup", self.warmup, "a fraction from 0 to below 1")
-        _require(
+        require(self.num_workers >= 0, "train.num_workers", self.num_workers, "0 or more")
+        require(self.gpus_per_worker >= 0, "train.gpus_per_worker", self.gpus_per_worker, "0 or more")
+        require(self.epochs > 0, "train.epochs", self.epochs, "1 or more")
+        require(self.learning_rate > 0, "train.learning_rate", self.learning_rate, "a positive number")
+        require(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "0 or more")
+        require(0 <= self.warmup < 1, "train.warmup", self.warmup, "a fraction from 0 to below 1")
+        require(
             (self.boost > 0) == (self.routing == "boosted"),
             "train.boost",
             self.boost,
             "a positive number with train.routing=boosted, 0 otherwise",
         )
-        _require(self.patience >= 0, "train.patience", self.patience, "0 or more")
-        _require(self.tokens_per_forward >= 0, "train.tokens_per_forward", self.tokens_per_forward, "0 or more")
-        _require(self.max_grad_norm >= 0, "train.max_grad_norm", self.max_grad_norm, "0 or more")
-        _require(self.rows_per_forward > 0, "train.rows_per_forward", self.rows_per_forward, "1 or more")
-        _require(self.checkpoint_every >= 0, "train.checkpoint_every", self.checkpoint_every, "0 or more")
+        require(self.patience >= 0, "train.patience", self.patience, "0 or more")
+        require(self.tokens_per_forward >= 0, "train.tokens_per_forward", self.tokens_per_forward, "0 or more")
+        require(self.max_grad_norm >= 0, "train.max_grad_norm", self.max_grad_norm, "0 or more")
+        require(self.rows_per_forward > 0, "train.rows_per_forward", self.rows_per_forward, "1 or more")
+        require(self.checkpoint_every >= 0, "train.checkpoint_every", self.checkpoint_every, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,10 +238,10 @@ class EvaluateConfig:
     max_new_tokens: int = _setting(32, "length of a generated answer, in tokens")
 
     def __post_init__(self) -> None:
-        _require(self.num_actors > 0, "evaluate.num_actors", self.num_actors, "1 or more")
-        _require(self.gpus_per_actor >= 0, "evaluate.gpus_per_actor", self.gpus_per_actor, "0 or more")
-        _require(self.rows_per_forward > 0, "evaluate.rows_per_forward", self.rows_per_forward, "1 or more")
-        _require(self.max_new_tokens > 0, "evaluate.max_new_tokens", self.max_new_tokens, "1 or more")
+        require(self.num_actors > 0, "evaluate.num_actors", self.num_actors, "1 or more")
+        require(self.gpus_per_actor >= 0, "evaluate.gpus_per_actor", self.gpus_per_actor, "0 or more")
+        require(self.rows_per_forward > 0, "evaluate.rows_per_forward", self.rows_per_forward, "1 or more")
+        require(self.max_new_tokens > 0, "evaluate.max_new_tokens", self.max_new_tokens, "1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,7 +260,7 @@ class ClusterConfig:
     num_cpus: int = _setting(4, "logical CPUs of a local Ray; at least the sum of actors and workers, plus 2")
 
     def __post_init__(self) -> None:
-        _require(self.num_cpus >= 2, "cluster.num_cpus", self.num_cpus, "2 or more")
+        require(self.num_cpus >= 2, "cluster.num_cpus", self.num_cpus, "2 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,143 +280,4 @@ class Config:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
-        _require(bool(self.run_dir), "run_dir", self.run_dir, "a folder or URL")
-
-
-def load_config(path: str | None = None, overrides: Sequence[str] = ()) -> Config:
-    """The configuration of a YAML file with `key.sub=value` overrides on top.
-
-    Raises:
-        InputError: the file is missing or not a mapping, a key is unknown, a value has the wrong type or range.
-    """
-    tree: dict[str, Any] = {}
-    if path is not None:
-        tree = _read_yaml(path)
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals:
-            raise InputError(f"override {override!r}: expected key=value, such as selection.top_k=20")
-        _put(tree, key.strip(), _parse_value(text, key))
-    config = _build(Config, tree, "")
-    assert isinstance(config, Config)
-    return config
-
-
-def flatten(config: object, prefix: str = "") -> dict[str, Any]:
-    """Dotted keys to plain values, in declaration order."""
-    flat: dict[str, Any] = {}
-    for item in dataclasses.fields(typing.cast(Any, config)):
-        value = getattr(config, item.name)
-        if dataclasses.is_dataclass(value):
-            flat |= flatten(value, f"{prefix}{item.name}.")
-        else:
-            flat[f"{prefix}{item.name}"] = list(value) if isinstance(value, tuple) else value
-    return flat
-
-
-def describe_keys(kind: type = Config, prefix: str = "") -> Iterator[tuple[str, str, Any, str]]:
-    """Yields `(dotted key, type, default, explanation)` of every setting."""
-    hints = typing.get_type_hints(kind)
-    for item in dataclasses.fields(kind):
-        if dataclasses.is_dataclass(hints[item.name]):
-            yield from describe_keys(hints[item.name], f"{prefix}{item.name}.")
-        else:
-            yield f"{prefix}{item.name}", _type_name(hints[item.name]), item.default, item.metadata["help"]
-
-
-def to_yaml(config: Config) -> str:
-    """The configuration as YAML that `load_config` reads back to an equal one."""
-    plain = dataclasses.asdict(config)
-    text: str = yaml.safe_dump(_listify(plain), sort_keys=False)
-    return text
-
-
-def _listify(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _listify(item) for key, item in value.items()}
-    return [_listify(item) for item in value] if isinstance(value, (tuple, list)) else value
-
-
-def _read_yaml(path: str) -> dict[str, Any]:
-    if not Path(path).is_file():
-        raise InputError(f"configuration file {path!r} does not exist; give the path of a YAML file")
-    try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {error}") from error
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise InputError(f"{path}: got a {type(tree).__name__}, expected a mapping of configuration keys")
-    return tree
-
-
-def _parse_value(text: str, key: str) -> Any:
-    try:
-        return yaml.safe_load(text) if text else ""
-    except yaml.YAMLError as error:
-        raise InputError(f"{key}: {text!r} is not a valid YAML value; quote it") from error
-
-
-def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:
-    *parents, last = dotted.split(".")
-    for parent in parents:
-        child = tree.setdefault(parent, {})
-        if not isinstance(child, dict):
-            raise InputError(f"{dotted}: {parent} is a value, not a group of settings")
-        tree = child
-    tree[last] = value
-
-
-def _build(kind: type, tree: Mapping[str, Any], prefix: str) -> object:
-    if not isinstance(tree, Mapping):
-        raise InputError(f"{prefix.rstrip('.')}: got {tree!r}, expected a group of settings")
-    hints = typing.get_type_hints(kind)
-    names = [item.name for item in dataclasses.fields(kind)]
-    values: dict[str, Any] = {}
-    for name, value in tree.items():
-        if name not in names:
-            raise InputError(_unknown_key(f"{prefix}{name}"))
-        if dataclasses.is_dataclass(hints[name]):
-            values[name] = _build(typing.cast(type, hints[name]), value, f"{prefix}{name}.")
-        else:
-            values[name] = _coerce(value, hints[name], f"{prefix}{name}")
-    return kind(**values)
-
-
-def _unknown_key(key: str) -> str:
-    known = [name for name, *_ in describe_keys()]
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
-    near = near or [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
-    hint = f"did you mean {near[0]}?" if near else "see --help for all keys"
-    return f"unknown configuration key {key!r}; {hint}"
-
-
-def _coerce(value: Any, hint: Any, key: str) -> Any:
-    """`value` as the annotated type, without guessing: only int → float and one item → list of one."""
-    origin = typing.get_origin(hint)
-    if origin is Literal:
-        _require(value in typing.get_args(hint), key, value, "one of " + ", ".join(map(str, typing.get_args(hint))))
-        return value
-    if origin is tuple:
-        items = value if isinstance(value, (list, tuple)) else [value]
-        return tuple(_coerce(item, typing.get_args(hint)[0], key) for item in items)
-    if hint is float and isinstance(value, str):
-        # YAML 1.1 reads 5e-4 (no dot) as a string.
-        with contextlib.suppress(ValueError):
-            value = float(value)
-    accepted: tuple[type, ...] = (int, float) if hint is float else (hint,)
-    fits = isinstance(value, accepted) and not (isinstance(value, bool) and hint is not bool)
-    _require(fits, key, value, _type_name(hint))
-    return float(value) if hint is float else value
-
-
-def _type_name(hint: Any) -> str:
-    origin = typing.get_origin(hint)
-    if origin is Literal:
-        return " | ".join(str(choice) for choice in typing.get_args(hint))
-    if origin is tuple:
-        return f"list of {_type_name(typing.get_args(hint)[0])}"
-    if isinstance(hint, types.UnionType):
-        return " or ".join(_type_name(arg) for arg in typing.get_args(hint))
-    return {"str": "text", "int": "whole number", "float": "number", "bool": "true or false"}[hint.__name__]
+        require(bool(self.run_dir), "run_dir", self.run_dir, "a folder or URL")

@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_ray.config import Config, SelectionConfig, describe_keys, flatten, load_config, to_yaml
+from moe_ray.config import Config, SelectionConfig
+from moe_ray.config_io import describe_keys, flatten, load_config, to_yaml
 from moe_ray.errors import InputError
 
 

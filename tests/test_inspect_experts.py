@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 
 from moe_ray.artifacts import Folder, counts_to_table, write_masks
-from moe_ray.config import Config, to_yaml
+from moe_ray.config import Config
+from moe_ray.config_io import to_yaml
 from moe_ray.identification import identify
 from moe_ray.moe_layers import Expert
 from moe_ray.risk import risk_differences

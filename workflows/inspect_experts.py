@@ -25,7 +25,8 @@ import fsspec
 import pandas as pd
 
 from moe_ray.artifacts import Folder, read_masks, table_to_counts
-from moe_ray.config import Config, load_config
+from moe_ray.config import Config
+from moe_ray.config_io import load_config
 from moe_ray.confounds import confound_warnings, length_table, weighting_agreement
 from moe_ray.errors import InputError
 from moe_ray.explore import batch_overlap, categories_of_batches, expert_categories, shared_experts, sweep_union

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from moe_ray.config import EMBEDDED, Config, describe_keys, load_config
+from moe_ray.config import EMBEDDED, Config
+from moe_ray.config_io import describe_keys, load_config
 from moe_ray.errors import InputError
 
 logger = logging.getLogger("moe_ray")

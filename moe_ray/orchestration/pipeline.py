@@ -19,7 +19,8 @@ import pandas as pd
 from moe_ray import report
 from moe_ray.artifacts import Folder, content_hash, hash_checkpoint, hash_file, read_masks, write_masks
 from moe_ray.batches import batches_to_frame, example_to_row, examples_to_frame
-from moe_ray.config import EMBEDDED, Config, ModelConfig, flatten, to_yaml
+from moe_ray.config import EMBEDDED, Config, ModelConfig
+from moe_ray.config_io import flatten, to_yaml
 from moe_ray.export import export_name, export_pickle
 from moe_ray.identification import certainty_per_batch
 from moe_ray.loading import num_decoder_layers

@@ -13,7 +13,8 @@ import torch
 from moe_ray.adapter import adapter_applied
 from moe_ray.artifacts import Folder, read_masks
 from moe_ray.batches import frame_to_batches
-from moe_ray.config import ModelConfig, load_config
+from moe_ray.config import ModelConfig
+from moe_ray.config_io import load_config
 from moe_ray.loading import load_model, load_tokenizer
 from moe_ray.moe_layers import find_moe_layers
 from moe_ray.orchestration.capture import read_counts
