@@ -1,6 +1,9 @@
 import os
 from pathlib import Path
 
+# Read when ray is imported, which test modules do as they are collected: a local Ray listens on loopback only.
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+
 import pytest
 
 

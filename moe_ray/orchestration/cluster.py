@@ -13,16 +13,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import ray
-import ray.data
-from ray.data.context import ShuffleStrategy
-
 from moe_ray.config import ClusterConfig
 from moe_ray.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 _LOCAL_ENVIRONMENT = {
+    # Makes Ray take 127.0.0.1 for this node's address, and its servers listen there only. Read when ray is imported.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_worker_niceness": "0",
     "RAY_num_workers_soft_limit": "8",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -53,20 +51,23 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
     Raises:
         InputError: the address does not answer.
     """
+    address = config.address or os.environ.get("RAY_ADDRESS", "")
+    if not address:
+        for name, value in _LOCAL_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+    import ray
+
     if ray.is_initialized():
         _tune_data()
         yield
         return
     _quieten()
-    address = config.address or os.environ.get("RAY_ADDRESS", "")
     try:
         if address:
             logger.info("connecting to Ray at %s", address)
             ray.init(address=address, log_to_driver=True, logging_level="warning")
         else:
             logger.info("starting a local Ray with %d logical CPUs", config.num_cpus)
-            for name, value in _LOCAL_ENVIRONMENT.items():
-                os.environ.setdefault(name, value)
             if not sys.stderr.isatty():
                 os.environ.setdefault("RAY_COLOR_PREFIX", "0")
             ray.init(
@@ -75,7 +76,6 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
                 # Ray Train asks the dashboard process for the state of its actors, and complains without it.
                 include_dashboard=True,
                 dashboard_host="127.0.0.1",
-                _node_ip_address="127.0.0.1",
                 logging_level="warning",
             )
     except ConnectionError as error:
@@ -93,6 +93,8 @@ def require_cpus(wanted: int, what: str) -> None:
     Raises:
         InputError: a Ray on this machine alone has fewer CPUs; a cluster may still add nodes.
     """
+    import ray
+
     cpus = int(ray.cluster_resources().get("CPU", 0))
     address: str = ray.get_runtime_context().gcs_address
     if cpus < wanted and address.startswith("127.0.0.1"):
@@ -103,6 +105,9 @@ def require_cpus(wanted: int, what: str) -> None:
 
 
 def _tune_data() -> None:
+    import ray.data
+    from ray.data.context import ShuffleStrategy
+
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -87,6 +87,8 @@ def _limit(examples: list[Example], per_label: int) -> list[Example]:
 def resolve_model(config: Config, progress: Callable[[int, int, float], None] | None = None) -> ModelConfig:
     """The model to use: the configured one, or the embedded one, built if it is not cached.
 
+    A local checkpoint's path comes back absolute, since workers run in folders of their own.
+
     Raises:
         InputError: the checkpoint does not exist or has no experts.
     """
@@ -94,8 +96,9 @@ def resolve_model(config: Config, progress: Callable[[int, int, float], None] | 
 
     if config.model.path != EMBEDDED:
         check_model(config.model)
-        return config.model
+        folder = config.model.local_folder()
+        return config.model if folder is None else replace(config.model, path=str(folder.absolute()))
     from moe_ray.embedded.model import build_tiny_model
 
-    path = build_tiny_model(Path(config.cache_dir).expanduser(), seed=config.seed, progress=progress)
+    path = build_tiny_model(Path(config.cache_dir).expanduser().absolute(), seed=config.seed, progress=progress)
     return replace(config.model, path=str(path))

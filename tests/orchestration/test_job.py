@@ -27,6 +27,8 @@ def head():
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_worker_niceness": "0",
+        # The head's servers listen on loopback only.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_num_workers_soft_limit": "8",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
