@@ -94,8 +94,8 @@ def _arrow_filesystem(folder: Folder) -> Any:
 
 
 def _worker_loop(loop_config: dict[str, Any]) -> dict[str, Any]:
-    # Prints every report with its checkpoint's path; the step lines say what people want to know.
-    logging.getLogger("ray.train.v2._internal.execution.context").setLevel(logging.WARNING)
+    # Ray Train would print every report with its checkpoint's path; the step lines say what people want to know.
+    logging.getLogger().setLevel(logging.WARNING)
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
 
