@@ -18,7 +18,7 @@ from moe_ray.embedded.examples import base_training_records, refusals
 from moe_ray.embedded.tokenizer import CHAT_TEMPLATE, train_tokenizer
 from moe_ray.embedded.training import training_batches, training_losses
 
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 """To be raised with any change of code that changes what a build gives: the recipe's values do not show it."""
 
 logger = logging.getLogger(__name__)

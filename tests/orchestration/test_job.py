@@ -5,6 +5,7 @@ import os
 import re
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,12 @@ pytestmark = [pytest.mark.needs_ray, pytest.mark.slow, pytest.mark.filterwarning
 
 ROOT = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).with_name("ray"))
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +44,8 @@ def head():
     with tempfile.TemporaryDirectory(prefix="ray") as folder, open(Path(folder, "log"), "w+b") as log:
         command = [RAY, "start", "--head", "--block", "--port=0", "--dashboard-host=127.0.0.1", "--dashboard-port=0"]
         command += ["--node-ip-address=127.0.0.1", "--num-cpus=4", "--disable-usage-stats", f"--temp-dir={folder}"]
+        # The agent that takes jobs has a fixed port otherwise, which the session's own Ray holds already.
+        command += [f"--dashboard-agent-listen-port={free_port()}"]
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         try:
             environment["RAY_API_SERVER_ADDRESS"] = wait_for_dashboard(process, Path(folder, "log"), environment)
