@@ -56,7 +56,7 @@ def head():
 
 
 def wait_for_dashboard(process, log, environment):
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         assert process.poll() is None, log.read_text()
         found = re.search(r"RAY_API_SERVER_ADDRESS='(http://[\d.:]+)'", log.read_text())
@@ -65,7 +65,7 @@ def wait_for_dashboard(process, log, environment):
                 [RAY, "job", "list"],
                 env=environment | {"RAY_API_SERVER_ADDRESS": found[1]},
                 capture_output=True,
-                timeout=60,
+                timeout=280,
             )
             if listed.returncode == 0:
                 return found[1]
