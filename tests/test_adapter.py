@@ -144,7 +144,9 @@ def test_a_base_that_differs_elsewhere_only_is_accepted(learned):
     model = build("olmoe")
     with torch.no_grad():
         model.lm_head.weight[0, 0] += 1e-3
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     apply_adapter(model, learned[1])
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_a_base_in_another_type_is_refused(learned):

@@ -122,8 +122,10 @@ def test_global_experts_are_the_largest_means_first(exported: dict[str, Any]) ->
 def test_pandas_alone_opens_it(tmp_path: Path) -> None:
     path = tmp_path / "export.pkl"
     export_pickle(path, **contents())
-    code = f"import sys; sys.modules.update(moe_ray=None, torch=None); import pandas; pandas.read_pickle({str(path)!r})"
-    subprocess.run([sys.executable, "-I", "-c", code], check=True, cwd=tmp_path)
+    blocked = "import sys; sys.modules.update(moe_ray=None, torch=None)"
+    code = f"{blocked}; import pandas; print(len(pandas.read_pickle({str(path)!r})))"
+    done = subprocess.run([sys.executable, "-I", "-c", code], check=True, cwd=tmp_path, capture_output=True, text=True)
+    assert int(done.stdout) == len(KEYS)
 
 
 def test_an_open_file_may_be_given() -> None:
