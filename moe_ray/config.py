@@ -6,6 +6,7 @@ and in a sweep's search space. Values are checked when they are built. `config_i
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -170,6 +171,14 @@ class SelectionConfig:
             require(tested, "selection.rule", self.rule, "risk_diff or per_layer where alpha or stability is on")
 
 
+def _is_weight(entry: str) -> bool:
+    name, _, weight = entry.rpartition("=")
+    try:
+        return bool(name) and 0 <= float(weight) < math.inf
+    except ValueError:
+        return False
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Masked fine-tuning of the union of unsafe experts."""
@@ -206,6 +215,21 @@ class TrainConfig:
         0,
         "tokens of a batch run at once, padding included; changes memory, not the result; 0 = no limit but the examples",
     )
+    batches_per_step: int = _setting(
+        0,
+        "batches in one optimiser step, shared out among the workers; an expert's gradient is averaged over those whose "
+        "mask holds it; 0 = one for each worker",
+    )
+    batch_weights: tuple[str, ...] = _setting(
+        (),
+        "NAME=WEIGHT entries, NAME a batch_idx or a category: the batch's gradient is multiplied by WEIGHT; 1 elsewhere",
+    )
+    dtype: Literal["float32", "model"] = _setting(
+        "float32", "type of the trained copies of experts and of their optimiser state; model = the model's own"
+    )
+    monitor: bool = _setting(
+        True, "check at every step that each batch trained under its own mask and no token left it"
+    )
     checkpoint_every: int = _setting(0, "steps between checkpoints; 0 = at the end of every epoch")
 
     def __post_init__(self) -> None:
@@ -225,6 +249,16 @@ class TrainConfig:
         require(self.tokens_per_forward >= 0, "train.tokens_per_forward", self.tokens_per_forward, "0 or more")
         require(self.max_grad_norm >= 0, "train.max_grad_norm", self.max_grad_norm, "0 or more")
         require(self.rows_per_forward > 0, "train.rows_per_forward", self.rows_per_forward, "1 or more")
+        require(
+            self.batches_per_step == 0 or self.batches_per_step >= self.num_workers,
+            "train.batches_per_step",
+            self.batches_per_step,
+            f"0, or at least one batch for each of the {self.num_workers} workers",
+        )
+        for entry in self.batch_weights:
+            require(
+                _is_weight(entry), "train.batch_weights", entry, "entries such as 3=2.0 or fraud=0.5, none negative"
+            )
         require(self.checkpoint_every >= 0, "train.checkpoint_every", self.checkpoint_every, "0 or more")
 
 
