@@ -206,9 +206,10 @@ class TrainConfig:
     empty_layers: Literal["natural"] = _setting(
         "natural", "policy of a layer with no unsafe expert in the batch: natural = all its experts may be routed"
     )
-    short_layers: Literal["allowed_only"] = _setting(
+    short_layers: Literal["allowed_only", "natural"] = _setting(
         "allowed_only",
-        "policy of a layer with fewer unsafe experts than num_experts_per_tok: allowed_only = tokens use only those",
+        "policy of a layer with fewer unsafe experts than num_experts_per_tok: allowed_only = tokens use only those; "
+        "natural = all its experts may be routed, and its unsafe ones learn from the tokens that reach them",
     )
     rows_per_forward: int = _setting(16, "examples of a batch run at once; changes memory, not the result")
     tokens_per_forward: int = _setting(

@@ -63,7 +63,9 @@ def accumulate_gradient(
     """
     num_tokens = sum(len(row.answer_ids) for row in rows)
     total = 0.0
-    with trainable.training_on(mask_LE, routing=config.routing, boost=config.boost) as monitor:
+    with trainable.training_on(
+        mask_LE, routing=config.routing, boost=config.boost, short_layers=config.short_layers
+    ) as monitor:
         for group in micro_batches(
             rows, rows_per_forward=config.rows_per_forward, tokens_per_forward=config.tokens_per_forward
         ):

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 from moe_ray.moe_layers import Expert
 from moe_ray.selection import Mask, mask_to_experts
-from moe_ray.trainable import RoutingPolicy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +25,7 @@ class Observation:
         mask_LE: (L, E) the mask that was in force.
         routed_LE: (L, E) experts that some token was routed to with a weight, in the layers that train.
         layers: L decoder layer indices.
-        routing: the policy that was in force.
+        restricted: layers where tokens may reach the batch's own experts only.
     """
 
     batch_idx: int
@@ -34,7 +33,7 @@ class Observation:
     mask_LE: Mask
     routed_LE: Mask
     layers: tuple[int, ...]
-    routing: RoutingPolicy
+    restricted: frozenset[int]
 
 
 Monitor = Callable[[Observation], None]
@@ -49,8 +48,8 @@ def check_routing(seen: Observation) -> None:
     """
     in_force = set(mask_to_experts(seen.mask_LE, seen.layers))
     routed = mask_to_experts(seen.routed_LE, seen.layers)
-    outside = [expert for expert in routed if expert not in seen.own]
-    if outside and seen.routing == "masked":
+    outside = [expert for expert in routed if expert.layer in seen.restricted and expert not in seen.own]
+    if outside:
         raise RuntimeError(
             f"batch {seen.batch_idx}: tokens reached {outside[0]}, which is not one of its unsafe experts; the mask in "
             "force was not its own"

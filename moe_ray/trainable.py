@@ -23,7 +23,7 @@ from moe_ray.errors import InputError
 from moe_ray.expert_forward import TrainedForward
 from moe_ray.masking import route_through, route_towards
 from moe_ray.moe_layers import Expert, MoELayers, find_moe_layers, uncompiled
-from moe_ray.selection import Mask, mask_to_experts
+from moe_ray.selection import Mask, ShortLayers, mask_to_experts, restrict_routing
 
 RoutingPolicy = Literal["masked", "natural", "boosted"]
 """Where a batch's tokens may go while it trains."""
@@ -72,7 +72,12 @@ class TrainableExperts:
 
     @contextmanager
     def training_on(
-        self, mask_LE: Mask, *, routing: RoutingPolicy = "masked", boost: float = 0.0
+        self,
+        mask_LE: Mask,
+        *,
+        routing: RoutingPolicy = "masked",
+        boost: float = 0.0,
+        short_layers: ShortLayers = "allowed_only",
     ) -> Iterator[RoutingMonitor]:
         """In this context, forward and backward run the mask's experts with gradient and everything else without.
 
@@ -83,21 +88,27 @@ class TrainableExperts:
             routing: masked = tokens reach the mask's experts only; natural = as the model routes; boosted = with `boost`
                 added to the router logits of the mask's experts.
             boost: for boosted, in logits.
+            short_layers: for masked, where tokens may go in layers with fewer of the mask's experts than a token uses.
         """
         self.experts_of(mask_LE)
+        restricted_LE = np.zeros_like(mask_LE)
+        if routing == "masked":
+            restricted_LE = restrict_routing(
+                mask_LE, num_experts_per_tok=self.moe_layers.num_experts_per_tok, short_layers=short_layers
+            )
         forwards = [
             TrainedForward(
                 layer,
                 np.flatnonzero(row).tolist(),
                 [self.parameters[Expert(layer.layer, int(expert))] for expert in np.flatnonzero(row)],
-                only_these=routing == "masked",
+                only_these=bool(restricted_E.any()),
             )
-            for layer, row in zip(self.moe_layers, mask_LE, strict=True)
+            for layer, row, restricted_E in zip(self.moe_layers, mask_LE, restricted_LE, strict=True)
             if row.any()
         ]
         with ExitStack() as stack, uncompiled():
-            if routing == "masked":
-                stack.enter_context(route_through(self.model, mask_LE))
+            if restricted_LE.any():
+                stack.enter_context(route_through(self.model, restricted_LE))
             elif routing == "boosted":
                 stack.enter_context(route_towards(self.model, mask_LE, boost=boost))
             for forward in forwards:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -264,10 +265,18 @@ class MaskedTrainer:
                     mask_LE=mask_LE,
                     routed_LE=gradient.routed_LE,
                     layers=self.trainable.moe_layers.layers,
-                    routing=self.config.routing,
+                    restricted=self._restricted_layers(batch_idx),
                 )
             )
         return gradient
+
+    def _restricted_layers(self, batch_idx: int) -> frozenset[int]:
+        """Where the policy keeps tokens to the batch's own experts, by the batch's list."""
+        if self.config.routing != "masked":
+            return frozenset()
+        sizes = Counter(expert.layer for expert in self.masks.selected[batch_idx])
+        least = 1 if self.config.short_layers == "allowed_only" else self.trainable.moe_layers.num_experts_per_tok
+        return frozenset(layer for layer, size in sizes.items() if size >= least)
 
     def _update(self, mask_LE: Mask) -> float:
         active = [

@@ -85,6 +85,21 @@ def test_after_training_under_another_policy_only_the_union_differs(family, rout
     assert_only_these_moved(model, before, union_of(EXPERTS))
 
 
+def test_after_training_with_short_layers_routed_naturally_only_the_union_differs():
+    model = build("olmoe")
+    before = state_of(model)
+    reports = train(model, replace(CONFIG, short_layers="natural"))
+    assert_only_these_moved(model, before, union_of(EXPERTS))
+    assert max(batch.num_experts_routed for report in reports for batch in report.batches) <= 4
+
+
+def test_the_trainer_notices_a_token_outside_a_layer_that_is_not_short(monkeypatch):
+    # Layer 0 of batch 7 has as many experts as a token uses, so it is restricted though short layers are not.
+    monkeypatch.setattr("moe_ray.trainable.route_through", lambda model, mask_LE: nullcontext())
+    with pytest.raises(RuntimeError, match="tokens reached L00"):
+        train(build("olmoe"), replace(CONFIG, short_layers="natural"), per_batch={7: EXPERTS[7]})
+
+
 def test_a_bfloat16_models_frozen_numbers_are_bit_identical():
     model = build("olmoe", dtype=torch.bfloat16)
     before = state_of(model)
