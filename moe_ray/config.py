@@ -228,6 +228,9 @@ class TrainConfig:
     dtype: Literal["float32", "model"] = _setting(
         "float32", "type of the trained copies of experts and of their optimiser state; model = the model's own"
     )
+    activation_checkpointing: bool = _setting(
+        False, "run each layer's forward again in the backward pass instead of keeping its activations: less memory"
+    )
     monitor: bool = _setting(
         True, "check at every step that each batch trained under its own mask and no token left it"
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,7 +134,10 @@ def fine_tune(
     for batch_idx, weight in (batch_weights or {}).items():
         weights[batch_idx] = weights.get(batch_idx, 1.0) * weight
     dtype = torch.float32 if settings.dtype == "float32" else model.dtype
-    with trainable_experts(model, masks.union, dtype=dtype) as experts:
+    with (
+        trainable_experts(model, masks.union, dtype=dtype) as experts,
+        _activation_checkpointing(model, settings.activation_checkpointing),
+    ):
         trainer = MaskedTrainer(
             model,
             experts,
@@ -160,6 +164,18 @@ def fine_tune(
         total_parameters=sum(parameter.numel() for parameter in model.parameters()),
         frozen_parameters_changed=count_changed(frozen_before, hash_frozen(model, masks.union)),
     )
+
+
+@contextmanager
+def _activation_checkpointing(model: PreTrainedModel, switch_on: bool) -> Iterator[None]:
+    if not switch_on or model.is_activation_checkpointing:
+        yield
+        return
+    model.activation_checkpointing_enable()
+    try:
+        yield
+    finally:
+        model.activation_checkpointing_disable()
 
 
 def _validator(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import batch_masks, build, state_of
+from families import batch_masks, build, routing_spied, state_of
 from test_chat import make_tokenizer
 from test_training import assert_only_these_moved
 
@@ -103,3 +103,16 @@ def test_the_monitor_is_on_unless_it_is_switched_off():
     tune(build("olmoe"), epochs=1, after_step=after_step)
     tune(build("olmoe"), epochs=1, after_step=after_step, monitor=False)
     assert monitors == [True, True, False, False]
+
+
+def test_activation_checkpointing_runs_layers_again_and_changes_no_weight():
+    plain, checkpointed = build("olmoe"), build("olmoe")
+    with routing_spied(plain) as once:
+        tune(plain)
+    with routing_spied(checkpointed) as twice:
+        tune(checkpointed, activation_checkpointing=True)
+    assert len(twice) == 2 * len(once)
+    assert not checkpointed.is_activation_checkpointing
+    expected = state_of(plain)
+    for name, tensor in state_of(checkpointed).items():
+        torch.testing.assert_close(tensor, expected[name], atol=1e-6, rtol=0)
