@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_ray.errors import InputError
-from moe_ray.expert_forward import TrainedForward
+from moe_ray.expert_forward import TrainedForward, trained_forward
 from moe_ray.masking import route_through, route_towards
 from moe_ray.moe_layers import Expert, MoELayers, find_moe_layers, uncompiled
 from moe_ray.selection import Mask, ShortLayers, mask_to_experts, restrict_routing
@@ -42,11 +42,11 @@ class TrainableExperts:
         self.model = model
         self.moe_layers: MoELayers = find_moe_layers(model)
         self.union_LE = union_LE
-        self._fused = {layer.layer: layer.expert_tensors() for layer in self.moe_layers}
+        self._layers = {layer.layer: layer for layer in self.moe_layers}
         self.parameters: dict[Expert, dict[str, nn.Parameter]] = {
             expert: {
-                name: nn.Parameter(tensor[expert.expert].detach().clone().to(dtype))
-                for name, tensor in self._fused[expert.layer].items()
+                name: nn.Parameter(tensor.detach().clone().to(dtype))
+                for name, tensor in self._layers[expert.layer].tensors_of(expert.expert).items()
             }
             for expert in mask_to_experts(union_LE, self.moe_layers.layers)
         }
@@ -97,7 +97,7 @@ class TrainableExperts:
                 mask_LE, num_experts_per_tok=self.moe_layers.num_experts_per_tok, short_layers=short_layers
             )
         forwards = [
-            TrainedForward(
+            trained_forward(
                 layer,
                 np.flatnonzero(row).tolist(),
                 [self.parameters[Expert(layer.layer, int(expert))] for expert in np.flatnonzero(row)],
@@ -120,8 +120,8 @@ class TrainableExperts:
     def write_back(self, mask_LE: Mask) -> None:
         """Copies the tuned weights of the mask's experts into the model's own tensors."""
         for expert in self.experts_of(mask_LE):
-            for name, parameter in self.parameters[expert].items():
-                self._fused[expert.layer][name][expert.expert].copy_(parameter)
+            for name, tensor in self._layers[expert.layer].tensors_of(expert.expert).items():
+                tensor.copy_(self.parameters[expert][name])
 
     @torch.no_grad()
     def load(self, tensors: Mapping[Expert, Mapping[str, Tensor]]) -> None:
@@ -185,8 +185,17 @@ def hash_frozen(model: nn.Module, union_LE: Mask) -> dict[str, tuple[str, int]]:
     fused = {
         id(tensor): union_LE[row] for row, layer in enumerate(moe_layers) for tensor in layer.expert_tensors().values()
     }
+    learned = {
+        id(tensor)
+        for row, layer in enumerate(moe_layers)
+        if layer.expert_modules()
+        for expert in np.flatnonzero(union_LE[row])
+        for tensor in layer.tensors_of(int(expert)).values()
+    }
     hashes = {}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if id(tensor) in learned:
+            continue
         if id(tensor) not in fused:
             hashes[name] = (_digest(tensor), tensor.numel())
             continue
