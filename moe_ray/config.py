@@ -184,7 +184,9 @@ class TrainConfig:
     """Masked fine-tuning of the union of unsafe experts."""
 
     num_workers: int = _setting(1, "Ray Train workers; 0 trains in this process without Ray Train")
-    gpus_per_worker: float = _setting(0.0, "GPUs of one worker; 0 runs on CPU")
+    gpus_per_worker: float = _setting(
+        0.0, "GPUs of one worker; 0 runs on CPU; with 2 or more the model is spread over them, layer by layer"
+    )
     epochs: int = _setting(4, "passes over all batches")
     learning_rate: float = _setting(3e-3, "AdamW's step size")
     weight_decay: float = _setting(0.0, "AdamW's decay, applied to the experts of the batch being trained only")

@@ -343,6 +343,24 @@ def test_a_compiled_model_trains_to_the_same_weights(family):
     assert all(torch.equal(tensor, expected[name]) for name, tensor in state_of(compiled).items())
 
 
+def test_a_model_that_accelerate_has_spread_trains_to_the_same_weights():
+    # What `device_map` does to a model, on one device: every module's forward is wrapped to move its inputs.
+    import accelerate
+
+    plain, spread = build("olmoe"), build("olmoe")
+    places = {
+        name: "cpu" for name in ("model.embed_tokens", "model.layers.0", "model.layers.1", "model.norm", "lm_head")
+    }
+    places["model.rotary_emb"] = "cpu"
+    spread = accelerate.dispatch_model(spread, places, main_device="cpu", force_hooks=True)
+    assert hasattr(find_moe_layers(spread)[0].experts, "_hf_hook")
+    train(plain)
+    train(spread)
+    expected = state_of(plain)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in state_of(spread).items())
+    assert_only_these_moved(spread, state_of(build("olmoe")), union_of(EXPERTS))
+
+
 # Invariant 15
 
 
