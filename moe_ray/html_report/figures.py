@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from moe_ray.html_report.svg import draw, label
 from moe_ray.selection import ExpertMasks
 
-_DARK, _LIGHT, _ACCENT = "#17365c", "#d9c56a", "#8a6d00"
+_DARK, _MIDDLE, _LIGHT, _ACCENT = "#17365c", "#7d9cc0", "#e2d289", "#8a6d00"
 _MAP = "cividis"
 _MARKERS, _LINES = "osD^v<>P", ("-", "--", ":", "-.")
 _MOST_TICKS, _MOST_POINTS, _MOST_EXPERTS, _MOST_CATEGORIES, _MOST_NUMBERED = 12, 2000, 30, 24, 10
@@ -69,7 +69,7 @@ def heat_map(
         _ticks(axes, "y", layers, "layer")
         if not is_small:
             bar = figure.colorbar(image, ax=axes, shrink=0.9)
-            bar.set_label("risk difference (unsafe − safe)")
+            bar.set_label("risk difference")
 
     return draw(name, title, plot, width=width, height=height)
 
@@ -194,14 +194,13 @@ def before_after(name: str, title: str, rows: Sequence[Mapping[str, Any]], *, wh
 
     def plot(figure: Figure) -> None:
         axes = figure.add_subplot()
-        for when, shift, colour, hatch in (("before", -0.19, _LIGHT, "////"), ("after", 0.19, _DARK, "")):
+        for when, shift, colour, hatch in (("before", -0.19, _LIGHT, "////"), ("after", 0.19, _MIDDLE, "")):
             own = [(place + shift, row[when]) for place, row in enumerate(shown) if _is_rate(row[when])]
             places, rates = [place for place, _ in own], [rate for _, rate in own]
             values = np.array([rate["value"] for rate in rates])
             axes.barh(places, values, height=0.36, color=colour, hatch=hatch, edgecolor="black", lw=0.6, label=when)
             reach = [[rate["value"] - rate["low"] for rate in rates], [rate["high"] - rate["value"] for rate in rates]]
-            axes.errorbar(values, places, xerr=np.abs(reach), fmt="none", ecolor="white", elinewidth=3.2)
-            axes.errorbar(values, places, xerr=np.abs(reach), fmt="none", ecolor="black", elinewidth=1.1, capsize=2.5)
+            axes.errorbar(values, places, xerr=np.abs(reach), fmt="o", color="black", ms=2.5, elinewidth=1, capsize=2.5)
         names = [f"{label(str(row['name']))} (n={(row['after'] or row['before'])['n']})" for row in shown]
         axes.set_yticks(range(len(shown)), names)
         axes.invert_yaxis()
@@ -210,7 +209,7 @@ def before_after(name: str, title: str, rows: Sequence[Mapping[str, Any]], *, wh
         axes.set_xlabel(what)
         figure.legend(loc="outside upper right", ncols=2, frameon=False, fontsize=9)
 
-    return draw(name, title, plot, height=1.3 + 0.5 * len(shown))
+    return draw(name, title, plot, height=1.3 + 0.38 * len(shown))
 
 
 def _is_rate(value: Mapping[str, Any] | None) -> bool:

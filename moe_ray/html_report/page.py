@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from moe_ray.config import ReportConfig
+from moe_ray.config import EMBEDDED, ReportConfig
 from moe_ray.config_io import flatten
 from moe_ray.explore import batch_overlap, shared_experts, sweep_union
 from moe_ray.export import prompt_text
@@ -57,7 +57,6 @@ def build_report(run: FinishedRun, config: ReportConfig) -> Report:
     page = {
         "title": printable(run.folder.url.rstrip("/").rpartition("/")[2]),
         "lede": first_paragraph(findings),
-        "model": printable(run.config.model.path),
         "held_out": _held_out_part(drawn, before, after, change),
         "experts": _experts_part(drawn, run, config),
         "certainty": _limited(_certainty_rows(run, certainty)),
@@ -97,7 +96,7 @@ def _findings(run: FinishedRun, certainty: pd.DataFrame, before: Any, after: Any
     labels = run.batches["label"].value_counts()
     tuned = run.manifest("experts")
     return Findings(
-        model=printable(run.config.model.path),
+        model="the embedded model" if run.config.model.path == EMBEDDED else printable(run.config.model.path),
         num_safe=int(labels.get("safe", 0)),
         num_unsafe=int(labels.get("unsafe", 0)),
         num_union=len(run.masks.union_experts),
@@ -129,9 +128,9 @@ def _held_out_part(drawn: dict[str, str], before: Any, after: Any, change: Any) 
         rates = [row for row in rows if row["is_rate"]]
         overall = f"before_after_{name}"
         drawn[overall] = figures.before_after(overall, f"Refusal rates, {title}", rates, what="refused")
-        parts.append(
-            {"title": title, "rows": rows, "overall": overall, "per_category": _by_category(drawn, name, blocks)}
-        )
+        by_category = _by_category(drawn, name, blocks)
+        shown = {"title": title, "rows": rows, "overall": overall, "per_category": by_category}
+        parts.append({**shown, "is_first": not parts})
     return parts
 
 
@@ -297,7 +296,7 @@ def _examples(run: FinishedRun, limit: int) -> dict[str, Any]:
             wrong = after.loc[(after["label"] == label) & (after["refused"] == is_wrong), "id"].tolist()
             if wrong:
                 cards = _cards(answers, wrong[:limit])
-                groups[f"{label} prompts still {text} after the repair: {len(cards)} of {len(wrong)}"] = cards
+                groups[f"{label} prompts {text} after the repair: {len(cards)} of {len(wrong)}"] = cards
     return groups
 
 

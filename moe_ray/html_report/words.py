@@ -87,9 +87,10 @@ def _certainty_in_words(found: Findings) -> str:
         return f"In no batch can the selection be told from noise ({test}): take the experts named here as unproven."
     if sure == total:
         return f"In every batch at least one of them can be told from noise ({test}); that is not said of each one."
+    rest = "one" if total - sure == 1 else str(total - sure)
     return (
         f"In {sure} of {total} batches at least one of them can be told from noise ({test}; chance alone would give "
-        f"about {total * level:.1g}); in the other {total - sure} the selection may be noise."
+        f"about {total * level:.1g}); in the other {rest} the selection may be noise."
     )
 
 
@@ -125,13 +126,18 @@ def _verdict(found: Findings, name: str, before: Figures, after: Figures) -> str
     change = (found.change or {}).get(name)
     if _is_known(change) and change is not None:
         low, high = change["low"], change["high"]
-        points = f"{100 * change['value']:+.0f} points, 95% interval {100 * low:+.0f} to {100 * high:+.0f}"
+        points = f"{_points(change['value'])} points, 95% interval {_points(low)} to {_points(high)}"
         if low > 0 or high < 0:
-            return f"on the same prompts that is {'more' if low > 0 else 'less'} ({points})"
-        return f"on the same prompts that cannot be told from no change ({points})"
+            return f"prompt by prompt that is {'more' if low > 0 else 'less'} ({points})"
+        return f"prompt by prompt that cannot be told from no change ({points})"
     if after["low"] > before["high"] or after["high"] < before["low"]:
         return "the intervals do not overlap"
     return "the intervals overlap, so a change cannot be told from none"
+
+
+def _points(share: float) -> str:
+    """A difference of rates in percentage points, with its sign."""
+    return f"{round(100 * share):+d}" if round(100 * share) else "0"
 
 
 def _forgetting(found: Findings) -> str:
