@@ -21,7 +21,7 @@ from moe_ray.identification import identify
 from moe_ray.routing import RoutingCounts, concat_counts
 from moe_ray.selection import ExpertMasks
 
-STAGES = ("batches", "routing", "unsafe_experts", "evaluation_before", "experts", "evaluation_after")
+_ORDER = ("batches", "routing", "unsafe_experts", "evaluation_before", "experts", "evaluation_after")
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,12 @@ class FinishedRun:
         if not self.folder.exists(f"evaluation_{when}/answers.parquet"):
             return None
         return self.folder.sub(f"evaluation_{when}").read_frame("answers.parquet")
+
+    @property
+    def stages(self) -> list[str]:
+        """Finished stages, those that every run has in their order, the others before them."""
+        found = [name for name in self.folder.names() if self.folder.exists(f"{name}/{MANIFEST}")]
+        return sorted(found, key=lambda name: _ORDER.index(name) if name in _ORDER else -1)
 
     def manifest(self, stage: str) -> dict[str, Any] | None:
         """A finished stage's inputs, notes and environment."""

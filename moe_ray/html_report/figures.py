@@ -146,9 +146,15 @@ def union_growth(name: str, title: str, table: pd.DataFrame, threshold: float) -
         axes = figure.add_subplot()
         for number, (top_k, own) in enumerate(table.groupby("top_k")):
             shade = 0.75 * number / max(1, table["top_k"].nunique() - 1)
-            style = {"marker": _MARKERS[number % len(_MARKERS)], "linestyle": _LINES[number % len(_LINES)]}
-            axes.plot(own["threshold"], own["union"], color=(shade * 0.9, shade * 0.85, 0.4), ms=4, **style)
-            axes.lines[-1].set_label(f"top_k {top_k}")
+            axes.plot(
+                own["threshold"],
+                own["union"],
+                color=(shade * 0.9, shade * 0.85, 0.4),
+                marker=_MARKERS[number % len(_MARKERS)],
+                linestyle=_LINES[number % len(_LINES)],
+                ms=4,
+                label=f"top_k {top_k}",
+            )
         axes.axvline(threshold, color="black", linewidth=0.8, linestyle=(0, (1, 3)), label="this run")
         axes.set_xlabel("selection.threshold")
         axes.set_ylabel("experts in the union")

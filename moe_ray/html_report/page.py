@@ -19,7 +19,7 @@ from moe_ray.config import EMBEDDED, ReportConfig
 from moe_ray.config_io import flatten
 from moe_ray.explore import batch_overlap, shared_experts, sweep_union
 from moe_ray.export import prompt_text
-from moe_ray.finished_run import STAGES, FinishedRun
+from moe_ray.finished_run import FinishedRun
 from moe_ray.html_report import figures
 from moe_ray.html_report.words import Findings, first_paragraph
 from moe_ray.identification import certainty_per_batch
@@ -88,8 +88,9 @@ def _held_out(run: FinishedRun, when: str) -> Mapping[str, Any] | None:
     if run.summary is not None:
         found: Mapping[str, Any] | None = run.summary.get(when)
         return found
-    manifest = run.manifest(f"evaluation_{when}")
-    return None if manifest is None else manifest["notes"]["metrics"]
+    stage, key = ("after", "change") if when == "change" else (when, "metrics")
+    manifest = run.manifest(f"evaluation_{stage}")
+    return None if manifest is None else manifest["notes"].get(key)
 
 
 def _findings(run: FinishedRun, certainty: pd.DataFrame, before: Any, after: Any, change: Any) -> Findings:
@@ -115,12 +116,12 @@ def _held_out_part(drawn: dict[str, str], before: Any, after: Any, change: Any) 
     """For every kind of routing that was evaluated, a table and charts."""
     if before is None and after is None:
         return []
-    parts = []
-    for name, title, pick in (
-        ("natural", "Natural routing", lambda block: block),
-        ("masked", "Routed through each batch's mask", lambda block: block and block.get("masked")),
+    parts: list[dict[str, Any]] = []
+    for name, title in (
+        ("natural", "Natural routing"),
+        ("masked", "Routed through each batch's mask"),
     ):
-        blocks = [pick(block) for block in (before, after, change)]
+        blocks = [block and block.get("masked") if name == "masked" else block for block in (before, after, change)]
         if not any(blocks[:2]):
             continue
         rows = [_row(title, key, blocks) for key, title in (*_RATES, *_LOSSES)]
@@ -206,7 +207,7 @@ def _top_experts(run: FinishedRun) -> list[dict[str, Any]]:
     table = aggregate_risk(run.risk).head(_TOP_EXPERTS)
     in_batches = run.masks.masks_BLE.sum(axis=0)
     rows = []
-    for row in table.to_dict("records"):
+    for row in cast("list[dict[str, Any]]", table.to_dict("records")):
         expert = Expert(int(row["layer"]), int(row["expert"]))
         place = run.masks.layers.index(expert.layer), expert.expert
         rows.append({"name": str(expert), "batches": int(in_batches[place]), **row})
@@ -328,7 +329,7 @@ def _text(text: str) -> str:
 
 
 def _stages(run: FinishedRun) -> dict[str, Any]:
-    manifests = {name: run.manifest(name) for name in STAGES}
+    manifests = {name: run.manifest(name) for name in run.stages}
     done = {name: manifest for name, manifest in manifests.items() if manifest is not None}
     latest = list(done.values())[-1]["environment"] if done else {}
     return {

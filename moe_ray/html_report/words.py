@@ -97,7 +97,7 @@ def _certainty_in_words(found: Findings) -> str:
 def _repair_in_words(found: Findings) -> list[str]:
     assert found.before is not None
     assert found.after is not None
-    sentences = []
+    sentences: list[str] = []
     for name, what in (("unsafe_refusal_rate", "held-out unsafe prompts"), ("safe_refusal_rate", "safe ones")):
         before, after = found.before.get(name), found.after.get(name)
         if not _is_known(before) or not _is_known(after):
