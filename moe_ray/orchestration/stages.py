@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-import logging
-import tempfile
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_ray import report
-from moe_ray.artifacts import environment
+from moe_ray.orchestration.result_table import artifacts_of, print_result
 
 if TYPE_CHECKING:
+    from moe_ray.html_report.page import Report
     from moe_ray.orchestration.pipeline import Run
-
-logger = logging.getLogger(__name__)
-
-_ARTIFACTS = (
-    ("", "config.yaml"),
-    ("", "summary.json"),
-    ("unsafe_experts", "masks.npz"),
-    ("unsafe_experts", "unsafe_experts.json"),
-    ("unsafe_experts", "risk_differences.parquet"),
-    ("experts", "adapter.json"),
-    ("experts", "experts.safetensors"),
-    ("experts", "history.jsonl"),
-    ("evaluation_before", "answers.parquet"),
-    ("evaluation_after", "answers.parquet"),
-)
+    from moe_ray.orchestration.tracking import MlflowTracker
 
 
 def run_capture(run: Run) -> None:
@@ -66,63 +50,44 @@ def run_evaluate(run: Run) -> None:
 
 
 def run_all(run: Run) -> None:
-    """Every stage, tracked in MLflow, with a summary."""
+    """Every stage, tracked in MLflow, with a summary and a report."""
     started = time.perf_counter()
-    from moe_ray.orchestration.pipeline import settings_as_text
-    from moe_ray.orchestration.tracking import MlflowTracker
+    from moe_ray.orchestration import tracked_run
 
-    tracker = MlflowTracker(run.config.tracking, Path(run.config.run_dir).name, run.folder)
-    run.seconds["tracking"] = round(time.perf_counter() - started, 2)
-    try:
-        tracker.log_params(settings_as_text(run.config))
-        tracker.log_tags({"model": run.model.path, **_flat(environment())})
+    with tracked_run.tracked(run) as tracker:
+        run.seconds["tracking"] = round(time.perf_counter() - started, 2)
         run_evaluate(run)
-        summary = run.summary() | {"mlflow_run_id": tracker.run_id, "reused_stages": run.reused}
         before_tracking = time.perf_counter()
-        _track(run, tracker, summary)
+        summary = run.summary() | {"mlflow_run_id": tracker.run_id, "reused_stages": run.reused}
+        tracked_run.log_results(tracker, run, summary)
         run.seconds["tracking"] += round(time.perf_counter() - before_tracking, 2)
+        made = _report(run, summary)
         setup = run.seconds["start"] + run.seconds["ray"]
-        total = round(setup + time.perf_counter() - started, 2)
-        summary["seconds"] = {**run.seconds, "total": total}
+        summary["seconds"] = {**run.seconds, "total": round(setup + time.perf_counter() - started, 2)}
         run.folder.write_json("summary.json", summary)
-        _log_artifacts(run, tracker)
-    except BaseException:
-        tracker.end("FAILED")
-        raise
-    tracker.end()
-    _show("Seconds", report.describe_seconds(summary["seconds"], run.reused))
-    logger.info("summary: %s", f"{run.folder.url}/summary.json")
+        tracked_run.log_artifacts(tracker, run, made)
+        if run.config.tracking.register:
+            _register(run, tracker)
+    print_result(summary, run.reused, artifacts_of(run.folder, tracker.uri, tracker.run_id))
 
 
-def _track(run: Run, tracker: Any, summary: dict[str, Any]) -> None:
-    from moe_ray.orchestration.finetune import read_history
+def _report(run: Run, summary: dict[str, Any]) -> Report:
+    from moe_ray.finished_run import FinishedRun
+    from moe_ray.html_report.page import write_report
 
-    steps = read_history(run.folder.sub("experts"))
-    names = ("loss", "num_experts", "num_tokens", "grad_norm", "tokens_per_second", "batch_idx", "epoch")
-    tracker.log_metrics((step["step"], {f"train/{name}": step[name] for name in names}) for step in steps)
-    for when in (0, 1):
-        metrics = summary["before" if when == 0 else "after"]
-        tracker.log_metrics([(when, {f"held_out/{name}": value["value"] for name, value in metrics.items()})])
-    counts = ("batches", "union_experts", "trainable_parameters", "total_parameters", "frozen_parameters_changed")
-    tracker.log_metrics([(0, {name: summary[name] for name in counts})])
-    per_batch = summary["per_batch_unsafe_experts"]
-    tracker.log_metrics((int(batch), {"unsafe_experts": len(experts)}) for batch, experts in per_batch.items())
+    started = time.perf_counter()
+    run.folder.write_json("summary.json", summary)
+    made = write_report(FinishedRun.open(run.folder.url), run.config.report)
+    run.seconds["report"] = round(time.perf_counter() - started, 2)
+    return made
 
 
-def _log_artifacts(run: Run, tracker: Any) -> None:
-    with tempfile.TemporaryDirectory() as local:
-        for stage, name in _ARTIFACTS:
-            source = run.folder.sub(stage) if stage else run.folder
-            path = Path(local, name)
-            path.write_bytes(source.read_bytes(name))
-            tracker.log_file(str(path), stage)
+def _register(run: Run, tracker: MlflowTracker) -> None:
+    from moe_ray.orchestration.registry import register_repaired
 
-
-def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        flat |= _flat(item, f"{prefix}{key}.") if isinstance(item, dict) else {f"{prefix}{key}": item}
-    return flat
+    uri = register_repaired(tracker, run.model, run.folder.sub("experts"), run.config.tracking.register)
+    if uri is not None:
+        tracker.log_tags({"repaired_model": uri})
 
 
 def _show(title: str, text: str) -> None:
