@@ -114,5 +114,5 @@ def _key_help() -> str:
     lines = []
     for key, kind, default, text in describe_keys():
         shown = ", ".join(default) if isinstance(default, tuple) else default
-        lines += [f"  {key}  ({kind}; default: {'empty' if shown == '' else shown})", f"      {text}"]
+        lines += [f"  {key}  ({kind}; default: {shown if shown or shown in (0, False) else 'empty'})", f"      {text}"]
     return "\n".join(lines)

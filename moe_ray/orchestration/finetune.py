@@ -66,7 +66,7 @@ def finetune(job: FineTuneJob) -> dict[str, Any]:
         run_config=ray.train.RunConfig(
             name="ray_train",
             storage_path=out.path,
-            storage_filesystem=_arrow_filesystem(out),
+            storage_filesystem=arrow_filesystem(out),
             failure_config=ray.train.FailureConfig(max_failures=1),
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
@@ -85,7 +85,8 @@ def _worker_resources(config: TrainConfig) -> dict[str, float]:
     return resources
 
 
-def _arrow_filesystem(folder: Folder) -> Any:
+def arrow_filesystem(folder: Folder) -> Any:
+    """The folder's file system as Ray takes it; None = local."""
     if "file" in folder.fs.protocol:
         return None
     import pyarrow.fs

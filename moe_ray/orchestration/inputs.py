@@ -5,7 +5,7 @@ All that can be refused before weights are loaded or Ray starts is refused here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,7 +37,12 @@ def read_prompts(config: Config) -> Prompts:
     if EMBEDDED in settings.files:
         examples += _embedded_examples()
     check_both_labels(examples, "prompts")
-    splits = split_examples(examples, test_fraction=settings.test_fraction, seed=config.seed)
+    splits = split_examples(
+        examples,
+        test_fraction=settings.test_fraction,
+        validation_fraction=settings.validation_fraction,
+        seed=config.seed,
+    )
     check_both_labels(splits["test"], "held-out prompts")
     assembly = assemble_batches(
         splits["train"],
@@ -48,13 +53,33 @@ def read_prompts(config: Config) -> Prompts:
     )
     if settings.max_batches:
         assembly = _first_batches(assembly, settings.max_batches)
-    if config.train.patience and not splits["validation"]:
-        raise InputError("train.patience is on, but no example has split 'validation'; add some, or set it to 0")
+    _check_validation(config, splits["validation"])
     return Prompts(
         assembly=assembly,
         validation=tuple(_limit(splits["validation"], settings.max_test_examples)),
         test=tuple(_limit(splits["test"], settings.max_test_examples)),
     )
+
+
+def _check_validation(config: Config, validation: Sequence[Example]) -> None:
+    """Refuses work that needs a validation split where there is none.
+
+    Raises:
+        InputError: early stopping, a sweep or rounds are asked for without validation examples of both labels.
+    """
+    asks = {
+        "train.patience": config.train.patience > 0,
+        "sweep.run": config.sweep.run,
+        "rounds.max_rounds": config.rounds.max_rounds > 1,
+    }
+    if any(asks.values()) and not validation:
+        names = " and ".join(name for name, is_asked in asks.items() if is_asked)
+        raise InputError(
+            f"{names}: needs validation examples, but no example has split 'validation'; give some that split, or hold "
+            "out a share of the training examples with prompts.validation_fraction=0.2"
+        )
+    if config.sweep.run or config.rounds.max_rounds > 1:
+        check_both_labels(validation, "validation prompts")
 
 
 def _embedded_examples() -> list[Example]:

@@ -87,7 +87,6 @@ class Run:
             "files": files,
             "examples": content_hash(rows),
             "prompts": asdict(settings),
-            "with_validation": self.config.train.patience > 0,
             "seed": self.config.seed,
             "model": hash_checkpoint(self.model.path, self.model.revision),
         }
@@ -96,7 +95,7 @@ class Run:
     def _prepare(self, folder: Folder) -> dict[str, Any]:
         train = self._with_targets(batches_to_frame(self.prompts.assembly.batches), "own answers, training")
         test = self._with_targets(examples_to_frame(self.prompts.test), "own answers, held out")
-        if self.config.train.patience:
+        if self.prompts.validation:
             validation = examples_to_frame(self.prompts.validation)
             folder.write_table("validation.parquet", self._with_targets(validation, "own answers, validation"))
         folder.write_table("batches.parquet", train)

@@ -1,0 +1,158 @@
+"""One trial: fine-tune the base model, measure it, and put the base back, all in one process.
+
+Trials of a sweep and baselines run one after another on the same loaded model; what each changed is undone bit for bit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from moe_ray.adapter import experts_restored
+from moe_ray.batches import Batch
+from moe_ray.chat import pad_token_id
+from moe_ray.config import SelectionConfig, TrainConfig
+from moe_ray.examples import Example
+from moe_ray.finetune import fine_tune, target_rows
+from moe_ray.full_tuning import model_restored, tune_all_parameters
+from moe_ray.identification import identify
+from moe_ray.routing import RoutingCounts
+from moe_ray.rules import select
+from moe_ray.selection import ExpertMasks
+from moe_ray.training import MaskedTrainer, StepReport
+
+Measure = Callable[[], pd.DataFrame]
+"""Answers of held-out examples by the model as it is now."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialOutcome:
+    """What a trial gave.
+
+    Attributes:
+        answers: what `measure` returned at the end.
+        trainable_parameters: numbers that were allowed to change.
+        frozen_parameters_changed: numbers in frozen tensors whose bytes changed; 0, or something is wrong.
+        losses: per step done now, the mean loss over the batch's target-response tokens (nats per token).
+        train_seconds: of fine-tuning, without what `after_step` took.
+        evaluate_seconds: of the last measurement.
+    """
+
+    answers: pd.DataFrame
+    trainable_parameters: int
+    frozen_parameters_changed: int
+    losses: tuple[float, ...]
+    train_seconds: float
+    evaluate_seconds: float
+
+
+def identify_masks(counts: RoutingCounts, selection: SelectionConfig, *, seed: int) -> ExpertMasks:
+    """The masks that a run with these settings would train, from stored counts alone.
+
+    What only says how sure a selection is, and does not change it, is left out; this is what makes a trial's identification
+    take a fraction of a second.
+
+    Raises:
+        InputError: no batch has any unsafe expert.
+    """
+    needed = replace(
+        selection,
+        permutations=selection.permutations if selection.alpha else 0,
+        resamples=selection.resamples if selection.stability else 0,
+    )
+    return select(identify(counts, needed, seed=seed), needed, seed=seed)
+
+
+def run_trial(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    batches: Sequence[Batch],
+    masks: ExpertMasks,
+    *,
+    config: TrainConfig,
+    seed: int,
+    measure: Measure,
+    validation: Sequence[Example] = (),
+    resume_from: str | Path | None = None,
+    after_step: Callable[[MaskedTrainer, StepReport], None] | None = None,
+) -> TrialOutcome:
+    """Masked fine-tuning of the base model, measured; the model ends as it was, also after an error.
+
+    Args:
+        model: the base model.
+        tokenizer: its tokenizer.
+        batches: with a target for every example.
+        masks: by `batch_idx`.
+        config: hyperparameters.
+        seed: of the batch order.
+        measure: called once when training is done.
+        validation: what `config.patience` watches.
+        resume_from: folder of a training checkpoint.
+        after_step: called with the trainer and the report of each step; `measure` may be called there too.
+    """
+    callback_seconds = 0.0
+
+    def timed(trainer: MaskedTrainer, report: StepReport) -> None:
+        nonlocal callback_seconds
+        began = time.perf_counter()
+        if after_step is not None:
+            after_step(trainer, report)
+        callback_seconds += time.perf_counter() - began
+
+    with experts_restored(model, masks.union_experts):
+        started = time.perf_counter()
+        tuned = fine_tune(
+            model,
+            tokenizer,
+            batches,
+            masks,
+            config=config,
+            seed=seed,
+            validation=validation if config.patience else (),
+            resume_from=resume_from,
+            after_step=timed,
+        )
+        trained = time.perf_counter()
+        answers = measure()
+        return TrialOutcome(
+            answers=answers,
+            trainable_parameters=tuned.trainable_parameters,
+            frozen_parameters_changed=tuned.frozen_parameters_changed,
+            losses=tuple(report.loss for report in tuned.reports),
+            train_seconds=trained - started - callback_seconds,
+            evaluate_seconds=time.perf_counter() - trained,
+        )
+
+
+def run_full_trial(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    batches: Sequence[Batch],
+    *,
+    config: TrainConfig,
+    seed: int,
+    measure: Measure,
+    after_step: Callable[[int, int], None] | None = None,
+) -> TrialOutcome:
+    """Full fine-tuning of the base model on the given batches, measured; the model ends as it was, also after an error."""
+    rows = {batch.batch_idx: target_rows(tokenizer, batch.examples) for batch in batches}
+    with model_restored(model):
+        started = time.perf_counter()
+        tuned = tune_all_parameters(
+            model, rows, config=config, pad_id=pad_token_id(tokenizer), seed=seed, after_step=after_step
+        )
+        trained = time.perf_counter()
+        answers = measure()
+        return TrialOutcome(
+            answers=answers,
+            trainable_parameters=tuned.trainable_parameters,
+            frozen_parameters_changed=0,
+            losses=tuned.losses,
+            train_seconds=trained - started,
+            evaluate_seconds=time.perf_counter() - trained,
+        )
