@@ -9,12 +9,12 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_ray.adapter import expert_weights, hash_weights, save_adapter
+from moe_ray.answering import target_losses
 from moe_ray.batches import Batch
 from moe_ray.chat import TokenizedRow, encode_answer, encode_prompt, pad_token_id
 from moe_ray.checkpoint import load_checkpoint
 from moe_ray.config import TrainConfig
 from moe_ray.errors import InputError
-from moe_ray.evaluation import target_losses
 from moe_ray.examples import Example
 from moe_ray.selection import ExpertMasks
 from moe_ray.trainable import count_changed, hash_frozen, trainable_experts

@@ -6,7 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from moe_ray.evaluation import is_refusal, rate, summarise
+from moe_ray.evaluation import summarise
+from moe_ray.judges import is_refusal
+from moe_ray.rates import rate
 
 
 @given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))

@@ -11,9 +11,10 @@ import pyarrow as pa
 import ray
 import ray.data
 
+from moe_ray.answering import generate_answers, target_losses
 from moe_ray.chat import TokenizedRow, encode_answer, encode_prompt, pad_token_id
 from moe_ray.config import EvaluateConfig, ModelConfig
-from moe_ray.evaluation import generate_answers, is_refusal, target_losses
+from moe_ray.judges import is_refusal
 from moe_ray.orchestration.actors import ModelHolder
 from moe_ray.orchestration.cluster import require_cpus
 from moe_ray.orchestration.progress import progress
