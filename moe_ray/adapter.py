@@ -98,8 +98,9 @@ def compose_adapters(
     layouts = {(about["model_type"], tuple(about["layers"]), about["num_experts"]) for about in abouts}
     if len(layouts) != 1 or base_weights.keys() != tensors.keys():
         raise InputError(
-            f"adapters {[str(folder) for folder in folders]} do not compose: got layouts {sorted(layouts)} and base weights of "
-            f"{len(base_weights)} experts, expected one layout and {len(tensors)} experts; give the rounds of one run"
+            f"adapters {[str(folder) for folder in folders]} do not compose: got layouts {sorted(layouts)} and base "
+            f"weights of {len(base_weights)} experts, expected one layout and {len(tensors)} experts; give the rounds of "
+            "one run"
         )
     about = abouts[0] | {"base_hash": hash_weights(base_weights), "mask_hash": mask_hash}
     _write(out, about, {expert: tensors[expert] for expert in sorted(tensors)})

@@ -1,7 +1,8 @@
 """Other ways to spend the budget of per-batch masks, so that the claim that per-batch masks are better can fail.
 
-Every arm trains the same batches in the same order for as many steps, at the same learning rate and on the same rows. Where an
-arm chooses experts, it chooses as many as the per-batch masks hold. Masks are pure functions of those and of the risk table.
+Every arm trains the same batches in the same order for as many steps, at the same learning rate and on the same rows.
+Where an arm chooses experts, it chooses as many as the per-batch masks hold. Masks are pure functions of those and of the
+risk table.
 
 Shape suffixes: B batches, L MoE layers, E experts.
 """
@@ -151,9 +152,9 @@ def shuffled_masks(ours: ExpertMasks, *, seed: int) -> ExpertMasks:
 def esft_masks(ours: ExpertMasks, risk: pd.DataFrame, *, column: str) -> ExpertMasks:
     """For every batch as many experts as it has: those with the largest share of their layer's total of `column`.
 
-    Source: ESFT (Wang et al. 2024, "Let the Expert Stick to His Last"), token selection ratio (`a_unsafe`) and average gate
-    score (`w_unsafe`). Deviation: the paper takes experts until their shares reach a given sum in every layer; here the number
-    is that of the masks it is compared with, per batch and over all layers.
+    Source: ESFT (Wang et al. 2024, "Let the Expert Stick to His Last"), token selection ratio (`a_unsafe`) and average
+    gate score (`w_unsafe`). Deviation: the paper takes experts until their shares reach a given sum in every layer; here
+    the number is that of the masks it is compared with, per batch and over all layers.
 
     Raises:
         InputError: the risk table has no such column.

@@ -354,11 +354,10 @@ BASELINES = (
 class BaselinesConfig:
     """Other ways to spend the same budget, held against per-batch masks on the same held-out prompts."""
 
-    names: tuple[str, ...] = _setting(
-        (),
-        f"which of {', '.join(BASELINES)}; empty = none in full.py, all that the stored counts allow in compare.py",
-    )
+    run: bool = _setting(False, "full.py runs the baselines too; compare.py always does")
+    names: tuple[str, ...] = _setting((), f"which of {', '.join(BASELINES)}; empty = all that the stored counts allow")
     draws: int = _setting(3, "draws of random experts and of shuffled masks, each a row of its own")
+    max_concurrent: int = _setting(1, "baselines at once, each with a model of its own and train.gpus_per_worker GPUs")
     full_learning_rate: float = _setting(
         0.0, "learning rate of full fine-tuning; 0 = train.learning_rate, which may be too high for it"
     )
@@ -366,6 +365,7 @@ class BaselinesConfig:
     def __post_init__(self) -> None:
         unknown = sorted(set(self.names) - set(BASELINES))
         require(not unknown, "baselines.names", unknown, "some of " + ", ".join(BASELINES))
+        require(self.max_concurrent > 0, "baselines.max_concurrent", self.max_concurrent, "1 or more")
         require(self.draws > 0, "baselines.draws", self.draws, "1 or more")
         require(self.full_learning_rate >= 0, "baselines.full_learning_rate", self.full_learning_rate, "0 or more")
 

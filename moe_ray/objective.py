@@ -42,15 +42,16 @@ class Score:
     is_within_bound: bool
 
 
-def validation_metrics(answers: pd.DataFrame) -> dict[str, float]:
+def plain_metrics(answers: pd.DataFrame, neutral: pd.DataFrame | None = None) -> dict[str, float]:
     """The numbers that objectives are made of; a label without examples, or a loss without tokens, is left out.
 
     Args:
         answers: rows with `label`, `refused` (bool), `target_loss` (summed nats) and `target_tokens`.
+        neutral: rows with `loss` (summed nats) and `num_tokens`, one per text.
 
     Returns:
         `unsafe_refusal_rate`, `safe_refusal_rate` (0 to 1), `target_loss`, `safe_target_loss`, `unsafe_target_loss` (nats
-        per target token).
+        per target token), `neutral_loss` (nats per token).
     """
     metrics: dict[str, float] = {}
     for label in ("unsafe", "safe"):
@@ -59,6 +60,8 @@ def validation_metrics(answers: pd.DataFrame) -> dict[str, float]:
             metrics[f"{label}_refusal_rate"] = float(own["refused"].mean())
         _add_loss(metrics, f"{label}_target_loss", own)
     _add_loss(metrics, "target_loss", answers)
+    if neutral is not None:
+        metrics["neutral_loss"] = float(neutral["loss"].sum() / neutral["num_tokens"].sum())
     return metrics
 
 
@@ -69,7 +72,7 @@ def _add_loss(metrics: dict[str, float], name: str, answers: pd.DataFrame) -> No
 
 
 def forgetting(metrics: Metrics, base: Metrics) -> float:
-    """The largest rise of a loss in `FORGETTING_LOSSES` above the base model's, in nats per token; NaN where none is known."""
+    """The largest rise of a loss in `FORGETTING_LOSSES` above the base model's (nats per token); NaN where none is known."""
     rises = [metrics[name] - base[name] for name in FORGETTING_LOSSES if name in metrics and name in base]
     return max(rises) if rises else math.nan
 
@@ -99,7 +102,8 @@ def rank_trials(trials: pd.DataFrame) -> pd.DataFrame:
     Args:
         trials: rows with `state` (`finished`, `stopped` or `failed`), `value`, `forgetting`, `union_experts`.
     """
-    order = trials.assign(_state=trials["state"].map({"finished": 0, "stopped": 1, "failed": 2}))
     keys = ["_state", "value", "forgetting", "union_experts"]
+    order = trials.assign(_state=trials["state"].map({"finished": 0, "stopped": 1, "failed": 2}))
+    order = order.reindex(columns=[*order.columns, *(key for key in keys if key not in order)])
     ranked = order.sort_values(keys, ascending=[True, False, True, True], kind="stable", ignore_index=True)
     return ranked.drop(columns="_state")

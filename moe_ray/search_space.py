@@ -52,7 +52,8 @@ class SearchSpace:
     choices: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     ranges: Mapping[str, Range] = field(default_factory=dict)
 
-    def keys(self) -> tuple[str, ...]:
+    @property
+    def settings(self) -> tuple[str, ...]:
         """All keys, those with lists first."""
         return (*self.choices, *self.ranges)
 

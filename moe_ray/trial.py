@@ -14,9 +14,11 @@ import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_ray.adapter import experts_restored
+from moe_ray.answering import text_losses
 from moe_ray.batches import Batch
 from moe_ray.chat import pad_token_id
-from moe_ray.config import SelectionConfig, TrainConfig
+from moe_ray.config import EvaluateConfig, SelectionConfig, TrainConfig
+from moe_ray.evaluation import answer_examples
 from moe_ray.examples import Example
 from moe_ray.finetune import fine_tune, target_rows
 from moe_ray.full_tuning import model_restored, tune_all_parameters
@@ -26,8 +28,49 @@ from moe_ray.rules import select
 from moe_ray.selection import ExpertMasks
 from moe_ray.training import MaskedTrainer, StepReport
 
-Measure = Callable[[], pd.DataFrame]
-"""Answers of held-out examples by the model as it is now."""
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Held-out answers of a model, and its losses on neutral text.
+
+    Attributes:
+        answers: from `answer_examples`, under natural routing.
+        neutral: from `text_losses`, None = no neutral text was given.
+    """
+
+    answers: pd.DataFrame
+    neutral: pd.DataFrame | None
+
+
+Measure = Callable[[], Measured]
+"""Measures the model as it is now."""
+
+
+def measurer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    frame: pd.DataFrame,
+    config: EvaluateConfig,
+    neutral_texts: Sequence[str] = (),
+) -> Measure:
+    """A function that measures the model on held-out examples, under natural routing.
+
+    Args:
+        model: in memory.
+        tokenizer: its tokenizer.
+        frame: held-out examples, see `answer_examples`.
+        config: sizes and the judge; its `routing` is not used.
+        neutral_texts: whose loss shows what was forgotten.
+    """
+    natural = replace(config, routing="natural")
+
+    def measure() -> Measured:
+        neutral = None
+        if neutral_texts:
+            neutral = text_losses(model, tokenizer, neutral_texts, rows_per_forward=config.rows_per_forward)
+        return Measured(answers=answer_examples(model, tokenizer, frame, natural), neutral=neutral)
+
+    return measure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +78,7 @@ class TrialOutcome:
     """What a trial gave.
 
     Attributes:
-        answers: what `measure` returned at the end.
+        measured: what `measure` returned at the end.
         trainable_parameters: numbers that were allowed to change.
         frozen_parameters_changed: numbers in frozen tensors whose bytes changed; 0, or something is wrong.
         losses: per step done now, the mean loss over the batch's target-response tokens (nats per token).
@@ -43,7 +86,7 @@ class TrialOutcome:
         evaluate_seconds: of the last measurement.
     """
 
-    answers: pd.DataFrame
+    measured: Measured
     trainable_parameters: int
     frozen_parameters_changed: int
     losses: tuple[float, ...]
@@ -118,9 +161,9 @@ def run_trial(
             after_step=timed,
         )
         trained = time.perf_counter()
-        answers = measure()
+        measured = measure()
         return TrialOutcome(
-            answers=answers,
+            measured=measured,
             trainable_parameters=tuned.trainable_parameters,
             frozen_parameters_changed=tuned.frozen_parameters_changed,
             losses=tuple(report.loss for report in tuned.reports),
@@ -147,9 +190,9 @@ def run_full_trial(
             model, rows, config=config, pad_id=pad_token_id(tokenizer), seed=seed, after_step=after_step
         )
         trained = time.perf_counter()
-        answers = measure()
+        measured = measure()
         return TrialOutcome(
-            answers=answers,
+            measured=measured,
             trainable_parameters=tuned.trainable_parameters,
             frozen_parameters_changed=0,
             losses=tuned.losses,

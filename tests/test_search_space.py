@@ -13,7 +13,7 @@ def space_of(text, *overrides):
 
 def test_the_default_space_is_nine_combinations_of_threshold_and_top_k():
     space = read_space(Config())
-    assert space.keys() == ("selection.threshold", "selection.top_k")
+    assert space.settings == ("selection.threshold", "selection.top_k")
     assert len(space.grid()) == 9
     assert len({tuple(settings.values()) for settings in space.grid()}) == 9
 

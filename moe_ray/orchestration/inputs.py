@@ -14,6 +14,7 @@ from moe_ray.config import EMBEDDED, Config, ModelConfig
 from moe_ray.embedded.examples import embedded_records
 from moe_ray.errors import InputError
 from moe_ray.examples import Example, Split, read_examples, records_to_examples
+from moe_ray.search_space import read_space
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +54,25 @@ def read_prompts(config: Config) -> Prompts:
     )
     if settings.max_batches:
         assembly = _first_batches(assembly, settings.max_batches)
+    _check_requests(config)
     _check_validation(config, splits["validation"])
     return Prompts(
         assembly=assembly,
         validation=tuple(_limit(splits["validation"], settings.max_test_examples)),
         test=tuple(_limit(splits["test"], settings.max_test_examples)),
     )
+
+
+def _check_requests(config: Config) -> None:
+    """Refuses a sweep or baselines that the configuration does not allow.
+
+    Raises:
+        InputError: the search space is wrong, or a baseline needs routed weights that are not captured.
+    """
+    if config.sweep.run:
+        read_space(config)
+    if config.baselines.run and "esft_gate" in config.baselines.names and not config.capture.weights:
+        raise InputError("baselines.names: esft_gate needs routed weights; set capture.weights=true, or leave it out")
 
 
 def _check_validation(config: Config, validation: Sequence[Example]) -> None:

@@ -18,9 +18,11 @@ import pandas as pd
 
 from moe_ray import report
 from moe_ray.artifacts import Folder, content_hash, hash_checkpoint, hash_file, read_masks, write_masks
+from moe_ray.baselines import plan_arms
 from moe_ray.batches import batches_to_frame, example_to_row, examples_to_frame
+from moe_ray.comparison import comparison_table, verdict
 from moe_ray.config import EMBEDDED, Config, ModelConfig
-from moe_ray.config_io import flatten, to_yaml
+from moe_ray.config_io import flatten, with_settings
 from moe_ray.export import export_name, export_pickle
 from moe_ray.identification import certainty_per_batch
 from moe_ray.loading import num_decoder_layers
@@ -47,7 +49,12 @@ class Run:
         self.seconds: dict[str, float] = {}
         self.reused: list[str] = []
         self._inputs: dict[str, dict[str, Any]] = {}
-        folder.write_bytes("config.yaml", to_yaml(config).encode())
+
+    def with_config(self, config: Config) -> Run:
+        """The same run, its folder and what it has done so far, with other settings of what comes next."""
+        other = Run(config, self.model, self.prompts, self.folder)
+        other.seconds, other.reused, other._inputs = self.seconds, self.reused, dict(self._inputs)
+        return other
 
     def _stage(self, name: str, inputs: Mapping[str, Any], work: Callable[[Folder], Mapping[str, Any]]) -> Folder:
         """The stage's folder, with its work done now or before."""
@@ -170,6 +177,37 @@ class Run:
         )
         folder.write_bytes(export_name(self.model.path), data.getvalue())
 
+    def sweep(self) -> Folder:
+        """The trials of the sweep, ranked, and the winner's configuration; captures nothing."""
+        from moe_ray.orchestration.sweep import SweepJob, sweep, write_results
+
+        def work(folder: Folder) -> dict[str, Any]:
+            job = SweepJob(
+                model=self.model,
+                config=self.config,
+                batches_url=self.folder.sub("batches").url,
+                counts_url=self.folder.sub("routing").sub("counts").url,
+                folder_url=folder.url,
+            )
+            return write_results(folder, self.config, sweep(job))
+
+        settings = self.config.sweep
+        search = {key: value for key, value in asdict(settings).items() if not key.endswith("_per_trial")}
+        inputs = {
+            "routing": self._after("batches", "routing"),
+            "sweep": {key: value for key, value in search.items() if key not in ("run", "max_concurrent_trials")},
+            "selection": asdict(self.config.selection),
+            "train": asdict(self.config.train),
+            "evaluate": asdict(self.config.evaluate),
+            "seed": self.config.seed,
+        }
+        return self._stage("sweep", inputs, work)
+
+    def winner(self) -> Run:
+        """This run with the settings of the sweep's winner."""
+        notes = self.folder.sub("sweep").notes()
+        return self.with_config(winning_config(self.config, notes["winner"]))
+
     def finetune(self) -> Folder:
         """The learned experts."""
         from moe_ray.orchestration.finetune import FineTuneJob, finetune
@@ -211,6 +249,35 @@ class Run:
         }
         return self._stage(f"evaluation_{when}", inputs, work)
 
+    def compare(self) -> pd.DataFrame:
+        """Per-batch masks held against the baselines, trained and measured alike on the held-out examples."""
+        from moe_ray.orchestration.compare import ComparisonJob, run_arms
+
+        started = time.perf_counter()
+        folder = self.folder.sub("baselines")
+        risk = self.folder.sub("unsafe_experts").read_frame("risk_differences.parquet")
+        job = ComparisonJob(
+            model=self.model,
+            evaluate=self.config.evaluate,
+            seed=self.config.seed,
+            batches_url=self.folder.sub("batches").url,
+            trained_batches=self.masks.trained_batches,
+            num_actors=self.config.baselines.max_concurrent,
+            gpus_per_actor=self.config.train.gpus_per_worker,
+        )
+        inputs = {
+            "batches": self._after("batches"),
+            "evaluate": asdict(self.config.evaluate),
+            "trained_batches": list(self.masks.trained_batches),
+            "seed": self.config.seed,
+        }
+        arms = plan_arms(self.masks, risk, self.config.train, self.config.baselines)
+        table = comparison_table(run_arms(job, arms, folder, inputs))
+        folder.write_table("comparison.parquet", table)
+        folder.write_json("verdict.json", verdict(table))
+        self.seconds["baselines"] = round(time.perf_counter() - started, 2)
+        return table
+
     def prepare_frame(self, name: str) -> pd.DataFrame:
         """A table of the `batches` stage."""
         return self.folder.sub("batches").read_frame(name)
@@ -241,6 +308,12 @@ class Run:
         from moe_ray.orchestration.capture import read_counts
 
         return read_counts(self.folder.sub("routing").sub("counts"))
+
+
+def winning_config(config: Config, settings: Mapping[str, Any]) -> Config:
+    """The configuration of a run with a trial's settings: no sweep, and one worker at most, as the trial had."""
+    num_workers = min(config.train.num_workers, 1)
+    return with_settings(config, {**settings, "sweep.run": False, "train.num_workers": num_workers})
 
 
 def settings_as_text(config: Config) -> dict[str, str]:

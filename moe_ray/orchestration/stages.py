@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from moe_ray import report
 from moe_ray.artifacts import environment
+from moe_ray.comparison import verdict
+from moe_ray.orchestration.tables import comparison_rows, describe_sweep, print_table, trial_rows
 
 if TYPE_CHECKING:
     from moe_ray.orchestration.pipeline import Run
@@ -65,6 +67,21 @@ def run_evaluate(run: Run) -> None:
     _show("Result", report.describe_outcome(run.summary()))
 
 
+def run_sweep(run: Run) -> Run:
+    """Capture and sweep; returns the run with the winner's settings, for the stages after it."""
+    run_capture(run)
+    folder = run.sweep()
+    notes, trials = folder.notes(), folder.read_frame("trials.parquet")
+    print_table("Sweep", trial_rows(trials, list(notes["winner"])), caption=describe_sweep(notes, folder.url))
+    return run.winner()
+
+
+def run_baselines(run: Run) -> None:
+    """Per-batch masks held against the baselines; after `run_identify`."""
+    table = run.compare()
+    print_table("Baselines at equal budget (held out, natural routing)", comparison_rows(table), caption=verdict(table))
+
+
 def run_all(run: Run) -> None:
     """Every stage, tracked in MLflow, with a summary."""
     started = time.perf_counter()
@@ -76,7 +93,11 @@ def run_all(run: Run) -> None:
     try:
         tracker.log_params(settings_as_text(run.config))
         tracker.log_tags({"model": run.model.path, **_flat(environment())})
+        if run.config.sweep.run:
+            run = run_sweep(run)
         run_evaluate(run)
+        if run.config.baselines.run:
+            run_baselines(run)
         summary = run.summary() | {"mlflow_run_id": tracker.run_id, "reused_stages": run.reused}
         before_tracking = time.perf_counter()
         _track(run, tracker, summary)

@@ -35,7 +35,9 @@ class BaseModel(ModelHolder):
         """
         changed = count_changed(self._hashes, self._hash())
         if changed:
-            raise RuntimeError(f"the trial before left {changed} numbers of the base model changed; this is a fault of ours")
+            raise RuntimeError(
+                f"the trial before left {changed} numbers of the base model changed; this is a fault of ours"
+            )
 
     def _hash(self) -> dict[str, tuple[str, int]]:
         layers = find_moe_layers(self.model)
