@@ -7,7 +7,7 @@ fine-tuning; nothing is frozen, masked or balanced.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -28,7 +28,7 @@ class FullyTuned:
     """What a full fine-tuning did.
 
     Attributes:
-        losses: per step, the mean loss over the batch's target-response tokens (nats per token), before the update.
+        losses: per step, its batches' mean loss over target-response tokens (nats per token), before the update.
         trainable_parameters: numbers that were allowed to change: all of the model.
     """
 
@@ -43,32 +43,36 @@ def tune_all_parameters(
     config: TrainConfig,
     pad_id: int,
     seed: int,
-    after_step: Callable[[int, int], None] | None = None,
+    batch_weights: Mapping[int, float] | None = None,
 ) -> FullyTuned:
     """Trains every parameter of the model, in place.
 
     Args:
         model: the base model; which parameters ask for a gradient is restored afterwards.
         rows: per `batch_idx`, the prompts with their target responses.
-        config: `epochs`, `learning_rate`, `weight_decay`, `schedule`, `warmup`, `max_grad_norm` and the sizes of
-            micro-batches; the rest is about masks.
+        config: `epochs`, `batches_per_step`, `learning_rate`, `weight_decay`, `schedule`, `warmup`, `max_grad_norm` and
+            the sizes of micro-batches; the rest is about masks. A step averages the gradients of its batches.
         pad_id: token id that fills padding.
         seed: of the batch order, which is that of masked fine-tuning on one worker.
-        after_step: called with the number of steps done and the number of all steps.
+        batch_weights: per `batch_idx`, what its gradient is multiplied by; 1 where none is given.
 
     Raises:
         InputError: the gradient is not finite.
     """
-    plan = [batch_idx for (batch_idx,) in plan_steps(sorted(rows), epochs=config.epochs, world_size=1, seed=seed)]
+    size = config.batches_per_step or 1
+    plan = plan_steps(sorted(rows), epochs=config.epochs, batches_per_step=size, seed=seed)
+    weights = batch_weights or {}
     losses = []
     with _everything_trainable(model), without_noise(model):
         masters = _Masters(model)
         optimizer = torch.optim.AdamW(masters.parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-        for step, batch_idx in enumerate(plan):
+        for step, batch_ids in enumerate(plan):
             factor = learning_rate_factor(step, len(plan), schedule=config.schedule, warmup=config.warmup)
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * factor
-            losses.append(_accumulate(model, rows[batch_idx], config, pad_id))
+            own = [batch_idx for batch_idx in batch_ids if batch_idx >= 0]
+            of_step = [_accumulate(model, rows[b], config, pad_id, weights.get(b, 1.0) / len(own)) for b in own]
+            losses.append(sum(of_step) / len(own))
             masters.take_gradients()
             norm = torch.nn.utils.clip_grad_norm_(masters.parameters, config.max_grad_norm or math.inf).item()
             if not math.isfinite(norm):
@@ -78,20 +82,20 @@ def tune_all_parameters(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             masters.write_back()
-            if after_step is not None:
-                after_step(step + 1, len(plan))
     return FullyTuned(
         losses=tuple(losses), trainable_parameters=sum(parameter.numel() for parameter in model.parameters())
     )
 
 
-def _accumulate(model: PreTrainedModel, rows: Sequence[TokenizedRow], config: TrainConfig, pad_id: int) -> float:
+def _accumulate(
+    model: PreTrainedModel, rows: Sequence[TokenizedRow], config: TrainConfig, pad_id: int, weight: float
+) -> float:
     num_tokens = sum(len(row.answer_ids) for row in rows)
     total = 0.0
     groups = micro_batches(rows, rows_per_forward=config.rows_per_forward, tokens_per_forward=config.tokens_per_forward)
     for group in groups:
         loss = answer_loss(model, group, pad_id=pad_id).sum() / num_tokens
-        loss.backward()  # type: ignore[no-untyped-call]
+        (loss * weight).backward()  # type: ignore[no-untyped-call]
         total += loss.item()
     return total
 

@@ -20,7 +20,7 @@ from moe_ray.chat import pad_token_id
 from moe_ray.config import EvaluateConfig, SelectionConfig, TrainConfig
 from moe_ray.evaluation import answer_examples
 from moe_ray.examples import Example
-from moe_ray.finetune import fine_tune, target_rows
+from moe_ray.finetune import configured_weights, fine_tune, target_rows
 from moe_ray.full_tuning import model_restored, tune_all_parameters
 from moe_ray.identification import identify
 from moe_ray.routing import RoutingCounts
@@ -111,6 +111,11 @@ def identify_masks(counts: RoutingCounts, selection: SelectionConfig, *, seed: i
     return select(identify(counts, needed, seed=seed), needed, seed=seed)
 
 
+def in_one_process(config: TrainConfig) -> TrainConfig:
+    """The same training with one worker: as many batches in a step as its workers would have taken."""
+    return replace(config, batches_per_step=config.batches_per_step or max(1, config.num_workers), num_workers=1)
+
+
 def run_trial(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -154,7 +159,7 @@ def run_trial(
             tokenizer,
             batches,
             masks,
-            config=config,
+            config=in_one_process(config),
             seed=seed,
             validation=validation if config.patience else (),
             resume_from=resume_from,
@@ -180,14 +185,19 @@ def run_full_trial(
     config: TrainConfig,
     seed: int,
     measure: Measure,
-    after_step: Callable[[int, int], None] | None = None,
 ) -> TrialOutcome:
     """Full fine-tuning of the base model on the given batches, measured; the model ends as it was, also after an error."""
     rows = {batch.batch_idx: target_rows(tokenizer, batch.examples) for batch in batches}
+    config = in_one_process(config)
     with model_restored(model):
         started = time.perf_counter()
         tuned = tune_all_parameters(
-            model, rows, config=config, pad_id=pad_token_id(tokenizer), seed=seed, after_step=after_step
+            model,
+            rows,
+            config=config,
+            pad_id=pad_token_id(tokenizer),
+            seed=seed,
+            batch_weights=configured_weights(config.batch_weights, batches),
         )
         trained = time.perf_counter()
         measured = measure()

@@ -311,9 +311,8 @@ class Run:
 
 
 def winning_config(config: Config, settings: Mapping[str, Any]) -> Config:
-    """The configuration of a run with a trial's settings: no sweep, and one worker at most, as the trial had."""
-    num_workers = min(config.train.num_workers, 1)
-    return with_settings(config, {**settings, "sweep.run": False, "train.num_workers": num_workers})
+    """The configuration of a run with a trial's settings, without the sweep."""
+    return with_settings(config, {**settings, "sweep.run": False})
 
 
 def settings_as_text(config: Config) -> dict[str, str]:
