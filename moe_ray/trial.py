@@ -6,7 +6,7 @@ Trials of a sweep and baselines run one after another on the same loaded model; 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -182,12 +182,23 @@ def run_full_trial(
     tokenizer: PreTrainedTokenizerBase,
     batches: Sequence[Batch],
     *,
+    only: Collection[int],
     config: TrainConfig,
     seed: int,
     measure: Measure,
 ) -> TrialOutcome:
-    """Full fine-tuning of the base model on the given batches, measured; the model ends as it was, also after an error."""
-    rows = {batch.batch_idx: target_rows(tokenizer, batch.examples) for batch in batches}
+    """Full fine-tuning of the base model, measured; the model ends as it was, also after an error.
+
+    Args:
+        model: the base model.
+        tokenizer: its tokenizer.
+        batches: with a target for every example.
+        only: the `batch_idx`s to train on.
+        config: hyperparameters.
+        seed: of the batch order.
+        measure: called once when training is done.
+    """
+    rows = {batch.batch_idx: target_rows(tokenizer, batch.examples) for batch in batches if batch.batch_idx in only}
     config = in_one_process(config)
     with model_restored(model):
         started = time.perf_counter()

@@ -108,8 +108,15 @@ class _ArmActor:
         self.base.check()
         model, tokenizer, seed = self.base.model, self.base.tokenizer, self.job.seed
         if arm.masks is None:
-            batches = [batch for batch in self.batches if batch.batch_idx in self.job.trained_batches]
-            outcome = run_full_trial(model, tokenizer, batches, config=arm.train, seed=seed, measure=self.measure)
+            outcome = run_full_trial(
+                model,
+                tokenizer,
+                self.batches,
+                only=self.job.trained_batches,
+                config=arm.train,
+                seed=seed,
+                measure=self.measure,
+            )
         else:
             outcome = run_trial(
                 model, tokenizer, self.batches, arm.masks, config=arm.train, seed=seed, measure=self.measure

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from moe_ray.config import ModelConfig, TrainConfig
 from moe_ray.finetune import FineTuned, fine_tune
 from moe_ray.orchestration.actors import ModelHolder
 from moe_ray.orchestration.cluster import require_cpus
+from moe_ray.rounds import continue_fine_tuning
 from moe_ray.training import MaskedTrainer, StepReport
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,11 @@ HISTORY = "history.jsonl"
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuneJob:
-    """What every worker needs to know; plain values and URLs."""
+    """What every worker needs to know; plain values and URLs.
+
+    `start_url` is the folder of learned experts to go on from (empty = the base model); `batch_weights` multiplies the
+    gradients of the batches it names.
+    """
 
     model: ModelConfig
     config: TrainConfig
@@ -44,6 +49,8 @@ class FineTuneJob:
     masks_url: str
     out_url: str
     base: str
+    start_url: str = ""
+    batch_weights: Mapping[int, float] = field(default_factory=dict)
 
 
 def finetune(job: FineTuneJob) -> dict[str, Any]:
@@ -128,7 +135,7 @@ def _run_worker(
     prepared = Folder.open(job.batches_url)
     batches = frame_to_batches(prepared.read_frame("batches.parquet"))
     watched = prepared.read_table("validation.parquet").to_pylist() if job.config.patience else []
-    out = Folder.open(job.out_url)
+    out, masks = Folder.open(job.out_url), read_masks(Folder.open(job.masks_url))
     history = _History(out, resumed=resume_from is not None)
 
     def after_step(trainer: MaskedTrainer, step: StepReport) -> None:
@@ -142,12 +149,12 @@ def _run_worker(
         if due and report is not None:
             report(trainer)
 
-    with tempfile.TemporaryDirectory() as adapter:
-        outcome = fine_tune(
+    def tune(adapter: str) -> FineTuned:
+        return fine_tune(
             holder.model,
             holder.tokenizer,
             batches,
-            read_masks(Folder.open(job.masks_url)),
+            masks,
             config=job.config,
             seed=job.seed,
             adapter=adapter,
@@ -156,8 +163,17 @@ def _run_worker(
             world_size=world_size,
             resume_from=resume_from,
             validation=[row_to_example(row) for row in watched],
+            batch_weights=job.batch_weights,
             after_step=after_step,
         )
+
+    with tempfile.TemporaryDirectory() as start, tempfile.TemporaryDirectory() as adapter:
+        if job.start_url:
+            for name in ADAPTER_FILES:
+                Path(start, name).write_bytes(Folder.open(job.start_url).read_bytes(name))
+            outcome = continue_fine_tuning(holder.model, start, adapter, masks, tune, saves=rank == 0)
+        else:
+            outcome = tune(adapter)
         if rank == 0:
             for name in ADAPTER_FILES:
                 out.write_bytes(name, Path(adapter, name).read_bytes())
@@ -195,8 +211,12 @@ class _History:
         self.lines[step.step] = step.as_dict()
 
     def save(self) -> None:
-        ordered = [json.dumps(self.lines[step]) for step in sorted(self.lines)]
-        self.folder.write_bytes(HISTORY, "".join(f"{line}\n" for line in ordered).encode())
+        write_history(self.folder, [self.lines[step] for step in sorted(self.lines)])
+
+
+def write_history(folder: Folder, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Writes step reports as JSON lines."""
+    folder.write_bytes(HISTORY, "".join(f"{json.dumps(line)}\n" for line in lines).encode())
 
 
 def read_history(folder: Folder) -> list[dict[str, Any]]:

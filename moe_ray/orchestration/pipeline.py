@@ -211,6 +211,7 @@ class Run:
     def finetune(self) -> Folder:
         """The learned experts."""
         from moe_ray.orchestration.finetune import FineTuneJob, finetune
+        from moe_ray.orchestration.rounds import Rounds
 
         def work(folder: Folder) -> dict[str, Any]:
             job = FineTuneJob(
@@ -222,6 +223,8 @@ class Run:
                 out_url=folder.url,
                 base=self.model.path,
             )
+            if self.config.rounds.max_rounds > 1:
+                return Rounds(job, self.config, inputs).run()
             return finetune(job)
 
         inputs = {
@@ -229,6 +232,8 @@ class Run:
             "train": asdict(self.config.train),
             "seed": self.config.seed,
         }
+        if self.config.rounds.max_rounds > 1:
+            inputs["rounds"] = asdict(self.config.rounds)
         return self._stage("experts", inputs, work)
 
     def evaluate(self, when: str) -> Folder:

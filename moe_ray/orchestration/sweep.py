@@ -108,7 +108,7 @@ def _tuner(job: SweepJob, folder: Folder, space: SearchSpace, total: int) -> tun
             search_alg=_search(job.config),
             scheduler=_scheduler(job.config, space),
             num_samples=1 if settings.search == "grid" else settings.num_trials,
-            max_concurrent_trials=settings.max_concurrent_trials,
+            max_concurrent_trials=settings.max_concurrent_trials if settings.search == "optuna" else None,
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
@@ -134,7 +134,7 @@ def _domain(span: Range) -> Any:
 
 def _search(config: Config) -> Any:
     if config.sweep.search != "optuna":
-        return BasicVariantGenerator(random_state=config.seed)
+        return BasicVariantGenerator(random_state=config.seed, max_concurrent=config.sweep.max_concurrent_trials)
     try:
         from ray.tune.search.optuna import OptunaSearch
 
