@@ -136,7 +136,7 @@ def answer_rows(
     scored = [TokenizedRow(prompt, target) for prompt, target in zip(prompts, targets, strict=True)]
     routing = None
     if counter is None:
-        losses = target_losses(model, scored, rows_per_forward=size, pad_id=pad_id)
+        losses = _losses_where_targets(model, scored, size, pad_id)
     else:
         losses, counts = losses_and_counts(model, counter, scored, rows_per_forward=size, pad_id=pad_id)
         routing = RoutingCounts(
@@ -158,6 +158,16 @@ def answer_rows(
         target_tokens=[len(ids) for ids in targets],
     )
     return answered, routing
+
+
+def _losses_where_targets(model: PreTrainedModel, rows: Sequence[TokenizedRow], size: int, pad_id: int) -> list[float]:
+    """`target_losses`, with 0 for rows without a target, which are not run."""
+    places = [place for place, row in enumerate(rows) if row.answer_ids]
+    found = target_losses(model, [rows[place] for place in places], rows_per_forward=size, pad_id=pad_id)
+    losses = [0.0] * len(rows)
+    for place, loss in zip(places, found, strict=True):
+        losses[place] = loss
+    return losses
 
 
 def text_losses(

@@ -10,7 +10,7 @@ Shape suffixes: L MoE layers, E experts.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +31,10 @@ from moe_ray.selection import ExpertMasks
 INPUT_COLUMNS = ("id", "label", "category", "batch_idx", "messages", "target", "target_complete", "pair")
 """What `answer_examples` needs of a held-out example; `batch_idx` is the batch it is held against."""
 
-_FIGURES = ("unsafe_refusal_rate", "safe_refusal_rate", "target_loss")
+FIGURES = ("unsafe_refusal_rate", "safe_refusal_rate", "target_loss")
+"""What a summary says of any set of answers."""
+
+UNCATEGORISED = "uncategorised"
 
 
 def hold_against(examples: pd.DataFrame, batches: pd.DataFrame) -> pd.Series:
@@ -73,7 +76,7 @@ def rows_to_answer(frame: pd.DataFrame, routing: str) -> pd.DataFrame:
 
 @dataclass(frozen=True, kw_only=True)
 class Answered:
-    """Answers without verdicts, and the routing counts of the prompts under natural routing (None = no such rows)."""
+    """Answers without verdicts, and the routing counts of the prompts under natural routing (None = not counted)."""
 
     answers: pd.DataFrame
     routing: RoutingCounts | None
@@ -113,8 +116,10 @@ def answer_and_count(
     rows: pd.DataFrame,
     config: EvaluateConfig,
     masks: ExpertMasks | None = None,
+    *,
+    count: bool = False,
 ) -> Answered:
-    """Answers and target losses of the rows, and the routing of those under natural routing.
+    """Answers and target losses of the rows, and where asked for the routing of those under natural routing.
 
     A batch without unsafe experts has nothing to route through, so its examples route naturally.
 
@@ -124,6 +129,10 @@ def answer_and_count(
         rows: from `rows_to_answer`.
         config: `max_new_tokens` and `rows_per_forward`.
         masks: needed where a row is masked.
+        count: count the prompts' routing, in the same forward passes that score the targets.
+
+    Raises:
+        InputError: a row is masked and there are no masks.
     """
     if masks is None and (rows["routing"] == "masked").any():
         raise InputError("masked routing needs the batches' expert masks; give them, or set evaluate.routing=natural")
@@ -135,7 +144,7 @@ def answer_and_count(
             group = rows.iloc[positions]
             mask = masks[batch_idx] if masks is not None and routing == "masked" else None
             through = route_through(model, mask) if mask is not None and mask.any() else nullcontext()
-            counter = counting(model) if routing == "natural" else nullcontext()
+            counter = counting(model) if count and routing == "natural" else nullcontext()
             with through, counter as active:
                 answers, counts = answer_rows(model, tokenizer, group, config, active)
             parts.append(answers)
@@ -202,9 +211,6 @@ def _divided(rows: pd.DataFrame, of: Callable[[pd.DataFrame], dict[str, Any]]) -
         "per_category": {str(name): of(group) for name, group in per_category},
         "per_batch": {str(name): of(group) for name, group in rows.groupby("batch_idx", sort=True)},
     }
-
-
-UNCATEGORISED = "uncategorised"
 
 
 def _figures(rows: pd.DataFrame) -> dict[str, Any]:
@@ -282,6 +288,25 @@ def _loss_change(before: pd.Series, after: pd.Series, tokens: pd.Series, cluster
     per_token = [(summed.to_numpy() / tokens.to_numpy()).astype(np.float64) for summed in (before, after)]
     ids = None if clusters is None else clusters.to_numpy()
     return paired_difference(*per_token, clusters=ids, weights=tokens.to_numpy()).as_dict()
+
+
+def headline_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
+    """The overall values of a summary by name, for tracking: what was not measured is left out.
+
+    Args:
+        summary: from `summarise`.
+    """
+    values = {name: summary[name]["value"] for name in FIGURES}
+    if summary["masked"] is not None:
+        values |= {f"masked/{name}": summary["masked"][name]["value"] for name in FIGURES}
+    if summary["neutral_loss"] is not None:
+        values["neutral_loss"] = summary["neutral_loss"]["value"]
+    if summary["routing_drift"] is not None:
+        values |= {
+            f"routing_drift/{name}": summary["routing_drift"][name]
+            for name in ("mean_absolute_change", "largest_change")
+        }
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def prompt_clusters(rows: pd.DataFrame) -> pd.Series:

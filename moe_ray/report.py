@@ -16,6 +16,7 @@ from moe_ray.confounds import confound_warnings, weighting_agreement
 from moe_ray.export import prompt_text
 from moe_ray.identification import certainty_in_words, certainty_per_batch
 from moe_ray.moe_layers import Expert
+from moe_ray.pairs import describe_pair_counts
 from moe_ray.risk import aggregate_risk
 from moe_ray.routing import RoutingCounts
 from moe_ray.selection import ExpertMasks
@@ -37,7 +38,9 @@ def build_summary(
     tuned: Mapping[str, Any],
     before: Mapping[str, Any],
     after: Mapping[str, Any],
+    change: Mapping[str, Any],
     certainty: pd.DataFrame,
+    pairs: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The figures of a run, as plain values.
 
@@ -48,7 +51,9 @@ def build_summary(
         tuned: `trainable_parameters`, `total_parameters`, `frozen_parameters_changed`.
         before: metrics of the held-out evaluation before the repair.
         after: the same after it.
+        change: after minus before, from `compare`.
         certainty: from `certainty_per_batch`.
+        pairs: how many pairs were kept and dropped; None = no filter.
     """
     _, num_layers, num_experts = masks.masks_BLE.shape
     return {
@@ -71,6 +76,8 @@ def build_summary(
         "batches_not_told_from_noise": certainty.loc[certainty["is_told_from_noise"].eq(False), "batch_idx"].tolist(),
         "before": dict(before),
         "after": dict(after),
+        "change": dict(change),
+        "pairs": None if pairs is None else dict(pairs),
         "frozen_parameters_changed": tuned["frozen_parameters_changed"],
     }
 
@@ -141,18 +148,79 @@ def describe_certainty(
 
 
 def describe_outcome(summary: Mapping[str, Any]) -> str:
-    """Parameters, and the held-out metrics before and after."""
+    """Parameters, and the held-out figures before, after, and how much they changed, overall and per category."""
     share = summary["trainable_parameters"] / summary["total_parameters"]
-    rows = []
-    for name in ("unsafe_refusal_rate", "safe_refusal_rate"):
-        rows.append([name.replace("_", " "), _rate(summary["before"][name]), _rate(summary["after"][name])])
-    losses = [summary[when]["target_loss"] for when in ("before", "after")]
-    rows.append(["target loss (nats/token)", *(f"{_number(loss['value'])} (n={loss['n']})" for loss in losses)])
-    table = pd.DataFrame(rows, columns=["held out, natural routing", "before", "after"])
-    return (
+    parts = [
         f"Trainable parameters: {summary['trainable_parameters']:,} of {summary['total_parameters']:,} ({share:.2%}); "
-        f"frozen parameters changed: {summary['frozen_parameters_changed']}\n" + _indent(table.to_string(index=False))
+        f"frozen parameters changed: {summary['frozen_parameters_changed']}"
+    ]
+    if summary["pairs"] is not None:
+        parts.append(f"Pairs: {describe_pair_counts(summary['pairs'])}")
+    whens = [summary[name] for name in ("before", "after", "change")]
+    parts.append("Held out, with 95% intervals; change is paired, in points of a percent or nats per token")
+    parts.append(_indent(_outcome_table(whens)))
+    for routing, blocks in (("natural", whens), ("masked", [when["masked"] for when in whens])):
+        if blocks[0] is not None and len(blocks[0]["per_category"]) > 1:
+            parts.append(f"By category, {routing} routing (refused before → after of n)")
+            parts.append(_indent(_category_table(blocks)))
+    return "\n".join(parts)
+
+
+def _outcome_table(whens: Sequence[Mapping[str, Any]]) -> str:
+    rows = []
+    for routing, blocks in (("natural", whens), ("masked", [when["masked"] for when in whens])):
+        if blocks[0] is None or not _num(blocks[0]):
+            continue
+        for label in ("unsafe", "safe"):
+            before, after, change = (block[f"{label}_refusal_rate"] for block in blocks)
+            rows.append([f"{label} refused, {routing}", _rate(before), _rate(after), _points(change)])
+        rows.append([f"target loss, {routing}", *(_with_interval(block["target_loss"]) for block in blocks)])
+    if whens[0]["neutral_loss"] is not None:
+        rows.append(["neutral text loss", *(_with_interval(when["neutral_loss"]) for when in whens)])
+    drift = whens[1]["routing_drift"]
+    text = pd.DataFrame(rows, columns=["", "before", "after", "change"]).to_string(index=False)
+    if drift is None:
+        return text
+    mean, largest = f"{drift['mean_absolute_change']:.4f}", f"{drift['largest_change']:+.3f}"
+    moved = (
+        f"activation rates moved by {mean} on average, at most by {largest} ({Expert(drift['layer'], drift['expert'])})"
     )
+    return f"{text}\nrouting drift: {moved}"
+
+
+def _num(block: Mapping[str, Any]) -> int:
+    return int(block["unsafe_refusal_rate"]["n"] + block["safe_refusal_rate"]["n"])
+
+
+def _category_table(blocks: Sequence[Mapping[str, Any]]) -> str:
+    rows = []
+    for category in blocks[0]["per_category"]:
+        before, after, change = (block["per_category"][category] for block in blocks)
+        row = [printable(category)]
+        for label in ("unsafe", "safe"):
+            name = f"{label}_refusal_rate"
+            row += [_arrow(before[name], after[name]), _points(change[name])]
+        rows.append(row)
+    return pd.DataFrame(rows, columns=["", "unsafe", "change", "safe", "change "]).to_string(index=False)
+
+
+def _arrow(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    if not before["n"]:
+        return "no examples"
+    return f"{before['value']:.0%} → {after['value']:.0%} of {before['n']}"
+
+
+def _points(change: Mapping[str, Any]) -> str:
+    if not change["n"]:
+        return ""
+    return f"{100 * change['value']:+.1f} [{100 * change['low']:+.1f}, {100 * change['high']:+.1f}]"
+
+
+def _with_interval(figure: Mapping[str, Any]) -> str:
+    if figure["value"] is None:
+        return "none"
+    interval = "" if figure["low"] is None else f" [{figure['low']:.3f}, {figure['high']:.3f}]"
+    return f"{figure['value']:.3f}{interval} (n={figure['n']})"
 
 
 def describe_seconds(seconds: Mapping[str, float], reused: Sequence[str]) -> str:
@@ -165,10 +233,6 @@ def _rate(value: Mapping[str, Any]) -> str:
     if not value["n"]:
         return "no examples"
     return f"{value['value']:.1%} [{value['low']:.1%}, {value['high']:.1%}] (n={value['n']})"
-
-
-def _number(value: float | None) -> str:
-    return "none" if value is None else f"{value:.3f}"
 
 
 def _indent(text: str) -> str:

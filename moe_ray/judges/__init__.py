@@ -12,12 +12,21 @@ from typing import Any
 import pandas as pd
 
 from moe_ray.config import EvaluateConfig
-from moe_ray.judges.phrases import PhraseJudge, is_refusal
+from moe_ray.judges.phrases import RULES_VERSION, PhraseJudge, is_refusal
 from moe_ray.judges.verdict import Conversation, Judge, Verdict
 
-__all__ = ["Conversation", "Judge", "PhraseJudge", "Verdict", "is_refusal", "judge_answers", "make_judge"]
-
-VERDICT_COLUMNS = ("refused", "judge", "judge_score", "judge_said")
+__all__ = [
+    "Conversation",
+    "Judge",
+    "PhraseJudge",
+    "Verdict",
+    "check_judge",
+    "is_refusal",
+    "judge_answers",
+    "judge_identity",
+    "make_judge",
+    "with_verdicts",
+]
 
 
 def make_judge(config: EvaluateConfig, *, device: Any = None) -> Judge:
@@ -30,7 +39,47 @@ def make_judge(config: EvaluateConfig, *, device: Any = None) -> Judge:
     Raises:
         InputError: the classifier or endpoint cannot be used.
     """
+    if config.judge == "classifier":
+        from moe_ray.judges.classifier import ClassifierJudge
+
+        return ClassifierJudge(config, device)
+    if config.judge == "endpoint":
+        from moe_ray.judges.endpoint import EndpointJudge
+
+        return EndpointJudge(config)
     return PhraseJudge()
+
+
+def check_judge(config: EvaluateConfig) -> None:
+    """Refuses a judge that cannot work, before anything is generated; nothing is loaded or called.
+
+    Raises:
+        InputError: the classifier cannot be read or has no such label; the endpoint has no address.
+    """
+    if config.judge == "classifier":
+        from moe_ray.judges.classifier import check_classifier
+
+        check_classifier(config)
+    elif config.judge == "endpoint":
+        from moe_ray.judges.endpoint import check_endpoint
+
+        check_endpoint()
+
+
+def judge_identity(config: EvaluateConfig) -> dict[str, Any]:
+    """What a verdict depends on: equal values mean equal verdicts. Holds no address and no key."""
+    if config.judge == "classifier":
+        from moe_ray.artifacts import hash_checkpoint
+
+        checkpoint = hash_checkpoint(config.classifier, "main")
+        reads = {"input": config.classifier_input, "refusal_label": config.refusal_label}
+        return {"judge": config.judge, "checkpoint": checkpoint, **reads}
+    if config.judge == "endpoint":
+        from moe_ray.artifacts import content_hash
+        from moe_ray.judges.endpoint import INSTRUCTIONS
+
+        return {"judge": config.judge, "model": config.judge_model, "instructions": content_hash(INSTRUCTIONS)}
+    return {"judge": config.judge, "rules": RULES_VERSION}
 
 
 def judge_answers(answers: pd.DataFrame, judge: Judge) -> pd.DataFrame:

@@ -16,10 +16,9 @@ import ray
 
 from moe_ray.artifacts import Folder, write_masks
 from moe_ray.baselines import Arm
-from moe_ray.batches import Batch, frame_to_batches
+from moe_ray.batches import frame_to_batches
 from moe_ray.comparison import BASE, ArmResult
 from moe_ray.config import EvaluateConfig, ModelConfig, TrainConfig
-from moe_ray.evaluation import hold_against
 from moe_ray.orchestration.cluster import require_cpus
 from moe_ray.orchestration.progress import progress
 from moe_ray.orchestration.trial_process import BaseModel
@@ -95,11 +94,10 @@ class _ArmActor:
     def __init__(self, job: ComparisonJob) -> None:
         self.base = BaseModel(job.model, job.num_actors)
         prepared = Folder.open(job.batches_url)
-        batches, test = (prepared.read_frame(f"{name}.parquet") for name in ("batches", "test"))
         self.job = job
-        self.batches: list[Batch] = frame_to_batches(batches)
-        frame = test.assign(batch_idx=hold_against(test, batches))
-        self.measure = measurer(self.base.model, self.base.tokenizer, frame, job.evaluate, job.neutral_texts)
+        self.batches = frame_to_batches(prepared.read_frame("batches.parquet"))
+        test = prepared.read_frame("test.parquet")
+        self.measure = measurer(self.base.model, self.base.tokenizer, test, job.evaluate, job.neutral_texts)
 
     def run(self, arm: Arm) -> tuple[Measured, dict[str, Any]]:
         """An arm's measurements, and what its training was."""

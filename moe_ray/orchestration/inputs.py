@@ -5,7 +5,7 @@ All that can be refused before weights are loaded or Ray starts is refused here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,16 +14,28 @@ from moe_ray.config import EMBEDDED, Config, ModelConfig
 from moe_ray.embedded.examples import embedded_records
 from moe_ray.errors import InputError
 from moe_ray.examples import Example, Split, read_examples, records_to_examples
+from moe_ray.judges import check_judge
+from moe_ray.neutral import neutral_texts
 from moe_ray.search_space import read_space
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompts:
-    """The run's examples: batches to analyse and train, and what is held out."""
+    """The run's examples: batches to analyse and train, and what is held out.
 
+    Attributes:
+        examples: all of them, in file order.
+        assembly: the training batches.
+        validation: held out, for choosing settings.
+        test: held out, for the figures.
+        neutral: texts whose loss shows what was forgotten.
+    """
+
+    examples: Sequence[Example]
     assembly: Assembly
     validation: tuple[Example, ...]
     test: tuple[Example, ...]
+    neutral: tuple[str, ...]
 
 
 def read_prompts(config: Config) -> Prompts:
@@ -38,6 +50,28 @@ def read_prompts(config: Config) -> Prompts:
     if EMBEDDED in settings.files:
         examples += _embedded_examples()
     check_both_labels(examples, "prompts")
+    if settings.keep_pairs != "all" and not any(example.pair for example in examples):
+        raise InputError("prompts.keep_pairs is on, but there is no goal + all_prompt record; set it to 'all'")
+    check_judge(config.evaluate)
+    _check_requests(config)
+    return _group(examples, config)
+
+
+def without_pairs(prompts: Prompts, dropped: Set[str], config: Config) -> Prompts:
+    """The prompts that are left, split and grouped anew, so that every batch is whole.
+
+    Raises:
+        InputError: what is left cannot be used.
+    """
+    try:
+        return _group([example for example in prompts.examples if example.pair not in dropped], config)
+    except InputError as error:
+        setting = f"prompts.keep_pairs={config.prompts.keep_pairs}"
+        raise InputError(f"after {setting} dropped {len(dropped)} pairs: {error}") from error
+
+
+def _group(examples: Sequence[Example], config: Config) -> Prompts:
+    settings = config.prompts
     splits = split_examples(
         examples,
         test_fraction=settings.test_fraction,
@@ -54,12 +88,13 @@ def read_prompts(config: Config) -> Prompts:
     )
     if settings.max_batches:
         assembly = _first_batches(assembly, settings.max_batches)
-    _check_requests(config)
     _check_validation(config, splits["validation"])
     return Prompts(
+        examples=examples,
         assembly=assembly,
         validation=tuple(_limit(splits["validation"], settings.max_test_examples)),
         test=tuple(_limit(splits["test"], settings.max_test_examples)),
+        neutral=tuple(neutral_texts(config.evaluate.neutral_file)),
     )
 
 
@@ -113,7 +148,7 @@ def _first_batches(assembly: Assembly, limit: int) -> Assembly:
     return Assembly(batches=kept, left_over=assembly.left_over + dropped)
 
 
-def _limit(examples: list[Example], per_label: int) -> list[Example]:
+def _limit(examples: Sequence[Example], per_label: int) -> Sequence[Example]:
     if not per_label:
         return examples
     kept: list[Example] = []

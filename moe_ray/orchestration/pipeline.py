@@ -10,9 +10,9 @@ import io
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
@@ -21,17 +21,25 @@ from moe_ray.artifacts import Folder, content_hash, hash_checkpoint, hash_file, 
 from moe_ray.baselines import plan_arms
 from moe_ray.batches import batches_to_frame, example_to_row, examples_to_frame
 from moe_ray.comparison import comparison_table, verdict
-from moe_ray.config import EMBEDDED, Config, ModelConfig
+from moe_ray.config import EMBEDDED, Config, EvaluateConfig, ModelConfig
 from moe_ray.config_io import flatten, with_settings
+from moe_ray.evaluation import INPUT_COLUMNS, compare, hold_against, summarise
 from moe_ray.export import export_name, export_pickle
 from moe_ray.identification import certainty_per_batch
+from moe_ray.judges import judge_identity
 from moe_ray.loading import num_decoder_layers
-from moe_ray.orchestration.inputs import Prompts
+from moe_ray.orchestration.inputs import Prompts, without_pairs
+from moe_ray.pairs import describe_pair_counts, pair_counts, pair_outcomes
 from moe_ray.routing import RoutingCounts
 from moe_ray.rules import select
 from moe_ray.selection import ExpertMasks
 
+if TYPE_CHECKING:
+    from moe_ray.orchestration.answer import Answers
+
 logger = logging.getLogger(__name__)
+
+HeldOut = Literal["test", "validation"]
 
 
 class Run:
@@ -84,9 +92,36 @@ class Run:
     def _after(self, *stages: str) -> str:
         return content_hash([self._inputs[stage] for stage in stages])
 
+    def filter_pairs(self) -> Folder:
+        """Which pairs are kept, as `pairs.parquet`; the run's prompts are grouped anew from those."""
+        pairs = [example for example in self.prompts.examples if example.pair is not None]
+        inputs = {
+            "pairs": content_hash([example_to_row(example) for example in pairs]),
+            "keep_pairs": self.config.prompts.keep_pairs,
+            "max_new_tokens": self.config.evaluate.max_new_tokens,
+            "judge": judge_identity(self.config.evaluate),
+            "model": hash_checkpoint(self.model.path, self.model.revision),
+        }
+
+        def work(folder: Folder) -> dict[str, Any]:
+            frame = examples_to_frame(pairs).assign(batch_idx=-1, target=None)
+            answers = self._answer(frame, folder.sub("answers"), "answers, pairs").answers
+            judged = self._judge(answers, folder.sub("verdicts"), "verdicts, pairs")
+            outcomes = pair_outcomes(judged)
+            folder.write_table("pairs.parquet", outcomes)
+            return pair_counts(outcomes)
+
+        folder = self._stage("pairs", inputs, work)
+        outcomes = folder.read_frame("pairs.parquet")
+        logger.info("pairs: %s", describe_pair_counts(folder.notes()))
+        self.prompts = without_pairs(self.prompts, set(outcomes.loc[~outcomes["kept"], "pair"]), self.config)
+        return folder
+
     def prepare(self) -> Folder:
         """Batches and held-out examples, with a target for each."""
         settings = self.config.prompts
+        if settings.keep_pairs != "all":
+            self.filter_pairs()
         files = {name: hash_file(name) for name in settings.files if name != EMBEDDED}
         rows = [example_to_row(e) for batch in self.prompts.assembly.batches for e in batch.examples]
         rows += [example_to_row(example) for example in self.prompts.validation + self.prompts.test]
@@ -96,35 +131,59 @@ class Run:
             "prompts": asdict(settings),
             "seed": self.config.seed,
             "model": hash_checkpoint(self.model.path, self.model.revision),
+            "held_out_columns": list(INPUT_COLUMNS),
         }
         return self._stage("batches", inputs, self._prepare)
 
     def _prepare(self, folder: Folder) -> dict[str, Any]:
-        train = self._with_targets(batches_to_frame(self.prompts.assembly.batches), "own answers, training")
-        test = self._with_targets(examples_to_frame(self.prompts.test), "own answers, held out")
+        own_answers = folder.sub("own_answers")
+        train = batches_to_frame(self.prompts.assembly.batches)
+        held_out = {"test": self.prompts.test}
         if self.prompts.validation:
-            validation = examples_to_frame(self.prompts.validation)
-            folder.write_table("validation.parquet", self._with_targets(validation, "own answers, validation"))
+            held_out["validation"] = self.prompts.validation
+        for split, examples in held_out.items():
+            frame = examples_to_frame(examples)
+            frame["batch_idx"] = hold_against(frame, train)
+            frame = self._with_targets(frame, own_answers.sub(split), f"own answers, {split}")
+            folder.write_table(f"{split}.parquet", frame)
+        train = self._with_targets(train, own_answers.sub("train"), "own answers, training")
         folder.write_table("batches.parquet", train)
-        folder.write_table("test.parquet", test)
-        return {"examples": len(train), "test_examples": len(test), "left_over": len(self.prompts.assembly.left_over)}
+        left_over = len(self.prompts.assembly.left_over)
+        return {"examples": len(train), "test_examples": len(self.prompts.test), "left_over": left_over}
 
-    def _with_targets(self, frame: pd.DataFrame, what: str) -> pd.DataFrame:
+    def _with_targets(self, frame: pd.DataFrame, parts: Folder, what: str) -> pd.DataFrame:
         """Fills missing targets: the refusal for unsafe examples, the model's own answer for safe ones."""
-        from moe_ray.orchestration.answer import answer
-
         settings = self.config.prompts
         frame = frame.assign(target=frame["target"].astype(object))
         missing = frame["target"].isna()
         frame.loc[missing & (frame["label"] == "unsafe"), "target"] = settings.refusal
         own = frame[missing & (frame["label"] == "safe")]
         if len(own):
-            answers = answer(
-                own, self.model, self.config.evaluate, what=what, max_new_tokens=settings.own_answer_tokens
-            )
+            config = replace(self.config.evaluate, max_new_tokens=settings.own_answer_tokens)
+            answers = self._answer(own, parts, what, config=config).answers
             frame.loc[own.index, "target"] = answers["answer"].to_numpy()
             frame.loc[own.index, "target_complete"] = answers["ended"].to_numpy()
         return frame
+
+    def _answer(
+        self,
+        frame: pd.DataFrame,
+        parts: Folder,
+        what: str,
+        *,
+        config: EvaluateConfig | None = None,
+        adapter: str | None = None,
+    ) -> Answers:
+        """The answers of the base model, or of it with learned experts, under natural routing, in the frame's order."""
+        from moe_ray.orchestration.answer import Job, answer
+
+        job = Job(model=self.model, config=config or self.config.evaluate, parts_url=parts.url, adapter=adapter)
+        return answer(frame, job, what=what)
+
+    def _judge(self, answers: pd.DataFrame, parts: Folder, what: str) -> pd.DataFrame:
+        from moe_ray.orchestration.judge import judge
+
+        return judge(answers, self.config.evaluate, parts, what=what)
 
     def capture(self) -> Folder:
         """Routing counts of every example."""
@@ -188,6 +247,7 @@ class Run:
                 batches_url=self.folder.sub("batches").url,
                 counts_url=self.folder.sub("routing").sub("counts").url,
                 folder_url=folder.url,
+                neutral_texts=self.prompts.neutral,
             )
             return write_results(folder, self.config, sweep(job))
 
@@ -199,6 +259,7 @@ class Run:
             "selection": asdict(self.config.selection),
             "train": asdict(self.config.train),
             "evaluate": asdict(self.config.evaluate),
+            "neutral": content_hash(self.prompts.neutral),
             "seed": self.config.seed,
         }
         return self._stage("sweep", inputs, work)
@@ -224,7 +285,7 @@ class Run:
                 base=self.model.path,
             )
             if self.config.rounds.max_rounds > 1:
-                return Rounds(job, self.config, inputs).run()
+                return Rounds(job, self.config, inputs, self._validation_answers).run()
             return finetune(job)
 
         inputs = {
@@ -233,26 +294,87 @@ class Run:
             "seed": self.config.seed,
         }
         if self.config.rounds.max_rounds > 1:
-            inputs["rounds"] = asdict(self.config.rounds)
+            inputs |= {
+                "rounds": asdict(self.config.rounds),
+                "selection": asdict(self.config.selection),
+                "judge": judge_identity(self.config.evaluate),
+                "max_new_tokens": self.config.evaluate.max_new_tokens,
+            }
         return self._stage("experts", inputs, work)
 
-    def evaluate(self, when: str) -> Folder:
-        """Held-out answers, verdicts and losses: `before` or `after` the repair."""
-        from moe_ray.evaluation import summarise
-        from moe_ray.orchestration.answer import answer
+    def _validation_answers(self, experts: Folder) -> pd.DataFrame:
+        """Judged answers to the validation examples by the model with the learned experts of a folder."""
+        parts, verdicts = (experts.sub(f"validation_{name}") for name in ("answers", "verdicts"))
+        frame = self.prepare_frame("validation.parquet")
+        answers = self._answer(frame, parts, "answers, validation", adapter=experts.url).answers
+        return self._judge(answers, verdicts, "verdicts, validation")
+
+    def answer(self, when: str, split: HeldOut = "test") -> Folder:
+        """Held-out answers, losses and routing, and losses on neutral text: `before` or `after` the repair.
+
+        Nothing is judged here, so another judge, or one that failed, costs no answer.
+        """
+        from moe_ray.orchestration.answer import Job, answer
+
+        config = self.config.evaluate
+        masked = config.routing != "natural"
 
         def work(folder: Folder) -> dict[str, Any]:
-            adapter = self.folder.sub("experts").url if when == "after" else None
-            test = self.prepare_frame("test.parquet")
-            answers = answer(test, self.model, self.config.evaluate, what=f"evaluation {when}", adapter=adapter)
-            folder.write_table("answers.parquet", answers)
-            return {"metrics": summarise(answers)}
+            job = Job(
+                model=self.model,
+                config=config,
+                parts_url=folder.sub("parts").url,
+                adapter=self.folder.sub("experts").url if when == "after" else None,
+                masks_url=self.folder.sub("unsafe_experts").url if masked else None,
+                count=True,
+            )
+            examples, what = self.prepare_frame(f"{split}.parquet"), f"answers {when}"
+            done = answer(examples, job, what=what, routing=config.routing, neutral=self.prompts.neutral)
+            return {"answers": len(done.answers)}
+
+        earlier = ["batches"] + (["unsafe_experts"] if masked else []) + (["experts"] if when == "after" else [])
+        inputs = {
+            "inputs": self._after(*earlier),
+            "routing": config.routing,
+            "max_new_tokens": config.max_new_tokens,
+            "neutral": content_hash(self.prompts.neutral),
+            "dtype": self.model.dtype,
+            "experts_implementation": self.model.experts_implementation,
+        }
+        return self._stage(_stage_name("answers", when, split), inputs, work)
+
+    def evaluate(self, when: str, split: HeldOut = "test") -> Folder:
+        """Verdicts and figures on held-out examples, `before` or `after` the repair; after it, also what changed.
+
+        Args:
+            when: `before` or `after`; what is before comes first.
+            split: `test`, or `validation` for choosing settings.
+        """
+        from moe_ray.orchestration.answer import read_answers
+
+        before = _stage_name("evaluation", "before", split)
+        if when == "after" and before not in self._inputs:
+            self.evaluate("before", split)
+        source = self.answer(when, split).sub("parts")
+
+        def work(folder: Folder) -> dict[str, Any]:
+            done = read_answers(source)
+            judged = self._judge(done.answers, folder.sub("verdicts"), f"verdicts {when}").drop(columns="place")
+            folder.write_table("answers.parquet", judged)
+            if when == "before":
+                return {"metrics": summarise(judged, neutral=done.neutral, routing=done.routing)}
+            first = read_answers(self.folder.sub(_stage_name("answers", "before", split)).sub("parts"))
+            metrics = summarise(judged, neutral=done.neutral, routing=done.routing, routing_before=first.routing)
+            judged_before = self.folder.sub(before).read_frame("answers.parquet")
+            change = compare(judged_before, judged, neutral_before=first.neutral, neutral_after=done.neutral)
+            return {"metrics": metrics, "change": change}
 
         inputs = {
-            "inputs": self._after("batches", "experts") if when == "after" else self._after("batches"),
-            "evaluate": asdict(self.config.evaluate),
+            "answers": self._after(_stage_name("answers", when, split)),
+            "before": self._after(before) if when == "after" else None,
+            "judge": judge_identity(self.config.evaluate),
         }
-        return self._stage(f"evaluation_{when}", inputs, work)
+        return self._stage(_stage_name("evaluation", when, split), inputs, work)
 
     def compare(self) -> pd.DataFrame:
         """Per-batch masks held against the baselines, trained and measured alike on the held-out examples."""
@@ -269,10 +391,12 @@ class Run:
             trained_batches=self.masks.trained_batches,
             num_actors=self.config.baselines.max_concurrent,
             gpus_per_actor=self.config.train.gpus_per_worker,
+            neutral_texts=self.prompts.neutral,
         )
         inputs = {
             "batches": self._after("batches"),
             "evaluate": asdict(self.config.evaluate),
+            "neutral": content_hash(self.prompts.neutral),
             "trained_batches": list(self.masks.trained_batches),
             "seed": self.config.seed,
         }
@@ -296,14 +420,17 @@ class Run:
         """What `summary.json` holds, but for the tracking run and the total time."""
         tuned = self.folder.sub("experts").notes()
         risk = self.folder.sub("unsafe_experts").read_frame("risk_differences.parquet")
-        metrics = {when: self.folder.sub(f"evaluation_{when}").notes()["metrics"] for when in ("before", "after")}
+        evaluated = {when: self.folder.sub(f"evaluation_{when}").notes() for when in ("before", "after")}
+        pairs = self.folder.sub("pairs").notes() if "pairs" in self._inputs else None
         return report.build_summary(
             masks=self.masks,
             batches=self.prepare_frame("batches.parquet"),
             num_experts_per_tok=self.counts.num_experts_per_tok,
             tuned=tuned,
-            before=metrics["before"],
-            after=metrics["after"],
+            before=evaluated["before"]["metrics"],
+            after=evaluated["after"]["metrics"],
+            change=evaluated["after"]["change"],
+            pairs=pairs,
             certainty=certainty_per_batch(risk, self.masks, self.config.selection),
         )
 
@@ -318,6 +445,10 @@ class Run:
 def winning_config(config: Config, settings: Mapping[str, Any]) -> Config:
     """The configuration of a run with a trial's settings, without the sweep."""
     return with_settings(config, {**settings, "sweep.run": False})
+
+
+def _stage_name(kind: str, when: str, split: HeldOut) -> str:
+    return f"{kind}_{when}" if split == "test" else f"{kind}_{when}_{split}"
 
 
 def settings_as_text(config: Config) -> dict[str, str]:

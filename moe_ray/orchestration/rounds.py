@@ -7,7 +7,7 @@ base model; the best round's is the run's.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -51,13 +51,19 @@ class Rounds:
         job: of the first round; `out_url` is the folder of the learned experts.
         config: of the run.
         inputs: everything that all rounds depend on.
+        measure: gives the judged validation answers of the model with the learned experts of a folder.
     """
 
-    def __init__(self, job: FineTuneJob, config: Config, inputs: Mapping[str, Any]) -> None:
-        self.job, self.config, self.inputs = job, config, inputs
+    def __init__(
+        self,
+        job: FineTuneJob,
+        config: Config,
+        inputs: Mapping[str, Any],
+        measure: Callable[[Folder], pd.DataFrame],
+    ) -> None:
+        self.job, self.config, self.inputs, self.measure = job, config, inputs, measure
         prepared = Folder.open(job.batches_url)
         self.batches = prepared.read_frame("batches.parquet")
-        self.validation = prepared.read_frame("validation.parquet")
         self.categories = {batch.batch_idx: batch.category for batch in frame_to_batches(self.batches)}
         self.out = Folder.open(job.out_url)
 
@@ -88,8 +94,6 @@ class Rounds:
 
     def _round(self, number: int, folder: Folder, state: _State) -> dict[str, Any]:
         """One round, trained and measured now or before."""
-        from moe_ray.orchestration.answer import answer
-
         inputs = {**self.inputs, **state.inputs(), "round": number, "start": self._hash_of(state.start_url)}
         if folder.finished(inputs):
             logger.info("round %d: reused from an earlier run", number)
@@ -108,14 +112,7 @@ class Rounds:
                 seed=self.job.seed + number - 1,
             )
         )
-        answers = answer(
-            self.validation,
-            self.job.model,
-            self.config.evaluate,
-            what=f"validation, round {number}",
-            adapter=folder.url,
-        )
-        folder.write_table("validation_answers.parquet", answers)
+        folder.write_table("validation_answers.parquet", self.measure(folder))
         folder.finish(inputs, **outcome)
         return outcome
 

@@ -116,6 +116,7 @@ def run_all(run: Run) -> None:
 
 
 def _track(run: Run, tracker: Any, summary: dict[str, Any]) -> None:
+    from moe_ray.evaluation import headline_metrics
     from moe_ray.orchestration.finetune import read_history
 
     steps = read_history(run.folder.sub("experts"))
@@ -123,7 +124,8 @@ def _track(run: Run, tracker: Any, summary: dict[str, Any]) -> None:
     tracker.log_metrics((step["step"], {f"train/{name}": step[name] for name in names}) for step in steps)
     for when in (0, 1):
         metrics = summary["before" if when == 0 else "after"]
-        tracker.log_metrics([(when, {f"held_out/{name}": value["value"] for name, value in metrics.items()})])
+        values = {f"held_out/{name}": value for name, value in headline_metrics(metrics).items()}
+        tracker.log_metrics([(when, values)])
     counts = ("batches", "union_experts", "trainable_parameters", "total_parameters", "frozen_parameters_changed")
     tracker.log_metrics([(0, {name: summary[name] for name in counts})])
     per_batch = summary["per_batch_unsafe_experts"]

@@ -26,7 +26,6 @@ from moe_ray.checkpoint import save_checkpoint
 from moe_ray.config import Config, ModelConfig
 from moe_ray.config_io import to_yaml, with_settings
 from moe_ray.errors import InputError
-from moe_ray.evaluation import hold_against
 from moe_ray.heat_map import draw_heat_map, heat_map_axes, heat_map_table
 from moe_ray.objective import FAILED, plain_metrics, rank_trials, score
 from moe_ray.orchestration.cluster import require_cpus
@@ -156,12 +155,14 @@ class _Lines(tune.Callback):  # type: ignore[misc]
     """A line in the log for every trial that ends."""
 
     def __init__(self, total: int) -> None:
-        self.total = total
+        self.total, self.done = total, 0
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        done = sum(other.status == "TERMINATED" for other in trials)
+        self.done += 1
         result = trial.last_result
-        logger.info("sweep: trial %d of %d: %s: %s", done, self.total, _in_words(trial.config), result.get("said", ""))
+        logger.info(
+            "sweep: trial %d of %d: %s: %s", self.done, self.total, _in_words(trial.config), result.get("said", "")
+        )
 
 
 def _in_words(settings: Mapping[str, Any]) -> str:
@@ -193,9 +194,8 @@ class _Trial:
         self.job, self.settings, self.records, self.name = job, settings, records, name
         self.config = with_settings(job.config, settings)
         prepared = Folder.open(job.batches_url)
-        batches, validation = (prepared.read_frame(f"{name}.parquet") for name in ("batches", "validation"))
-        self.batches = frame_to_batches(batches)
-        self.validation = validation.assign(batch_idx=hold_against(validation, batches))
+        self.batches = frame_to_batches(prepared.read_frame("batches.parquet"))
+        self.validation = prepared.read_frame("validation.parquet")
         self.about: dict[str, Any] = {"process": os.getpid()}
         # Of the epochs before an interruption; none where the trial is new.
         self.epochs: list[dict[str, Any]] = records.read_json(name)["epochs"] if tune.get_checkpoint() else []

@@ -36,7 +36,8 @@ def print_table(title: str, rows: pd.DataFrame, *, caption: str = "") -> None:
     console.print(f"\n== {escape(title)} ==")
     console.print(table)
     if caption:
-        console.print(escape(printable(caption)), soft_wrap=True)
+        for line in caption.splitlines():
+            console.print(escape(printable(line)), soft_wrap=True)
 
 
 def trial_rows(trials: pd.DataFrame, settings: list[str]) -> pd.DataFrame:
