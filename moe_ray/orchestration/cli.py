@@ -7,12 +7,13 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from moe_ray.config import EMBEDDED, Config
-from moe_ray.config_io import describe_keys, load_config
+from moe_ray.config_io import describe_keys, load_config, to_yaml, with_settings
 from moe_ray.errors import InputError
 
 logger = logging.getLogger("moe_ray")
@@ -21,7 +22,9 @@ BAD_INPUT = 2
 """Exit status for an error that is the user's to mend."""
 
 
-def main(description: str, work: str, argv: Sequence[str] | None = None) -> int:
+def main(
+    description: str, work: str, argv: Sequence[str] | None = None, *, implied: Mapping[str, Any] | None = None
+) -> int:
     """Parses the command line, prepares a run, and does `work` on it with Ray connected.
 
     Nothing heavy is imported before the configuration and the prompts are known to be good.
@@ -30,6 +33,7 @@ def main(description: str, work: str, argv: Sequence[str] | None = None) -> int:
         description: what the script does, for `--help`.
         work: a function of `moe_ray.orchestration.stages`, by name.
         argv: None = the process's own arguments.
+        implied: settings that the script stands for, such as `sweep.run`; they win over the command line's.
 
     Returns:
         exit status: 0, or 2 for bad input.
@@ -37,7 +41,8 @@ def main(description: str, work: str, argv: Sequence[str] | None = None) -> int:
     arguments = _parser(description).parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     try:
-        config = _place_run_dir(load_config(arguments.config, arguments.overrides))
+        config = with_settings(load_config(arguments.config, arguments.overrides), implied or {})
+        config = _place_run_dir(config)
         _run(config, work)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
@@ -60,6 +65,7 @@ def _run(config: Config, work: str) -> None:
 
     folder = Folder.open(config.run_dir)
     logger.info("run directory %s", folder.url)
+    folder.write_bytes("config.yaml", to_yaml(config).encode())
     run = pipeline.Run(config, model, prompts, folder)
     run.seconds["start"] = round(time.perf_counter() - started, 2)
     from moe_ray.orchestration import stages
@@ -114,5 +120,5 @@ def _key_help() -> str:
     lines = []
     for key, kind, default, text in describe_keys():
         shown = ", ".join(default) if isinstance(default, tuple) else default
-        lines += [f"  {key}  ({kind}; default: {'empty' if shown == '' else shown})", f"      {text}"]
+        lines += [f"  {key}  ({kind}; default: {shown if shown or shown in (0, False) else 'empty'})", f"      {text}"]
     return "\n".join(lines)

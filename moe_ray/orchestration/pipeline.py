@@ -19,9 +19,11 @@ import pandas as pd
 
 from moe_ray import report
 from moe_ray.artifacts import Folder, content_hash, hash_checkpoint, hash_file, read_masks, write_masks
+from moe_ray.baselines import plan_arms
 from moe_ray.batches import batches_to_frame, example_to_row, examples_to_frame
+from moe_ray.comparison import comparison_table, verdict
 from moe_ray.config import EMBEDDED, Config, EvaluateConfig, ModelConfig
-from moe_ray.config_io import flatten, to_yaml
+from moe_ray.config_io import flatten, with_settings
 from moe_ray.evaluation import INPUT_COLUMNS, compare, hold_against, summarise
 from moe_ray.export import export_name, export_pickle
 from moe_ray.identification import certainty_per_batch
@@ -58,7 +60,12 @@ class Run:
         self.reused: list[str] = []
         self.tracker: Tracker | None = None
         self._inputs: dict[str, dict[str, Any]] = {}
-        folder.write_bytes("config.yaml", to_yaml(config).encode())
+
+    def with_config(self, config: Config) -> Run:
+        """The same run, its folder and what it has done so far, with other settings of what comes next."""
+        other = Run(config, self.model, self.prompts, self.folder)
+        other.seconds, other.reused, other._inputs = self.seconds, self.reused, dict(self._inputs)
+        return other
 
     def _stage(self, name: str, inputs: Mapping[str, Any], work: Callable[[Folder], Mapping[str, Any]]) -> Folder:
         """The stage's folder, with its work done now or before."""
@@ -133,7 +140,6 @@ class Run:
             "files": files,
             "examples": content_hash(rows),
             "prompts": asdict(settings),
-            "with_validation": self.config.train.patience > 0,
             "seed": self.config.seed,
             "model": hash_checkpoint(self.model.path, self.model.revision),
             "held_out_columns": list(INPUT_COLUMNS),
@@ -144,7 +150,7 @@ class Run:
         own_answers = folder.sub("own_answers")
         train = batches_to_frame(self.prompts.assembly.batches)
         held_out = {"test": self.prompts.test}
-        if self.config.train.patience:
+        if self.prompts.validation:
             held_out["validation"] = self.prompts.validation
         for split, examples in held_out.items():
             frame = examples_to_frame(examples)
@@ -171,12 +177,18 @@ class Run:
         return frame
 
     def _answer(
-        self, frame: pd.DataFrame, parts: Folder, what: str, *, config: EvaluateConfig | None = None
+        self,
+        frame: pd.DataFrame,
+        parts: Folder,
+        what: str,
+        *,
+        config: EvaluateConfig | None = None,
+        adapter: str | None = None,
     ) -> Answers:
-        """The base model's answers under natural routing, in the frame's order."""
+        """The answers of the base model, or of it with learned experts, under natural routing, in the frame's order."""
         from moe_ray.orchestration.answer import Job, answer
 
-        job = Job(model=self.model, config=config or self.config.evaluate, parts_url=parts.url)
+        job = Job(model=self.model, config=config or self.config.evaluate, parts_url=parts.url, adapter=adapter)
         return answer(frame, job, what=what)
 
     def _judge(self, answers: pd.DataFrame, parts: Folder, what: str) -> pd.DataFrame:
@@ -235,9 +247,43 @@ class Run:
         )
         folder.write_bytes(export_name(self.model.path), data.getvalue())
 
+    def sweep(self) -> Folder:
+        """The trials of the sweep, ranked, and the winner's configuration; captures nothing."""
+        from moe_ray.orchestration.sweep import SweepJob, sweep, write_results
+
+        def work(folder: Folder) -> dict[str, Any]:
+            job = SweepJob(
+                model=self.model,
+                config=self.config,
+                batches_url=self.folder.sub("batches").url,
+                counts_url=self.folder.sub("routing").sub("counts").url,
+                folder_url=folder.url,
+                neutral_texts=self.prompts.neutral,
+            )
+            return write_results(folder, self.config, sweep(job))
+
+        settings = self.config.sweep
+        search = {key: value for key, value in asdict(settings).items() if not key.endswith("_per_trial")}
+        inputs = {
+            "routing": self._after("batches", "routing"),
+            "sweep": {key: value for key, value in search.items() if key not in ("run", "max_concurrent_trials")},
+            "selection": asdict(self.config.selection),
+            "train": asdict(self.config.train),
+            "evaluate": asdict(self.config.evaluate),
+            "neutral": content_hash(self.prompts.neutral),
+            "seed": self.config.seed,
+        }
+        return self._stage("sweep", inputs, work)
+
+    def winner(self) -> Run:
+        """This run with the settings of the sweep's winner."""
+        notes = self.folder.sub("sweep").notes()
+        return self.with_config(winning_config(self.config, notes["winner"]))
+
     def finetune(self) -> Folder:
         """The learned experts."""
         from moe_ray.orchestration.finetune import FineTuneJob, finetune
+        from moe_ray.orchestration.rounds import Rounds
 
         def work(folder: Folder) -> dict[str, Any]:
             job = FineTuneJob(
@@ -249,6 +295,8 @@ class Run:
                 out_url=folder.url,
                 base=self.model.path,
             )
+            if self.config.rounds.max_rounds > 1:
+                return Rounds(job, self.config, inputs, self._validation_answers).run()
             return finetune(job)
 
         inputs = {
@@ -256,7 +304,21 @@ class Run:
             "train": asdict(self.config.train),
             "seed": self.config.seed,
         }
+        if self.config.rounds.max_rounds > 1:
+            inputs |= {
+                "rounds": asdict(self.config.rounds),
+                "selection": asdict(self.config.selection),
+                "judge": judge_identity(self.config.evaluate),
+                "max_new_tokens": self.config.evaluate.max_new_tokens,
+            }
         return self._stage("experts", inputs, work)
+
+    def _validation_answers(self, experts: Folder) -> pd.DataFrame:
+        """Judged answers to the validation examples by the model with the learned experts of a folder."""
+        parts, verdicts = (experts.sub(f"validation_{name}") for name in ("answers", "verdicts"))
+        frame = self.prepare_frame("validation.parquet")
+        answers = self._answer(frame, parts, "answers, validation", adapter=experts.url).answers
+        return self._judge(answers, verdicts, "verdicts, validation")
 
     def answer(self, when: str, split: HeldOut = "test") -> Folder:
         """Held-out answers, losses and routing, and losses on neutral text: `before` or `after` the repair.
@@ -325,6 +387,37 @@ class Run:
         }
         return self._stage(_stage_name("evaluation", when, split), inputs, work)
 
+    def compare(self) -> pd.DataFrame:
+        """Per-batch masks held against the baselines, trained and measured alike on the held-out examples."""
+        from moe_ray.orchestration.compare import ComparisonJob, run_arms
+
+        started = time.perf_counter()
+        folder = self.folder.sub("baselines")
+        risk = self.folder.sub("unsafe_experts").read_frame("risk_differences.parquet")
+        job = ComparisonJob(
+            model=self.model,
+            evaluate=self.config.evaluate,
+            seed=self.config.seed,
+            batches_url=self.folder.sub("batches").url,
+            trained_batches=self.masks.trained_batches,
+            num_actors=self.config.baselines.max_concurrent,
+            gpus_per_actor=self.config.train.gpus_per_worker,
+            neutral_texts=self.prompts.neutral,
+        )
+        inputs = {
+            "batches": self._after("batches"),
+            "evaluate": asdict(self.config.evaluate),
+            "neutral": content_hash(self.prompts.neutral),
+            "trained_batches": list(self.masks.trained_batches),
+            "seed": self.config.seed,
+        }
+        arms = plan_arms(self.masks, risk, self.config.train, self.config.baselines)
+        table = comparison_table(run_arms(job, arms, folder, inputs))
+        folder.write_table("comparison.parquet", table)
+        folder.write_json("verdict.json", verdict(table))
+        self.seconds["baselines"] = round(time.perf_counter() - started, 2)
+        return table
+
     def prepare_frame(self, name: str) -> pd.DataFrame:
         """A table of the `batches` stage."""
         return self.folder.sub("batches").read_frame(name)
@@ -358,6 +451,11 @@ class Run:
         from moe_ray.orchestration.capture import read_counts
 
         return read_counts(self.folder.sub("routing").sub("counts"))
+
+
+def winning_config(config: Config, settings: Mapping[str, Any]) -> Config:
+    """The configuration of a run with a trial's settings, without the sweep."""
+    return with_settings(config, {**settings, "sweep.run": False})
 
 
 def _stage_name(kind: str, when: str, split: HeldOut) -> str:

@@ -6,7 +6,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from moe_ray import report
+from moe_ray.comparison import verdict
 from moe_ray.orchestration.result_table import artifacts_of, print_result
+from moe_ray.orchestration.tables import comparison_rows, describe_sweep, print_table, trial_rows
 
 if TYPE_CHECKING:
     from moe_ray.html_report.page import Report
@@ -49,6 +51,21 @@ def run_evaluate(run: Run) -> None:
     _show("Result", report.describe_outcome(run.summary()))
 
 
+def run_sweep(run: Run) -> Run:
+    """Capture and sweep; returns the run with the winner's settings, for the stages after it."""
+    run_capture(run)
+    folder = run.sweep()
+    notes, trials = folder.notes(), folder.read_frame("trials.parquet")
+    print_table("Sweep", trial_rows(trials, list(notes["winner"])), caption=describe_sweep(notes, folder.url))
+    return run.winner()
+
+
+def run_baselines(run: Run) -> None:
+    """Per-batch masks held against the baselines; after `run_identify`."""
+    table = run.compare()
+    print_table("Baselines at equal budget (held out, natural routing)", comparison_rows(table), caption=verdict(table))
+
+
 def run_all(run: Run) -> None:
     """Every stage, tracked in MLflow, with a summary and a report."""
     started = time.perf_counter()
@@ -56,7 +73,12 @@ def run_all(run: Run) -> None:
 
     with tracked_run.tracked(run) as tracker:
         run.seconds["tracking"] = round(time.perf_counter() - started, 2)
+        if run.config.sweep.run:
+            run = run_sweep(run)
+            run.tracker = tracker
         run_evaluate(run)
+        if run.config.baselines.run:
+            run_baselines(run)
         before_tracking = time.perf_counter()
         summary = run.summary() | {"mlflow_run_id": tracker.run_id, "reused_stages": run.reused}
         tracked_run.log_results(tracker, run, summary)
