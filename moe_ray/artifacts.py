@@ -6,13 +6,14 @@ one without a manifest is begun anew or resumed by its own means. The run direct
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import io
 import json
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from moe_ray.moe_layers import Expert
 from moe_ray.routing import RoutingCounts
 from moe_ray.selection import ExpertMasks, masks_from_experts
 
-MANIFEST = "manifest.json"
+MANIFEST, STARTED = "manifest.json", "inputs.json"
 _PACKAGES = ("moe-ray", "torch", "transformers", "numpy", "pandas", "pyarrow", "ray", "mlflow")
 
 
@@ -122,13 +123,28 @@ class Folder:
         """What `write_json` wrote."""
         return json.loads(self.read_bytes(name))
 
-    def write_table(self, name: str, table: pa.Table | pd.DataFrame) -> None:
-        """Writes a Parquet file."""
+    def remove(self, name: str) -> None:
+        """Removes a file if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.rm_file(self.file(name))
+
+    def write_table(self, name: str, table: pa.Table | pd.DataFrame, *, row_group_size: int | None = None) -> None:
+        """Writes a Parquet file, with at most `row_group_size` rows in what a reader must load at once."""
         if isinstance(table, pd.DataFrame):
             table = pa.Table.from_pandas(table, preserve_index=False)
         buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
+        pq.write_table(table, buffer, compression="zstd", row_group_size=row_group_size)
         self.write_bytes(name, buffer.getvalue())
+
+    @contextlib.contextmanager
+    def open_parquet(self, name: str) -> Iterator[pq.ParquetFile]:
+        """A Parquet file of which only what is asked for is read."""
+        with self.fs.open(self.file(name), "rb") as file, pq.ParquetFile(file) as parquet:
+            yield parquet
+
+    def parquet_names(self) -> list[str]:
+        """Names of the finished Parquet files inside, sorted."""
+        return [name for name in self.names() if name.endswith(".parquet") and not name.startswith(".")]
 
     def read_table(self, name: str) -> pa.Table:
         """A Parquet file's table."""
@@ -152,11 +168,24 @@ class Folder:
         """Whether a stage with equal inputs was finished here."""
         return self.changed_inputs(inputs) == []
 
-    def changed_inputs(self, inputs: Mapping[str, Any]) -> list[str] | None:
-        """Names of the inputs that differ from the finished stage's; None when no stage was finished here."""
-        if not self.exists(MANIFEST):
+    def start(self, inputs: Mapping[str, Any]) -> None:
+        """Empties the folder and marks it as a stage that was begun with these inputs."""
+        self.clear()
+        self.write_json(STARTED, {"inputs": dict(inputs)})
+
+    def changed_inputs(self, inputs: Mapping[str, Any], *, marker: str = MANIFEST) -> list[str] | None:
+        """Names of the inputs that differ from those of the stage that was finished here.
+
+        Args:
+            inputs: as given to `finish`.
+            marker: MANIFEST, or STARTED to compare with those of the stage that was begun here.
+
+        Returns:
+            None when there is no such stage.
+        """
+        if not self.exists(marker):
             return None
-        stored = self.read_json(MANIFEST)["inputs"]
+        stored = self.read_json(marker)["inputs"]
         wanted = json.loads(json.dumps(dict(inputs), default=str))
         return sorted(key for key in stored.keys() | wanted.keys() if stored.get(key) != wanted.get(key))
 
@@ -239,16 +268,40 @@ def read_masks(folder: Folder) -> ExpertMasks:
     return masks
 
 
-def hash_checkpoint(path: str, revision: str) -> str:
-    """A short hash of what a checkpoint is: its files' bytes where it is a folder, else its hub name and revision.
+def hash_checkpoint(path: str, revision: str) -> dict[str, str]:
+    """What a checkpoint is, in parts that can change one by one, each as a short hash.
 
-    Of weight files above 16 MB only the size and the first and last megabyte count, so that hashing stays fast.
+    Of a folder: `model weights`, `tokenizer`, `chat template` and `model configuration` (all other files). Of weight
+    files above 16 MB only the size and the first and last megabyte count, so that hashing stays fast. Of a hub
+    repository: its name as `model` and its `model revision`.
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        return content_hash([path, revision])
-    parts = [(file.name, _hash_ends(file)) for file in sorted(folder.iterdir()) if file.is_file()]
-    return content_hash(parts)
+        return {"model": path, "model revision": revision}
+    parts: dict[str, list[tuple[str, str]]] = {part: [] for part in _CHECKPOINT_PARTS}
+    for file in sorted(folder.rglob("*")):
+        if not file.is_file():
+            continue
+        name = file.relative_to(folder).as_posix()
+        if name == "tokenizer_config.json":
+            settings = json.loads(file.read_text(encoding="utf-8"))
+            parts["chat template"].append((name, content_hash(settings.pop("chat_template", None))))
+            parts["tokenizer"].append((name, content_hash(settings)))
+        else:
+            parts[_checkpoint_part(name)].append((name, _hash_ends(file)))
+    return {part: content_hash(files) for part, files in parts.items()}
+
+
+_CHECKPOINT_PARTS = ("model weights", "tokenizer", "chat template", "model configuration")
+_TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "added_tokens", "special_tokens", "spiece", "sentencepiece")
+
+
+def _checkpoint_part(name: str) -> str:
+    if name.endswith((".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")):
+        return "model weights"
+    if name.startswith(("chat_template", "additional_chat_templates/")):
+        return "chat template"
+    return "tokenizer" if name.startswith(_TOKENIZER_FILES) else "model configuration"
 
 
 def _hash_ends(file: Path) -> str:

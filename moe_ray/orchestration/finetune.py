@@ -26,6 +26,7 @@ from moe_ray.config import ModelConfig, TrainConfig
 from moe_ray.finetune import FineTuned, fine_tune
 from moe_ray.orchestration.actors import ModelHolder
 from moe_ray.orchestration.cluster import require_cpus
+from moe_ray.quarantine import QUARANTINE, without_quarantined
 from moe_ray.training import MaskedTrainer, StepReport
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,8 @@ class FineTuneJob:
     masks_url: str
     out_url: str
     base: str
+    routing_url: str | None = None
+    """Folder with the quarantined examples, which are not trained on; None = there are none."""
 
 
 def finetune(job: FineTuneJob) -> dict[str, Any]:
@@ -125,7 +128,10 @@ def _run_worker(
 ) -> dict[str, Any]:
     holder = ModelHolder(job.model, world_size)
     prepared = Folder.open(job.batches_url)
-    batches = frame_to_batches(prepared.read_frame("batches.parquet"))
+    examples = prepared.read_frame("batches.parquet")
+    if job.routing_url is not None:
+        examples = without_quarantined(examples, Folder.open(job.routing_url).read_frame(QUARANTINE))
+    batches = frame_to_batches(examples)
     watched = prepared.read_table("validation.parquet").to_pylist() if job.config.patience else []
     out = Folder.open(job.out_url)
     history = _History(out, resumed=resume_from is not None)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from moe_ray import report
 from moe_ray.artifacts import environment
+from moe_ray.quarantine import describe_capture, describe_lost
 
 if TYPE_CHECKING:
     from moe_ray.orchestration.pipeline import Run
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 _ARTIFACTS = (
     ("", "config.yaml"),
     ("", "summary.json"),
+    ("routing", "quarantine.parquet"),
     ("unsafe_experts", "masks.npz"),
     ("unsafe_experts", "unsafe_experts.json"),
     ("unsafe_experts", "risk_differences.parquet"),
@@ -37,7 +39,7 @@ def run_capture(run: Run) -> None:
         "Batches",
         report.describe_batches(run.prepare_frame("batches.parquet"), notes["test_examples"], notes["left_over"]),
     )
-    run.capture()
+    _show("Routing", describe_capture(run.capture().notes()))
 
 
 def run_identify(run: Run) -> None:
@@ -45,9 +47,11 @@ def run_identify(run: Run) -> None:
     run_capture(run)
     folder = run.identify()
     risk = folder.read_frame("risk_differences.parquet")
-    _show("Unsafe experts", report.describe_selection(risk, run.masks, run.counts.num_experts_per_tok))
-    batches = run.prepare_frame("batches.parquet")
-    _show("How sure", report.describe_certainty(run.counts, risk, run.masks, batches, run.config.selection))
+    _show("Unsafe experts", report.describe_selection(risk, run.masks, run.num_experts_per_tok))
+    if folder.notes()["batches_without_mask"]:
+        _show("Batches without a mask", describe_lost(folder.notes()["batches_without_mask"]))
+    examples = run.captured_examples
+    _show("How sure", report.describe_certainty(run.lengths(), risk, run.masks, examples, run.config.selection))
 
 
 def run_finetune(run: Run) -> None:
