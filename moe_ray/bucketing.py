@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import torch
 
+from moe_ray.errors import NotFinite
 from moe_ray.quarantine import FORWARD_FAILED, OUT_OF_MEMORY, Rejected
 
 MAX_PADDING = 0.1
@@ -92,13 +93,13 @@ def _attempt(work: Callable[[list[int]], T], group: list[int]) -> T | Rejected:
         return work(group)
     except torch.OutOfMemoryError as error:
         rejected = Rejected(OUT_OF_MEMORY, f"a forward pass over it alone runs out of memory: {_first_line(error)}")
-    except (RuntimeError, IndexError) as error:
+    except (RuntimeError, IndexError, NotFinite) as error:
         if torch.cuda.is_available() and isinstance(error, torch.AcceleratorError):
             raise  # Nothing runs on this device in this process any more.
         rejected = Rejected(FORWARD_FAILED, f"{type(error).__name__}: {_first_line(error)}")
     # Only here, where the error and with it the frames that hold tensors are gone, can memory be given back.
-    gc.collect()
     if torch.cuda.is_available():
+        gc.collect()
         torch.cuda.empty_cache()
     return rejected
 

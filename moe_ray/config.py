@@ -113,6 +113,12 @@ class CaptureConfig:
         8192, "tokens of one forward pass, padding included; halved by an actor whose GPU runs out of memory"
     )
     weights: bool = _setting(False, "also sum routed weights, which selection.weighting=activation and esft_gate need")
+    ids: bool = _setting(
+        False, "also keep which experts each token was routed to, beside the counts: a byte per token, layer and expert"
+    )
+    template_tokens: bool = _setting(
+        True, "count tokens of the chat template (role headers, start and end tokens) as well as those of the messages"
+    )
     max_tokens: int = _setting(0, "the longest example, in tokens; 0 = the model's max_position_embeddings")
     too_long: Literal["skip", "truncate", "error"] = _setting(
         "skip",

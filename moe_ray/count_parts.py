@@ -31,6 +31,7 @@ class PartsInfo(NamedTuple):
     """What all parts have in common."""
 
     layers: tuple[int, ...]
+    num_experts: int
     num_experts_per_tok: int
 
 
@@ -68,12 +69,14 @@ def plan_windows(batch_idx: npt.NDArray[np.int64], *, max_rows: int) -> list[npt
         batch_idx: of each example, in the order in which they are stored.
         max_rows: examples of a window.
     """
+    if not len(batch_idx):
+        return []
     starts = np.flatnonzero(np.diff(batch_idx, prepend=batch_idx[:1] - 1))
     cuts = [0]
     for start, end in zip(starts, [*starts[1:], len(batch_idx)], strict=True):
         if end - cuts[-1] > max_rows and start > cuts[-1]:
             cuts.append(int(start))
-    return np.split(np.arange(len(batch_idx)), cuts[1:]) if len(batch_idx) else []
+    return np.split(np.arange(len(batch_idx)), cuts[1:])
 
 
 def remove_doubles(parts: Folder) -> int:
@@ -106,22 +109,29 @@ def parts_info(parts: Folder) -> PartsInfo:
     if not names:
         raise InputError("no routing counts; capture at least one batch")
     with parts.open_parquet(names[0]) as file:
-        about = json.loads(file.schema_arrow.metadata[b"moe_ray"])
-    return PartsInfo(tuple(about["layers"]), int(about["num_experts_per_tok"]))
+        schema = file.schema_arrow
+        about = json.loads(schema.metadata[b"moe_ray"])
+        num_experts = schema.field("counts").type.shape[1]
+    return PartsInfo(tuple(about["layers"]), num_experts, int(about["num_experts_per_tok"]))
 
 
 def read_counts(parts: Folder) -> RoutingCounts:
-    """All counts of a finished capture, ordered by batch and place; `read_batches` reads some batches of a large one."""
-    return concat_counts([table_to_counts(parts.read_table(name)) for name in parts.parquet_names()])
+    """All counts of a finished capture, without raw ids, ordered by batch and place; of a large one see `read_batches`."""
+    return concat_counts([table_to_counts(_without_ids(parts, name)) for name in parts.parquet_names()])
 
 
 def read_batches(parts: Folder, names: Sequence[str], batch_idx: Sequence[int]) -> RoutingCounts:
     """The counts of some batches, from the parts that hold them."""
     chosen = []
     for name in names:
-        table = parts.read_table(name)
+        table = _without_ids(parts, name)
         chosen.append(table_to_counts(table.filter(pc.is_in(table["batch_idx"], pa.array(batch_idx)))))
     return concat_counts([counts for counts in chosen if len(counts)])
+
+
+def _without_ids(parts: Folder, name: str) -> pa.Table:
+    with parts.open_parquet(name) as file:
+        return file.read(columns=[column for column in file.schema_arrow.names if column != "ids"])
 
 
 def read_lengths(parts: Folder, batch_idx: Sequence[int] | None = None) -> RoutingCounts:

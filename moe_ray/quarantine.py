@@ -14,18 +14,8 @@ import numpy as np
 import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
-from moe_ray.chat import TokenizedRow, encode_answer, encode_prompt
+from moe_ray.chat import TokenizedRow, encode_row
 from moe_ray.errors import InputError
-
-
-def _template_errors() -> tuple[type[Exception], ...]:
-    """Jinja's errors, where chat templates can be rendered at all."""
-    try:
-        from jinja2 import TemplateError
-    except ImportError:
-        return ()
-    return (TemplateError,)
-
 
 QUARANTINE = "quarantine.parquet"
 TRUNCATED = "truncated.parquet"
@@ -37,9 +27,6 @@ TOO_LONG = "too_long"
 OUT_OF_MEMORY = "out_of_memory"
 FORWARD_FAILED = "forward_failed"
 PROCESS_DIED = "process_died"
-
-_ENCODING_ERRORS: tuple[type[Exception], ...] = (InputError, TypeError, KeyError, ValueError, *_template_errors())
-"""What tokenizers and chat templates raise over a prompt."""
 
 TooLong = Literal["skip", "truncate", "error"]
 
@@ -65,6 +52,7 @@ def encode_example(
     *,
     limit: int | None,
     too_long: TooLong = "skip",
+    template_tokens: bool = True,
 ) -> Encoded | Rejected:
     """Token ids of one stored example, or why there are none.
 
@@ -74,6 +62,7 @@ def encode_example(
         response: its answer; None or empty = none.
         limit: the longest row the model takes, in tokens; None = any.
         too_long: what becomes of a longer one: skip = rejected, truncate = cut to the first `limit` tokens.
+        template_tokens: count tokens of the chat template too, see `encode_row`.
 
     Raises:
         InputError: it is too long and `too_long` is `error`.
@@ -82,8 +71,8 @@ def encode_example(
     if not any(str(message.get("content") or "").strip() for message in parsed):
         return Rejected(EMPTY, "no message has any text")
     try:
-        row = TokenizedRow(encode_prompt(tokenizer, parsed), encode_answer(tokenizer, response) if response else [])
-    except _ENCODING_ERRORS as error:
+        row = encode_row(tokenizer, parsed, response, template_tokens=template_tokens)
+    except (InputError, TypeError, KeyError, ValueError) as error:
         return Rejected(NOT_ENCODED, f"{type(error).__name__}: {str(error).strip()[:200]}")
     length = len(row.prompt_ids) + len(row.answer_ids)
     if limit is None or length <= limit:
@@ -91,13 +80,19 @@ def encode_example(
     said = f"{length} tokens, expected at most {limit}"
     if too_long == "error":
         raise InputError(f"an example is too long: {said}; set capture.too_long to skip or truncate, or remove it")
-    return Encoded(truncated(row, limit), length) if too_long == "truncate" else Rejected(TOO_LONG, said)
+    if too_long == "skip":
+        return Rejected(TOO_LONG, said)
+    row = _truncated(row, limit)
+    if row.counted is not None and not any(row.counted):
+        return Rejected(TOO_LONG, f"{said}; the first {limit} are all of the chat template")
+    return Encoded(row, length)
 
 
-def truncated(row: TokenizedRow, limit: int) -> TokenizedRow:
+def _truncated(row: TokenizedRow, limit: int) -> TokenizedRow:
     """The first `limit` tokens of a row."""
     prompt_ids = row.prompt_ids[:limit]
-    return TokenizedRow(prompt_ids, row.answer_ids[: limit - len(prompt_ids)])
+    counted = None if row.counted is None else row.counted[:limit]
+    return TokenizedRow(prompt_ids, row.answer_ids[: limit - len(prompt_ids)], counted)
 
 
 def rejected_row(example: Mapping[str, Any], rejected: Rejected) -> dict[str, Any]:

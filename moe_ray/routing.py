@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_ray.batches import Batch
 from moe_ray.chat import PROMPT, RESPONSE, TokenizedRow, encode_row, pad_rows, pad_token_id
-from moe_ray.errors import InputError
+from moe_ray.errors import InputError, NotFinite
 from moe_ray.moe_layers import MoELayer, MoELayers, find_moe_layers, routing_of_call, uncompiled
 
 ROLES = ("prompt", "response")
@@ -285,7 +285,7 @@ def count_rows(
         counter's `last_weights` and `last_ids` have B * 2 segments in the same order.
 
     Raises:
-        InputError: hidden states are not finite.
+        NotFinite: hidden states are not finite.
     """
     padded = pad_rows(rows, pad_id=pad_id).to(model.device)
     places_B1 = torch.arange(len(rows), device=model.device).unsqueeze(1)
@@ -294,9 +294,11 @@ def count_rows(
     with torch.inference_mode():
         body: Any = model.base_model
         output = body(input_ids=padded.input_ids_BS, attention_mask=padded.attention_mask_BS, use_cache=False)
-    is_padding_BS1 = (padded.attention_mask_BS == 0).unsqueeze(-1)
-    if not (output.last_hidden_state.isfinite() | is_padding_BS1).all():
-        raise InputError(
+    hidden_BSH = output.last_hidden_state
+    # A model that is spread over several devices ends on another one than it began on.
+    is_padding_BS1 = (padded.attention_mask_BS == 0).unsqueeze(-1).to(hidden_BSH.device)
+    if not (hidden_BSH.isfinite() | is_padding_BS1).all():
+        raise NotFinite(
             "the model's hidden states are not finite, so its routing means nothing; try another model.dtype"
         )
     counts = counter.finish().view(len(rows), len(ROLES), len(counter.moe_layers), -1)

@@ -127,7 +127,9 @@ class CaptureActor:
         """The model, which the counter stays attached to."""
         config = self.job.config
         holder = ModelHolder(self.job.model, max(config.num_actors, config.max_actors))
-        self.counter = ExitStack().enter_context(counting(holder.model, weights=config.weights))
+        # Held for the process's life: a stack that is let go takes the hooks off.
+        self.attached = ExitStack()
+        self.counter = self.attached.enter_context(counting(holder.model, weights=config.weights, ids=config.ids))
         return holder
 
     def __call__(self, batch: Columns) -> Columns:
@@ -192,7 +194,12 @@ class CaptureActor:
                 own_limit = limit - config.max_new_tokens
             try:
                 encoded = encode_example(
-                    tokenizer, example["messages"], example["response"], limit=own_limit, too_long=config.too_long
+                    tokenizer,
+                    example["messages"],
+                    example["response"],
+                    limit=own_limit,
+                    too_long=config.too_long,
+                    template_tokens=config.template_tokens,
                 )
             except InputError as error:
                 raise InputError(f"{example['id']}: {error}") from error
@@ -231,7 +238,7 @@ class CaptureActor:
 
         for group, responses in self._in_budget(window, lengths, work):
             for index, response in zip(group, responses, strict=True):
-                window.rows[index] = missing[index]._replace(answer_ids=response.ids)
+                window.rows[index] = _with_response(missing[index], response)
                 keys = {name: window.examples[index][name] for name in _COLUMNS[:3]}
                 window.responses[index] = {**keys, "response": response.text, "ended": response.ended}
 
@@ -279,6 +286,7 @@ class CaptureActor:
             num_tokens,
             **label_columns(examples),
             weights=self.counter.last_weights,
+            ids=self.counter.last_ids,
             moe_layers=self.counter.moe_layers,
         )
         part.check()
@@ -297,6 +305,16 @@ class CaptureActor:
             table = counts_to_table(concat_counts(window.counted))
             self.parts.write_table(_part_name(window, table.select(_COLUMNS[:2]).to_pandas()), table)
         window.counted, window.counted_rows, window.rejected, window.shortened = [], [], [], []
+
+
+def _with_response(row: TokenizedRow, response: Response) -> TokenizedRow:
+    """The row with a generated response, whose end token belongs to the chat template."""
+    if row.counted is None:
+        return TokenizedRow(row.prompt_ids, response.ids)
+    from_response = [True] * len(response.ids)
+    if response.ended:
+        from_response[-1] = False
+    return TokenizedRow(row.prompt_ids, response.ids, row.counted + from_response)
 
 
 @dataclass(frozen=True)

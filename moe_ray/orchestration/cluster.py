@@ -199,6 +199,8 @@ def _tune_data() -> None:
     context.print_on_execution_start = False
     context.use_datasource_v2 = False
     context.shuffle_strategy = ShuffleStrategy.SORT_SHUFFLE_PULL_BASED
+    # Ray Data sets its loggers' levels when it is imported.
+    _quieten()
 
 
 def _quieten() -> None:

@@ -25,7 +25,8 @@ from moe_ray.orchestration.cluster import require_cpus
 
 logger = logging.getLogger(__name__)
 
-MAX_BATCHES_PER_TASK = 64
+_EXPERTS_PER_TASK, _MAX_BATCHES_PER_TASK = 200_000, 64
+"""Work of a task: many times what its process takes to start, little enough to be spread and held."""
 
 
 def identify(parts: Folder, config: SelectionConfig, *, seed: int) -> pd.DataFrame:
@@ -35,10 +36,9 @@ def identify(parts: Folder, config: SelectionConfig, *, seed: int) -> pd.DataFra
         InputError: no batch has.
     """
     require_cpus(2, "identification")
-    where = batches_in_parts(parts, config.roles)
+    info, where = parts_info(parts), batches_in_parts(parts, config.roles)
     batches, lost = batches_with_both_labels(where)
     if not batches:
-        parts_info(parts)
         raise InputError(
             f"none of {len(lost)} batches has {' or '.join(config.roles)} tokens of both labels; change selection.roles or "
             "give examples a response"
@@ -52,7 +52,7 @@ def identify(parts: Folder, config: SelectionConfig, *, seed: int) -> pd.DataFra
     where = where[where["batch_idx"].isin(batches)]
     tasks = [
         pa.table({"batch_idx": [group], "parts": [sorted(set(where.loc[where["batch_idx"].isin(group), "part"]))]})
-        for group in _groups(batches, int(ray.cluster_resources()["CPU"]))
+        for group in _groups(batches, len(info.layers) * info.num_experts)
     ]
     tables = ray.data.from_arrow(tasks).map_batches(
         _risk_of_group,
@@ -72,8 +72,9 @@ def batches_with_both_labels(where: pd.DataFrame) -> tuple[list[int], list[int]]
     return tokens.index[has_both].tolist(), tokens.index[~has_both].tolist()
 
 
-def _groups(batches: Sequence[int], num_tasks: int) -> list[list[int]]:
-    size = min(MAX_BATCHES_PER_TASK, -(-len(batches) // max(1, num_tasks)))
+def _groups(batches: Sequence[int], num_experts: int) -> list[list[int]]:
+    """Batches of one task each; `num_experts` is that of all layers."""
+    size = min(max(1, _EXPERTS_PER_TASK // num_experts), _MAX_BATCHES_PER_TASK)
     return [list(batches[start : start + size]) for start in range(0, len(batches), size)]
 
 
