@@ -69,10 +69,11 @@ def _run(config: Config, work: str) -> None:
     run = pipeline.Run(config, model, prompts, folder)
     run.seconds["start"] = round(time.perf_counter() - started, 2)
     from moe_ray.orchestration import stages
-    from moe_ray.orchestration.cluster import ray_session
+    from moe_ray.orchestration.cluster import check_reachable, ray_session
 
     before_ray = time.perf_counter()
     with ray_session(config.cluster):
+        check_reachable(folder)
         run.seconds["ray"] = round(time.perf_counter() - before_ray, 2)
         getattr(stages, work)(run)
 

@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 
 from moe_ray import report
-from moe_ray.artifacts import Folder, content_hash, hash_checkpoint, hash_file, read_masks, write_masks
+from moe_ray.artifacts import STARTED, Folder, content_hash, hash_checkpoint, hash_file, read_masks, write_masks
 from moe_ray.baselines import plan_arms
 from moe_ray.batches import batches_to_frame, example_to_row, examples_to_frame
 from moe_ray.comparison import comparison_table, verdict
 from moe_ray.config import EMBEDDED, Config, EvaluateConfig, ModelConfig
 from moe_ray.config_io import flatten, with_settings
+from moe_ray.count_parts import BATCHES, ROWS_PER_GROUP, parts_info, read_lengths
 from moe_ray.evaluation import INPUT_COLUMNS, compare, hold_against, summarise
 from moe_ray.export import export_name, export_pickle
 from moe_ray.identification import certainty_per_batch
@@ -31,6 +32,7 @@ from moe_ray.judges import judge_identity
 from moe_ray.loading import num_decoder_layers
 from moe_ray.orchestration.inputs import Prompts, without_pairs
 from moe_ray.pairs import describe_pair_counts, pair_counts, pair_outcomes
+from moe_ray.quarantine import QUARANTINE, without_quarantined
 from moe_ray.routing import RoutingCounts
 from moe_ray.rules import select
 from moe_ray.selection import ExpertMasks
@@ -77,14 +79,14 @@ class Run:
             self.reused.append(name)
             self.seconds[name] = folder.notes()["seconds"]
             return folder
-        started_inputs = folder.read_json("started.json") if folder.exists("started.json") else None
-        if changed is not None or started_inputs != content_hash(dict(inputs)):
+        if changed is None:
+            changed = folder.changed_inputs(inputs, marker=STARTED)
+        if changed == []:
+            logger.info("%s: resuming an unfinished stage", name)
+        else:
             if changed:
                 logger.info("%s: run again, because these inputs changed: %s", name, ", ".join(changed))
-            folder.clear()
-            folder.write_json("started.json", content_hash(dict(inputs)))
-        else:
-            logger.info("%s: resuming an unfinished stage", name)
+            folder.start(inputs)
         started = time.perf_counter()
         with self._tracked(name, folder):
             notes = work(folder)
@@ -111,7 +113,7 @@ class Run:
             "keep_pairs": self.config.prompts.keep_pairs,
             "max_new_tokens": self.config.evaluate.max_new_tokens,
             "judge": judge_identity(self.config.evaluate),
-            "model": hash_checkpoint(self.model.path, self.model.revision),
+            **self.checkpoint,
         }
 
         def work(folder: Folder) -> dict[str, Any]:
@@ -141,8 +143,8 @@ class Run:
             "examples": content_hash(rows),
             "prompts": asdict(settings),
             "seed": self.config.seed,
-            "model": hash_checkpoint(self.model.path, self.model.revision),
             "held_out_columns": list(INPUT_COLUMNS),
+            **self.checkpoint,
         }
         return self._stage("batches", inputs, self._prepare)
 
@@ -158,7 +160,7 @@ class Run:
             frame = self._with_targets(frame, own_answers.sub(split), f"own answers, {split}")
             folder.write_table(f"{split}.parquet", frame)
         train = self._with_targets(train, own_answers.sub("train"), "own answers, training")
-        folder.write_table("batches.parquet", train)
+        folder.write_table(BATCHES, train, row_group_size=ROWS_PER_GROUP)
         left_over = len(self.prompts.assembly.left_over)
         return {"examples": len(train), "test_examples": len(self.prompts.test), "left_over": left_over}
 
@@ -201,16 +203,27 @@ class Run:
         from moe_ray.orchestration.capture import capture
 
         def work(folder: Folder) -> dict[str, Any]:
-            examples = self.prepare_frame("batches.parquet")
-            return {"tokens": capture(examples, self.model, self.config.capture, folder.sub("counts"))}
+            batches = self.folder.sub("batches")
+            return capture(batches, folder, self.model, self.config.capture, seed=self.config.seed)
 
+        return self._stage("routing", self._capture_inputs(), work)
+
+    def _capture_inputs(self) -> dict[str, Any]:
+        """What the counts depend on; not how many processes count them, nor how many tokens at once."""
+        settings = self.config.capture
         inputs = {
             "batches": self._after("batches"),
-            "dtype": self.model.dtype,
-            "experts_implementation": self.model.experts_implementation,
-            "weights": self.config.capture.weights,
+            **self.checkpoint,
+            "model.dtype": self.model.dtype,
+            "model.experts_implementation": self.model.experts_implementation,
+            **{
+                f"capture.{name}": getattr(settings, name) for name in ("weights", "max_tokens", "too_long", "generate")
+            },
         }
-        return self._stage("routing", inputs, work)
+        if settings.generate:
+            inputs |= {f"capture.{name}": getattr(settings, name) for name in ("max_new_tokens", "temperature")}
+            inputs["seed"] = self.config.seed
+        return inputs
 
     def identify(self) -> Folder:
         """Risk differences, unsafe experts and masks of every batch."""
@@ -223,7 +236,12 @@ class Run:
             masks = select(risk, selection, seed=self.config.seed)
             write_masks(folder, masks)
             self._export(folder, risk, masks)
-            return {"union_experts": len(masks.union_experts), "masks": masks.digest()}
+            without = sorted(set(self.prepare_frame(BATCHES)["batch_idx"]) - set(masks.batch_idx))
+            return {
+                "union_experts": len(masks.union_experts),
+                "masks": masks.digest(),
+                "batches_without_mask": [int(batch) for batch in without],
+            }
 
         inputs = {
             "routing": self._after("routing"),
@@ -238,9 +256,9 @@ class Run:
             data,
             masks=masks,
             risk=risk,
-            batches=self.prepare_frame("batches.parquet"),
+            batches=self.captured_examples,
             model_name=self.model.path,
-            num_experts_per_tok=self.counts.num_experts_per_tok,
+            num_experts_per_tok=self.num_experts_per_tok,
             num_layers=num_decoder_layers(self.model),
             threshold=self.config.selection.threshold,
             top_k=self.config.selection.top_k,
@@ -294,6 +312,7 @@ class Run:
                 masks_url=self.folder.sub("unsafe_experts").url,
                 out_url=folder.url,
                 base=self.model.path,
+                routing_url=self.folder.sub("routing").url,
             )
             if self.config.rounds.max_rounds > 1:
                 return Rounds(job, self.config, inputs, self._validation_answers).run()
@@ -435,22 +454,35 @@ class Run:
         pairs = self.folder.sub("pairs").notes() if "pairs" in self._inputs else None
         return report.build_summary(
             masks=self.masks,
-            batches=self.prepare_frame("batches.parquet"),
-            num_experts_per_tok=self.counts.num_experts_per_tok,
+            batches=self.captured_examples,
+            num_experts_per_tok=self.num_experts_per_tok,
             tuned=tuned,
             before=evaluated["before"]["metrics"],
             after=evaluated["after"]["metrics"],
             change=evaluated["after"]["change"],
             pairs=pairs,
             certainty=certainty_per_batch(risk, self.masks, self.config.selection),
-        )
+        ) | {"quarantined_examples": self.folder.sub("routing").notes()["quarantined"]}
 
     @cached_property
-    def counts(self) -> RoutingCounts:
-        """The counts of the `routing` stage."""
-        from moe_ray.orchestration.capture import read_counts
+    def checkpoint(self) -> dict[str, str]:
+        """Hashes of what the model is made of."""
+        return hash_checkpoint(self.model.path, self.model.revision)
 
-        return read_counts(self.folder.sub("routing").sub("counts"))
+    @property
+    def captured_examples(self) -> pd.DataFrame:
+        """The examples of the batches, without those in quarantine."""
+        quarantined = self.folder.sub("routing").read_frame(QUARANTINE)
+        return without_quarantined(self.prepare_frame(BATCHES), quarantined)
+
+    @property
+    def num_experts_per_tok(self) -> int:
+        """The router's k."""
+        return parts_info(self.folder.sub("routing").sub("counts")).num_experts_per_tok
+
+    def lengths(self) -> RoutingCounts:
+        """Counted tokens of each example of the batches that have masks; see `read_lengths`."""
+        return read_lengths(self.folder.sub("routing").sub("counts"), self.masks.batch_idx)
 
 
 def winning_config(config: Config, settings: Mapping[str, Any]) -> Config:

@@ -162,7 +162,7 @@ def _count_with_adapter(model: ModelConfig, rows: pd.DataFrame, config: Config, 
         holder.model,
         holder.tokenizer,
         frame_to_batches(rows),
-        rows_per_forward=config.capture.rows_per_forward,
+        template_tokens=config.capture.template_tokens,
         weights=config.capture.weights,
     )
 

@@ -9,6 +9,7 @@ from moe_ray import report
 from moe_ray.comparison import verdict
 from moe_ray.orchestration.result_table import artifacts_of, print_result
 from moe_ray.orchestration.tables import comparison_rows, describe_sweep, print_table, trial_rows
+from moe_ray.quarantine import describe_capture, describe_lost
 
 if TYPE_CHECKING:
     from moe_ray.html_report.page import Report
@@ -23,7 +24,7 @@ def run_capture(run: Run) -> None:
         "Batches",
         report.describe_batches(run.prepare_frame("batches.parquet"), notes["test_examples"], notes["left_over"]),
     )
-    run.capture()
+    _show("Routing", describe_capture(run.capture().notes()))
 
 
 def run_identify(run: Run) -> None:
@@ -31,9 +32,11 @@ def run_identify(run: Run) -> None:
     run_capture(run)
     folder = run.identify()
     risk = folder.read_frame("risk_differences.parquet")
-    _show("Unsafe experts", report.describe_selection(risk, run.masks, run.counts.num_experts_per_tok))
-    batches = run.prepare_frame("batches.parquet")
-    _show("How sure", report.describe_certainty(run.counts, risk, run.masks, batches, run.config.selection))
+    _show("Unsafe experts", report.describe_selection(risk, run.masks, run.num_experts_per_tok))
+    if folder.notes()["batches_without_mask"]:
+        _show("Batches without a mask", describe_lost(folder.notes()["batches_without_mask"]))
+    examples = run.captured_examples
+    _show("How sure", report.describe_certainty(run.lengths(), risk, run.masks, examples, run.config.selection))
 
 
 def run_finetune(run: Run) -> None:

@@ -20,6 +20,7 @@ from moe_ray.html_report.page import REPORT, Report
 from moe_ray.orchestration.finetune import HISTORY, read_history
 from moe_ray.orchestration.pipeline import settings_as_text
 from moe_ray.orchestration.tracking import RECORD, MlflowTracker, Tracker
+from moe_ray.quarantine import QUARANTINE
 
 if TYPE_CHECKING:
     from moe_ray.orchestration.pipeline import Run
@@ -43,6 +44,7 @@ _ARTIFACTS = (
     ("", "config.yaml"),
     ("", "summary.json"),
     ("", REPORT),
+    ("routing", QUARANTINE),
     ("unsafe_experts", "masks.npz"),
     ("unsafe_experts", "unsafe_experts.json"),
     ("unsafe_experts", "risk_differences.parquet"),
