@@ -7,6 +7,7 @@ import logging
 import shutil
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import mlflow
@@ -86,11 +87,17 @@ def test_a_parent_its_stages_and_its_trials_are_nested(folder):
 
 
 def test_an_error_ends_the_run_as_failed_and_an_interruption_as_killed(folder):
-    with pytest.raises(ZeroDivisionError), MlflowTracker(TrackingConfig(), "failed", folder) as parent:
-        with pytest.raises(KeyboardInterrupt), parent.child("killed"):
-            raise KeyboardInterrupt
-        raise ZeroDivisionError
-    statuses = {name: run.info.status for name, run in runs_by_name(parent.uri).items()}
+    def work() -> None:
+        with MlflowTracker(TrackingConfig(), "failed", folder) as parent:
+            with suppress(KeyboardInterrupt), parent.child("killed"):
+                raise KeyboardInterrupt
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        work()
+    statuses = {
+        name: run.info.status for name, run in runs_by_name(f"sqlite:///{folder.path}/mlflow/mlflow.db").items()
+    }
     assert statuses == {"failed": "FAILED", "killed": "KILLED"}
 
 
