@@ -165,9 +165,13 @@ class Folder:
         notes: dict[str, Any] = self.read_json(MANIFEST)["notes"]
         return notes
 
+    def remove(self) -> None:
+        """Removes the folder with everything inside."""
+        self.fs.rm(self.path, recursive=True)
+
     def clear(self) -> None:
         """Removes everything inside."""
-        self.fs.rm(self.path, recursive=True)
+        self.remove()
         self.fs.makedirs(self.path, exist_ok=True)
 
 

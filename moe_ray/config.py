@@ -441,6 +441,26 @@ class TrackingConfig:
 
     uri: str = _setting("", "MLflow tracking URI; empty = an SQLite file in the run directory")
     experiment: str = _setting("moe-ray", "MLflow experiment")
+    register: str = _setting(
+        "",
+        "name under which the repaired model, base and learned experts merged, goes to MLflow's registry; empty = not",
+    )
+
+    def __post_init__(self) -> None:
+        require(bool(self.experiment), "tracking.experiment", self.experiment, "a name")
+        require(not set(self.register) & set("/:"), "tracking.register", self.register, "a name without / or :")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """The HTML report."""
+
+    batches: int = _setting(24, "heat maps of single batches, spread evenly over all; keeps the page small")
+    examples: int = _setting(6, "held-out examples of each kind with their answers; 0 = none")
+
+    def __post_init__(self) -> None:
+        require(self.batches > 0, "report.batches", self.batches, "1 or more")
+        require(self.examples >= 0, "report.examples", self.examples, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -471,6 +491,7 @@ class Config:
     sweep: SweepConfig = field(default_factory=SweepConfig)
     baselines: BaselinesConfig = field(default_factory=BaselinesConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:

@@ -223,12 +223,6 @@ def _with_interval(figure: Mapping[str, Any]) -> str:
     return f"{figure['value']:.3f}{interval} (n={figure['n']})"
 
 
-def describe_seconds(seconds: Mapping[str, float], reused: Sequence[str]) -> str:
-    """Where the time went."""
-    rows = [f"{name:<20} {value:8.1f} s{'  (reused)' if name in reused else ''}" for name, value in seconds.items()]
-    return _indent("\n".join(rows))
-
-
 def _rate(value: Mapping[str, Any]) -> str:
     if not value["n"]:
         return "no examples"

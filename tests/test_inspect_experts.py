@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pandas as pd
 import pytest
 
 from moe_ray.artifacts import Folder, counts_to_table, write_masks
+from moe_ray.commands.inspect_experts import main
 from moe_ray.config import Config
 from moe_ray.config_io import to_yaml
 from moe_ray.identification import identify
@@ -19,20 +17,6 @@ from moe_ray.moe_layers import Expert
 from moe_ray.risk import risk_differences
 from moe_ray.rules import select
 from moe_ray.simulation import Population, simulate
-
-
-def load_script() -> ModuleType:
-    path = Path(__file__).parent.parent / "workflows" / "inspect_experts.py"
-    spec = importlib.util.spec_from_file_location("inspect_experts", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["inspect_experts"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-SCRIPT = load_script()
 
 
 @pytest.fixture(scope="module", params=["with statistics", "without"])
@@ -63,7 +47,7 @@ def run_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def test_every_question_is_answered(run_dir: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert SCRIPT.main([run_dir, "--export", str(tmp_path / "out.pkl")]) == 0
+    assert main([run_dir, "--export", str(tmp_path / "out.pkl")]) == 0
     out = capsys.readouterr().out
     assert "4 of 4 batches have at least one selected expert with corrected p" in out
     assert "L01_E03" in out
@@ -75,11 +59,11 @@ def test_every_question_is_answered(run_dir: str, tmp_path: Path, capsys: pytest
 
 
 def test_an_unknown_category_names_the_known_ones(run_dir: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert SCRIPT.main([run_dir, "--ask", "categories", "--category", "spam"]) == 2
+    assert main([run_dir, "--ask", "categories", "--category", "spam"]) == 2
     assert "got 'spam', expected one of fraud" in capsys.readouterr().err
 
 
 def test_a_folder_without_a_run_is_refused_and_not_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert SCRIPT.main([str(tmp_path / "nowhere")]) == 2
+    assert main([str(tmp_path / "nowhere")]) == 2
     assert "holds no unsafe_experts/masks.npz" in capsys.readouterr().err
     assert not (tmp_path / "nowhere").exists()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import zipfile
 from collections.abc import Callable
@@ -160,13 +160,7 @@ def routers(model: MixtralForCausalLM) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    path = Path(__file__).parents[1] / "workflows" / "upcycle.py"
-    spec = importlib.util.spec_from_file_location("upcycle_script", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("moe_ray.commands.upcycle")
 
 
 # --- the model ---

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,6 +33,9 @@ from moe_ray.training import MaskedTrainer, StepReport
 logger = logging.getLogger(__name__)
 
 HISTORY = "history.jsonl"
+
+_SECONDS_BETWEEN_SAVES = 5.0
+"""The history is written between checkpoints too, for those who watch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +148,7 @@ def _run_worker(
         if rank == 0:
             _say(step, len(trainer.plan))
             history.add(step)
-            if due:
+            if due or history.seconds_since_saved > _SECONDS_BETWEEN_SAVES:
                 history.save()
         if due and report is not None:
             report(trainer)
@@ -203,6 +207,7 @@ class _History:
 
     def __init__(self, folder: Folder, *, resumed: bool) -> None:
         self.folder = folder
+        self._saved = time.monotonic()
         self.lines: dict[int, dict[str, Any]] = {}
         if resumed and folder.exists(HISTORY):
             self.lines = {line["step"]: line for line in read_history(folder)}
@@ -210,7 +215,12 @@ class _History:
     def add(self, step: StepReport) -> None:
         self.lines[step.step] = step.as_dict()
 
+    @property
+    def seconds_since_saved(self) -> float:
+        return time.monotonic() - self._saved
+
     def save(self) -> None:
+        self._saved = time.monotonic()
         write_history(self.folder, [self.lines[step] for step in sorted(self.lines)])
 
 

@@ -10,6 +10,7 @@ import io
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -36,6 +37,7 @@ from moe_ray.selection import ExpertMasks
 
 if TYPE_CHECKING:
     from moe_ray.orchestration.answer import Answers
+    from moe_ray.orchestration.tracking import Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -56,12 +58,14 @@ class Run:
         self.config, self.model, self.prompts, self.folder = config, model, prompts, folder
         self.seconds: dict[str, float] = {}
         self.reused: list[str] = []
+        self.tracker: Tracker | None = None
         self._inputs: dict[str, dict[str, Any]] = {}
 
     def with_config(self, config: Config) -> Run:
         """The same run, its folder and what it has done so far, with other settings of what comes next."""
         other = Run(config, self.model, self.prompts, self.folder)
         other.seconds, other.reused, other._inputs = self.seconds, self.reused, dict(self._inputs)
+        other.tracker = self.tracker
         return other
 
     def _stage(self, name: str, inputs: Mapping[str, Any], work: Callable[[Folder], Mapping[str, Any]]) -> Folder:
@@ -83,11 +87,19 @@ class Run:
         else:
             logger.info("%s: resuming an unfinished stage", name)
         started = time.perf_counter()
-        notes = work(folder)
+        with self._tracked(name, folder):
+            notes = work(folder)
         self.seconds[name] = round(time.perf_counter() - started, 2)
         folder.finish(inputs, seconds=self.seconds[name], **notes)
         logger.info("%s: done in %.1f s", name, self.seconds[name])
         return folder
+
+    def _tracked(self, name: str, folder: Folder) -> AbstractContextManager[object]:
+        if self.tracker is None:
+            return nullcontext()
+        from moe_ray.orchestration.tracked_run import stage_run
+
+        return stage_run(self.tracker, name, folder)
 
     def _after(self, *stages: str) -> str:
         return content_hash([self._inputs[stage] for stage in stages])

@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-import tempfile
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_ray import report
-from moe_ray.artifacts import environment
 from moe_ray.comparison import verdict
+from moe_ray.orchestration.result_table import artifacts_of, print_result
 from moe_ray.orchestration.tables import comparison_rows, describe_sweep, print_table, trial_rows
 
 if TYPE_CHECKING:
+    from moe_ray.html_report.page import Report
     from moe_ray.orchestration.pipeline import Run
-
-logger = logging.getLogger(__name__)
-
-_ARTIFACTS = (
-    ("", "config.yaml"),
-    ("", "summary.json"),
-    ("unsafe_experts", "masks.npz"),
-    ("unsafe_experts", "unsafe_experts.json"),
-    ("unsafe_experts", "risk_differences.parquet"),
-    ("experts", "adapter.json"),
-    ("experts", "experts.safetensors"),
-    ("experts", "history.jsonl"),
-    ("evaluation_before", "answers.parquet"),
-    ("evaluation_after", "answers.parquet"),
-)
+    from moe_ray.orchestration.tracking import MlflowTracker
 
 
 def run_capture(run: Run) -> None:
@@ -67,85 +51,85 @@ def run_evaluate(run: Run) -> None:
     _show("Result", report.describe_outcome(run.summary()))
 
 
-def run_sweep(run: Run) -> Run:
-    """Capture and sweep; returns the run with the winner's settings, for the stages after it."""
+def run_all(run: Run) -> None:
+    """Every stage, tracked in MLflow, with a summary and a report."""
+    started = time.perf_counter()
+    from moe_ray.orchestration import tracked_run
+
+    with tracked_run.tracked(run) as tracker:
+        run.seconds["tracking"] = round(time.perf_counter() - started, 2)
+        study: dict[str, Any] = {}
+        if run.config.sweep.run:
+            run, study["sweep"] = _sweep_first(run)
+        run_evaluate(run)
+        if run.config.baselines.run:
+            study["baselines"] = _hold_against_baselines(run)
+        before_tracking = time.perf_counter()
+        summary = run.summary() | study | {"mlflow_run_id": tracker.run_id, "reused_stages": run.reused}
+        tracked_run.log_results(tracker, run, summary)
+        run.seconds["tracking"] += round(time.perf_counter() - before_tracking, 2)
+        made = _report(run, summary)
+        setup = run.seconds["start"] + run.seconds["ray"]
+        summary["seconds"] = {**run.seconds, "total": round(setup + time.perf_counter() - started, 2)}
+        run.folder.write_json("summary.json", summary)
+        tracked_run.log_artifacts(tracker, run, made)
+        if run.config.tracking.register:
+            _register(run, tracker)
+    print_result(summary, run.reused, artifacts_of(run.folder, tracker.uri, tracker.run_id))
+
+
+def run_sweep(run: Run) -> None:
+    """A sweep, and every stage with the winner's settings, which are scored on the test split here and only here."""
+    run_all(run)
+
+
+def run_compare(run: Run) -> None:
+    """Every stage, and the baselines."""
+    run_all(run)
+
+
+def _sweep_first(run: Run) -> tuple[Run, dict[str, Any]]:
+    """Capture and sweep; the run with the winner's settings, for the stages after it, and what the summary says of it."""
+    from moe_ray.orchestration.tracked_run import log_trials
+
     run_capture(run)
     folder = run.sweep()
     notes, trials = folder.notes(), folder.read_frame("trials.parquet")
     print_table("Sweep", trial_rows(trials, list(notes["winner"])), caption=describe_sweep(notes, folder.url))
-    return run.winner()
+    if run.tracker is not None and "sweep" not in run.reused:
+        log_trials(run.tracker, trials, list(notes["winner"]), folder)
+    return run.winner(), notes
 
 
-def run_baselines(run: Run) -> None:
-    """Per-batch masks held against the baselines; after `run_identify`."""
+def _hold_against_baselines(run: Run) -> dict[str, Any]:
+    """Per-batch masks against the baselines; what the summary says of it."""
+    from moe_ray.orchestration.tracked_run import log_arms
+
     table = run.compare()
-    print_table("Baselines at equal budget (held out, natural routing)", comparison_rows(table), caption=verdict(table))
+    words = verdict(table)
+    print_table("Baselines at equal budget (held out, natural routing)", comparison_rows(table), caption=words)
+    if run.tracker is not None:
+        log_arms(run.tracker, table, run.folder.sub("baselines"))
+    return {"verdict": words, "arms": table.astype(object).where(table.notna(), None).to_dict("records")}
 
 
-def run_all(run: Run) -> None:
-    """Every stage, tracked in MLflow, with a summary."""
+def _report(run: Run, summary: dict[str, Any]) -> Report:
+    from moe_ray.finished_run import FinishedRun
+    from moe_ray.html_report.page import write_report
+
     started = time.perf_counter()
-    from moe_ray.orchestration.pipeline import settings_as_text
-    from moe_ray.orchestration.tracking import MlflowTracker
-
-    tracker = MlflowTracker(run.config.tracking, Path(run.config.run_dir).name, run.folder)
-    run.seconds["tracking"] = round(time.perf_counter() - started, 2)
-    try:
-        tracker.log_params(settings_as_text(run.config))
-        tracker.log_tags({"model": run.model.path, **_flat(environment())})
-        if run.config.sweep.run:
-            run = run_sweep(run)
-        run_evaluate(run)
-        if run.config.baselines.run:
-            run_baselines(run)
-        summary = run.summary() | {"mlflow_run_id": tracker.run_id, "reused_stages": run.reused}
-        before_tracking = time.perf_counter()
-        _track(run, tracker, summary)
-        run.seconds["tracking"] += round(time.perf_counter() - before_tracking, 2)
-        setup = run.seconds["start"] + run.seconds["ray"]
-        total = round(setup + time.perf_counter() - started, 2)
-        summary["seconds"] = {**run.seconds, "total": total}
-        run.folder.write_json("summary.json", summary)
-        _log_artifacts(run, tracker)
-    except BaseException:
-        tracker.end("FAILED")
-        raise
-    tracker.end()
-    _show("Seconds", report.describe_seconds(summary["seconds"], run.reused))
-    logger.info("summary: %s", f"{run.folder.url}/summary.json")
+    run.folder.write_json("summary.json", summary)
+    made = write_report(FinishedRun.open(run.folder.url), run.config.report)
+    run.seconds["report"] = round(time.perf_counter() - started, 2)
+    return made
 
 
-def _track(run: Run, tracker: Any, summary: dict[str, Any]) -> None:
-    from moe_ray.evaluation import headline_metrics
-    from moe_ray.orchestration.finetune import read_history
+def _register(run: Run, tracker: MlflowTracker) -> None:
+    from moe_ray.orchestration.registry import register_repaired
 
-    steps = read_history(run.folder.sub("experts"))
-    names = ("loss", "num_experts", "num_tokens", "grad_norm", "tokens_per_second", "batch_idx", "epoch")
-    tracker.log_metrics((step["step"], {f"train/{name}": step[name] for name in names}) for step in steps)
-    for when in (0, 1):
-        metrics = summary["before" if when == 0 else "after"]
-        values = {f"held_out/{name}": value for name, value in headline_metrics(metrics).items()}
-        tracker.log_metrics([(when, values)])
-    counts = ("batches", "union_experts", "trainable_parameters", "total_parameters", "frozen_parameters_changed")
-    tracker.log_metrics([(0, {name: summary[name] for name in counts})])
-    per_batch = summary["per_batch_unsafe_experts"]
-    tracker.log_metrics((int(batch), {"unsafe_experts": len(experts)}) for batch, experts in per_batch.items())
-
-
-def _log_artifacts(run: Run, tracker: Any) -> None:
-    with tempfile.TemporaryDirectory() as local:
-        for stage, name in _ARTIFACTS:
-            source = run.folder.sub(stage) if stage else run.folder
-            path = Path(local, name)
-            path.write_bytes(source.read_bytes(name))
-            tracker.log_file(str(path), stage)
-
-
-def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        flat |= _flat(item, f"{prefix}{key}.") if isinstance(item, dict) else {f"{prefix}{key}": item}
-    return flat
+    uri = register_repaired(tracker, run.model, run.folder.sub("experts"), run.config.tracking.register)
+    if uri is not None:
+        tracker.log_tags({"repaired_model": uri})
 
 
 def _show(title: str, text: str) -> None:

@@ -1,88 +1,314 @@
-"""Tracking: one MLflow run per moe-ray run, with the configuration, metrics by step, and masks as artifacts."""
+"""Tracking: MLflow runs with nested runs, whose server may be lost without loss of training or of what was measured."""
 
 from __future__ import annotations
 
 import logging
+import os
+import tempfile
 import time
+import uuid
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
 import mlflow
-from mlflow.entities import Metric, Param, RunTag
+import pandas as pd
+import requests
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
 
-from moe_ray.artifacts import Folder
+from moe_ray.artifacts import Folder, content_hash
 from moe_ray.config import TrackingConfig
 from moe_ray.errors import InputError
+from moe_ray.orchestration.outbox import SPOOL, Item, Outbox, Refused, Unreachable
 
 logger = logging.getLogger(__name__)
 
+RECORD = "mlflow_run.json"
+"""File of the run directory that names the last MLflow run of this directory."""
+
+_GENERATED = ".mlflow_unsent"
+_PARENT_TAG, _KEY_TAG, _PREVIOUS_TAG = "mlflow.parentRunId", "moe_ray.key", "moe_ray.previous_run"
 _MAX_PARAM_CHARACTERS = 500
-_METRICS_PER_CALL = 500
+_PARAMS_PER_CALL, _METRICS_PER_CALL = 100, 500
+
+_ENVIRONMENT = {
+    # MLflow's own limits, 7 retries of 120 s, would hold a training run for a quarter of an hour.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+_TEMPORARY = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED", "ABORTED"}
+"""MLflow's error codes after which the same request may succeed; no answer at all is INTERNAL_ERROR."""
+
+
+class Tracker:
+    """One MLflow run. What the server does not take now waits in the run directory, see `Outbox`.
+
+    As a context it ends as FINISHED, FAILED, or KILLED when it was interrupted.
+
+    Args:
+        connection: to the server.
+        key: the run's id, or a name of our own while the server does not know the run yet.
+    """
+
+    def __init__(self, connection: _Connection, key: str) -> None:
+        self._connection, self._key = connection, key
+
+    @property
+    def run_id(self) -> str:
+        """MLflow's id of the run; starts with `pending` while the server does not know it."""
+        return self._connection.ids.get(self._key, self._key)
+
+    def child(self, name: str, tags: Mapping[str, Any] | None = None) -> Tracker:
+        """A new run nested under this one: a stage, a trial, a round."""
+        key = f"pending-{uuid.uuid4().hex}"
+        plain = {name: str(value) for name, value in (tags or {}).items()}
+        self._send("create", key, name=name, tags=plain, parent=self.run_id, time=_now())
+        return Tracker(self._connection, key)
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Settings, as text."""
+        texts = [(key, str(value)[:_MAX_PARAM_CHARACTERS]) for key, value in params.items()]
+        for start in range(0, len(texts), _PARAMS_PER_CALL):
+            self._send("params", params=dict(texts[start : start + _PARAMS_PER_CALL]))
+
+    def log_tags(self, tags: Mapping[str, Any]) -> None:
+        """Facts that are not settings."""
+        self._send("tags", tags={key: str(value) for key, value in tags.items()})
+
+    def log_metrics(self, rows: Iterable[tuple[int, Mapping[str, Any]]]) -> None:
+        """Metrics by step; values that are not finite numbers are left out."""
+        now = _now()
+        metrics = [
+            (key, float(value), now, int(step))
+            for step, values in rows
+            for key, value in values.items()
+            if value is not None and abs(float(value)) < float("inf")
+        ]
+        for start in range(0, len(metrics), _METRICS_PER_CALL):
+            self._send("metrics", metrics=metrics[start : start + _METRICS_PER_CALL])
+
+    def log_stored(self, source: Folder, name: str, folder: str = "") -> None:
+        """A file of the run directory as an artifact; it must stay there until the run has ended."""
+        self._send("file", source=source.url, name=name, folder=folder, remove=False)
+
+    def log_bytes(self, name: str, data: bytes, folder: str = "") -> None:
+        """A generated artifact, such as a figure."""
+        stored = self._connection.folder.sub(f"{_GENERATED}/{uuid.uuid4().hex}")
+        stored.write_bytes(name, data)
+        self._send("file", source=stored.url, name=name, folder=folder, remove=True)
+
+    def log_file(self, path: str, folder: str = "") -> None:
+        """A local file as an artifact."""
+        self.log_bytes(Path(path).name, Path(path).read_bytes(), folder)
+
+    def log_dataset(self, frame: pd.DataFrame, *, name: str, source: str, context: str) -> None:
+        """A table as an MLflow dataset: name, digest, schema and size, not its rows.
+
+        Args:
+            frame: the table.
+            name: of the data set.
+            source: where the table is stored.
+            context: what the run uses it for, such as `training`.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on integer columns, which cannot hold missing values
+            about = mlflow.data.from_pandas(frame, source=source, name=name).to_dict()
+        self._send("dataset", dataset=about, context=context)
+
+    def end(self, status: str = "FINISHED") -> None:
+        """Closes the run as FINISHED, FAILED or KILLED."""
+        self._send("end", status=status, time=_now())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end(_status(kind))
+
+    def _send(self, kind: str, run: str | None = None, **payload: Any) -> None:
+        self._connection.outbox.send({"kind": kind, "run": run or self.run_id, **payload})
+
+
+class MlflowTracker(Tracker):
+    """The parent run of a run directory.
+
+    A run that was killed or failed is gone on with by the next one that has the same settings; after a finished one, or
+    with other settings, a new parent is made, whose tag `moe_ray.previous_run` names the one before.
+
+    Args:
+        config: where to.
+        run_name: the run's name in MLflow.
+        folder: the run directory; holds the SQLite file and the artifacts where the configuration names no server, and
+            what waits for a server that does not answer.
+        settings: dotted settings as text, logged as parameters.
+
+    Raises:
+        InputError: the tracking server does not answer now, before any work was done.
+    """
+
+    def __init__(
+        self, config: TrackingConfig, run_name: str, folder: Folder, *, settings: Mapping[str, str] | None = None
+    ) -> None:
+        connection = _Connection(config, folder)
+        self.uri, self._settings = connection.uri, content_hash(dict(settings or {}))
+        previous = folder.read_json(RECORD) if folder.exists(RECORD) else None
+        try:
+            connection.open_experiment(config.experiment)
+            if connection.outbox:
+                logger.info("sending %d items to MLflow that an earlier run could not send", len(connection.outbox))
+                connection.outbox.flush()
+            super().__init__(connection, self._resume_or_create(connection, run_name, previous))
+        except (MlflowException, requests.RequestException) as error:
+            raise InputError(f"MLflow at {self.uri} does not work: {error}; check tracking.uri") from error
+        self._record("RUNNING")
+        if settings:
+            self.log_params(settings)
+
+    def _resume_or_create(self, connection: _Connection, run_name: str, previous: dict[str, Any] | None) -> str:
+        tags = {}
+        if previous is not None and previous["uri"] == self.uri:
+            if previous["status"] != "FINISHED" and previous["settings"] == self._settings:
+                connection.client.update_run(previous["run_id"], status="RUNNING")
+                return str(previous["run_id"])
+            tags[_PREVIOUS_TAG] = previous["run_id"]
+        run = connection.client.create_run(connection.experiment_id, run_name=run_name, tags=tags)
+        return str(run.info.run_id)
+
+    def _record(self, status: str) -> None:
+        about = {"uri": self.uri, "run_id": self.run_id, "status": status, "settings": self._settings}
+        self._connection.folder.write_json(RECORD, about)
+
+    def end(self, status: str = "FINISHED") -> None:
+        """Closes the run, and says what the server did not take."""
+        super().end(status)
+        self._record(status)
+        outbox = self._connection.outbox
+        if not outbox.flush():
+            logger.warning(
+                "MLflow at %s did not answer: %d items wait in %s; the next run in this directory sends them",
+                *(self.uri, len(outbox), self._connection.folder.file(SPOOL)),
+            )
+        elif self._connection.folder.exists(_GENERATED) and not outbox.num_foreign:
+            self._connection.folder.sub(_GENERATED).remove()
+        if outbox.refused:
+            logger.warning("MLflow refused %d items: %s", len(outbox.refused), "; ".join(outbox.refused[:5]))
+        if outbox.num_foreign:
+            logger.warning("%d items in %s wait for another tracking.uri", outbox.num_foreign, SPOOL)
+
+
+class _Connection:
+    """A server or SQLite file, with the experiment and the outbox that the runs share."""
+
+    def __init__(self, config: TrackingConfig, folder: Folder) -> None:
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        # Its level is set anew when the module is first used; a filter stays.
+        logging.getLogger("mlflow.store.db.utils").addFilter(_is_warning)
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+        if not config.uri and "file" not in folder.fs.protocol:
+            raise InputError(
+                f"tracking.uri: got none, and run_dir is {folder.url}; SQLite needs a local folder, so give the address of "
+                "an MLflow server, or sqlite:////PATH/mlflow.db"
+            )
+        self.folder = folder
+        self.uri = config.uri or f"sqlite:///{folder.sub('mlflow').file('mlflow.db')}"
+        self._artifacts = None if config.uri else folder.sub("mlflow").sub("artifacts").url
+        self.client = mlflow.MlflowClient(tracking_uri=self.uri)
+        self.experiment_id = ""
+        self.ids: dict[str, str] = {}
+        self.outbox = Outbox(folder, self.uri, self._deliver)
+
+    def open_experiment(self, name: str) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            experiment = self.client.get_experiment_by_name(name)
+            self.experiment_id = (
+                experiment.experiment_id
+                if experiment is not None
+                else self.client.create_experiment(name, artifact_location=self._artifacts)
+            )
+
+    def _deliver(self, item: Item) -> None:
+        try:
+            getattr(self, f"_deliver_{item['kind']}")(item)
+        except MlflowException as error:
+            raise (Unreachable if error.error_code in _TEMPORARY else Refused)(_in_short(error)) from error
+        except requests.HTTPError as error:
+            is_refused = error.response is not None and 400 <= error.response.status_code < 500
+            raise (Refused if is_refused else Unreachable)(_in_short(error)) from error
+        except requests.RequestException as error:
+            raise Unreachable(_in_short(error)) from error
+
+    def _deliver_create(self, item: Item) -> None:
+        run_id = self._find(item["run"]) if item.get("attempted") else None
+        item["attempted"] = True
+        if run_id is None:
+            tags = {**item["tags"], _PARENT_TAG: item["parent"], _KEY_TAG: item["run"]}
+            run = self.client.create_run(self.experiment_id, start_time=item["time"], tags=tags, run_name=item["name"])
+            run_id = run.info.run_id
+        self.ids[item["run"]] = run_id
+        self.outbox.rename(item["run"], run_id)
+
+    def _find(self, key: str) -> str | None:
+        """The run that an earlier request made although its answer never came."""
+        runs = self.client.search_runs([self.experiment_id], f"tags.`{_KEY_TAG}` = '{key}'", max_results=1)
+        return str(runs[0].info.run_id) if runs else None
+
+    def _deliver_params(self, item: Item) -> None:
+        params = [Param(key, value) for key, value in item["params"].items()]
+        self.client.log_batch(item["run"], params=params)
+
+    def _deliver_tags(self, item: Item) -> None:
+        tags = [RunTag(key, value) for key, value in item["tags"].items()]
+        self.client.log_batch(item["run"], tags=tags)
+
+    def _deliver_metrics(self, item: Item) -> None:
+        self.client.log_batch(item["run"], metrics=[Metric(*metric) for metric in item["metrics"]])
+
+    def _deliver_dataset(self, item: Item) -> None:
+        used = DatasetInput(Dataset(**item["dataset"]), tags=[InputTag("mlflow.data.context", item["context"])])
+        self.client.log_inputs(item["run"], datasets=[used])
+
+    def _deliver_file(self, item: Item) -> None:
+        source = Folder.open(item["source"])
+        if not source.exists(item["name"]):
+            raise Refused(f"{source.file(item['name'])} is not there any more")
+        if "file" in source.fs.protocol:
+            self.client.log_artifact(item["run"], source.file(item["name"]), artifact_path=item["folder"] or None)
+        else:
+            with tempfile.TemporaryDirectory() as local:
+                path = Path(local, item["name"])
+                path.write_bytes(source.read_bytes(item["name"]))
+                self.client.log_artifact(item["run"], str(path), artifact_path=item["folder"] or None)
+        if item["remove"]:
+            source.remove()
+
+    def _deliver_end(self, item: Item) -> None:
+        self.client.set_terminated(item["run"], status=item["status"], end_time=item["time"])
 
 
 def _is_warning(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.WARNING
 
 
-class MlflowTracker:
-    """Writes to one MLflow run, which `end` closes.
+def _now() -> int:
+    """Milliseconds since 1970, MLflow's unit."""
+    return int(time.time() * 1000)
 
-    Args:
-        config: where to.
-        run_name: the run's name in MLflow.
-        folder: holds the SQLite file and the artifacts where the configuration names no server.
 
-    Raises:
-        InputError: the tracking server does not answer.
-    """
+def _status(kind: type[BaseException] | None) -> str:
+    if kind is None:
+        return "FINISHED"
+    return "FAILED" if issubclass(kind, Exception) else "KILLED"
 
-    def __init__(self, config: TrackingConfig, run_name: str, folder: Folder) -> None:
-        self.uri = config.uri or f"sqlite:///{folder.sub('mlflow').file('mlflow.db')}"
-        # Its level is set anew when the module is first used; a filter stays.
-        logging.getLogger("mlflow.store.db.utils").addFilter(_is_warning)
-        self.client = mlflow.MlflowClient(tracking_uri=self.uri)
-        artifacts = None if config.uri else folder.sub("mlflow").sub("artifacts").url
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                logging.getLogger("alembic").setLevel(logging.WARNING)
-                experiment = self.client.get_experiment_by_name(config.experiment)
-                experiment_id = (
-                    experiment.experiment_id
-                    if experiment is not None
-                    else self.client.create_experiment(config.experiment, artifact_location=artifacts)
-                )
-                self.run_id: str = self.client.create_run(experiment_id, run_name=run_name).info.run_id
-        except mlflow.exceptions.MlflowException as error:
-            raise InputError(f"MLflow at {self.uri} does not work: {error}; check tracking.uri") from error
 
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        """Settings, as text."""
-        entities = [Param(key, str(value)[:_MAX_PARAM_CHARACTERS]) for key, value in params.items()]
-        for start in range(0, len(entities), 100):
-            self.client.log_batch(self.run_id, params=entities[start : start + 100])
-
-    def log_tags(self, tags: Mapping[str, Any]) -> None:
-        """Facts that are not settings."""
-        self.client.log_batch(self.run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
-
-    def log_metrics(self, rows: Iterable[tuple[int, Mapping[str, float]]]) -> None:
-        """Metrics by step; values that are not finite numbers are left out."""
-        now = int(time.time() * 1000)
-        metrics = [
-            Metric(key, float(value), now, step)
-            for step, values in rows
-            for key, value in values.items()
-            if value is not None and value == value
-        ]
-        for start in range(0, len(metrics), _METRICS_PER_CALL):
-            self.client.log_batch(self.run_id, metrics=metrics[start : start + _METRICS_PER_CALL])
-
-    def log_file(self, path: str, folder: str = "") -> None:
-        """A local file as an artifact."""
-        self.client.log_artifact(self.run_id, path, artifact_path=folder or None)
-
-    def end(self, status: str = "FINISHED") -> None:
-        """Closes the run as FINISHED, FAILED or KILLED."""
-        self.client.set_terminated(self.run_id, status=status)
+def _in_short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
