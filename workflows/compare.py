@@ -11,4 +11,4 @@ import sys
 from moe_ray.orchestration.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, "run_all", implied={"baselines.run": True}))
+    sys.exit(main(__doc__, "run_compare"))

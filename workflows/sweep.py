@@ -13,4 +13,4 @@ import sys
 from moe_ray.orchestration.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, "run_all", implied={"sweep.run": True}))
+    sys.exit(main(__doc__, "run_sweep"))

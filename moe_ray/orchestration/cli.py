@@ -21,10 +21,11 @@ logger = logging.getLogger("moe_ray")
 BAD_INPUT = 2
 """Exit status for an error that is the user's to mend."""
 
+_IMPLIED: Mapping[str, Mapping[str, Any]] = {"run_sweep": {"sweep.run": True}, "run_compare": {"baselines.run": True}}
+"""Settings that a workflow stands for; they win over what is given."""
 
-def main(
-    description: str, work: str, argv: Sequence[str] | None = None, *, implied: Mapping[str, Any] | None = None
-) -> int:
+
+def main(description: str, work: str, argv: Sequence[str] | None = None) -> int:
     """Parses the command line, prepares a run, and does `work` on it with Ray connected.
 
     Nothing heavy is imported before the configuration and the prompts are known to be good.
@@ -33,7 +34,6 @@ def main(
         description: what the script does, for `--help`.
         work: a function of `moe_ray.orchestration.stages`, by name.
         argv: None = the process's own arguments.
-        implied: settings that the script stands for, such as `sweep.run`; they win over the command line's.
 
     Returns:
         exit status: 0, or 2 for bad input.
@@ -41,7 +41,7 @@ def main(
     arguments = _parser(description).parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     try:
-        config = with_settings(load_config(arguments.config, arguments.overrides), implied or {})
+        config = with_settings(load_config(arguments.config, arguments.overrides), _IMPLIED.get(work, {}))
         config = _place_run_dir(config)
         _run(config, work)
     except InputError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -116,8 +116,10 @@ class _ArmActor:
                 measure=self.measure,
             )
         else:
+            # What comes through Ray's object store cannot be written to, which torch warns of.
+            masks = replace(arm.masks, masks_BLE=arm.masks.masks_BLE.copy())
             outcome = run_trial(
-                model, tokenizer, self.batches, arm.masks, config=arm.train, seed=seed, measure=self.measure
+                model, tokenizer, self.batches, masks, config=arm.train, seed=seed, measure=self.measure
             )
         return outcome.measured, {
             "trainable_parameters": outcome.trainable_parameters,

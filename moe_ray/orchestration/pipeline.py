@@ -67,6 +67,7 @@ class Run:
         """The same run, its folder and what it has done so far, with other settings of what comes next."""
         other = Run(config, self.model, self.prompts, self.folder)
         other.seconds, other.reused, other._inputs = self.seconds, self.reused, dict(self._inputs)
+        other.tracker = self.tracker
         return other
 
     def _stage(self, name: str, inputs: Mapping[str, Any], work: Callable[[Folder], Mapping[str, Any]]) -> Folder:

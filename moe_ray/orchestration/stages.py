@@ -54,21 +54,6 @@ def run_evaluate(run: Run) -> None:
     _show("Result", report.describe_outcome(run.summary()))
 
 
-def run_sweep(run: Run) -> Run:
-    """Capture and sweep; returns the run with the winner's settings, for the stages after it."""
-    run_capture(run)
-    folder = run.sweep()
-    notes, trials = folder.notes(), folder.read_frame("trials.parquet")
-    print_table("Sweep", trial_rows(trials, list(notes["winner"])), caption=describe_sweep(notes, folder.url))
-    return run.winner()
-
-
-def run_baselines(run: Run) -> None:
-    """Per-batch masks held against the baselines; after `run_identify`."""
-    table = run.compare()
-    print_table("Baselines at equal budget (held out, natural routing)", comparison_rows(table), caption=verdict(table))
-
-
 def run_all(run: Run) -> None:
     """Every stage, tracked in MLflow, with a summary and a report."""
     started = time.perf_counter()
@@ -76,14 +61,14 @@ def run_all(run: Run) -> None:
 
     with tracked_run.tracked(run) as tracker:
         run.seconds["tracking"] = round(time.perf_counter() - started, 2)
+        study: dict[str, Any] = {}
         if run.config.sweep.run:
-            run = run_sweep(run)
-            run.tracker = tracker
+            run, study["sweep"] = _sweep_first(run)
         run_evaluate(run)
         if run.config.baselines.run:
-            run_baselines(run)
+            study["baselines"] = _hold_against_baselines(run)
         before_tracking = time.perf_counter()
-        summary = run.summary() | {"mlflow_run_id": tracker.run_id, "reused_stages": run.reused}
+        summary = run.summary() | study | {"mlflow_run_id": tracker.run_id, "reused_stages": run.reused}
         tracked_run.log_results(tracker, run, summary)
         run.seconds["tracking"] += round(time.perf_counter() - before_tracking, 2)
         made = _report(run, summary)
@@ -94,6 +79,41 @@ def run_all(run: Run) -> None:
         if run.config.tracking.register:
             _register(run, tracker)
     print_result(summary, run.reused, artifacts_of(run.folder, tracker.uri, tracker.run_id))
+
+
+def run_sweep(run: Run) -> None:
+    """A sweep, and every stage with the winner's settings, which are scored on the test split here and only here."""
+    run_all(run)
+
+
+def run_compare(run: Run) -> None:
+    """Every stage, and the baselines."""
+    run_all(run)
+
+
+def _sweep_first(run: Run) -> tuple[Run, dict[str, Any]]:
+    """Capture and sweep; the run with the winner's settings, for the stages after it, and what the summary says of it."""
+    from moe_ray.orchestration.tracked_run import log_trials
+
+    run_capture(run)
+    folder = run.sweep()
+    notes, trials = folder.notes(), folder.read_frame("trials.parquet")
+    print_table("Sweep", trial_rows(trials, list(notes["winner"])), caption=describe_sweep(notes, folder.url))
+    if run.tracker is not None and "sweep" not in run.reused:
+        log_trials(run.tracker, trials, list(notes["winner"]), folder)
+    return run.winner(), notes
+
+
+def _hold_against_baselines(run: Run) -> dict[str, Any]:
+    """Per-batch masks against the baselines; what the summary says of it."""
+    from moe_ray.orchestration.tracked_run import log_arms
+
+    table = run.compare()
+    words = verdict(table)
+    print_table("Baselines at equal budget (held out, natural routing)", comparison_rows(table), caption=words)
+    if run.tracker is not None:
+        log_arms(run.tracker, table, run.folder.sub("baselines"))
+    return {"verdict": words, "arms": table.astype(object).where(table.notna(), None).to_dict("records")}
 
 
 def _report(run: Run, summary: dict[str, Any]) -> Report:
