@@ -135,7 +135,7 @@ class Run:
     def _capture_inputs(self) -> dict[str, Any]:
         """What the counts depend on; not how many processes count them, nor how many tokens at once."""
         settings = self.config.capture
-        inputs = {
+        inputs: dict[str, Any] = {
             "batches": self._after("batches"),
             **self.checkpoint,
             "model.dtype": self.model.dtype,

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import capture_helpers
@@ -21,19 +22,32 @@ from capture_helpers import (
     write_batches,
 )
 
-from moe_ray.artifacts import Folder
+from moe_ray.artifacts import Folder, write_masks
 from moe_ray.chat import TokenizedRow, encode_row
-from moe_ray.config import CaptureConfig, ModelConfig, SelectionConfig
+from moe_ray.config import CaptureConfig, ModelConfig, SelectionConfig, TrainConfig
 from moe_ray.count_parts import keys_of, read_counts
 from moe_ray.errors import InputError
 from moe_ray.loading import load_model, load_tokenizer
+from moe_ray.moe_layers import Expert
 from moe_ray.orchestration import cluster
 from moe_ray.orchestration.capture import capture, read_quarantine, read_responses
+from moe_ray.orchestration.finetune import FineTuneJob, finetune, read_history
 from moe_ray.orchestration.identify import identify
-from moe_ray.quarantine import EMPTY, PROCESS_DIED, TOO_LONG, without_quarantined
+from moe_ray.quarantine import (
+    EMPTY,
+    NOT_ENCODED,
+    PROCESS_DIED,
+    QUARANTINE,
+    TOO_LONG,
+    Rejected,
+    quarantine_frame,
+    rejected_row,
+    without_quarantined,
+)
 from moe_ray.responses import example_seed, generate_responses
 from moe_ray.risk import risk_differences
 from moe_ray.routing import count_rows, counting
+from moe_ray.selection import masks_from_experts
 
 # Ray's workers cannot import test modules.
 ray.cloudpickle.register_pickle_by_value(capture_helpers)
@@ -95,6 +109,30 @@ def test_identification_leaves_out_a_batch_that_lost_a_label(ray_cluster, model,
     kept = without_quarantined(frame, read_quarantine(out))
     expected = risk_differences(counts_of_core(kept[kept["batch_idx"] != 1], model))
     assert np.array_equal(risk["risk_diff"], expected["risk_diff"])
+
+
+def test_training_leaves_out_quarantined_examples_and_batches_without_a_mask(model, tmp_path):
+    broken = message("hello", role="robot")
+    frame = write_batches(tmp_path / "batches", 3, changes=[(5, broken), (8, broken)])
+    batches, out = folders(tmp_path)
+    reason = Rejected(NOT_ENCODED, "unknown role")
+    out.write_table(QUARANTINE, quarantine_frame([rejected_row(frame.loc[row], reason) for row in (5, 8)]))
+    write_masks(out, masks_from_experts({0: (Expert(0, 1),), 1: (Expert(1, 2),)}, layers=(0, 1, 2), num_experts=16))
+    job = FineTuneJob(
+        model=model,
+        config=TrainConfig(num_workers=0, epochs=1),
+        seed=0,
+        batches_url=batches.url,
+        masks_url=out.url,
+        out_url=str(tmp_path / "experts"),
+        base="tiny",
+        routing_url=out.url,
+    )
+    assert finetune(job)["frozen_parameters_changed"] == 0
+    steps = read_history(Folder.open(job.out_url))
+    assert sorted(step["batch_idx"] for step in steps) == [0, 1]
+    with pytest.raises(InputError, match="unknown role"):
+        finetune(replace(job, routing_url=None))
 
 
 def test_too_many_bad_examples_stop_the_capture_and_its_actors_are_gone(ray_cluster, model, tmp_path):
