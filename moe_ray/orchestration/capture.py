@@ -183,7 +183,7 @@ def _finish(out: Folder, totals: WindowReport, *, examples: int) -> dict[str, An
     if not out.sub("counts").parquet_names():
         raise InputError("no example could be captured: " + describe_reasons(Counter(quarantined["reason"])))
     for name in ("rejected", "shortened", "attempts"):
-        out.fs.rm(out.file(name), recursive=True)
+        out.fs.rm(out.sub(name).path, recursive=True)
     return {
         "examples": examples,
         "tokens": count_tokens(out.sub("counts")),

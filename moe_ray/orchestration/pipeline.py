@@ -212,19 +212,17 @@ class Run:
     def _capture_inputs(self) -> dict[str, Any]:
         """What the counts depend on; not how many processes count them, nor how many tokens at once."""
         settings = self.config.capture
-        inputs = {
+        inputs: dict[str, Any] = {
             "batches": self._after("batches"),
             **self.checkpoint,
             "model.dtype": self.model.dtype,
             "model.experts_implementation": self.model.experts_implementation,
-            **{
-                f"capture.{name}": getattr(settings, name) for name in ("weights", "max_tokens", "too_long", "generate")
-            },
         }
+        names = ["weights", "ids", "template_tokens", "max_tokens", "too_long", "generate"]
         if settings.generate:
-            inputs |= {f"capture.{name}": getattr(settings, name) for name in ("max_new_tokens", "temperature")}
+            names += ["max_new_tokens", "temperature"]
             inputs["seed"] = self.config.seed
-        return inputs
+        return inputs | {f"capture.{name}": getattr(settings, name) for name in names}
 
     def identify(self) -> Folder:
         """Risk differences, unsafe experts and masks of every batch."""
