@@ -154,6 +154,10 @@ class RoutingCounter:
         self.last_ids = done.ids_per_segment() if self._captures_ids else None
         return done.per_segment(done.counts)
 
+    def stop(self) -> None:
+        """Ends a pass that failed: what later forwards route is not counted, and the pass's memory is free."""
+        self._pass = None
+
     def observe(self, row: int, layer: MoELayer, top_k_index_TK: Tensor, top_k_weights_TK: Tensor) -> None:
         """Adds the call of the experts module of MoE layer number `row`.
 
@@ -291,17 +295,20 @@ def count_rows(
     places_B1 = torch.arange(len(rows), device=model.device).unsqueeze(1)
     segments_BS = torch.where(padded.roles_BS < 0, -1, places_B1 * len(ROLES) + padded.roles_BS)
     counter.start(segments_BS, len(rows) * len(ROLES))
-    with torch.inference_mode():
-        body: Any = model.base_model
-        output = body(input_ids=padded.input_ids_BS, attention_mask=padded.attention_mask_BS, use_cache=False)
-    hidden_BSH = output.last_hidden_state
-    # A model that is spread over several devices ends on another one than it began on.
-    is_padding_BS1 = (padded.attention_mask_BS == 0).unsqueeze(-1).to(hidden_BSH.device)
-    if not (hidden_BSH.isfinite() | is_padding_BS1).all():
-        raise NotFinite(
-            "the model's hidden states are not finite, so its routing means nothing; try another model.dtype"
-        )
-    counts = counter.finish().view(len(rows), len(ROLES), len(counter.moe_layers), -1)
+    try:
+        with torch.inference_mode():
+            body: Any = model.base_model
+            output = body(input_ids=padded.input_ids_BS, attention_mask=padded.attention_mask_BS, use_cache=False)
+        hidden_BSH = output.last_hidden_state
+        # A model that is spread over several devices ends on another one than it began on.
+        is_padding_BS1 = (padded.attention_mask_BS == 0).unsqueeze(-1).to(hidden_BSH.device)
+        if not (hidden_BSH.isfinite() | is_padding_BS1).all():
+            raise NotFinite(
+                "the model's hidden states are not finite, so its routing means nothing; try another model.dtype"
+            )
+        counts = counter.finish().view(len(rows), len(ROLES), len(counter.moe_layers), -1)
+    finally:
+        counter.stop()
     num_tokens = torch.stack([(padded.roles_BS == role).sum(dim=1) for role in (PROMPT, RESPONSE)], dim=1)
     return counts.numpy(), num_tokens.cpu().numpy()
 

@@ -225,6 +225,18 @@ def test_a_model_whose_hidden_states_are_not_finite_is_refused():
         captured(model, ROWS)
 
 
+def test_after_a_pass_that_failed_other_forwards_run_and_are_not_counted():
+    model = build("olmoe")
+    with counting(model) as counter:
+        model.model.norm.forward = lambda hidden: (_ for _ in ()).throw(torch.OutOfMemoryError("of the device"))
+        with pytest.raises(torch.OutOfMemoryError):
+            count_rows(model, counter, ROWS, pad_id=0)
+        del model.model.norm.forward
+        model.generate(token_ids(2, 5), max_new_tokens=2, do_sample=False)
+        counts, _ = count_rows(model, counter, ROWS, pad_id=0)
+    assert np.array_equal(counts, captured(model, ROWS)[0])
+
+
 def test_routed_weights_sum_to_one_per_token_where_the_family_normalises_them():
     model = shared("mixtral")
     with counting(model, weights=True) as counter:

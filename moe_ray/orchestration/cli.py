@@ -59,7 +59,7 @@ def _run(config: Config, work: str) -> None:
     if config.model.path != EMBEDDED:
         config.model.local_folder()
     _quieten_libraries()
-    model = resolve_model(config, _log_build)
+    model = resolve_model(config, _log_build, trained=work not in ("run_capture", "run_identify"))
     from moe_ray.artifacts import Folder
     from moe_ray.orchestration import pipeline
 

@@ -158,18 +158,22 @@ def _limit(examples: Sequence[Example], per_label: int) -> Sequence[Example]:
     return kept
 
 
-def resolve_model(config: Config, progress: Callable[[int, int, float], None] | None = None) -> ModelConfig:
+def resolve_model(
+    config: Config, progress: Callable[[int, int, float], None] | None = None, *, trained: bool = False
+) -> ModelConfig:
     """The model to use: the configured one, or the embedded one, built if it is not cached.
 
     A local checkpoint's path comes back absolute, since workers run in folders of their own.
 
     Raises:
-        InputError: the checkpoint does not exist or has no experts.
+        InputError: the checkpoint does not exist or has no experts, or is to be `trained` and its experts cannot be.
     """
     from moe_ray.loading import check_model
 
     if config.model.path != EMBEDDED:
-        check_model(config.model)
+        moe_layers = check_model(config.model)
+        if trained:
+            moe_layers[0].expert_tensors()
         folder = config.model.local_folder()
         return config.model if folder is None else replace(config.model, path=str(folder.absolute()))
     from moe_ray.embedded.model import build_tiny_model
