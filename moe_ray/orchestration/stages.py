@@ -102,7 +102,7 @@ def _track(run: Run, tracker: Any, summary: dict[str, Any]) -> None:
     from moe_ray.orchestration.finetune import read_history
 
     steps = read_history(run.folder.sub("experts"))
-    names = ("loss", "num_experts", "num_tokens", "grad_norm", "batch_idx", "epoch")
+    names = ("loss", "num_experts", "num_tokens", "grad_norm", "tokens_per_second", "batch_idx", "epoch")
     tracker.log_metrics((step["step"], {f"train/{name}": step[name] for name in names}) for step in steps)
     for when in (0, 1):
         metrics = summary["before" if when == 0 else "after"]
