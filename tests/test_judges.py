@@ -5,10 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
 from judge_endpoint import answer_in, completion, endpoint, says_truth
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForSequenceClassification, BertConfig, PreTrainedTokenizerFast
+from tiny_classifier import save_tiny_classifier
 
 from moe_ray.config import EvaluateConfig
 from moe_ray.config_io import load_config, to_yaml
@@ -86,27 +84,8 @@ def test_verdicts_stand_beside_the_answers():
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory):
-    """A random two-label BERT that is saved to disk."""
     path = tmp_path_factory.mktemp("classifier")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz"]
-    tokenizer = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", model_max_length=24
-    ).save_pretrained(path)
-    torch.manual_seed(3)
-    config = BertConfig(
-        vocab_size=len(words),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=24,
-        id2label={0: "NORMAL", 1: "REJECTION"},
-        label2id={"NORMAL": 0, "REJECTION": 1},
-        initializer_range=1.0,
-    )
-    AutoModelForSequenceClassification.from_config(config).save_pretrained(path)
+    save_tiny_classifier(path)
     return path
 
 
