@@ -39,6 +39,25 @@ def heat_map_table(trials: pd.DataFrame, x: str, y: str, *, value: str = "object
     return table.iloc[::-1]
 
 
+def bounded_heat_map(trials: pd.DataFrame, x: str, y: str) -> tuple[Table, Table]:
+    """The table of objectives, and where no trial of a cell stayed within the bound on forgetting.
+
+    A cell shows the best trial that stayed within it, and the best of the others where none did.
+
+    Args:
+        trials: rows with the settings `x` and `y`, `objective` and `is_within_bound`.
+        x: becomes the columns.
+        y: becomes the rows.
+
+    Returns:
+        two tables of one shape: numbers, and bool.
+    """
+    is_within = trials["is_within_bound"].astype(bool)
+    every = heat_map_table(trials, x, y)
+    within = heat_map_table(trials.assign(objective=trials["objective"].where(is_within)), x, y)
+    return within.where(within.notna(), every), within.isna() & every.notna()
+
+
 def _labels(values: pd.Series) -> pd.Series:
     """The values as ordered categories."""
     is_number = pd.api.types.is_numeric_dtype(values)
@@ -53,7 +72,7 @@ def _labels(values: pd.Series) -> pd.Series:
 
 
 def draw_heat_map(
-    table: Table, *, x: str, y: str, title: str, marked: tuple[Any, Any] | None = None
+    table: Table, *, x: str, y: str, title: str, marked: tuple[Any, Any] | None = None, over: Table | None = None
 ) -> dict[str, bytes]:
     """The table as `png` and `svg`.
 
@@ -63,6 +82,7 @@ def draw_heat_map(
         y: name of the vertical axis.
         title: what the values are.
         marked: (column, row) of a cell to draw a frame around.
+        over: True for cells whose value gets a star.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -79,8 +99,9 @@ def draw_heat_map(
     for row in range(rows):
         for column in range(columns):
             number = values[row, column]
-            text = "–" if np.isnan(number) else f"{number:.3f}"
-            is_dark = not np.isnan(number) and (number - low) / spread > 0.75
+            star = "*" if over is not None and over.iloc[row, column] else ""
+            text = "–" if np.isnan(number) else f"{number:.3f}{star}"
+            is_dark = not np.isnan(number) and (number - low) / spread > 0.8
             axes.text(column, row, text, ha="center", va="center", color="white" if is_dark else "black")
     axes.set_xticks(range(columns), [_tick(name) for name in table.columns])
     axes.set_yticks(range(rows), [_tick(name) for name in table.index])

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moe_ray.heat_map import draw_heat_map, heat_map_axes, heat_map_table
+from moe_ray.heat_map import bounded_heat_map, draw_heat_map, heat_map_axes, heat_map_table
 from moe_ray.search_space import Range, SearchSpace
 
 
@@ -40,3 +40,17 @@ def test_the_picture_prints_every_value_and_is_the_same_every_time():
     assert first["png"] == second["png"]
     svg = first["svg"].decode()
     assert all(text in svg for text in ("0.125", "0.250", "0.500", "–", "threshold", "top_k"))
+
+
+def test_a_cell_shows_what_stays_within_the_bound_and_stars_what_does_not():
+    trials = pd.DataFrame(
+        {
+            "x": [1, 1, 2, 3],
+            "y": [5, 5, 5, 6],
+            "objective": [0.9, 0.4, 0.8, 0.3],
+            "is_within_bound": [False, True, False, True],
+        }
+    )
+    table, over = bounded_heat_map(trials, "x", "y")
+    np.testing.assert_array_equal(table.to_numpy(), [[np.nan, np.nan, 0.3], [0.4, 0.8, np.nan]])
+    np.testing.assert_array_equal(over.to_numpy(), [[False, False, False], [False, True, False]])

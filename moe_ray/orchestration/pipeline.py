@@ -286,11 +286,18 @@ class Run:
             "sweep": {key: value for key, value in search.items() if key not in ("run", "max_concurrent_trials")},
             "selection": asdict(self.config.selection),
             "train": asdict(self.config.train),
-            "evaluate": asdict(self.config.evaluate),
-            "neutral": content_hash(self.prompts.neutral),
+            **self._measure(),
             "seed": self.config.seed,
         }
         return self._stage("sweep", inputs, work)
+
+    def _measure(self) -> dict[str, Any]:
+        """What the measurements of trials, rounds and baselines depend on, beside the prompts."""
+        return {
+            "judge": judge_identity(self.config.evaluate),
+            "max_new_tokens": self.config.evaluate.max_new_tokens,
+            "neutral": content_hash(self.prompts.neutral),
+        }
 
     def winner(self) -> Run:
         """This run with the settings of the sweep's winner."""
@@ -326,8 +333,7 @@ class Run:
             inputs |= {
                 "rounds": asdict(self.config.rounds),
                 "selection": asdict(self.config.selection),
-                "judge": judge_identity(self.config.evaluate),
-                "max_new_tokens": self.config.evaluate.max_new_tokens,
+                **self._measure(),
             }
         return self._stage("experts", inputs, work)
 
@@ -424,8 +430,7 @@ class Run:
         )
         inputs = {
             "batches": self._after("batches"),
-            "evaluate": asdict(self.config.evaluate),
-            "neutral": content_hash(self.prompts.neutral),
+            **self._measure(),
             "trained_batches": list(self.masks.trained_batches),
             "seed": self.config.seed,
         }

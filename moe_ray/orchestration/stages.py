@@ -65,6 +65,9 @@ def run_all(run: Run) -> None:
         if run.config.sweep.run:
             run, study["sweep"] = _sweep_first(run)
         run_evaluate(run)
+        if run.config.rounds.max_rounds > 1:
+            notes = run.folder.sub("experts").notes()
+            study["rounds"] = {name: notes[name] for name in ("rounds", "kept_round", "stopped_because")}
         if run.config.baselines.run:
             study["baselines"] = _hold_against_baselines(run)
         before_tracking = time.perf_counter()
