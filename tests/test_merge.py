@@ -6,7 +6,7 @@ import pytest
 import torch
 from families import batch_masks, build, token_ids
 from test_chat import make_tokenizer
-from test_finetune import BATCHES, EXPERTS
+from test_fine_tune import BATCHES, EXPERTS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from moe_ray.commands.merge import main

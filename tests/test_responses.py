@@ -5,8 +5,8 @@ from collections import Counter
 import pytest
 import torch
 
+from moe_ray.answering import generate_answers
 from moe_ray.config import ModelConfig
-from moe_ray.evaluation import generate_answers
 from moe_ray.loading import load_model, load_tokenizer
 from moe_ray.responses import _OwnNoise, example_seed, generate_responses
 
