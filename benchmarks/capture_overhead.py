@@ -7,7 +7,8 @@ Each figure is a ratio: `count_rows`, from token ids to counts on the host, agai
 without language-model head on tensors that lie ready. Both run in one process in turn (A B C C B A …); the ratio is taken
 within each turn, and the median of turns is shown with its quartiles. Models are random, with routers that spread tokens:
 cost does not depend on what weights say. On CPU the ratio of process CPU time is the one to read: other processes on the
-machine move wall time.
+machine move wall time. They move CPU time a little too, so there the table also has what counting itself takes, measured
+inside one and the same pass: the CPU time that is not the model's, as a share of the model's.
 """
 
 from __future__ import annotations
@@ -105,6 +106,14 @@ def measure(model: PreTrainedModel, length: int, args: argparse.Namespace) -> li
         with counting(model, **options) as counter:
             return timed(lambda: count_rows(model, counter, rows, pad_id=0), args)
 
+    def own_share() -> float:
+        with counting(model) as counter:
+            observing, forward = Stopwatch(counter, "observe"), Stopwatch(model.base_model, "forward")
+            total, _ = timed(lambda: count_rows(model, counter, rows, pad_id=0), args)
+        forward.take_out()
+        models = forward.seconds - observing.seconds
+        return (total - models) / models
+
     ways = [lambda: timed(bare, args), counted, lambda: counted(weights=True, ids=True)]
     for way in ways:
         way()
@@ -116,8 +125,26 @@ def measure(model: PreTrainedModel, length: int, args: argparse.Namespace) -> li
     cpu, wall = np.array(turns).transpose(2, 0, 1)
     shown = [spread(wall[:, 1] / wall[:, 0]), spread(wall[:, 2] / wall[:, 0])]
     if args.device == "cpu":
-        shown = [spread(cpu[:, 1] / cpu[:, 0]), spread(cpu[:, 2] / cpu[:, 0]), shown[0]]
+        shares = f"{100 * statistics.median(own_share() for _ in range(args.turns)):.1f}%"
+        shown = [spread(cpu[:, 1] / cpu[:, 0]), spread(cpu[:, 2] / cpu[:, 0]), shown[0], shares]
     return [f"{num_rows} x {length}", f"{statistics.median((cpu if args.device == 'cpu' else wall)[:, 0]):.3f}", *shown]
+
+
+class Stopwatch:
+    """CPU seconds spent in a method of one object."""
+
+    def __init__(self, owner: Any, name: str) -> None:
+        self.seconds = 0.0
+        self.take_out = lambda: delattr(owner, name)
+        method = getattr(owner, name)
+
+        def measured(*args: Any, **kwargs: Any) -> Any:
+            started = time.process_time()
+            result = method(*args, **kwargs)
+            self.seconds += time.process_time() - started
+            return result
+
+        setattr(owner, name, measured)
 
 
 def timed(way: Callable[[], object], args: argparse.Namespace) -> tuple[float, float]:
@@ -164,7 +191,7 @@ def main() -> None:
         "with counts",
         "with counts, weights, ids",
     ]
-    titles += ["with counts, wall"] if args.device == "cpu" else []
+    titles += ["with counts, wall", "counting itself"] if args.device == "cpu" else []
     device = f"{args.threads} CPU thread(s)" if args.device == "cpu" else torch.cuda.get_device_name()
     print(f"{device}, {args.dtype}, torch {torch.__version__}, {args.turns} turns; ratios to the bare forward\n")
     print(f"| {' | '.join(titles)} |\n|{' --- |' * len(titles)}")

@@ -125,11 +125,11 @@ _SINGLE = ("inkling2_text",)
 
 
 @functools.cache
-def tiny_model(family: str) -> PreTrainedModel:
+def tiny_model(family: str, **settings: Any) -> PreTrainedModel:
     """The family's tiny model in eval mode, in double precision where it can be, with large random weights."""
     logging.getLogger("transformers").setLevel(logging.ERROR)
     torch.manual_seed(0)
-    config = small_config(CONFIG_MAPPING[family], **copy.deepcopy(_SETTINGS.get(family, {})))
+    config = small_config(CONFIG_MAPPING[family], **copy.deepcopy(_SETTINGS.get(family, {}) | settings))
     with torch.device("meta"):
         size = sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters())
     assert size < 1_000_000, f"{family}: {size} parameters are not tiny; add its sizes to _SIZES or _SETTINGS"

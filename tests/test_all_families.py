@@ -58,14 +58,19 @@ def captured(model, some_rows) -> np.ndarray:
 
 
 @contextmanager
-def experts_spied(model: nn.Module) -> Iterator[list[torch.Tensor]]:
-    """Ids that every module named `experts` receives, in order of calls; found by name and without hooks."""
+def experts_spied(model: nn.Module, *, masked: bool = False) -> Iterator[list[torch.Tensor]]:
+    """Ids that every module named `experts` receives, in order of calls; found by name and without hooks.
+
+    A choice that arrives with weight 0 was none: some families write that where a token was to skip the layer.
+    """
     received: list[torch.Tensor] = []
     spied = [module for name, module in model.named_modules() if name.endswith(".experts")]
     for module in spied:
 
         def spy(*args: Any, original: Any = module.forward, **kwargs: Any) -> Any:
-            received.append([*args, *kwargs.values()][1].clone())
+            _, ids, weights = [*args, *kwargs.values()][:3]
+            received.append(ids.clone())
+            assert masked or weights.all()
             return original(*args, **kwargs)
 
         module.forward = spy
@@ -121,6 +126,14 @@ def test_counts_are_of_what_the_experts_received_for_each_row_alone(family):
     assert (counts.sum(axis=3) == sizes[:, :, None] * find_moe_layers(model).num_experts_per_tok).all()
 
 
+@pytest.mark.parametrize("family", ["mixtral", "deepseek_v3", "gpt_oss"])
+def test_a_router_that_chooses_one_expert_is_counted(family):
+    model = tiny_model(family, num_experts_per_tok=1)
+    counts = captured(model, ROWS)
+    assert np.array_equal(counts, np.stack([routed_of_one_row(model, row) for row in ROWS]))
+    assert (counts[:, 0].sum(axis=2) == [[len(row.prompt_ids)] for row in ROWS]).all()
+
+
 @pytest.mark.parametrize("family", SUPPORTED)
 def test_left_padding_and_row_order_change_no_count(family, monkeypatch):
     model, order = tiny_model(family), [2, 0, 3, 1]
@@ -166,11 +179,11 @@ def test_a_router_that_weighs_shared_experts_too_is_masked_in_its_own_experts_on
             plain = model(inputs).logits
         with route_through(model, ~np.zeros_like(mask_LE)):
             assert torch.equal(model(inputs).logits, plain)
-        with route_through(model, mask_LE), experts_spied(model) as masked:
+        with route_through(model, mask_LE), experts_spied(model, masked=True) as through:
             model(inputs)
         with route_towards(model, mask_LE, boost=2.0), experts_spied(model) as boosted:
             model(inputs)
-    shares = [mask_LE[0, torch.cat(ids)].mean() for ids in (natural, boosted, masked)]
+    shares = [mask_LE[0, torch.cat(ids)].mean() for ids in (natural, boosted, through)]
     assert shares[0] < shares[1] < shares[2] == 1
 
 

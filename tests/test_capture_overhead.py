@@ -21,5 +21,6 @@ def test_the_benchmark_prints_the_ratios_of_both_families(monkeypatch, capsys):
     assert [row.split(" | ")[2] for row in rows[2:]] == ["4 x 8", "2 x 16"] * 2
     for row in rows[2:]:
         ratios = [float(ratio) for ratio in re.findall(r"([\d.]+) \(", row)]
-        assert len(ratios) == len(rows[0].split("|")) - 6
+        assert len(ratios) == len(rows[0].split("|")) - 7
         assert all(0.1 < ratio < 10 for ratio in ratios)
+        assert 0 < float(re.findall(r"([\d.]+)% \|$", row)[0]) < 100
