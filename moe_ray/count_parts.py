@@ -125,8 +125,10 @@ def read_batches(parts: Folder, names: Sequence[str], batch_idx: Sequence[int]) 
     chosen = []
     for name in names:
         table = _without_ids(parts, name)
-        chosen.append(table_to_counts(table.filter(pc.is_in(table["batch_idx"], pa.array(batch_idx)))))
-    return concat_counts([counts for counts in chosen if len(counts)])
+        own = table.filter(pc.is_in(table["batch_idx"], pa.array(batch_idx)))
+        if own.num_rows:
+            chosen.append(table_to_counts(own))
+    return concat_counts(chosen)
 
 
 def _without_ids(parts: Folder, name: str) -> pa.Table:

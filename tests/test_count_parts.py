@@ -77,6 +77,7 @@ def test_a_batch_is_read_whole_from_the_parts_that_share_it(parts):
     assert names == ["part-a.parquet", "part-b.parquet"]
     own = COUNTS.take(COUNTS.batch_idx == 1)
     got = read_batches(parts, names, [1])
+    assert len(read_batches(parts, names, [0])) == 16  # one of the parts has nothing of it
     assert np.array_equal(got.counts_NLE, own.counts_NLE)
     assert np.array_equal(got.in_batch_idx, own.in_batch_idx)
     tokens = found.groupby("batch_idx")[["safe", "unsafe"]].sum()

@@ -23,7 +23,8 @@ from moe_ray.artifacts import Folder
 from moe_ray.config import CaptureConfig, ModelConfig
 from moe_ray.count_parts import BATCHES, count_tokens, keys_of, plan_windows, read_counts, remove_doubles, rows_without
 from moe_ray.errors import InputError
-from moe_ray.orchestration.capture_actor import CaptureActor, CaptureJob, WindowReport
+from moe_ray.orchestration.capture_actor import CaptureActor, CaptureJob
+from moe_ray.orchestration.capture_window import WindowReport
 from moe_ray.orchestration.cluster import require_cpus, resources_released
 from moe_ray.orchestration.progress import progress
 from moe_ray.quarantine import QUARANTINE, TRUNCATED, describe_reasons, quarantine_frame
@@ -88,6 +89,8 @@ def capture(
         windows = [todo[window] for window in plan_windows(batch_idx[todo], max_rows=_window_size(len(todo), config))]
         with resources_released("routing capture"):
             _run(job, windows, actor, totals, bad)
+        # Processes that died did not report what they had set aside.
+        _Quarantined(out, total=len(batch_idx), max_share=config.max_bad_share)
     return _finish(out, totals, examples=len(batch_idx))
 
 

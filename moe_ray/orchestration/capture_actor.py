@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from moe_ray.config import CaptureConfig, ModelConfig
 from moe_ray.count_parts import BATCHES, keys_of, read_keys
 from moe_ray.errors import InputError
 from moe_ray.orchestration.actors import ModelHolder
+from moe_ray.orchestration.capture_window import Noted, StoredExample, Window, WindowReport
 from moe_ray.quarantine import (
     PROCESS_DIED,
     Encoded,
@@ -40,7 +41,6 @@ from moe_ray.routing import RoutingCounts, concat_counts, count_rows, counting, 
 _COLUMNS = ["batch_idx", "in_batch_idx", "id", "label", "category", "messages", "response", "pair"]
 
 Columns = dict[str, npt.NDArray[Any]]
-StoredExample = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,50 +62,6 @@ class CaptureJob:
     session: str
     seed: int = 0
     seconds_per_part: float = 20.0
-
-
-@dataclass(kw_only=True)
-class WindowReport:
-    """What became of a window.
-
-    Attributes:
-        examples: how many it has.
-        tokens: tokens that went through forward passes now.
-        padded: the same with padding.
-        forwards: forward passes.
-        halvings: how often memory ran out.
-        quarantined: examples that could not be counted.
-        fatal: what stops the whole capture; empty = nothing.
-    """
-
-    examples: int = 0
-    tokens: int = 0
-    padded: int = 0
-    forwards: int = 0
-    halvings: int = 0
-    quarantined: int = 0
-    fatal: str = ""
-
-
-@dataclass(kw_only=True)
-class _Window:
-    """A window in the works: its examples that are not done yet, and what is not written yet."""
-
-    name: str
-    attempt: Attempt
-    examples: list[StoredExample]
-    rows: dict[int, TokenizedRow] = field(default_factory=dict)
-    counted: list[RoutingCounts] = field(default_factory=list)
-    counted_rows: list[int] = field(default_factory=list)
-    responses: dict[int, dict[str, Any]] = field(default_factory=dict)
-    rejected: list[dict[str, Any]] = field(default_factory=list)
-    shortened: list[dict[str, Any]] = field(default_factory=list)
-    report: WindowReport = field(default_factory=WindowReport)
-
-    def reject(self, index: int, why: Rejected) -> None:
-        self.rows.pop(index, None)
-        self.rejected.append(rejected_row(self.examples[index], why))
-        self.report.quarantined += 1
 
 
 class CaptureActor:
@@ -145,7 +101,7 @@ class CaptureActor:
         attempt = Attempt(self.attempts, name, self.job.session)
         # What a repeated attempt notes as being tried must be the only thing that this process works on.
         with self.model_lock if attempt.is_repeated else nullcontext():
-            window = _Window(name=name, attempt=attempt, examples=self._read(positions, attempt))
+            window = Window(name=name, attempt=attempt, examples=self._read(positions))
             window.report.examples = len(positions)
             self._encode(window)
             with self.model_lock:
@@ -155,7 +111,7 @@ class CaptureActor:
         attempt.finished()
         return window.report
 
-    def _read(self, positions: npt.NDArray[np.int64], attempt: Attempt) -> list[StoredExample]:
+    def _read(self, positions: npt.NDArray[np.int64]) -> list[StoredExample]:
         with self.batches.open_parquet(BATCHES) as file:
             sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
             starts = np.cumsum([0, *sizes])
@@ -165,7 +121,7 @@ class CaptureActor:
         examples: list[StoredExample] = table.take(np.searchsorted(kept, positions)).to_pylist()
         return examples
 
-    def _done_before(self, window: _Window) -> set[int]:
+    def _done_before(self, window: Window) -> set[int]:
         """Places of examples that a process which died had written."""
         if not window.attempt.is_repeated:
             return set()
@@ -178,7 +134,7 @@ class CaptureActor:
         keys = keys_of(*([example[name] for example in window.examples] for name in _COLUMNS[:2]))
         return set(np.flatnonzero(np.isin(keys, np.concatenate(written))).tolist()) if written else set()
 
-    def _encode(self, window: _Window) -> None:
+    def _encode(self, window: Window) -> None:
         config, tokenizer = self.job.config, self.holder.tokenizer
         limit = config.max_tokens or self._context()
         done = self._done_before(window)
@@ -216,10 +172,11 @@ class CaptureActor:
         longest = getattr(self.holder.model.config.get_text_config(), "max_position_embeddings", None)
         return int(longest) if isinstance(longest, int) and longest > 0 else None
 
-    def _generate(self, window: _Window) -> None:
+    def _generate(self, window: Window) -> None:
         """Gives a response to rows that have none, where that is asked for."""
         config = self.job.config
-        missing = {index: row for index, row in window.rows.items() if not row.answer_ids} if config.generate else {}
+        without = [index for index in window.rows if config.generate and not window.examples[index]["response"]]
+        missing = {index: window.rows[index] for index in without}
         lengths = {index: len(row.prompt_ids) + config.max_new_tokens for index, row in missing.items()}
 
         def work(group: list[int]) -> list[Response]:
@@ -242,7 +199,7 @@ class CaptureActor:
                 keys = {name: window.examples[index][name] for name in _COLUMNS[:3]}
                 window.responses[index] = {**keys, "response": response.text, "ended": response.ended}
 
-    def _count(self, window: _Window) -> None:
+    def _count(self, window: Window) -> None:
         lengths = {index: len(row.prompt_ids) + len(row.answer_ids) for index, row in window.rows.items()}
         written = time.monotonic()
 
@@ -259,14 +216,12 @@ class CaptureActor:
                 self._write(window)
                 written = time.monotonic()
 
-    def _in_budget(
-        self, window: _Window, lengths: Mapping[int, int], work: Callable[[list[int]], Any]
-    ) -> Iterator[Any]:
+    def _in_budget(self, window: Window, lengths: Mapping[int, int], work: Callable[[list[int]], Any]) -> Iterator[Any]:
         """Yields groups of examples with what `work` gave for them; the others are rejected."""
         halvings = self.budget.halvings
         alone = [index for index in window.attempt.alone if index in lengths]
         for indices in [*([index] for index in alone), sorted(lengths.keys() - set(alone))]:
-            noted = _Noted(window.attempt, indices, work)
+            noted = Noted(window.attempt, indices, work)
             for places, outcome in self.budget.run([lengths[index] for index in indices], noted):
                 group = noted.indices_of(places)
                 if isinstance(outcome, Rejected):
@@ -292,18 +247,18 @@ class CaptureActor:
         part.check()
         return part
 
-    def _write(self, window: _Window) -> None:
+    def _write(self, window: Window) -> None:
         """Writes what is not written yet; the counts last, since an example that has counts is done."""
         window.attempt.trying([])
         texts = [window.responses.pop(index) for index in window.counted_rows if index in window.responses]
         for folder, rows in ((self.shortened, window.shortened), (self.rejects, window.rejected)):
             if rows:
-                folder.write_table(_part_name(window, quarantine_frame(rows)), quarantine_frame(rows))
+                folder.write_table(window.part_name(quarantine_frame(rows)), quarantine_frame(rows))
         if texts:
-            self.texts.write_table(_part_name(window, pd.DataFrame(texts)), pd.DataFrame(texts))
+            self.texts.write_table(window.part_name(pd.DataFrame(texts)), pd.DataFrame(texts))
         if window.counted:
             table = counts_to_table(concat_counts(window.counted))
-            self.parts.write_table(_part_name(window, table.select(_COLUMNS[:2]).to_pandas()), table)
+            self.parts.write_table(window.part_name(table.select(_COLUMNS[:2]).to_pandas()), table)
         window.counted, window.counted_rows, window.rejected, window.shortened = [], [], [], []
 
 
@@ -315,27 +270,6 @@ def _with_response(row: TokenizedRow, response: Response) -> TokenizedRow:
     if response.ended:
         from_response[-1] = False
     return TokenizedRow(row.prompt_ids, response.ids, row.counted + from_response)
-
-
-@dataclass(frozen=True)
-class _Noted:
-    """Work on examples, of which the attempt notes which ones are worked on."""
-
-    attempt: Attempt
-    indices: list[int]
-    work: Callable[[list[int]], Any]
-
-    def indices_of(self, places: list[int]) -> list[int]:
-        return [self.indices[place] for place in places]
-
-    def __call__(self, places: list[int]) -> Any:
-        self.attempt.trying(self.indices_of(places))
-        return self.work(self.indices_of(places))
-
-
-def _part_name(window: _Window, rows: pd.DataFrame) -> str:
-    keys = keys_of(rows["batch_idx"], rows["in_batch_idx"])
-    return f"part-{window.name}-{content_hash(np.unique(keys).tolist())[:8]}.parquet"
 
 
 def label_columns(examples: list[StoredExample]) -> dict[str, Any]:

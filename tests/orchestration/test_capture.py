@@ -22,7 +22,7 @@ from capture_helpers import (
     write_batches,
 )
 
-from moe_ray.artifacts import Folder, write_masks
+from moe_ray.artifacts import Folder, table_to_counts, write_masks
 from moe_ray.chat import TokenizedRow, encode_row
 from moe_ray.config import CaptureConfig, ModelConfig, SelectionConfig, TrainConfig
 from moe_ray.count_parts import keys_of, read_counts
@@ -97,6 +97,9 @@ def test_bad_examples_are_quarantined_with_their_reasons_and_the_rest_is_counted
     assert_same_counts(got, expected)
     np.testing.assert_allclose(got.weights_NLE, expected.weights_NLE, atol=1e-3)
     assert notes["tokens"] == expected.num_tokens.sum()
+    part = table_to_counts(out.sub("counts").read_table(out.sub("counts").parquet_names()[0]))
+    for ids_TLK, counts_LE in zip(part.ids, part.counts_NLE, strict=True):
+        assert np.array_equal(np.bincount(ids_TLK[:, 1].ravel(), minlength=16), counts_LE[1])
     assert not any(out.exists(name) for name in ("rejected", "attempts", "shortened"))
 
 
@@ -193,22 +196,30 @@ def test_a_killed_driver_goes_on_where_it_was(ray_cluster, model, tmp_path):
 def test_generated_responses_are_kept_and_counted_as_they_were_generated(ray_cluster, model, tmp_path):
     frame = write_batches(tmp_path / "batches", 8)
     batches, out = folders(tmp_path)
-    config = CaptureConfig(generate=True, max_new_tokens=6, temperature=1.0)
+    config = CaptureConfig(generate=True, max_new_tokens=6, temperature=1.0, template_tokens=False)
     capture(batches, out, model, config, seed=3)
     responses = read_responses(out).set_index("id")
     assert set(responses.index) == set(frame.loc[frame["response"].isna(), "id"])
     counts = read_counts(out.sub("counts"))
-    assert len(counts) == 2 * len(frame)
     loaded, tokenizer = load_model(model, device="cpu"), load_tokenizer(model)
     with counting(loaded) as counter:
         for row in (1, 2, 13):
-            prompt = encode_row(tokenizer, json.loads(frame.loc[row, "messages"])).prompt_ids
-            seeds = [example_seed(3, row // 4, row % 4)]
-            (own,) = generate_responses(loaded, tokenizer, [prompt], max_new_tokens=6, temperature=1.0, seeds=seeds)
+            prompt = encode_row(tokenizer, json.loads(frame.loc[row, "messages"]), template_tokens=False)
+            (own,) = generate_responses(
+                loaded,
+                tokenizer,
+                [prompt.prompt_ids],
+                max_new_tokens=6,
+                temperature=1.0,
+                seeds=[example_seed(3, row // 4, row % 4)],
+            )
             assert tuple(responses.loc[f"row{row}", ["response", "ended"]]) == (own.text, own.ended)
-            forced, _ = count_rows(loaded, counter, [TokenizedRow(prompt, own.ids)], pad_id=0)
+            counted = [*prompt.counted, *(token != tokenizer.eos_token_id for token in own.ids)]
+            forced, num_tokens = count_rows(
+                loaded, counter, [TokenizedRow(prompt.prompt_ids, own.ids, counted)], pad_id=0
+            )
             chosen = (counts.batch_idx == row // 4) & (counts.in_batch_idx == row % 4)
-            assert np.array_equal(counts.counts_NLE[chosen], forced[0])
+            assert np.array_equal(counts.counts_NLE[chosen], forced[0][num_tokens[0] > 0])
 
 
 def test_a_run_directory_that_workers_cannot_reach_is_refused(ray_cluster):
