@@ -17,10 +17,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_ray.chat import PROMPT, TokenizedRow, encode_answer, encode_prompt, pad_rows, pad_token_id
 from moe_ray.config import EvaluateConfig
-from moe_ray.loss import answer_loss
+from moe_ray.loss import answer_loss, micro_batches
 from moe_ray.routing import RoutingCounter, RoutingCounts
 
 _MAX_TEXT_TOKENS = 1_024
+_TOKENS_PER_FORWARD = 8_192
+"""Of texts whose every token is predicted: the logits of more would not fit beside a large model."""
 
 
 def generate_answers(
@@ -92,17 +94,22 @@ def losses_and_counts(
     rows_per_forward: int,
     pad_id: int,
 ) -> tuple[list[float], npt.NDArray[np.int32]]:
-    """`target_losses`, and from the same forward passes the routing counts (rows, L, E) of the prompts' tokens."""
+    """`target_losses`, and from the same forward passes the routing counts (rows, L, E) of the prompts' tokens.
+
+    Rows of similar length share a pass.
+    """
+    order = sorted(range(len(rows)), key=lambda place: len(rows[place].prompt_ids))
     losses: list[float] = []
     counts = []
     for start in range(0, len(rows), rows_per_forward):
-        chosen = rows[start : start + rows_per_forward]
+        chosen = [rows[place] for place in order[start : start + rows_per_forward]]
         roles_BS = pad_rows(chosen, pad_id=pad_id).roles_BS.to(model.device)
         places_B1 = torch.arange(len(chosen), device=model.device).unsqueeze(1)
         counter.start(torch.where(roles_BS == PROMPT, places_B1, -1), len(chosen))
         losses += target_losses(model, chosen, rows_per_forward=len(chosen), pad_id=pad_id)
         counts.append(counter.finish().numpy())
-    return losses, np.concatenate(counts)
+    back = np.argsort(order)
+    return [losses[place] for place in back], np.concatenate(counts)[back]
 
 
 def answer_rows(
@@ -136,7 +143,7 @@ def answer_rows(
     scored = [TokenizedRow(prompt, target) for prompt, target in zip(prompts, targets, strict=True)]
     routing = None
     if counter is None:
-        losses = _losses_where_targets(model, scored, size, pad_id)
+        losses = _losses_by_length(model, scored, rows_per_forward=size, pad_id=pad_id)
     else:
         losses, counts = losses_and_counts(model, counter, scored, rows_per_forward=size, pad_id=pad_id)
         routing = RoutingCounts(
@@ -160,14 +167,22 @@ def answer_rows(
     return answered, routing
 
 
-def _losses_where_targets(model: PreTrainedModel, rows: Sequence[TokenizedRow], size: int, pad_id: int) -> list[float]:
-    """`target_losses`, with 0 for rows without a target, which are not run."""
-    places = [place for place, row in enumerate(rows) if row.answer_ids]
-    found = target_losses(model, [rows[place] for place in places], rows_per_forward=size, pad_id=pad_id)
-    losses = [0.0] * len(rows)
-    for place, loss in zip(places, found, strict=True):
-        losses[place] = loss
-    return losses
+def _losses_by_length(
+    model: PreTrainedModel,
+    rows: Sequence[TokenizedRow],
+    *,
+    rows_per_forward: int,
+    pad_id: int,
+    tokens_per_forward: int = _TOKENS_PER_FORWARD,
+) -> list[float]:
+    """`target_losses` in forward passes of rows of similar length; rows without an answer are not run and have 0."""
+    losses = {id(row): 0.0 for row in rows}
+    wanted = [row for row in rows if row.answer_ids]
+    sizes = {"rows_per_forward": rows_per_forward, "tokens_per_forward": tokens_per_forward}
+    for group in micro_batches(wanted, **sizes):
+        found = target_losses(model, group, rows_per_forward=len(group), pad_id=pad_id)
+        losses |= {id(row): loss for row, loss in zip(group, found, strict=True)}
+    return [losses[id(row)] for row in rows]
 
 
 def text_losses(
@@ -189,6 +204,6 @@ def text_losses(
     for text in texts:
         ids = list(tokenizer(text)["input_ids"])[:limit]
         rows.append(TokenizedRow(ids[:1], ids[1:]))
-    losses = target_losses(model, rows, rows_per_forward=rows_per_forward, pad_id=pad_token_id(tokenizer))
+    losses = _losses_by_length(model, rows, rows_per_forward=rows_per_forward, pad_id=pad_token_id(tokenizer))
     sizes = [len(row.answer_ids) for row in rows]
     return pd.DataFrame({"text": range(len(rows)), "loss": losses, "num_tokens": sizes})

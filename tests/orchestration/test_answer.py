@@ -1,6 +1,7 @@
 """Ray Data around the core's answering and judging: the same results, nothing done twice, nothing lost."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -81,11 +82,13 @@ class TestInActors:
     def test_a_killed_evaluation_goes_on_with_what_is_missing(self, answered, tiny, job):
         folder = Folder.open(job.parts_url)
         names = [name for name in folder.names() if name.startswith("answers-")]
-        # Killed between the two files of a part: its counts are there, its answers are not.
+        # Killed between the two files of a part: its counts are there, its answers are not. They are done again in
+        # other portions, so that the old counts are not simply overwritten.
         folder.fs.rm(folder.file(names[0]))
         kept = {name: folder.read_bytes(name) for name in folder.names()}
         stamps = {name: folder.fs.modified(folder.file(name)) for name in names[1:]}
-        again = answer(tiny[3], job, what="test", routing="both", neutral=TEXTS)
+        smaller = replace(job, config=replace(CONFIG, rows_per_forward=3))
+        again = answer(tiny[3], smaller, what="test", routing="both", neutral=TEXTS)
         assert {name: folder.fs.modified(folder.file(name)) for name in names[1:]} == stamps
         assert kept.keys() < set(folder.names())
         assert again.answers["answer"].tolist() == answered.answers["answer"].tolist()
