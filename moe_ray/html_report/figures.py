@@ -22,7 +22,7 @@ from moe_ray.selection import ExpertMasks
 _DARK, _MIDDLE, _LIGHT, _ACCENT = "#17365c", "#7d9cc0", "#e2d289", "#8a6d00"
 _MAP = "cividis"
 _MARKERS, _LINES = "osD^v<>P", ("-", "--", ":", "-.")
-_MOST_TICKS, _MOST_POINTS, _MOST_EXPERTS, _MOST_CATEGORIES, _MOST_NUMBERED = 12, 2000, 30, 24, 10
+_MOST_TICKS, _MOST_POINTS, _MOST_EXPERTS, _MOST_CATEGORIES, _MOST_NUMBERED = 12, 2000, 24, 24, 10
 
 
 def risk_grid(risk: pd.DataFrame, masks: ExpertMasks, batch_idx: int | None = None) -> npt.NDArray[np.float64]:
