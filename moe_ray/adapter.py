@@ -34,9 +34,11 @@ ExpertTensors = Mapping[Expert, Mapping[str, Tensor]]
 
 def expert_weights(model: nn.Module, experts: list[Expert]) -> dict[Expert, dict[str, Tensor]]:
     """Copies of the model's own weights of the given experts, by tensor name."""
-    fused = {layer.layer: layer.expert_tensors() for layer in find_moe_layers(model)}
+    layers = {layer.layer: layer for layer in find_moe_layers(model)}
     return {
-        expert: {name: tensor[expert.expert].detach().clone() for name, tensor in fused[expert.layer].items()}
+        expert: {
+            name: tensor.detach().clone() for name, tensor in layers[expert.layer].tensors_of(expert.expert).items()
+        }
         for expert in experts
     }
 
@@ -169,7 +171,7 @@ def _model_type(model: nn.Module) -> str:
 
 @torch.no_grad()
 def _put(model: nn.Module, tensors: ExpertTensors) -> None:
-    fused = {layer.layer: layer.expert_tensors() for layer in find_moe_layers(model)}
+    layers = {layer.layer: layer for layer in find_moe_layers(model)}
     for expert, own in tensors.items():
-        for name, tensor in own.items():
-            fused[expert.layer][name][expert.expert].copy_(tensor)
+        for name, tensor in layers[expert.layer].tensors_of(expert.expert).items():
+            tensor.copy_(own[name])

@@ -6,6 +6,7 @@ and in a sweep's search space. Values are checked when they are built. `config_i
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -175,12 +176,22 @@ class SelectionConfig:
             require(tested, "selection.rule", self.rule, "risk_diff or per_layer where alpha or stability is on")
 
 
+def _is_weight(entry: str) -> bool:
+    name, _, weight = entry.rpartition("=")
+    try:
+        return bool(name) and 0 <= float(weight) < math.inf
+    except ValueError:
+        return False
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Masked fine-tuning of the union of unsafe experts."""
 
     num_workers: int = _setting(1, "Ray Train workers; 0 trains in this process without Ray Train")
-    gpus_per_worker: float = _setting(0.0, "GPUs of one worker; 0 runs on CPU")
+    gpus_per_worker: float = _setting(
+        0.0, "GPUs of one worker; 0 runs on CPU; with 2 or more the model is spread over them, layer by layer"
+    )
     epochs: int = _setting(4, "passes over all batches")
     learning_rate: float = _setting(3e-3, "AdamW's step size")
     weight_decay: float = _setting(0.0, "AdamW's decay, applied to the experts of the batch being trained only")
@@ -202,14 +213,33 @@ class TrainConfig:
     empty_layers: Literal["natural"] = _setting(
         "natural", "policy of a layer with no unsafe expert in the batch: natural = all its experts may be routed"
     )
-    short_layers: Literal["allowed_only"] = _setting(
+    short_layers: Literal["allowed_only", "natural"] = _setting(
         "allowed_only",
-        "policy of a layer with fewer unsafe experts than num_experts_per_tok: allowed_only = tokens use only those",
+        "policy of a layer with fewer unsafe experts than num_experts_per_tok: allowed_only = tokens use only those; "
+        "natural = all its experts may be routed, and its unsafe ones learn from the tokens that reach them",
     )
     rows_per_forward: int = _setting(16, "examples of a batch run at once; changes memory, not the result")
     tokens_per_forward: int = _setting(
         0,
         "tokens of a batch run at once, padding included; changes memory, not the result; 0 = no limit but the examples",
+    )
+    batches_per_step: int = _setting(
+        0,
+        "batches in one optimiser step, shared out among the workers; an expert's gradient is averaged over those whose "
+        "mask holds it; 0 = one for each worker",
+    )
+    batch_weights: tuple[str, ...] = _setting(
+        (),
+        "NAME=WEIGHT entries, NAME a batch_idx or a category: the batch's gradient is multiplied by WEIGHT; 1 elsewhere",
+    )
+    dtype: Literal["float32", "model"] = _setting(
+        "float32", "type of the trained copies of experts and of their optimiser state; model = the model's own"
+    )
+    activation_checkpointing: bool = _setting(
+        False, "run each layer's forward again in the backward pass instead of keeping its activations: less memory"
+    )
+    monitor: bool = _setting(
+        True, "check at every step that each batch trained under its own mask and no token left it"
     )
     checkpoint_every: int = _setting(0, "steps between checkpoints; 0 = at the end of every epoch")
 
@@ -230,6 +260,16 @@ class TrainConfig:
         require(self.tokens_per_forward >= 0, "train.tokens_per_forward", self.tokens_per_forward, "0 or more")
         require(self.max_grad_norm >= 0, "train.max_grad_norm", self.max_grad_norm, "0 or more")
         require(self.rows_per_forward > 0, "train.rows_per_forward", self.rows_per_forward, "1 or more")
+        require(
+            self.batches_per_step == 0 or self.batches_per_step >= self.num_workers,
+            "train.batches_per_step",
+            self.batches_per_step,
+            f"0, or at least one batch for each of the {self.num_workers} workers",
+        )
+        for entry in self.batch_weights:
+            require(
+                _is_weight(entry), "train.batch_weights", entry, "entries such as 3=2.0 or fraud=0.5, none negative"
+            )
         require(self.checkpoint_every >= 0, "train.checkpoint_every", self.checkpoint_every, "0 or more")
 
 

@@ -5,12 +5,15 @@ renumbered, so nothing is computed for absent experts and no family's arithmetic
 also go elsewhere (natural or boosted routing), the forward runs twice: on the model's frozen tensors with the batch's
 experts at weight 0, and on the stack for the tokens that chose one of them.
 
+Where a family keeps each expert as a module of its own there is nothing to stack: those of the batch show their parameters
+while the family's forward runs.
+
 Shape suffixes: T tokens, K experts per token, E experts, A experts of the batch in this layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,7 +40,7 @@ class TrainedForward:
     ) -> None:
         """Prepares the forward of `experts`, whose parameters are `tensors`; `only_these`: tokens reach no others."""
         device = next(layer.experts.parameters()).device
-        self.layer, self.tensors, self.only_these = layer, tensors, only_these
+        self.layer, self.experts, self.tensors, self.only_these = layer, experts, tensors, only_these
         self.original = layer.experts.forward
         self._replaced = layer.experts.__dict__.get("forward")
         self.dtypes = {name: tensor.dtype for name, tensor in layer.expert_tensors().items()}
@@ -49,7 +52,7 @@ class TrainedForward:
         """The experts module's output for `(hidden_states, top_k_index, top_k_weights)`."""
         hidden_TH, index_TK, weights_TK = routing_of_call(self.layer, args, kwargs)
         rest = [*args, *kwargs.values()][3:]
-        self.routed_E.index_add_(0, index_TK.flatten(), (weights_TK.detach() != 0).flatten().long())
+        self._note(index_TK, weights_TK)
         places_TK = self.place_E[index_TK]
         if self.only_these:
             return self._run_stacked(hidden_TH, places_TK.clamp(min=0), weights_TK, rest)
@@ -61,6 +64,9 @@ class TrainedForward:
         weights_TK = weights_TK.masked_fill(~is_trained_TK, 0.0)[tokens]
         tuned_TH = self._run_stacked(hidden_TH[tokens], places_TK[tokens].clamp(min=0), weights_TK, rest)
         return output_TH.index_add(0, tokens, tuned_TH.to(output_TH.dtype))
+
+    def _note(self, index_TK: Tensor, weights_TK: Tensor) -> None:
+        self.routed_E.index_add_(0, index_TK.flatten(), (weights_TK.detach() != 0).flatten().long())
 
     def _run_stacked(self, hidden_TH: Tensor, places_TK: Tensor, weights_TK: Tensor, rest: list[Any]) -> Tensor:
         # An entry in the instance's dictionary hides the registered parameter of the same name.
@@ -85,3 +91,36 @@ class TrainedForward:
         del self.layer.experts.__dict__["forward"]
         if self._replaced is not None:
             self.layer.experts.__dict__["forward"] = self._replaced
+
+
+class TrainedModules(TrainedForward):
+    """The same for experts that are modules of their own."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The experts module's output for `(hidden_states, top_k_index, top_k_weights)`."""
+        self._note(*routing_of_call(self.layer, args, kwargs)[1:])
+        shown = list(self._shown_parameters())
+        try:
+            for owner, name, tensor in shown:
+                owner.__dict__[name] = tensor
+            output_TH: Tensor = self.original(*args, **kwargs)
+            return output_TH
+        finally:
+            for owner, name, _ in shown:
+                owner.__dict__.pop(name, None)
+
+    def _shown_parameters(self) -> Iterator[tuple[nn.Module, str, Tensor]]:
+        modules = self.layer.expert_modules()
+        for expert, tensors in zip(self.experts, self.tensors, strict=True):
+            for path, parameter in tensors.items():
+                owner_path, _, name = path.rpartition(".")
+                owner = modules[expert].get_submodule(owner_path)
+                yield owner, name, parameter.to(getattr(owner, name).dtype)
+
+
+def trained_forward(
+    layer: MoELayer, experts: Sequence[int], tensors: Sequence[Mapping[str, nn.Parameter]], *, only_these: bool
+) -> TrainedForward:
+    """The stand-in that suits how the layer keeps its experts."""
+    kind = TrainedModules if layer.expert_modules() else TrainedForward
+    return kind(layer, experts, tensors, only_these=only_these)

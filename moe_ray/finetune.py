@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_ray.adapter import expert_weights, hash_weights, save_adapter
@@ -16,6 +18,7 @@ from moe_ray.checkpoint import load_checkpoint
 from moe_ray.config import TrainConfig
 from moe_ray.errors import InputError
 from moe_ray.examples import Example
+from moe_ray.monitoring import check_routing
 from moe_ray.selection import ExpertMasks
 from moe_ray.trainable import count_changed, hash_frozen, trainable_experts
 from moe_ray.training import MaskedTrainer, StepReport
@@ -56,6 +59,28 @@ def target_rows(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example])
     ]
 
 
+def configured_weights(entries: Sequence[str], batches: Sequence[Batch]) -> dict[int, float]:
+    """The weight of each batch that an entry names; an entry with the batch's index wins over one with its category.
+
+    Args:
+        entries: NAME=WEIGHT, NAME a `batch_idx` or a category.
+        batches: of the run.
+
+    Raises:
+        InputError: an entry names no batch.
+    """
+    named = {name: float(weight) for name, _, weight in (entry.rpartition("=") for entry in entries)}
+    known = {str(batch.batch_idx) for batch in batches} | {batch.category for batch in batches}
+    unknown = sorted(named.keys() - known)
+    if unknown:
+        raise InputError(
+            f"train.batch_weights: got {unknown[0]!r}, expected a batch_idx or one of the categories "
+            f"{sorted({batch.category for batch in batches})}"
+        )
+    weights = {batch.batch_idx: named.get(str(batch.batch_idx), named.get(batch.category)) for batch in batches}
+    return {batch_idx: weight for batch_idx, weight in weights.items() if weight is not None}
+
+
 def fine_tune(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -70,6 +95,7 @@ def fine_tune(
     world_size: int = 1,
     resume_from: str | Path | None = None,
     validation: Sequence[Example] = (),
+    batch_weights: Mapping[int, float] | None = None,
     after_step: Callable[[MaskedTrainer, StepReport], None] | None = None,
 ) -> FineTuned:
     """Trains the union of the batches' unsafe experts, each step under the mask of the batch it trains.
@@ -90,6 +116,7 @@ def fine_tune(
         resume_from: folder of a training checkpoint.
         validation: examples with a target, whose mean loss per token under natural routing is what
             `config.patience` watches.
+        batch_weights: per `batch_idx`, what its gradient is multiplied by, on top of `config.batch_weights`.
         after_step: called with the trainer and the report of each step.
 
     Raises:
@@ -103,7 +130,14 @@ def fine_tune(
     }
     frozen_before = hash_frozen(model, masks.union)
     base_hash = hash_weights(expert_weights(model, list(masks.union_experts)))
-    with trainable_experts(model, masks.union) as experts:
+    weights = configured_weights(settings.batch_weights, batches)
+    for batch_idx, weight in (batch_weights or {}).items():
+        weights[batch_idx] = weights.get(batch_idx, 1.0) * weight
+    dtype = torch.float32 if settings.dtype == "float32" else model.dtype
+    with (
+        trainable_experts(model, masks.union, dtype=dtype) as experts,
+        _activation_checkpointing(model, settings.activation_checkpointing),
+    ):
         trainer = MaskedTrainer(
             model,
             experts,
@@ -114,7 +148,9 @@ def fine_tune(
             seed=seed,
             rank=rank,
             world_size=world_size,
+            batch_weights=weights,
             validate=_validator(model, tokenizer, validation, settings) if validation else None,
+            monitor=check_routing if settings.monitor else None,
         )
         if resume_from is not None:
             load_checkpoint(trainer, resume_from)
@@ -128,6 +164,18 @@ def fine_tune(
         total_parameters=sum(parameter.numel() for parameter in model.parameters()),
         frozen_parameters_changed=count_changed(frozen_before, hash_frozen(model, masks.union)),
     )
+
+
+@contextmanager
+def _activation_checkpointing(model: PreTrainedModel, switch_on: bool) -> Iterator[None]:
+    if not switch_on or model.is_activation_checkpointing:
+        yield
+        return
+    model.activation_checkpointing_enable()
+    try:
+        yield
+    finally:
+        model.activation_checkpointing_disable()
 
 
 def _validator(

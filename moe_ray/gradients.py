@@ -1,10 +1,11 @@
-"""The gradient of one whole batch, and its average over workers.
+"""The gradient of one whole batch, and the average over the batches of a step.
 
 Shape suffixes: L MoE layers, E experts.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -24,10 +25,18 @@ from moe_ray.trainable import TrainableExperts
 
 
 class BatchGradient(NamedTuple):
-    """What `accumulate_gradient` saw: mean loss (nats per answer token), answer tokens, (L, E) experts with a token."""
+    """What `accumulate_gradient` saw.
+
+    Attributes:
+        loss: mean, in nats per answer token.
+        num_tokens: answer tokens.
+        num_input_tokens: tokens of prompts and answers.
+        routed_LE: (L, E) experts that some token was routed to with a weight.
+    """
 
     loss: float
     num_tokens: int
+    num_input_tokens: int
     routed_LE: Mask
 
 
@@ -54,7 +63,9 @@ def accumulate_gradient(
     """
     num_tokens = sum(len(row.answer_ids) for row in rows)
     total = 0.0
-    with trainable.training_on(mask_LE, routing=config.routing, boost=config.boost) as monitor:
+    with trainable.training_on(
+        mask_LE, routing=config.routing, boost=config.boost, short_layers=config.short_layers
+    ) as monitor:
         for group in micro_batches(
             rows, rows_per_forward=config.rows_per_forward, tokens_per_forward=config.tokens_per_forward
         ):
@@ -62,7 +73,8 @@ def accumulate_gradient(
             (loss * weight).backward()  # type: ignore[no-untyped-call]
             total += loss.item()
         routed_LE = monitor.routed()
-    return BatchGradient(total, num_tokens, routed_LE)
+    num_input_tokens = sum(len(row.prompt_ids) + len(row.answer_ids) for row in rows)
+    return BatchGradient(total, num_tokens, num_input_tokens, routed_LE)
 
 
 @contextmanager
@@ -85,23 +97,36 @@ def without_noise(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def average_gradients(trainable: TrainableExperts, masks: Sequence[Mask]) -> None:
-    """Averages each expert's gradient over the workers whose mask holds it; all workers end with the same gradients.
+def average_gradients(trainable: TrainableExperts, masks: Sequence[Mask], *, world_size: int) -> None:
+    """Averages each expert's gradient over the batches whose mask holds it; all workers end with the same gradients.
 
     Args:
-        trainable: this worker's parameters with its own gradients.
+        trainable: this worker's parameters, with the sum of its own batches' gradients.
         masks: (L, E) masks of the step's batches, of all workers.
+        world_size: number of workers.
     """
     holders_LE = np.sum([mask.astype(np.int64) for mask in masks], axis=0)
     pieces: list[tuple[nn.Parameter, int]] = []
     for expert in trainable.experts_of(holders_LE > 0):
         num_holders = int(holders_LE[trainable.moe_layers.row_of(expert.layer), expert.expert])
         pieces += [(parameter, num_holders) for parameter in trainable.parameters[expert].values()]
-    flat = torch.cat([gradient_or_zeros(parameter).flatten() for parameter, _ in pieces])
-    dist.all_reduce(flat)
-    parts = torch.split(flat, [parameter.numel() for parameter, _ in pieces])
-    for (parameter, num_holders), part in zip(pieces, parts, strict=True):
-        parameter.grad = (part / num_holders).view_as(parameter)
+    if world_size > 1:
+        _sum_over_workers([parameter for parameter, _ in pieces])
+    for parameter, num_holders in pieces:
+        if num_holders > 1:
+            parameter.grad = gradient_or_zeros(parameter) / num_holders
+
+
+def _sum_over_workers(parameters: Sequence[nn.Parameter]) -> None:
+    """One collective for each device and type: layers may be spread over devices."""
+    groups: dict[tuple[torch.device, torch.dtype], list[nn.Parameter]] = defaultdict(list)
+    for parameter in parameters:
+        groups[parameter.device, parameter.dtype].append(parameter)
+    for group in groups.values():
+        flat = torch.cat([gradient_or_zeros(parameter).flatten() for parameter in group])
+        dist.all_reduce(flat)
+        for parameter, part in zip(group, torch.split(flat, [parameter.numel() for parameter in group]), strict=True):
+            parameter.grad = part.view_as(parameter)
 
 
 def gradient_or_zeros(parameter: nn.Parameter) -> Tensor:

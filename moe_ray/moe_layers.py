@@ -63,6 +63,19 @@ class MoELayer:
             if parameter.dim() >= 1 and parameter.shape[0] == self.num_experts
         }
 
+    def expert_modules(self) -> tuple[nn.Module, ...]:
+        """One module per expert, where they are modules of their own; empty where they share fused tensors."""
+        if not isinstance(self.experts, nn.ModuleList | nn.ModuleDict):
+            return ()
+        return tuple(module for module in self.experts.children() if next(module.parameters(), None) is not None)
+
+    def tensors_of(self, expert: int) -> dict[str, Tensor]:
+        """One expert's weights by name; they share memory with the model's own."""
+        modules = self.expert_modules()
+        if modules:
+            return dict(modules[expert].named_parameters())
+        return {name: tensor[expert] for name, tensor in self.expert_tensors().items()}
+
     def selection_biases(self) -> list[Tensor]:
         """One number per expert that is added to scores for the choice only, wherever in the block a family keeps it."""
         return [
@@ -127,8 +140,18 @@ def _experts_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         count = getattr(module, "num_experts", None)
         if isinstance(count, int) and count > 1 and type(module).__name__.endswith("Experts"):
             own = list(module.parameters(recurse=False))
-            if any(parameter.dim() == 3 and parameter.shape[0] == count for parameter in own):
+            is_fused = any(parameter.dim() == 3 and parameter.shape[0] == count for parameter in own)
+            if is_fused or _holds_modules(module, count):
                 yield name, module
+
+
+def _holds_modules(experts: nn.Module, count: int) -> bool:
+    """A list or dictionary of `count` modules with weights of equal shapes, and a forward of its own."""
+    if not isinstance(experts, nn.ModuleList | nn.ModuleDict) or type(experts).forward is nn.Module.forward:
+        return False
+    shapes = [[(name, p.shape) for name, p in module.named_parameters()] for module in experts.children()]
+    shapes = [own for own in shapes if own]
+    return len(shapes) == count and all(own == shapes[0] for own in shapes)
 
 
 def _describe(model: nn.Module, name: str, experts: nn.Module) -> MoELayer:

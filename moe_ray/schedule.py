@@ -1,4 +1,4 @@
-"""What a training run does when: which batch each worker trains at each step, at which learning rate, and when to stop."""
+"""What a training run does when: which batches a step trains, at which learning rate, and when to stop."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Literal
 import numpy as np
 
 Plan = list[tuple[int, ...]]
-"""Per step, one `batch_idx` per worker; -1 = none left in this epoch."""
+"""Per step its `batch_idx`s, always equally many; -1 = none left in this epoch. Worker r of N takes those at r, r + N, …"""
 
 
-def plan_steps(batch_ids: Sequence[int], *, epochs: int, world_size: int, seed: int) -> Plan:
-    """Which batch each worker trains at each step: a new order every epoch, the same for the same seed."""
+def plan_steps(batch_ids: Sequence[int], *, epochs: int, batches_per_step: int, seed: int) -> Plan:
+    """Which batches each step trains: a new order every epoch, the same for the same seed."""
     steps = []
     for epoch in range(epochs):
         order = np.random.default_rng([seed, epoch]).permutation(np.asarray(batch_ids)).tolist()
-        order += [-1] * (-len(order) % world_size)
-        steps += [tuple(order[start : start + world_size]) for start in range(0, len(order), world_size)]
+        order += [-1] * (-len(order) % batches_per_step)
+        steps += [tuple(order[start : start + batches_per_step]) for start in range(0, len(order), batches_per_step)]
     return steps
 
 
 def hash_plan(plan: Plan) -> str:
-    """A hash of the batches of all steps and workers."""
+    """A hash of the batches of all steps."""
     return hashlib.sha256(repr(plan).encode()).hexdigest()[:16]
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,8 @@ from moe_ray.errors import InputError
 from moe_ray.moe_layers import Expert
 
 Mask = npt.NDArray[np.bool_]
+ShortLayers = Literal["allowed_only", "natural"]
+"""Policy of a layer with fewer unsafe experts than a token uses."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +81,21 @@ class ExpertMasks:
         packed = np.packbits(self.masks_BLE).tobytes()
         head = repr((self.batch_idx, self.layers, self.masks_BLE.shape)).encode()
         return hashlib.sha256(head + packed).hexdigest()[:16]
+
+
+def restrict_routing(mask_LE: Mask, *, num_experts_per_tok: int, short_layers: ShortLayers) -> Mask:
+    """(L, E): the mask that the router gets; a layer with no True routes naturally.
+
+    Args:
+        mask_LE: (L, E) the batch's unsafe experts.
+        num_experts_per_tok: the router's k.
+        short_layers: allowed_only = tokens use only a short layer's few unsafe experts; natural = it routes naturally.
+    """
+    if short_layers == "allowed_only":
+        return mask_LE
+    is_long_L1 = mask_LE.sum(axis=1, keepdims=True) >= num_experts_per_tok
+    restricted_LE: Mask = np.logical_and(mask_LE, is_long_L1)
+    return restricted_LE
 
 
 def select_unsafe_experts(risk: pd.DataFrame, *, threshold: float = 0.05, top_k: int = 50) -> ExpertMasks:

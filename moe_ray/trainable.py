@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from moe_ray.errors import InputError
-from moe_ray.expert_forward import TrainedForward
+from moe_ray.expert_forward import TrainedForward, trained_forward
 from moe_ray.masking import route_through, route_towards
 from moe_ray.moe_layers import Expert, MoELayers, find_moe_layers, uncompiled
-from moe_ray.selection import Mask, mask_to_experts
+from moe_ray.selection import Mask, ShortLayers, mask_to_experts, restrict_routing
 
 RoutingPolicy = Literal["masked", "natural", "boosted"]
 """Where a batch's tokens may go while it trains."""
@@ -42,11 +42,11 @@ class TrainableExperts:
         self.model = model
         self.moe_layers: MoELayers = find_moe_layers(model)
         self.union_LE = union_LE
-        self._fused = {layer.layer: layer.expert_tensors() for layer in self.moe_layers}
+        self._layers = {layer.layer: layer for layer in self.moe_layers}
         self.parameters: dict[Expert, dict[str, nn.Parameter]] = {
             expert: {
-                name: nn.Parameter(tensor[expert.expert].detach().clone().to(dtype))
-                for name, tensor in self._fused[expert.layer].items()
+                name: nn.Parameter(tensor.detach().clone().to(dtype))
+                for name, tensor in self._layers[expert.layer].tensors_of(expert.expert).items()
             }
             for expert in mask_to_experts(union_LE, self.moe_layers.layers)
         }
@@ -72,7 +72,12 @@ class TrainableExperts:
 
     @contextmanager
     def training_on(
-        self, mask_LE: Mask, *, routing: RoutingPolicy = "masked", boost: float = 0.0
+        self,
+        mask_LE: Mask,
+        *,
+        routing: RoutingPolicy = "masked",
+        boost: float = 0.0,
+        short_layers: ShortLayers = "allowed_only",
     ) -> Iterator[RoutingMonitor]:
         """In this context, forward and backward run the mask's experts with gradient and everything else without.
 
@@ -83,21 +88,27 @@ class TrainableExperts:
             routing: masked = tokens reach the mask's experts only; natural = as the model routes; boosted = with `boost`
                 added to the router logits of the mask's experts.
             boost: for boosted, in logits.
+            short_layers: for masked, where tokens may go in layers with fewer of the mask's experts than a token uses.
         """
         self.experts_of(mask_LE)
+        restricted_LE = np.zeros_like(mask_LE)
+        if routing == "masked":
+            restricted_LE = restrict_routing(
+                mask_LE, num_experts_per_tok=self.moe_layers.num_experts_per_tok, short_layers=short_layers
+            )
         forwards = [
-            TrainedForward(
+            trained_forward(
                 layer,
                 np.flatnonzero(row).tolist(),
                 [self.parameters[Expert(layer.layer, int(expert))] for expert in np.flatnonzero(row)],
-                only_these=routing == "masked",
+                only_these=bool(restricted_E.any()),
             )
-            for layer, row in zip(self.moe_layers, mask_LE, strict=True)
+            for layer, row, restricted_E in zip(self.moe_layers, mask_LE, restricted_LE, strict=True)
             if row.any()
         ]
         with ExitStack() as stack, uncompiled():
-            if routing == "masked":
-                stack.enter_context(route_through(self.model, mask_LE))
+            if restricted_LE.any():
+                stack.enter_context(route_through(self.model, restricted_LE))
             elif routing == "boosted":
                 stack.enter_context(route_towards(self.model, mask_LE, boost=boost))
             for forward in forwards:
@@ -109,8 +120,8 @@ class TrainableExperts:
     def write_back(self, mask_LE: Mask) -> None:
         """Copies the tuned weights of the mask's experts into the model's own tensors."""
         for expert in self.experts_of(mask_LE):
-            for name, parameter in self.parameters[expert].items():
-                self._fused[expert.layer][name][expert.expert].copy_(parameter)
+            for name, tensor in self._layers[expert.layer].tensors_of(expert.expert).items():
+                tensor.copy_(self.parameters[expert][name])
 
     @torch.no_grad()
     def load(self, tensors: Mapping[Expert, Mapping[str, Tensor]]) -> None:
@@ -174,8 +185,17 @@ def hash_frozen(model: nn.Module, union_LE: Mask) -> dict[str, tuple[str, int]]:
     fused = {
         id(tensor): union_LE[row] for row, layer in enumerate(moe_layers) for tensor in layer.expert_tensors().values()
     }
+    learned = {
+        id(tensor)
+        for row, layer in enumerate(moe_layers)
+        if layer.expert_modules()
+        for expert in np.flatnonzero(union_LE[row])
+        for tensor in layer.tensors_of(int(expert)).values()
+    }
     hashes = {}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if id(tensor) in learned:
+            continue
         if id(tensor) not in fused:
             hashes[name] = (_digest(tensor), tensor.numel())
             continue

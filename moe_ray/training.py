@@ -1,8 +1,9 @@
 """Masked fine-tuning: the train step and the loop around it, in plain torch.
 
-One optimiser step of N workers takes N whole batches, one per worker. Each worker routes through its own batch's mask; an
-expert's gradient is averaged over the workers whose mask holds it; every worker makes the same update. A worker without
-a batch takes part with nothing, so no step hangs.
+One optimiser step takes some whole batches, shared out among the workers. Each batch routes through its own mask; an
+expert's gradient is averaged over the batches whose mask holds it; every worker makes the same update. How many workers
+share a step's batches therefore changes the time it takes, not the result. A worker without a batch takes part with
+nothing, so no step hangs.
 
 Shape suffixes: L MoE layers, E experts.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -25,8 +27,9 @@ from moe_ray.config import TrainConfig
 from moe_ray.errors import InputError
 from moe_ray.gradients import BatchGradient, accumulate_gradient, average_gradients, gradient_or_zeros, without_noise
 from moe_ray.loss import answer_loss as answer_loss
+from moe_ray.monitoring import Monitor, Observation, check_routing
 from moe_ray.schedule import has_stopped_improving, learning_rate_factor, plan_steps
-from moe_ray.selection import ExpertMasks, Mask, mask_to_experts
+from moe_ray.selection import ExpertMasks, Mask
 from moe_ray.trainable import TrainableExperts
 
 TrainingBatches = Mapping[int, Sequence[TokenizedRow]]
@@ -34,38 +37,64 @@ TrainingBatches = Mapping[int, Sequence[TokenizedRow]]
 
 
 @dataclass(frozen=True, kw_only=True)
+class BatchReport:
+    """What one batch of a step contributed.
+
+    Attributes:
+        batch_idx: the batch.
+        num_experts: experts of its mask.
+        num_experts_routed: those of them that some token was routed to.
+        num_tokens: target-response tokens.
+        num_input_tokens: tokens of prompts and responses.
+        loss: mean loss over its target-response tokens (nats per token), before the update.
+    """
+
+    batch_idx: int
+    num_experts: int
+    num_experts_routed: int
+    num_tokens: int
+    num_input_tokens: int
+    loss: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """What one optimiser step did.
+    """What one optimiser step did, on all workers together; the same on every worker but for `seconds`.
 
     Attributes:
         step: 0-based, over all epochs.
         epoch: 0-based.
-        batch_idx: this worker's batch; -1 = it had none.
-        num_experts: experts of that batch's mask.
-        num_experts_routed: those of them that some token was routed to.
-        num_tokens: target-response tokens of the batch.
+        batches: of all workers, in the plan's order.
+        num_experts: experts that the step updated.
+        num_tokens: target-response tokens of its batches.
         loss: mean loss over those tokens (nats per token), before the update.
         grad_norm: over all experts of the step, before clipping.
         learning_rate: of the step.
-        seconds: of the step.
+        seconds: of the step, on this worker.
+        tokens_per_second: tokens of prompts and responses, of all workers.
         validation_loss: after the epoch that this step ended; None = it ended none, or there is no validation.
     """
 
     step: int
     epoch: int
-    batch_idx: int
+    batches: tuple[BatchReport, ...]
     num_experts: int
-    num_experts_routed: int
     num_tokens: int
     loss: float
     grad_norm: float
     learning_rate: float
     seconds: float
+    tokens_per_second: float
     validation_loss: float | None = None
+
+    @property
+    def batch_idx(self) -> int:
+        """The step's batch; -1 where it had several."""
+        return self.batches[0].batch_idx if len(self.batches) == 1 else -1
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
-        return asdict(self)
+        return {**asdict(self), "batch_idx": self.batch_idx}
 
 
 class MaskedTrainer:
@@ -83,6 +112,7 @@ class MaskedTrainer:
         world_size: number of workers; above 1 `torch.distributed` must be initialised.
         batch_weights: per `batch_idx`, what its gradient is multiplied by; 1 where none is given.
         validate: gives the validation loss under natural routing; called on rank 0 after every epoch.
+        monitor: called for every batch before the step's update; None = nothing is checked.
 
     Attributes:
         plan: the batches of every step.
@@ -90,7 +120,8 @@ class MaskedTrainer:
         validation_losses: one per finished epoch, if there is `validate`.
 
     Raises:
-        InputError: a batch has a mask but no rows or no answer tokens, or `config.patience` is on without `validate`.
+        InputError: a batch has a mask but no rows or no answer tokens, `config.patience` is on without `validate`, or a
+            step has fewer batches than there are workers.
     """
 
     def __init__(
@@ -107,6 +138,7 @@ class MaskedTrainer:
         world_size: int = 1,
         batch_weights: Mapping[int, float] | None = None,
         validate: Callable[[], float] | None = None,
+        monitor: Monitor | None = check_routing,
     ) -> None:
         _check_batches(batches, masks)
         if config.patience and validate is None:
@@ -115,8 +147,16 @@ class MaskedTrainer:
             )
         self.model, self.trainable, self.batches, self.masks, self.config = model, trainable, batches, masks, config
         self.pad_id, self.rank, self.world_size = pad_id, rank, world_size
-        self.batch_weights, self.validate = batch_weights or {}, validate
-        self.plan = plan_steps(masks.trained_batches, epochs=config.epochs, world_size=world_size, seed=seed)
+        self.batch_weights, self.validate, self.monitor = batch_weights or {}, validate, monitor
+        batches_per_step = config.batches_per_step or world_size
+        if batches_per_step < world_size:
+            raise InputError(
+                f"train.batches_per_step: got {batches_per_step} for {world_size} workers, expected at least one batch for "
+                "each; raise it or lower train.num_workers"
+            )
+        self.plan = plan_steps(
+            masks.trained_batches, epochs=config.epochs, batches_per_step=batches_per_step, seed=seed
+        )
         self.next_step = 0
         self.validation_losses: list[float] = []
         self.optimizer = torch.optim.AdamW(
@@ -152,26 +192,51 @@ class MaskedTrainer:
         started = time.perf_counter()
         step, batch_ids = self.next_step, self.plan[self.next_step]
         learning_rate = self._set_learning_rate(step)
-        own = batch_ids[self.rank]
-        gradient = (
-            self._own_gradient(own) if own >= 0 else BatchGradient(math.nan, 0, np.zeros_like(self.trainable.union_LE))
-        )
+        own = {place: batch_ids[place] for place in range(self.rank, len(batch_ids), self.world_size)}
+        gradients = {place: self._gradient_of(batch_idx) for place, batch_idx in own.items() if batch_idx >= 0}
         step_masks = [self.masks[batch_idx] for batch_idx in batch_ids if batch_idx >= 0]
-        if self.world_size > 1:
-            average_gradients(self.trainable, step_masks)
+        average_gradients(self.trainable, step_masks, world_size=self.world_size)
+        batches = self._reports_of_all_workers(batch_ids, gradients)
         grad_norm = self._update(np.any(step_masks, axis=0))
         self.next_step = step + 1
+        num_tokens, seconds = sum(batch.num_tokens for batch in batches), time.perf_counter() - started
         return StepReport(
             step=step,
             epoch=step // self.steps_per_epoch,
-            batch_idx=own,
-            num_experts=len(self.masks.selected[own]) if own >= 0 else 0,
-            num_experts_routed=int((gradient.routed_LE & self.masks[own]).sum()) if own >= 0 else 0,
-            num_tokens=gradient.num_tokens,
-            loss=gradient.loss,
+            batches=batches,
+            num_experts=int(np.any(step_masks, axis=0).sum()),
+            num_tokens=num_tokens,
+            loss=sum(batch.loss * batch.num_tokens for batch in batches) / num_tokens,
             grad_norm=grad_norm,
             learning_rate=learning_rate,
-            seconds=time.perf_counter() - started,
+            seconds=seconds,
+            tokens_per_second=sum(batch.num_input_tokens for batch in batches) / seconds,
+        )
+
+    def _reports_of_all_workers(
+        self, batch_ids: Sequence[int], gradients: Mapping[int, BatchGradient]
+    ) -> tuple[BatchReport, ...]:
+        """Every worker fills in its own places of a table of numbers; their sum has all."""
+        numbers = torch.zeros(len(batch_ids), 4, dtype=torch.float64, device=self.model.device)
+        for place, gradient in gradients.items():
+            num_routed = (gradient.routed_LE & self.masks[batch_ids[place]]).sum()
+            row = (gradient.loss, gradient.num_tokens, gradient.num_input_tokens, num_routed)
+            numbers[place] = torch.tensor(row, dtype=torch.float64)
+        if self.world_size > 1:
+            dist.all_reduce(numbers)
+        return tuple(
+            BatchReport(
+                batch_idx=batch_idx,
+                num_experts=len(self.masks.selected[batch_idx]),
+                num_experts_routed=int(num_routed),
+                num_tokens=int(num_tokens),
+                num_input_tokens=int(num_input_tokens),
+                loss=loss,
+            )
+            for batch_idx, (loss, num_tokens, num_input_tokens, num_routed) in zip(
+                batch_ids, numbers.tolist(), strict=True
+            )
+            if batch_idx >= 0
         )
 
     def _set_learning_rate(self, step: int) -> float:
@@ -181,35 +246,37 @@ class MaskedTrainer:
             group["lr"] = config.learning_rate * factor
         return config.learning_rate * factor
 
-    def _own_gradient(self, batch_idx: int) -> BatchGradient:
+    def _gradient_of(self, batch_idx: int) -> BatchGradient:
+        mask_LE = self.masks[batch_idx]
         gradient = accumulate_gradient(
             self.model,
             self.trainable,
             self.batches[batch_idx],
-            self.masks[batch_idx],
+            mask_LE,
             config=self.config,
             pad_id=self.pad_id,
             weight=self.batch_weights.get(batch_idx, 1.0),
         )
-        self._check_routing(batch_idx, gradient.routed_LE)
+        if self.monitor is not None:
+            self.monitor(
+                Observation(
+                    batch_idx=batch_idx,
+                    own=frozenset(self.masks.selected[batch_idx]),
+                    mask_LE=mask_LE,
+                    routed_LE=gradient.routed_LE,
+                    layers=self.trainable.moe_layers.layers,
+                    restricted=self._restricted_layers(batch_idx),
+                )
+            )
         return gradient
 
-    def _check_routing(self, batch_idx: int, routed_LE: Mask) -> None:
-        """What was really routed, against the list of the batch's own experts (not the mask that was put in force)."""
-        layers = self.trainable.moe_layers.layers
-        own = set(self.masks.selected[batch_idx])
-        routed = mask_to_experts(routed_LE, layers)
-        silent = {expert.layer for expert in own} - {expert.layer for expert in routed}
-        if silent:
-            raise RuntimeError(
-                f"batch {batch_idx}: the experts of layers {sorted(silent)} were never called under its mask"
-            )
-        outside = [expert for expert in routed if expert not in own]
-        if outside and self.config.routing == "masked":
-            raise RuntimeError(
-                f"batch {batch_idx}: tokens reached {outside[0]}, which is not one of its unsafe experts; the mask in force "
-                "was not its own"
-            )
+    def _restricted_layers(self, batch_idx: int) -> frozenset[int]:
+        """Where the policy keeps tokens to the batch's own experts, by the batch's list."""
+        if self.config.routing != "masked":
+            return frozenset()
+        sizes = Counter(expert.layer for expert in self.masks.selected[batch_idx])
+        least = 1 if self.config.short_layers == "allowed_only" else self.trainable.moe_layers.num_experts_per_tok
+        return frozenset(layer for layer, size in sizes.items() if size >= least)
 
     def _update(self, mask_LE: Mask) -> float:
         active = [

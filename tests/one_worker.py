@@ -51,6 +51,10 @@ def train(run: str, rank: int, world_size: int, config: TrainConfig = CONFIG, **
         return model, trainer.run()
 
 
+def _padded(batches: list[list[int]]) -> torch.Tensor:
+    return torch.tensor([[*step, *[-1] * (2 - len(step))] for step in batches])
+
+
 def _not_on_this_rank() -> float:
     raise AssertionError("only rank 0 validates")
 
@@ -66,8 +70,9 @@ def train_runs(folder: str, rank: int) -> None:
     try:
         for run in RUNS:
             model, reports = train(run, rank, 2)
-            losses = torch.tensor([report.loss for report in reports])
-            save_file({**model.state_dict(), "losses": losses}, Path(folder, f"{run}-{rank}.safetensors"))
+            batches = [[batch.batch_idx for batch in report.batches] for report in reports]
+            told = {"losses": torch.tensor([report.loss for report in reports]), "batches": _padded(batches)}
+            save_file({**model.state_dict(), **told}, Path(folder, f"{run}-{rank}.safetensors"))
         reports = train("uneven", rank, 2, STOPPING, validate=(lambda: 1.0) if rank == 0 else _not_on_this_rank)[1]
         steps = torch.tensor([report.step for report in reports])
         save_file({"steps": steps}, Path(folder, f"stopping-{rank}.safetensors"))

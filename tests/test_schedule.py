@@ -9,39 +9,43 @@ from moe_ray.schedule import has_stopped_improving, hash_plan, learning_rate_fac
 IDS = [4, 8, 15, 16, 23]
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
-def test_every_batch_is_trained_once_an_epoch_by_one_worker(world_size):
-    plan = plan_steps(IDS, epochs=2, world_size=world_size, seed=0)
+@pytest.mark.parametrize("batches_per_step", [1, 2, 3, 7])
+def test_every_batch_is_trained_once_an_epoch(batches_per_step):
+    plan = plan_steps(IDS, epochs=2, batches_per_step=batches_per_step, seed=0)
     half = len(plan) // 2
     for epoch in (plan[:half], plan[half:]):
         assert sorted(batch for step in epoch for batch in step if batch >= 0) == IDS
 
 
-def test_every_step_names_a_batch_or_none_for_every_worker():
-    plan = plan_steps(IDS, epochs=1, world_size=3, seed=0)
+def test_every_step_has_equally_many_places():
+    plan = plan_steps(IDS, epochs=1, batches_per_step=3, seed=0)
     assert [len(step) for step in plan] == [3, 3]
     assert plan[-1].count(-1) == 1
 
 
 def test_no_step_is_without_any_batch():
-    assert all(max(step) >= 0 for step in plan_steps(IDS, epochs=3, world_size=4, seed=1))
+    assert all(max(step) >= 0 for step in plan_steps(IDS, epochs=3, batches_per_step=4, seed=1))
 
 
 def test_the_order_is_new_every_epoch_and_the_same_for_the_same_seed():
-    plan = plan_steps(IDS, epochs=2, world_size=1, seed=3)
+    plan = plan_steps(IDS, epochs=2, batches_per_step=1, seed=3)
     assert plan[:5] != plan[5:]
-    assert plan == plan_steps(IDS, epochs=2, world_size=1, seed=3) != plan_steps(IDS, epochs=2, world_size=1, seed=4)
+    assert (
+        plan
+        == plan_steps(IDS, epochs=2, batches_per_step=1, seed=3)
+        != plan_steps(IDS, epochs=2, batches_per_step=1, seed=4)
+    )
 
 
-def test_one_worker_takes_batches_in_the_order_in_which_many_share_them():
-    one = [step[0] for step in plan_steps(IDS, epochs=1, world_size=1, seed=3)]
-    two = [batch for step in plan_steps(IDS, epochs=1, world_size=2, seed=3) for batch in step if batch >= 0]
+def test_the_order_of_batches_does_not_depend_on_how_many_share_a_step():
+    one = [step[0] for step in plan_steps(IDS, epochs=1, batches_per_step=1, seed=3)]
+    two = [batch for step in plan_steps(IDS, epochs=1, batches_per_step=2, seed=3) for batch in step if batch >= 0]
     assert one == two
 
 
 def test_different_plans_have_different_hashes():
     hashes = {
-        hash_plan(plan_steps(IDS, epochs=e, world_size=w, seed=s)) for e in (1, 2) for w in (1, 2) for s in (0, 1)
+        hash_plan(plan_steps(IDS, epochs=e, batches_per_step=w, seed=s)) for e in (1, 2) for w in (1, 2) for s in (0, 1)
     }
     assert len(hashes) == 8
 

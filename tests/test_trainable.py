@@ -76,6 +76,23 @@ def test_before_training_the_forward_is_the_models_own_under_the_same_routing(fa
 
 
 @pytest.mark.parametrize("family", SOME_FAMILIES)
+def test_a_short_layer_may_route_naturally_and_its_experts_still_learn(family):
+    model = build(family)
+    mask_LE, restricted = mask(model, (0, 2, 3, 5), (4,)), mask(model, (0, 2, 3, 5), ())
+    with route_through(model, restricted), torch.no_grad():
+        expected = model(IDS).logits
+    with trainable_experts(model, mask(model, *UNION)) as trainable:
+        with trainable.training_on(mask_LE, short_layers="natural") as monitor, torch.no_grad():
+            logits = model(IDS).logits
+            routed_LE = monitor.routed()
+        got = gradients(model, trainable, mask_LE, short_layers="natural")
+        own = set(trainable.experts_of(mask_LE))
+    torch.testing.assert_close(logits, expected, atol=LOGIT_TOLERANCE, rtol=0)
+    assert routed_LE[1].sum() > 1
+    assert {expert for (expert, _), gradient in got.items() if gradient is not None} == own
+
+
+@pytest.mark.parametrize("family", SOME_FAMILIES)
 @pytest.mark.parametrize(("routing", "boost"), POLICIES)
 def test_the_gradient_is_the_fused_tensors_own(family, routing, boost):
     model = build(family)

@@ -85,6 +85,21 @@ def test_after_training_under_another_policy_only_the_union_differs(family, rout
     assert_only_these_moved(model, before, union_of(EXPERTS))
 
 
+def test_after_training_with_short_layers_routed_naturally_only_the_union_differs():
+    model = build("olmoe")
+    before = state_of(model)
+    reports = train(model, replace(CONFIG, short_layers="natural"))
+    assert_only_these_moved(model, before, union_of(EXPERTS))
+    assert max(batch.num_experts_routed for report in reports for batch in report.batches) <= 4
+
+
+def test_the_trainer_notices_a_token_outside_a_layer_that_is_not_short(monkeypatch):
+    # Layer 0 of batch 7 has as many experts as a token uses, so it is restricted though short layers are not.
+    monkeypatch.setattr("moe_ray.trainable.route_through", lambda model, mask_LE: nullcontext())
+    with pytest.raises(RuntimeError, match="tokens reached L00"):
+        train(build("olmoe"), replace(CONFIG, short_layers="natural"), per_batch={7: EXPERTS[7]})
+
+
 def test_a_bfloat16_models_frozen_numbers_are_bit_identical():
     model = build("olmoe", dtype=torch.bfloat16)
     before = state_of(model)
@@ -178,7 +193,7 @@ def test_gradients_and_optimiser_state_exist_for_the_union_only():
 # Invariants 6 and 9: each batch under its own mask
 
 
-def assert_every_step_trains_the_batchs_own_experts(masks, model) -> None:
+def assert_every_step_trains_the_batchs_own_experts(masks, model, **options) -> None:
     """The property, for any way of looking masks up."""
     before = [state_of(model)]
 
@@ -187,7 +202,7 @@ def assert_every_step_trains_the_batchs_own_experts(masks, model) -> None:
         before[0] = state_of(model)
 
     with trainable_experts(model, masks.union) as trainable:
-        MaskedTrainer(model, trainable, BATCHES, masks, CONFIG, pad_id=0, seed=0).run(after_step)
+        MaskedTrainer(model, trainable, BATCHES, masks, CONFIG, pad_id=0, seed=0, **options).run(after_step)
 
 
 class MasksByPosition:
@@ -207,11 +222,12 @@ def test_after_dropping_a_batch_the_others_keep_their_masks():
     assert_every_step_trains_the_batchs_own_experts(batch_masks(model, kept), model)
 
 
-def test_masks_by_position_after_dropping_a_batch_are_caught(monkeypatch):
+def test_masks_by_position_after_dropping_a_batch_are_caught():
     model = build("olmoe")
-    monkeypatch.setattr(MaskedTrainer, "_check_routing", lambda *args: None)
     with pytest.raises(AssertionError):
-        assert_every_step_trains_the_batchs_own_experts(MasksByPosition(batch_masks(model, EXPERTS), (3, 9)), model)
+        assert_every_step_trains_the_batchs_own_experts(
+            MasksByPosition(batch_masks(model, EXPERTS), (3, 9)), model, monitor=None
+        )
 
 
 def test_the_trainer_itself_notices_masks_by_position():
@@ -327,6 +343,24 @@ def test_a_compiled_model_trains_to_the_same_weights(family):
     assert all(torch.equal(tensor, expected[name]) for name, tensor in state_of(compiled).items())
 
 
+def test_a_model_that_accelerate_has_spread_trains_to_the_same_weights():
+    # What `device_map` does to a model, on one device: every module's forward is wrapped to move its inputs.
+    import accelerate
+
+    plain, spread = build("olmoe"), build("olmoe")
+    places = {
+        name: "cpu" for name in ("model.embed_tokens", "model.layers.0", "model.layers.1", "model.norm", "lm_head")
+    }
+    places["model.rotary_emb"] = "cpu"
+    spread = accelerate.dispatch_model(spread, places, main_device="cpu", force_hooks=True)
+    assert hasattr(find_moe_layers(spread)[0].experts, "_hf_hook")
+    train(plain)
+    train(spread)
+    expected = state_of(plain)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in state_of(spread).items())
+    assert_only_these_moved(spread, state_of(build("olmoe")), union_of(EXPERTS))
+
+
 # Invariant 15
 
 
@@ -400,8 +434,11 @@ def test_training_leaves_the_callers_random_numbers_alone():
 def test_a_report_says_what_the_step_did():
     report = next(r for r in train(build("olmoe")) if r.batch_idx == 7)
     assert (report.num_experts, report.num_tokens, report.epoch) == (4, 9, 0)
-    assert 1 <= report.num_experts_routed <= 4
+    (batch,) = report.batches
+    assert (batch.num_experts, batch.num_tokens, batch.num_input_tokens) == (4, 9, 24)
+    assert 1 <= batch.num_experts_routed <= 4
     assert report.learning_rate == 1e-2
+    assert report.tokens_per_second == pytest.approx(24 / report.seconds)
     assert report.validation_loss is None
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from families import batch_masks, build, state_of
@@ -14,6 +14,7 @@ from one_worker import BATCHES, CONFIG, RUNS, experts_of, train, train_runs
 from safetensors.torch import load_file
 from test_training import changes
 
+from moe_ray.errors import InputError
 from moe_ray.gradients import accumulate_gradient, without_noise
 from moe_ray.schedule import plan_steps
 from moe_ray.trainable import trainable_experts
@@ -37,7 +38,7 @@ def folder(tmp_path_factory):
 
 def written(folder, run, rank):
     tensors = load_file(folder / f"{run}-{rank}.safetensors")
-    return tensors.pop("losses"), tensors
+    return {name: tensors.pop(name) for name in ("losses", "batches")}, tensors
 
 
 def train_as_the_definition_says(run):
@@ -48,7 +49,7 @@ def train_as_the_definition_says(run):
         optimizer = torch.optim.AdamW(
             trainable.all_parameters(), lr=CONFIG.learning_rate, weight_decay=CONFIG.weight_decay
         )
-        for batch_ids in plan_steps(masks.trained_batches, epochs=CONFIG.epochs, world_size=2, seed=0):
+        for batch_ids in plan_steps(masks.trained_batches, epochs=CONFIG.epochs, batches_per_step=2, seed=0):
             held: dict = {}
             for batch in (batch for batch in batch_ids if batch >= 0):
                 with without_noise(model):
@@ -87,9 +88,29 @@ def test_two_workers_move_the_union_only(folder, run):
     assert changes(model, before) == (set(), {pair for pairs in experts_of(run).values() for pair in pairs})
 
 
+@pytest.mark.parametrize("run", RUNS)
+def test_how_many_workers_share_a_steps_batches_changes_no_weight(folder, run):
+    alone = train(run, 0, 1, replace(CONFIG, batches_per_step=2))[0].state_dict()
+    for name, tensor in written(folder, run, 0)[1].items():
+        torch.testing.assert_close(tensor, alone[name], atol=WEIGHT_TOLERANCE, rtol=0)
+
+
+def test_every_worker_reports_the_batches_of_all(folder):
+    alone = train("uneven", 0, 1, replace(CONFIG, batches_per_step=2))[1]
+    for rank in (0, 1):
+        told = written(folder, "uneven", rank)[0]
+        planned = plan_steps(RUNS["uneven"], epochs=CONFIG.epochs, batches_per_step=2, seed=0)
+        assert told["batches"].tolist() == [list(step) for step in planned]
+        assert told["losses"].tolist() == pytest.approx([report.loss for report in alone], abs=1e-5)
+
+
 def test_a_worker_without_a_batch_left_hangs_nobody(folder):
-    losses = np.stack([written(folder, "uneven", rank)[0].numpy() for rank in (0, 1)])
-    assert np.isnan(losses).sum(axis=0).tolist() == [0, 1, 0, 1]
+    assert (written(folder, "uneven", 1)[0]["batches"] == -1).any(dim=1).tolist() == [False, True, False, True]
+
+
+def test_more_workers_than_batches_in_a_step_are_refused():
+    with pytest.raises(InputError, match=r"train\.batches_per_step: got 1 for 2 workers"):
+        train("even", 0, 2, replace(CONFIG, batches_per_step=1))
 
 
 def test_rank_0_validates_and_all_workers_stop_at_the_same_step(folder):

@@ -172,7 +172,7 @@ def training_curves(name: str, title: str, history: pd.DataFrame) -> str:
 
     def plot(figure: Figure) -> None:
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-        above.plot(steps["step"], steps["loss"], ".", color=_ACCENT, ms=4, alpha=0.6, label="step (one batch)")
+        above.plot(steps["step"], steps["loss"], ".", color=_ACCENT, ms=4, alpha=0.6, label="step")
         above.plot(epochs["step"], epochs["loss"], "-o", color=_DARK, ms=5, label="mean of the epoch")
         if len(watched):
             above.plot(watched["step"], watched["validation_loss"], "--D", color="black", ms=5, label="validation")

@@ -177,8 +177,10 @@ def _plain(outcome: FineTuned) -> dict[str, Any]:
 
 def _say(step: StepReport, total: int) -> None:
     # Standard output of a Ray worker is shown by the driver; its logging is not.
+    names = ", ".join(str(batch.batch_idx) for batch in step.batches)
     print(  # noqa: T201
-        f"step {step.step + 1}/{total}  batch_idx {step.batch_idx}  experts {step.num_experts}  loss {step.loss:.4f}",
+        f"step {step.step + 1}/{total}  batch_idx {names}  experts {step.num_experts}  loss {step.loss:.4f}  "
+        f"{step.tokens_per_second:.0f} tokens/s",
         flush=True,
     )
 

@@ -34,6 +34,7 @@ _STEP_METRICS = (
     "learning_rate",
     "num_experts",
     "num_tokens",
+    "tokens_per_second",
     "batch_idx",
     "epoch",
 )

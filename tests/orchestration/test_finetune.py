@@ -1,7 +1,6 @@
 """Ray Train around the core's loop: a killed worker, and the same result as without Ray Train."""
 
 import os
-import shutil
 import signal
 import subprocess
 import threading
@@ -96,12 +95,30 @@ def test_a_killed_worker_resumes_and_ends_with_the_weights_of_an_uninterrupted_r
     assert_same_weights(tmp_path, uninterrupted)
 
 
-def test_a_finished_training_leaves_no_ray_train_state_behind(ray_cluster, job, uninterrupted, tmp_path):
-    finetune(replace(job, out_url=str(tmp_path), config=replace(job.config, num_workers=2, epochs=1)))
-    assert not (tmp_path / "ray_train").exists()
-    reports = read_history(Folder.open(str(tmp_path)))
-    assert len(reports) == 3
-    shutil.rmtree(tmp_path)
+@pytest.fixture(scope="module")
+def shared(ray_cluster, job, tmp_path_factory):
+    """Two workers that share each step's two batches."""
+    out = tmp_path_factory.mktemp("shared")
+    finetune(replace(job, out_url=str(out), config=replace(job.config, num_workers=2, batches_per_step=2, epochs=2)))
+    return out
+
+
+def test_two_workers_end_with_the_weights_of_one(job, shared, tmp_path):
+    alone = replace(job.config, num_workers=0, batches_per_step=2, epochs=2)
+    finetune(replace(job, out_url=str(tmp_path), config=alone))
+    assert_same_weights(shared, tmp_path)
+
+
+def test_two_workers_history_has_the_batches_of_both(shared):
+    steps = read_history(Folder.open(str(shared)))
+    assert [len(step["batches"]) for step in steps] == [2] * 6
+    for epoch in (0, 1):
+        trained = [batch["batch_idx"] for step in steps if step["epoch"] == epoch for batch in step["batches"]]
+        assert sorted(trained) == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_finished_training_leaves_no_ray_train_state_behind(shared):
+    assert not (shared / "ray_train").exists()
 
 
 def assert_same_weights(left, right):

@@ -109,7 +109,7 @@ def test_each_step_trained_one_batch_of_the_plan(finished):
     folder = Folder.open(str(finished))
     masks = read_masks(folder.sub("unsafe_experts"))
     steps = read_history(folder.sub("experts"))
-    planned = plan_steps(masks.trained_batches, epochs=1, world_size=1, seed=0)
+    planned = plan_steps(masks.trained_batches, epochs=1, batches_per_step=1, seed=0)
     assert [(step["batch_idx"],) for step in steps] == planned
     assert [step["num_experts"] for step in steps] == [len(masks.selected[step["batch_idx"]]) for step in steps]
 
