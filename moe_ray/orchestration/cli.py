@@ -20,6 +20,9 @@ logger = logging.getLogger("moe_ray")
 BAD_INPUT = 2
 """Exit status for an error that is the user's to mend."""
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
+
 
 def main(description: str, work: str, argv: Sequence[str] | None = None) -> int:
     """Parses the command line, prepares a run, and does `work` on it with Ray connected.
@@ -32,7 +35,7 @@ def main(description: str, work: str, argv: Sequence[str] | None = None) -> int:
         argv: None = the process's own arguments.
 
     Returns:
-        exit status: 0, or 2 for bad input.
+        exit status: 0, 2 for bad input, 130 when it was interrupted.
     """
     arguments = _parser(description).parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
@@ -42,6 +45,9 @@ def main(description: str, work: str, argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)  # noqa: T201
+        return INTERRUPTED
     return 0
 
 
