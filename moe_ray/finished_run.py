@@ -110,6 +110,14 @@ class FinishedRun:
             return None
         return self.folder.sub(f"evaluation_{when}").read_frame("answers.parquet")
 
+    @cached_property
+    def baselines(self) -> tuple[pd.DataFrame, str] | None:
+        """The comparison with baselines, a row per arm, and what it says in words."""
+        if not self.folder.exists("baselines/comparison.parquet"):
+            return None
+        folder = self.folder.sub("baselines")
+        return folder.read_frame("comparison.parquet"), str(folder.read_json("verdict.json"))
+
     @property
     def stages(self) -> list[str]:
         """Finished stages, those that every run has in their order, the others before them."""

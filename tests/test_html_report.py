@@ -203,6 +203,24 @@ def test_what_was_not_run_is_left_out(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_comparison_with_baselines_is_shown_and_told(tmp_path):
+    folder = Folder.open(str(tmp_path / "run"))
+    write_identified(folder)
+    write_repaired(folder)
+    rates = {"unsafe_refusal_rate": 0.5, "safe_refusal_rate": 0.25, "ours_minus_unsafe_refusal_rate": 0.125}
+    row = {f"{name}{end}": value for name, value in rates.items() for end in ("", "_low", "_high", "_n")}
+    table = pd.DataFrame([{"arm": name, **row, "neutral_loss": float("nan")} for name in ("random", "<b>shuffled</b>")])
+    folder.sub("baselines").write_table("comparison.parquet", table)
+    folder.sub("baselines").write_json("verdict.json", "As often as random.\nEach interval is 95%.")
+    assert main([f"run_dir={tmp_path}/run"]) == 0
+    page = Page((tmp_path / "run" / "report.html").read_text())
+    assert "how other experts do is below. As often as random." in page.text
+    assert "that was not tried here" not in page.text
+    assert "<b>shuffled</b>" in page.text
+    assert "+12.5 points" in page.text
+
+
+@pytest.mark.slow
 def test_hundreds_of_batches_make_a_small_page(tmp_path):
     from moe_ray.html_report.page import build_report
 

@@ -58,6 +58,7 @@ def build_report(run: FinishedRun, config: ReportConfig) -> Report:
         "title": printable(run.folder.url.rstrip("/").rpartition("/")[2]),
         "lede": first_paragraph(findings),
         "held_out": _held_out_part(drawn, before, after, change),
+        "baselines": _baselines_part(run),
         "experts": _experts_part(drawn, run, config),
         "certainty": _limited(_certainty_rows(run, certainty)),
         "training": _training_part(drawn, run),
@@ -109,6 +110,7 @@ def _findings(run: FinishedRun, certainty: pd.DataFrame, before: Any, after: Any
         before=before,
         after=after,
         change=change,
+        against_baselines="" if run.baselines is None else _printable_lines(run.baselines[1]),
     )
 
 
@@ -161,6 +163,25 @@ def _by_category(drawn: dict[str, str], routing: str, blocks: Sequence[Any]) -> 
             drawn[figure] = figures.before_after(figure, f"{title} by category", rows, what=title)
             parts.append({"title": title, "figure": figure, "rows": rows})
     return parts
+
+
+def _baselines_part(run: FinishedRun) -> dict[str, Any] | None:
+    """A row for every arm: its rates, what it forgot, and how ours differ from it."""
+    if run.baselines is None:
+        return None
+    table, verdict = run.baselines
+    rows = []
+    for arm in cast("list[dict[str, Any]]", table.to_dict("records")):
+        names = ("unsafe_refusal_rate", "safe_refusal_rate", "ours_minus_unsafe_refusal_rate", "neutral_loss")
+        rows.append({"arm": printable(str(arm["arm"])), **{name: _figure_of(arm, name) for name in names}})
+    return {"rows": rows, "verdict": _printable_lines(verdict).splitlines()}
+
+
+def _figure_of(row: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+    """A figure that a table keeps in columns; None where it was not measured."""
+    if name not in row or pd.isna(row[name]):
+        return None
+    return {"value": row[name], "low": row[f"{name}_low"], "high": row[f"{name}_high"], "n": row.get(f"{name}_n")}
 
 
 def _experts_part(drawn: dict[str, str], run: FinishedRun, config: ReportConfig) -> dict[str, Any]:
@@ -324,8 +345,13 @@ _LONGEST_TEXT = 1200
 
 def _text(text: str) -> str:
     """Untrusted text without control characters but line ends, and not too long."""
-    clean = "\n".join(printable(line) for line in text.splitlines())
+    clean = _printable_lines(text)
     return clean if len(clean) <= _LONGEST_TEXT else clean[:_LONGEST_TEXT] + " …"
+
+
+def _printable_lines(text: str) -> str:
+    """Untrusted text without control characters but line ends."""
+    return "\n".join(printable(line) for line in text.splitlines())
 
 
 def _stages(run: FinishedRun) -> dict[str, Any]:
