@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,15 +63,6 @@ def save_adapter(folder: str | Path, trainable: TrainableExperts, *, base: str, 
         base_hash: `hash_weights` of the base's own weights of these experts, before training.
         mask_hash: `ExpertMasks.digest()`.
     """
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    # A folder that held an older adapter is unfinished until the new description is there.
-    Path(folder, _ABOUT).unlink(missing_ok=True)
-    tensors = {
-        f"{expert.layer}.{expert.expert}.{name}": parameter.detach().contiguous()
-        for expert, parameters in trainable.parameters.items()
-        for name, parameter in parameters.items()
-    }
-    save_file(tensors, Path(folder, _TENSORS))
     about = {
         "format": _FORMAT,
         "base": base,
@@ -80,9 +71,55 @@ def save_adapter(folder: str | Path, trainable: TrainableExperts, *, base: str, 
         "model_type": _model_type(trainable.model),
         "layers": list(trainable.moe_layers.layers),
         "num_experts": trainable.moe_layers.num_experts,
-        "experts": [list(expert) for expert in trainable.parameters],
     }
-    Path(folder, _ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
+    _write(folder, about, trainable.parameters)
+
+
+def compose_adapters(
+    folders: Sequence[str | Path], out: str | Path, *, base_weights: ExpertTensors, mask_hash: str
+) -> None:
+    """Writes one adapter of the first folder's base that does what the given ones do one after another.
+
+    Each of them was trained on the model that those before it gave. An expert is as the last of them that holds it left it.
+
+    Args:
+        folders: adapters, in the order in which they were trained.
+        out: made if missing.
+        base_weights: the base model's own weights of all their experts, before any of them.
+        mask_hash: of the masks of all of them.
+
+    Raises:
+        InputError: they are adapters of other layouts, or `base_weights` lacks one of their experts.
+    """
+    tensors: dict[Expert, Mapping[str, Tensor]] = {}
+    abouts = []
+    for folder in folders:
+        about, own = load_adapter(folder)
+        tensors |= own
+        abouts.append(about)
+    layouts = {(about["model_type"], tuple(about["layers"]), about["num_experts"]) for about in abouts}
+    if len(layouts) != 1 or base_weights.keys() != tensors.keys():
+        raise InputError(
+            f"adapters {[str(folder) for folder in folders]} do not compose: got layouts {sorted(layouts)} and base "
+            f"weights of {len(base_weights)} experts, expected one layout and {len(tensors)} experts; give the rounds of "
+            "one run"
+        )
+    about = abouts[0] | {"base_hash": hash_weights(base_weights), "mask_hash": mask_hash}
+    _write(out, about, {expert: tensors[expert] for expert in sorted(tensors)})
+
+
+def _write(folder: str | Path, about: Mapping[str, Any], tensors: ExpertTensors) -> None:
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    # A folder that held an older adapter is unfinished until the new description is there.
+    Path(folder, _ABOUT).unlink(missing_ok=True)
+    flat = {
+        f"{expert.layer}.{expert.expert}.{name}": tensor.detach().contiguous()
+        for expert, own in tensors.items()
+        for name, tensor in own.items()
+    }
+    save_file(flat, Path(folder, _TENSORS))
+    described = {**about, "experts": [list(expert) for expert in tensors]}
+    Path(folder, _ABOUT).write_text(json.dumps(described, indent=1), encoding="utf-8")
 
 
 def load_adapter(folder: str | Path) -> tuple[dict[str, Any], dict[Expert, dict[str, Tensor]]]:
@@ -118,8 +155,16 @@ def apply_adapter(model: nn.Module, folder: str | Path) -> None:
 def adapter_applied(model: nn.Module, folder: str | Path) -> Iterator[None]:
     """The adapter is in force inside the context; the base's own weights are back, bit for bit, after it."""
     about, tensors = load_adapter(folder)
-    original = _check_fits(model, about, tensors)
-    _put(model, tensors)
+    _check_fits(model, about, tensors)
+    with experts_restored(model, list(tensors)):
+        _put(model, tensors)
+        yield
+
+
+@contextmanager
+def experts_restored(model: nn.Module, experts: Sequence[Expert]) -> Iterator[None]:
+    """Whatever happens to the given experts inside the context, their weights are back, bit for bit, after it."""
+    original = expert_weights(model, list(experts))
     try:
         yield
     finally:
@@ -139,8 +184,7 @@ def merge_adapter(
         tokenizer.save_pretrained(out)
 
 
-def _check_fits(model: nn.Module, about: Mapping[str, Any], tensors: ExpertTensors) -> dict[Expert, dict[str, Tensor]]:
-    """The base's own weights of the adapter's experts, once everything is known to fit."""
+def _check_fits(model: nn.Module, about: Mapping[str, Any], tensors: ExpertTensors) -> None:
     moe_layers = find_moe_layers(model)
     got = (_model_type(model), list(moe_layers.layers), moe_layers.num_experts)
     expected = (about["model_type"], about["layers"], about["num_experts"])
@@ -162,7 +206,6 @@ def _check_fits(model: nn.Module, about: Mapping[str, Any], tensors: ExpertTenso
             f"adapter for {about['base']!r}: the model's own weights of these experts are not those it was trained from; "
             "load the base checkpoint it names, in the type it was trained in"
         )
-    return original
 
 
 def _model_type(model: nn.Module) -> str:

@@ -6,19 +6,21 @@ one without a manifest is begun anew or resumed by its own means. The run direct
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import io
 import json
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,7 +30,7 @@ from moe_ray.moe_layers import Expert
 from moe_ray.routing import RoutingCounts
 from moe_ray.selection import ExpertMasks, masks_from_experts
 
-MANIFEST = "manifest.json"
+MANIFEST, STARTED = "manifest.json", "inputs.json"
 _PACKAGES = ("moe-ray", "torch", "transformers", "numpy", "pandas", "pyarrow", "ray", "mlflow")
 
 
@@ -122,13 +124,28 @@ class Folder:
         """What `write_json` wrote."""
         return json.loads(self.read_bytes(name))
 
-    def write_table(self, name: str, table: pa.Table | pd.DataFrame) -> None:
-        """Writes a Parquet file."""
+    def remove(self, name: str) -> None:
+        """Removes a file if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.rm_file(self.file(name))
+
+    def write_table(self, name: str, table: pa.Table | pd.DataFrame, *, row_group_size: int | None = None) -> None:
+        """Writes a Parquet file, with at most `row_group_size` rows in what a reader must load at once."""
         if isinstance(table, pd.DataFrame):
             table = pa.Table.from_pandas(table, preserve_index=False)
         buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
+        pq.write_table(table, buffer, compression="zstd", row_group_size=row_group_size)
         self.write_bytes(name, buffer.getvalue())
+
+    @contextlib.contextmanager
+    def open_parquet(self, name: str) -> Iterator[pq.ParquetFile]:
+        """A Parquet file of which only what is asked for is read."""
+        with self.fs.open(self.file(name), "rb") as file, pq.ParquetFile(file) as parquet:
+            yield parquet
+
+    def parquet_names(self) -> list[str]:
+        """Names of the finished Parquet files inside, sorted."""
+        return [name for name in self.names() if name.endswith(".parquet") and not name.startswith(".")]
 
     def read_table(self, name: str) -> pa.Table:
         """A Parquet file's table."""
@@ -152,11 +169,24 @@ class Folder:
         """Whether a stage with equal inputs was finished here."""
         return self.changed_inputs(inputs) == []
 
-    def changed_inputs(self, inputs: Mapping[str, Any]) -> list[str] | None:
-        """Names of the inputs that differ from the finished stage's; None when no stage was finished here."""
-        if not self.exists(MANIFEST):
+    def start(self, inputs: Mapping[str, Any]) -> None:
+        """Empties the folder and marks it as a stage that was begun with these inputs."""
+        self.clear()
+        self.write_json(STARTED, {"inputs": dict(inputs)})
+
+    def changed_inputs(self, inputs: Mapping[str, Any], *, marker: str = MANIFEST) -> list[str] | None:
+        """Names of the inputs that differ from those of the stage that was finished here.
+
+        Args:
+            inputs: as given to `finish`.
+            marker: MANIFEST, or STARTED to compare with those of the stage that was begun here.
+
+        Returns:
+            None when there is no such stage.
+        """
+        if not self.exists(marker):
             return None
-        stored = self.read_json(MANIFEST)["inputs"]
+        stored = self.read_json(marker)["inputs"]
         wanted = json.loads(json.dumps(dict(inputs), default=str))
         return sorted(key for key in stored.keys() | wanted.keys() if stored.get(key) != wanted.get(key))
 
@@ -165,18 +195,22 @@ class Folder:
         notes: dict[str, Any] = self.read_json(MANIFEST)["notes"]
         return notes
 
-    def remove(self) -> None:
+    def delete(self) -> None:
         """Removes the folder with everything inside."""
         self.fs.rm(self.path, recursive=True)
 
     def clear(self) -> None:
         """Removes everything inside."""
-        self.remove()
+        self.delete()
         self.fs.makedirs(self.path, exist_ok=True)
 
 
 def counts_to_table(counts: RoutingCounts) -> pa.Table:
-    """Routing counts as a table with a fixed-shape (layers, experts) int32 tensor column."""
+    """Routing counts as a table with a fixed-shape (layers, experts) int32 tensor column.
+
+    Raw routed ids, where captured, are a column `ids` of flat lists; a row's list has the shape (`num_tokens`, layers,
+    `num_experts_per_tok`).
+    """
     columns = {
         "batch_idx": pa.array(counts.batch_idx),
         "in_batch_idx": pa.array(counts.in_batch_idx),
@@ -190,6 +224,8 @@ def counts_to_table(counts: RoutingCounts) -> pa.Table:
         columns["pair"] = pa.array(counts.pair, pa.string())
     if counts.weights_NLE is not None:
         columns["weights"] = pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(counts.weights_NLE))
+    if counts.ids is not None:
+        columns["ids"] = _lists_column(counts.ids)
     about = {"layers": list(counts.layers), "num_experts_per_tok": counts.num_experts_per_tok}
     return pa.table(columns).replace_schema_metadata({"moe_ray": json.dumps(about)})
 
@@ -205,9 +241,32 @@ def table_to_counts(table: pa.Table) -> RoutingCounts:
         **numbers,
         counts_NLE=_tensor_column(table, "counts"),
         weights_NLE=_tensor_column(table, "weights") if "weights" in table.column_names else None,
+        ids=_arrays_of_lists(table.column("ids"), numbers["num_tokens"], about)
+        if "ids" in table.column_names
+        else None,
         layers=tuple(about["layers"]),
         num_experts_per_tok=about["num_experts_per_tok"],
     )
+
+
+def _lists_column(arrays: npt.NDArray[np.object_]) -> pa.Array:
+    """One flat list per array; the values keep their type."""
+    ends = np.cumsum([0, *(array.size for array in arrays)], dtype=np.int64)
+    values = np.concatenate([array.reshape(-1) for array in arrays]) if len(arrays) else np.empty(0, dtype=np.uint8)
+    return pa.LargeListArray.from_arrays(pa.array(ends), pa.array(values))
+
+
+def _arrays_of_lists(
+    column: pa.ChunkedArray, num_tokens: npt.NDArray[np.int64], about: Mapping[str, Any]
+) -> npt.NDArray[np.object_]:
+    """Views of shape (num_tokens, layers, experts per token) of one flat list each."""
+    lists = column.combine_chunks()
+    values, ends = lists.values.to_numpy(), lists.offsets.to_numpy()
+    arrays = np.empty(len(lists), dtype=object)
+    for row, tokens in enumerate(num_tokens):
+        shape = (int(tokens), len(about["layers"]), about["num_experts_per_tok"])
+        arrays[row] = values[ends[row] : ends[row + 1]].reshape(shape)
+    return arrays
 
 
 def _tensor_column(table: pa.Table, name: str) -> Any:
@@ -243,16 +302,40 @@ def read_masks(folder: Folder) -> ExpertMasks:
     return masks
 
 
-def hash_checkpoint(path: str, revision: str) -> str:
-    """A short hash of what a checkpoint is: its files' bytes where it is a folder, else its hub name and revision.
+def hash_checkpoint(path: str, revision: str) -> dict[str, str]:
+    """What a checkpoint is, in parts that can change one by one, each as a short hash.
 
-    Of weight files above 16 MB only the size and the first and last megabyte count, so that hashing stays fast.
+    Of a folder: `model weights`, `tokenizer`, `chat template` and `model configuration` (all other files). Of weight
+    files above 16 MB only the size and the first and last megabyte count, so that hashing stays fast. Of a hub
+    repository: its name as `model` and its `model revision`.
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        return content_hash([path, revision])
-    parts = [(file.name, _hash_ends(file)) for file in sorted(folder.iterdir()) if file.is_file()]
-    return content_hash(parts)
+        return {"model": path, "model revision": revision}
+    parts: dict[str, list[tuple[str, str]]] = {part: [] for part in _CHECKPOINT_PARTS}
+    for file in sorted(folder.rglob("*")):
+        if not file.is_file():
+            continue
+        name = file.relative_to(folder).as_posix()
+        if name == "tokenizer_config.json":
+            settings = json.loads(file.read_text(encoding="utf-8"))
+            parts["chat template"].append((name, content_hash(settings.pop("chat_template", None))))
+            parts["tokenizer"].append((name, content_hash(settings)))
+        else:
+            parts[_checkpoint_part(name)].append((name, _hash_ends(file)))
+    return {part: content_hash(files) for part, files in parts.items()}
+
+
+_CHECKPOINT_PARTS = ("model weights", "tokenizer", "chat template", "model configuration")
+_TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "added_tokens", "special_tokens", "spiece", "sentencepiece")
+
+
+def _checkpoint_part(name: str) -> str:
+    if name.endswith((".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")):
+        return "model weights"
+    if name.startswith(("chat_template", "additional_chat_templates/")):
+        return "chat template"
+    return "tokenizer" if name.startswith(_TOKENIZER_FILES) else "model configuration"
 
 
 def _hash_ends(file: Path) -> str:

@@ -67,33 +67,50 @@ def check_both_labels(examples: Sequence[Example], what: str) -> None:
         )
 
 
-def split_examples(examples: Sequence[Example], *, test_fraction: float, seed: int) -> dict[Split, list[Example]]:
+def split_examples(
+    examples: Sequence[Example], *, test_fraction: float, validation_fraction: float = 0.0, seed: int
+) -> dict[Split, list[Example]]:
     """Examples by split: as their files say, or else held out at random with pairs and labels kept balanced.
 
     Args:
         examples: any.
         test_fraction: share of the examples without a split that goes to `test` (0 to 1).
+        validation_fraction: share of the training examples that goes to `validation` where no file names that split
+            (0 to 1).
         seed: of the draw.
 
     Returns:
-        `train`, `validation` and `test`; validation is empty unless a file names it.
+        `train`, `validation` and `test`.
     """
     splits: dict[Split, list[Example]] = {"train": [], "validation": [], "test": []}
-    unsplit: dict[tuple[str, str], list[_Unit]] = defaultdict(list)
+    unsplit = [example for example in examples if example.split is None]
+    for example in examples:
+        if example.split is not None:
+            splits[example.split].append(example)
+    kept, for_test = _hold_out(unsplit, test_fraction, f"{seed}")
+    splits["train"] += [replace(example, split="train") for example in kept]
+    splits["test"] += [replace(example, split="test") for example in for_test]
+    if validation_fraction and not splits["validation"]:
+        splits["train"], held_out = _hold_out(splits["train"], validation_fraction, f"{seed}/validation")
+        splits["validation"] = [replace(example, split="validation") for example in held_out]
+    return splits
+
+
+def _hold_out(examples: Sequence[Example], fraction: float, seed: str) -> tuple[list[Example], list[Example]]:
+    """What stays and what is held out: the same share of every label and category, at least one unit of two."""
+    groups: dict[tuple[str, str], list[_Unit]] = defaultdict(list)
     for unit in _units(examples):
         first = unit.examples[0]
-        if first.split is not None:
-            splits[first.split] += unit.examples
-        else:
-            unsplit[first.label if first.pair is None else "pair", first.category].append(unit)
-    for key in sorted(unsplit):
-        units = unsplit[key]
+        groups[first.label if first.pair is None else "pair", first.category].append(unit)
+    kept: list[Example] = []
+    held_out: list[Example] = []
+    for key in sorted(groups):
+        units = groups[key]
         random.Random(f"{seed}/{key}").shuffle(units)
-        held_out = max(round(len(units) * test_fraction), int(len(units) > 1))
+        num_held_out = max(round(len(units) * fraction), int(len(units) > 1))
         for position, unit in enumerate(units):
-            name: Split = "test" if position < held_out else "train"
-            splits[name] += [replace(example, split=name) for example in unit.examples]
-    return splits
+            (held_out if position < num_held_out else kept).extend(unit.examples)
+    return kept, held_out
 
 
 def assemble_batches(

@@ -7,6 +7,7 @@ and in a sweep's search space. Values are checked when they are built. `config_i
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,8 @@ EMBEDDED = "embedded"
 
 def _setting(default: Any, text: str) -> Any:
     """A dataclass field with its explanation, which `--help` prints."""
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata={"help": text})
     return field(default=default, metadata={"help": text})
 
 
@@ -79,6 +82,11 @@ class PromptsConfig:
     test_fraction: float = _setting(
         0.25, "share of examples held out for evaluation where files carry no `split` (0 to 1)"
     )
+    validation_fraction: float = _setting(
+        0.0,
+        "share of training examples held out for validation where no file names a `validation` split; sweep, rounds and "
+        "patience need one (0 to 1)",
+    )
     keep_pairs: Literal["all", "jailbroken"] = _setting(
         "all",
         "which pairs are used, held-out ones too: jailbroken = those whose safe form the model refuses and whose attack "
@@ -98,6 +106,12 @@ class PromptsConfig:
         require(self.safe_per_batch > 0, "prompts.safe_per_batch", self.safe_per_batch, "1 or more")
         require(self.unsafe_per_batch > 0, "prompts.unsafe_per_batch", self.unsafe_per_batch, "1 or more")
         require(0 < self.test_fraction < 1, "prompts.test_fraction", self.test_fraction, "a fraction between 0 and 1")
+        require(
+            0 <= self.validation_fraction < 1,
+            "prompts.validation_fraction",
+            self.validation_fraction,
+            "a fraction from 0 to below 1",
+        )
         require(self.max_batches >= 0, "prompts.max_batches", self.max_batches, "0 or more")
         require(self.max_test_examples >= 0, "prompts.max_test_examples", self.max_test_examples, "0 or more")
         require(self.own_answer_tokens > 0, "prompts.own_answer_tokens", self.own_answer_tokens, "1 or more")
@@ -108,15 +122,52 @@ class PromptsConfig:
 class CaptureConfig:
     """How routing is counted."""
 
-    num_actors: int = _setting(1, "Ray Data actors, each holding one copy of the model")
-    gpus_per_actor: float = _setting(0.0, "GPUs of one actor; 0 runs on CPU")
-    rows_per_forward: int = _setting(32, "examples in one forward pass")
+    num_actors: int = _setting(1, "Ray Data actors, each holding one copy of the model; the least number of them")
+    max_actors: int = _setting(
+        0, "the pool grows to this many actors while there is work and the cluster has room; 0 = always num_actors"
+    )
+    gpus_per_actor: float = _setting(
+        0.0, "GPUs of one actor, which may be a fraction; 0 runs on CPU; with 2 or more the model is spread over them"
+    )
+    tokens_per_forward: int = _setting(
+        8192, "tokens of one forward pass, padding included; halved by an actor whose GPU runs out of memory"
+    )
     weights: bool = _setting(False, "also sum routed weights, which selection.weighting=activation and esft_gate need")
+    ids: bool = _setting(
+        False, "also keep which experts each token was routed to, beside the counts: a byte per token, layer and expert"
+    )
+    template_tokens: bool = _setting(
+        True, "count tokens of the chat template (role headers, start and end tokens) as well as those of the messages"
+    )
+    max_tokens: int = _setting(0, "the longest example, in tokens; 0 = the model's max_position_embeddings")
+    too_long: Literal["skip", "truncate", "error"] = _setting(
+        "skip",
+        "what becomes of a longer one: skip = quarantined; truncate = its first max_tokens tokens are counted, and it is "
+        "listed; error = the capture stops",
+    )
+    max_bad_share: float = _setting(
+        0.05, "share of examples in quarantine above which the capture stops (0 to 1); bad ones up to it are left out"
+    )
+    generate: bool = _setting(
+        False, "the model itself answers examples that come without a response, and that is counted"
+    )
+    max_new_tokens: int = _setting(64, "length of a generated response, in tokens")
+    temperature: float = _setting(
+        0.0, "0 = generate greedily; above, sample with this temperature, each example with its own random numbers"
+    )
 
     def __post_init__(self) -> None:
         require(self.num_actors > 0, "capture.num_actors", self.num_actors, "1 or more")
+        grows = self.max_actors == 0 or self.max_actors >= self.num_actors
+        require(grows, "capture.max_actors", self.max_actors, "0, or at least capture.num_actors")
         require(self.gpus_per_actor >= 0, "capture.gpus_per_actor", self.gpus_per_actor, "0 or more")
-        require(self.rows_per_forward > 0, "capture.rows_per_forward", self.rows_per_forward, "1 or more")
+        whole = self.gpus_per_actor <= 1 or self.gpus_per_actor == int(self.gpus_per_actor)
+        require(whole, "capture.gpus_per_actor", self.gpus_per_actor, "a fraction up to 1, or a whole number")
+        require(self.tokens_per_forward > 0, "capture.tokens_per_forward", self.tokens_per_forward, "1 or more")
+        require(self.max_tokens >= 0, "capture.max_tokens", self.max_tokens, "0 or more")
+        require(0 <= self.max_bad_share <= 1, "capture.max_bad_share", self.max_bad_share, "a fraction from 0 to 1")
+        require(self.max_new_tokens > 0, "capture.max_new_tokens", self.max_new_tokens, "1 or more")
+        require(self.temperature >= 0, "capture.temperature", self.temperature, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,6 +374,105 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """The search for better settings, on the validation split, from the one stored capture."""
+
+    run: bool = _setting(False, "full.py sweeps first and goes on with the winner; sweep.py always sweeps")
+    space: Mapping[str, Any] = _setting(
+        {"selection.threshold": [0.02, 0.05, 0.1], "selection.top_k": [10, 20, 50]},
+        "what is searched: any selection.* or train.* key to a list of values, or to one of {uniform: [LOW, HIGH]}, "
+        "{loguniform: [LOW, HIGH]}, {randint: [LOW, HIGH]} (HIGH left out)",
+    )
+    search: Literal["grid", "random", "optuna"] = _setting(
+        "grid", "grid = every combination of the lists; random = drawn; optuna = drawn where earlier trials did well"
+    )
+    num_trials: int = _setting(16, "trials of search random and optuna")
+    scheduler: Literal["none", "asha"] = _setting(
+        "none",
+        "asha = evaluate after every epoch and stop the trials that are behind; none = evaluate once, at the end",
+    )
+    objective: Literal["refusal_margin", "unsafe_refusal", "target_loss"] = _setting(
+        "refusal_margin",
+        "what a trial is ranked by, on the validation split: refusal_margin = unsafe refusal rate minus safe refusal "
+        "rate; unsafe_refusal = the first alone; target_loss = minus the loss on target responses",
+    )
+    max_forgetting: float = _setting(
+        0.1,
+        "trials that lose more than this on safe target responses, or on neutral text, rank last (nats per token)",
+    )
+    max_concurrent_trials: int = _setting(1, "trials at once, each with a model of its own")
+    cpus_per_trial: float = _setting(1.0, "logical CPUs of one trial")
+    gpus_per_trial: float = _setting(0.0, "GPUs of one trial; may be a fraction, so that trials share one; 0 = CPU")
+
+    def __post_init__(self) -> None:
+        require(bool(self.space), "sweep.space", self.space, "at least one key")
+        require(self.num_trials > 0, "sweep.num_trials", self.num_trials, "1 or more")
+        require(self.max_forgetting >= 0, "sweep.max_forgetting", self.max_forgetting, "0 or more")
+        require(self.max_concurrent_trials > 0, "sweep.max_concurrent_trials", self.max_concurrent_trials, "1 or more")
+        require(self.cpus_per_trial > 0, "sweep.cpus_per_trial", self.cpus_per_trial, "a positive number")
+        require(self.gpus_per_trial >= 0, "sweep.gpus_per_trial", self.gpus_per_trial, "0 or more")
+
+
+BASELINES = (
+    "freezing_only",
+    "global",
+    "global_union",
+    "random",
+    "shuffled",
+    "esft_token",
+    "esft_gate",
+    "all_experts",
+    "full",
+)
+"""What per-batch masks can be held against; `baselines.py` says what each is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselinesConfig:
+    """Other ways to spend the same budget, held against per-batch masks on the same held-out prompts."""
+
+    run: bool = _setting(False, "full.py runs the baselines too; compare.py always does")
+    names: tuple[str, ...] = _setting((), f"which of {', '.join(BASELINES)}; empty = all that the stored counts allow")
+    draws: int = _setting(3, "draws of random experts and of shuffled masks, each a row of its own")
+    max_concurrent: int = _setting(1, "baselines at once, each with a model of its own and train.gpus_per_worker GPUs")
+    full_learning_rate: float = _setting(
+        0.0, "learning rate of full fine-tuning; 0 = train.learning_rate, which may be too high for it"
+    )
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.names) - set(BASELINES))
+        require(not unknown, "baselines.names", unknown, "some of " + ", ".join(BASELINES))
+        require(self.max_concurrent > 0, "baselines.max_concurrent", self.max_concurrent, "1 or more")
+        require(self.draws > 0, "baselines.draws", self.draws, "1 or more")
+        require(self.full_learning_rate >= 0, "baselines.full_learning_rate", self.full_learning_rate, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundsConfig:
+    """Fine-tuning again for batches that stay below their target."""
+
+    max_rounds: int = _setting(1, "rounds of fine-tuning at most; 1 = no further round")
+    target: float = _setting(
+        0.9, "unsafe refusal rate that each batch should reach on the validation examples of its category (0 to 1)"
+    )
+    action: Literal["weight", "identify"] = _setting(
+        "weight",
+        "what a batch below its target gets in the next round: weight = its gradient counts more; identify = its unsafe "
+        "experts are identified anew from the routing of the model as it is by then",
+    )
+    weight_factor: float = _setting(2.0, "action weight: what a lagging batch's weight is multiplied by each round")
+    min_improvement: float = _setting(
+        0.005, "a round that lowers the mean shortfall plus over-refusal by less than this is the last (0 to 1)"
+    )
+
+    def __post_init__(self) -> None:
+        require(self.max_rounds > 0, "rounds.max_rounds", self.max_rounds, "1 or more")
+        require(0 < self.target <= 1, "rounds.target", self.target, "a fraction above 0, at most 1")
+        require(self.weight_factor > 1, "rounds.weight_factor", self.weight_factor, "a number above 1")
+        require(0 <= self.min_improvement < 1, "rounds.min_improvement", self.min_improvement, "a fraction below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
     """MLflow."""
 
@@ -374,6 +524,9 @@ class Config:
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    rounds: RoundsConfig = field(default_factory=RoundsConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    baselines: BaselinesConfig = field(default_factory=BaselinesConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)

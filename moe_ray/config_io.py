@@ -58,7 +58,8 @@ def describe_keys(kind: type = Config, prefix: str = "") -> Iterator[tuple[str, 
         if dataclasses.is_dataclass(hints[item.name]):
             yield from describe_keys(hints[item.name], f"{prefix}{item.name}.")
         else:
-            yield f"{prefix}{item.name}", _type_name(hints[item.name]), item.default, item.metadata["help"]
+            default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
+            yield f"{prefix}{item.name}", _type_name(hints[item.name]), default, item.metadata["help"]
 
 
 def to_yaml(config: Config) -> str:
@@ -66,6 +67,20 @@ def to_yaml(config: Config) -> str:
     plain = dataclasses.asdict(config)
     text: str = yaml.safe_dump(_listify(plain), sort_keys=False)
     return text
+
+
+def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
+    """The configuration with other values of some dotted keys, checked as if they came from a file.
+
+    Raises:
+        InputError: a key is unknown, or a value has the wrong type or range.
+    """
+    tree = _listify(dataclasses.asdict(config))
+    for key, value in settings.items():
+        _put(tree, key, value)
+    changed = _build(Config, tree, "")
+    assert isinstance(changed, Config)
+    return changed
 
 
 def _listify(value: Any) -> Any:
@@ -138,6 +153,9 @@ def _coerce(value: Any, hint: Any, key: str) -> Any:
     if origin is tuple:
         items = value if isinstance(value, (list, tuple)) else [value]
         return tuple(_coerce(item, typing.get_args(hint)[0], key) for item in items)
+    if origin is Mapping:
+        require(isinstance(value, Mapping), key, value, "a mapping")
+        return dict(value)
     if hint is float and isinstance(value, str):
         # YAML 1.1 reads 5e-4 (no dot) as a string.
         with contextlib.suppress(ValueError):
@@ -154,6 +172,8 @@ def _type_name(hint: Any) -> str:
         return " | ".join(str(choice) for choice in typing.get_args(hint))
     if origin is tuple:
         return f"list of {_type_name(typing.get_args(hint)[0])}"
+    if origin is Mapping:
+        return "mapping"
     if isinstance(hint, types.UnionType):
         return " or ".join(_type_name(arg) for arg in typing.get_args(hint))
     return {"str": "text", "int": "whole number", "float": "number", "bool": "true or false"}[hint.__name__]

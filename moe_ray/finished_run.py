@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 import pandas as pd
 
-from moe_ray.artifacts import MANIFEST, Folder, read_masks, table_to_counts
+from moe_ray.artifacts import MANIFEST, Folder, read_masks
 from moe_ray.config import Config
 from moe_ray.config_io import load_config
+from moe_ray.count_parts import read_counts
 from moe_ray.errors import InputError
 from moe_ray.explore import categories_of_batches, expert_categories
 from moe_ray.identification import identify
-from moe_ray.routing import RoutingCounts, concat_counts
+from moe_ray.routing import RoutingCounts
 from moe_ray.selection import ExpertMasks
 
 _ORDER = ("batches", "routing", "unsafe_experts", "evaluation_before", "experts", "evaluation_after")
@@ -65,10 +67,9 @@ class FinishedRun:
 
     @cached_property
     def counts(self) -> RoutingCounts:
-        """Its routing counts."""
-        parts = self.folder.sub("routing").sub("counts")
-        names = [name for name in parts.names() if name.endswith(".parquet") and not name.startswith(".")]
-        return concat_counts([table_to_counts(parts.read_table(name)) for name in names])
+        """The routing counts of its batches that have masks."""
+        counts = read_counts(self.folder.sub("routing").sub("counts"))
+        return counts.take(np.isin(counts.batch_idx, self.masks.batch_idx))
 
     @cached_property
     def risk(self) -> pd.DataFrame:

@@ -29,13 +29,16 @@ def check_model(config: ModelConfig) -> MoELayers:
     return find_moe_layers(model)
 
 
-def load_model(config: ModelConfig, *, device: str | torch.device | None = None) -> PreTrainedModel:
+def load_model(
+    config: ModelConfig, *, device: str | torch.device | None = None, device_map: str | dict[str, Any] | None = None
+) -> PreTrainedModel:
     """The model in eval mode.
 
     Args:
         config: `dtype: auto` gives float32 on CPU, where other types are slow, and the checkpoint's own type on GPU;
             `experts_implementation: auto` gives eager on CPU, where it is the fastest, the library's default on GPU.
         device: None = the first GPU if there is one, else CPU.
+        device_map: spreads the model over devices, see accelerate; "auto" = over all GPUs of this process.
 
     Raises:
         InputError: the checkpoint does not exist or cannot be read.
@@ -47,6 +50,9 @@ def load_model(config: ModelConfig, *, device: str | torch.device | None = None)
     implementation = config.experts_implementation
     if implementation != "auto" or on_cpu:
         options["experts_implementation"] = "eager" if implementation == "auto" else implementation
+    if device_map is not None:
+        spread: PreTrainedModel = _load_or_explain(AutoModelForCausalLM, config, device_map=device_map, **options)
+        return spread.eval()
     model: Any = _load_or_explain(AutoModelForCausalLM, config, **options)
     moved: PreTrainedModel = model.to(target)
     return moved.eval()

@@ -33,17 +33,17 @@ _LOWERED = -1e30
 
 
 class _EditedLogits(TorchFunctionMode):
-    """Passes the output of every linear map that has one column per expert through `edit`."""
+    """Passes the output of every linear map that has one column per logit of the router through `edit`."""
 
-    def __init__(self, num_experts: int, edit: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, num_logits: int, edit: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.num_experts, self.edit = num_experts, edit
+        self.num_logits, self.edit = num_logits, edit
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        return self.edit(result) if func is F.linear and result.shape[-1] == self.num_experts else result
+        return self.edit(result) if func is F.linear and result.shape[-1] == self.num_logits else result
 
 
 class _EditedRouter:
@@ -56,7 +56,7 @@ class _EditedRouter:
 
     def before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         self.num_calls += 1
-        self._modes.append(_EditedLogits(self.layer.num_experts, self.edit))
+        self._modes.append(_EditedLogits(self.layer.num_logits, self.edit))
         self._modes[-1].__enter__()  # type: ignore[no-untyped-call]
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -77,6 +77,7 @@ class _LayerMask:
 
     def __init__(self, layer: MoELayer, allowed_E: Tensor) -> None:
         self.layer, self.allowed_E = layer, allowed_E
+        self.kept_logits = F.pad(allowed_E, (0, layer.num_logits - layer.num_experts), value=True)
         self.first_allowed = int(allowed_E.nonzero()[0])
         self.num_allowed = int(allowed_E.sum())
         self.num_routed = self.num_lowered = 0
@@ -85,7 +86,7 @@ class _LayerMask:
     def lower(self, logits: Tensor) -> Tensor:
         self.num_lowered += 1
         lowered = max(_LOWERED, torch.finfo(logits.dtype).min / 4)
-        return torch.where(self.allowed_E, logits, lowered)
+        return torch.where(self.kept_logits, logits, lowered)
 
     def before_experts(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -93,7 +94,7 @@ class _LayerMask:
         hidden, index_TK, weights_TK = routing_of_call(self.layer, args, kwargs)
         if not self.num_lowered:
             raise InputError(
-                f"{self.layer.name}: its router computes no linear map to {self.layer.num_experts} logits that moe-ray can "
+                f"{self.layer.name}: its router computes no linear map to {self.layer.num_logits} logits that moe-ray can "
                 "see, so it cannot be masked; this family is not supported"
             )
         disallowed_TK = ~self.allowed_E[index_TK]
@@ -176,7 +177,7 @@ def route_towards(model: nn.Module, mask_LE: Mask, *, boost: float) -> Iterator[
 
 
 def _raised(logits: Tensor, by_E: Tensor) -> Tensor:
-    return logits + by_E.to(logits.dtype)
+    return logits + F.pad(by_E, (0, logits.shape[-1] - len(by_E))).to(logits.dtype)
 
 
 def _pre_hooks(layer: MoELayer) -> list[Any]:

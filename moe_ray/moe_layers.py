@@ -1,12 +1,14 @@
 """Where a model keeps its experts and its routers: the one module that knows architectures.
 
-transformers 5 gives every family an experts module, called as `experts(hidden_states, top_k_index, top_k_weights)`, whose
-weights are tensors with the experts in the first dimension, beside a router module that computes logits by a linear map to
-`num_experts`. Both are found by that structure, not by model type.
+transformers 5 gives almost every family an experts module, called as
+`experts(hidden_states, top_k_index, top_k_weights)`, whose weights are tensors with the experts in the first dimension,
+beside a router module that computes logits by a linear map to `num_experts`. Both are found by that structure, not by
+model type. tests/moe_families.py lists the families that keep experts in another way; they are refused.
 """
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -45,6 +47,8 @@ class MoELayer:
         router: the module whose linear map gives the router logits.
         num_experts: experts of the layer.
         num_experts_per_tok: the router's k.
+        num_logits: numbers that the router's linear map gives for a token: one per expert, which come first, and one
+            per shared expert where a family weighs those there too.
     """
 
     layer: int
@@ -54,20 +58,33 @@ class MoELayer:
     router: nn.Module
     num_experts: int
     num_experts_per_tok: int
+    num_logits: int
 
     def expert_tensors(self) -> dict[str, nn.Parameter]:
-        """The experts module's own parameters that have one slice per expert, by name."""
-        return {
+        """The experts module's own parameters that have one slice per expert, by name.
+
+        Raises:
+            InputError: the module keeps its weights in another form.
+        """
+        tensors = {
             name: parameter
             for name, parameter in self.experts.named_parameters(recurse=False)
             if parameter.dim() >= 1 and parameter.shape[0] == self.num_experts
         }
+        if not tensors and not self.expert_modules():
+            raise InputError(
+                f"{self.name} ({type(self.experts).__name__}) has no tensors with one slice per expert, so its routing can "
+                "be counted and masked, but its experts cannot be trained or saved; choose another model.path for that"
+            )
+        return tensors
 
     def expert_modules(self) -> tuple[nn.Module, ...]:
         """One module per expert, where they are modules of their own; empty where they share fused tensors."""
         if not isinstance(self.experts, nn.ModuleList | nn.ModuleDict):
             return ()
-        return tuple(module for module in self.experts.children() if next(module.parameters(), None) is not None)
+        modules = [module for module in self.experts.children() if next(module.parameters(), None) is not None]
+        shapes = {tuple((name, p.shape) for name, p in module.named_parameters()) for module in modules}
+        return tuple(modules) if len(modules) == self.num_experts and len(shapes) == 1 else ()
 
     def tensors_of(self, expert: int) -> dict[str, Tensor]:
         """One expert's weights by name; they share memory with the model's own."""
@@ -122,8 +139,9 @@ def find_moe_layers(model: nn.Module) -> MoELayers:
     found = [_describe(model, name, module) for name, module in _experts_modules(model)]
     if not found:
         raise InputError(
-            f"{type(model).__name__} has no Mixture-of-Experts layer that moe-ray can read; expected a transformers "
-            "model with an experts module (OLMoE, Mixtral, Qwen-MoE, DeepSeek, GPT-OSS, …); choose another model.path"
+            f"{type(model).__name__} has no Mixture-of-Experts layer that moe-ray can read{_what_is_there(model)}; expected "
+            "a transformers model with an experts module that is called as (hidden_states, top_k_index, top_k_weights) and "
+            "says its num_experts (OLMoE, Mixtral, Qwen-MoE, DeepSeek, GPT-OSS, …); choose another model.path"
         )
     found.sort(key=lambda item: item.layer)
     sizes = {(item.num_experts, item.num_experts_per_tok) for item in found}
@@ -138,20 +156,17 @@ def find_moe_layers(model: nn.Module) -> MoELayers:
 def _experts_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
         count = getattr(module, "num_experts", None)
-        if isinstance(count, int) and count > 1 and type(module).__name__.endswith("Experts"):
-            own = list(module.parameters(recurse=False))
-            is_fused = any(parameter.dim() == 3 and parameter.shape[0] == count for parameter in own)
-            if is_fused or _holds_modules(module, count):
-                yield name, module
+        is_named_so = isinstance(count, int) and count > 1 and type(module).__name__.endswith("Experts")
+        # self, hidden_states, top_k_index, top_k_weights
+        if is_named_so and len(inspect.signature(type(module).forward).parameters) >= 4:
+            yield name, module
 
 
-def _holds_modules(experts: nn.Module, count: int) -> bool:
-    """A list or dictionary of `count` modules with weights of equal shapes, and a forward of its own."""
-    if not isinstance(experts, nn.ModuleList | nn.ModuleDict) or type(experts).forward is nn.Module.forward:
-        return False
-    shapes = [[(name, p.shape) for name, p in module.named_parameters()] for module in experts.children()]
-    shapes = [own for own in shapes if own]
-    return len(shapes) == count and all(own == shapes[0] for own in shapes)
+def _what_is_there(model: nn.Module) -> str:
+    for name, module in model.named_modules():
+        if re.search(r"Experts$|MoE$|Moe$", type(module).__name__):
+            return f": {name} is a {type(module).__name__} of another kind"
+    return ""
 
 
 def _describe(model: nn.Module, name: str, experts: nn.Module) -> MoELayer:
@@ -163,7 +178,7 @@ def _describe(model: nn.Module, name: str, experts: nn.Module) -> MoELayer:
         )
     num_experts = int(getattr(experts, "num_experts"))  # noqa: B009 (nn.Module types attributes as Tensor | Module)
     block = model.get_submodule(parent_name)
-    router = _find_router(block, own_name, num_experts, name)
+    router, num_logits = _find_router(block, own_name, num_experts, name)
     return MoELayer(
         layer=int(numbers[0]),
         name=name,
@@ -171,35 +186,41 @@ def _describe(model: nn.Module, name: str, experts: nn.Module) -> MoELayer:
         block=block,
         router=router,
         num_experts=num_experts,
-        num_experts_per_tok=_experts_per_token(model, router, name),
+        num_experts_per_tok=_experts_per_token(model, router, block, name),
+        num_logits=num_logits,
     )
 
 
-def _find_router(block: nn.Module, experts_name: str, num_experts: int, name: str) -> nn.Module:
-    """The smallest module beside the experts that owns a `(num_experts, hidden)` weight."""
-    candidates = []
+def _find_router(block: nn.Module, experts_name: str, num_experts: int, name: str) -> tuple[nn.Module, int]:
+    """The smallest module beside the experts that owns a `(num_experts, hidden)` weight, and that weight's rows.
+
+    A router that weighs shared experts too says how many, and has a row for each of them. One with more rows than that
+    chooses something that is no expert, such as to skip the layer, so what the experts receive is not what it chose.
+    """
+    candidates: list[tuple[str, nn.Module, int]] = []
     for path, module in block.named_modules():
         if path.split(".")[0] == experts_name or "shared" in path:
             continue
-        weights = [w for w in module.parameters(recurse=False) if w.dim() == 2 and w.shape[0] == num_experts]
-        if weights:
-            candidates.append((path, module))
+        num_shared = getattr(module, "n_shared_experts", None)
+        num_logits = num_experts + (num_shared if isinstance(num_shared, int) else 0)
+        rows = {w.shape[0] for w in module.parameters(recurse=False) if w.dim() == 2}
+        candidates += [(path, module, size) for size in sorted({num_experts, num_logits} & rows)]
     named = [item for item in candidates if any(part in _ROUTER_NAMES for part in item[0].split("."))]
     chosen = named or candidates
     if len(chosen) != 1:
         raise InputError(
-            f"{name}: got router candidates {[path for path, _ in chosen]}, expected exactly one module with a "
+            f"{name}: got router candidates {[path for path, _, _ in chosen]}, expected exactly one module with a "
             f"({num_experts}, hidden) weight beside the experts; this family is not supported"
         )
-    router: nn.Module = chosen[0][1]
-    return router
+    return chosen[0][1:]
 
 
-def _experts_per_token(model: nn.Module, router: nn.Module, name: str) -> int:
+def _experts_per_token(model: nn.Module, router: nn.Module, block: nn.Module, name: str) -> int:
     config: Any = getattr(model, "config", None)
     text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    own = ("top_k", "num_experts_per_tok")
     names = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
-    for source, attributes in ((router, ("top_k", "num_experts_per_tok")), (text_config, names)):
+    for source, attributes in ((router, own), (block, own), (text_config, names)):
         for attribute in attributes:
             value = getattr(source, attribute, None)
             if isinstance(value, int):

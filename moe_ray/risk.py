@@ -105,7 +105,7 @@ def _examples_of(
 
 def _add_rows(values_NLE: Any, rows: npt.NDArray[np.int64], firsts: npt.NDArray[np.int64], dtype: Any) -> Any:
     """(examples, L*E): the rows of each example added up."""
-    chosen = values_NLE[rows].reshape(len(rows), -1).astype(dtype)
+    chosen = values_NLE[rows].reshape(len(rows), values_NLE[0].size).astype(dtype)
     return chosen if len(firsts) == len(rows) else np.add.reduceat(chosen, firsts, axis=0)
 
 

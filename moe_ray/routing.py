@@ -1,15 +1,16 @@
 """Routing capture: which experts each example's tokens were really routed to.
 
 A forward pre-hook on every experts module sees the ids that the router selected, so no routing rule is ever derived a
-second time. Counts are kept per segment (an example and role) on the model's device: one scatter-add a layer, no copy to
-the host until the forward is done.
+second time. Counts are kept per segment (an example and role) on the device of each layer: one addition and one scatter-add
+a layer, no copy to the host and no wait for the device until the forward is done.
 
 Shape suffixes: B rows, S positions, T = B*S tokens, K experts per token, N examples and roles, L MoE layers, E experts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
@@ -21,8 +22,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_ray.batches import Batch
-from moe_ray.chat import PROMPT, RESPONSE, TokenizedRow, encode_answer, encode_prompt, pad_rows, pad_token_id
-from moe_ray.errors import InputError
+from moe_ray.chat import PROMPT, RESPONSE, TokenizedRow, encode_row, pad_rows, pad_token_id
+from moe_ray.errors import InputError, NotFinite
 from moe_ray.moe_layers import MoELayer, MoELayers, find_moe_layers, routing_of_call, uncompiled
 
 ROLES = ("prompt", "response")
@@ -38,12 +39,14 @@ class RoutingCounts:
         label: (N,) `safe` or `unsafe`.
         category: (N,) text, may be empty.
         role: (N,) `prompt` or `response`.
-        num_tokens: (N,) tokens of that role.
+        num_tokens: (N,) tokens of that role that were counted.
         counts_NLE: (N, L, E) int32 tokens routed to each expert; a token counts once for each of its K experts.
         layers: L decoder layer indices.
         num_experts_per_tok: K.
         pair: (N,) text that the two examples of a pair share, empty for single examples; None = not known.
         weights_NLE: (N, L, E) float32 sums of the weights that tokens were routed with; None = not captured.
+        ids: (N,) arrays of shape (num_tokens, L, K): the experts of each counted token in order, uint8 (uint16 above 256
+            experts); None = not captured.
     """
 
     batch_idx: npt.NDArray[np.int64]
@@ -57,6 +60,7 @@ class RoutingCounts:
     num_experts_per_tok: int
     pair: npt.NDArray[np.object_] | None = None
     weights_NLE: npt.NDArray[np.float32] | None = None
+    ids: npt.NDArray[np.object_] | None = None
 
     def __len__(self) -> int:
         return len(self.batch_idx)
@@ -115,15 +119,16 @@ class RoutingCounter:
     Attributes:
         moe_layers: of the model.
         last_weights: (segments, L, E) float32 routed weight sums of the last finished pass, where they are captured.
+        last_ids: of the last finished pass, where they are captured: for each segment the (tokens, L, K) routed experts of
+            its tokens in order, uint8, or uint16 above 256 experts.
     """
 
-    def __init__(self, moe_layers: MoELayers, *, weights: bool = False) -> None:
+    def __init__(self, moe_layers: MoELayers, *, weights: bool = False, ids: bool = False) -> None:
         self.moe_layers = moe_layers
         self.last_weights: Tensor | None = None
-        self._captures_weights = weights
-        self._segments_T: Tensor | None = None
-        self._counts: list[Tensor] = []
-        self._weights: list[Tensor] = []
+        self.last_ids: list[npt.NDArray[Any]] | None = None
+        self._captures_weights, self._captures_ids = weights, ids
+        self._pass: _Pass | None = None
 
     def start(self, segments_BS: Tensor, num_segments: int) -> None:
         """Begins a forward pass.
@@ -132,53 +137,124 @@ class RoutingCounter:
             segments_BS: (B, S) segment of each token; negative = not counted (padding).
             num_segments: how many segments there are.
         """
-        flat_T = segments_BS.reshape(-1)
-        self._segments_T = torch.where(flat_T < 0, num_segments, flat_T)
-        size = (num_segments + 1) * self.moe_layers.num_experts
-        self._counts = [torch.zeros(size, dtype=torch.int32, device=flat_T.device) for _ in self.moe_layers]
-        kept = self.moe_layers if self._captures_weights else ()
-        self._weights = [torch.zeros(size, dtype=torch.float32, device=flat_T.device) for _ in kept]
+        self._pass = _Pass(segments_BS.reshape(-1), num_segments, self.moe_layers)
 
     def finish(self) -> Tensor:
-        """(num_segments, L, E) int32 counts since `start`, on the CPU."""
-        counts = self._per_segment(self._counts)
-        self.last_weights = self._per_segment(self._weights) if self._weights else None
-        self._segments_T, self._counts, self._weights = None, [], []
-        return counts
+        """(num_segments, L, E) int32 counts since `start`, on the CPU.
 
-    def _per_segment(self, sums: Sequence[Tensor]) -> Tensor:
-        """(num_segments, L, E) of one flat tensor per layer; the last segment, which is not counted, is left out."""
-        return torch.stack([flat.view(-1, self.moe_layers.num_experts)[:-1].cpu() for flat in sums], dim=1)
+        Raises:
+            InputError: an experts module did not run.
+        """
+        done, self._pass = self._pass, None
+        assert done is not None, "finish without start"
+        idle = [layer.name for layer, calls in zip(self.moe_layers, done.num_calls, strict=True) if not calls]
+        if idle:
+            raise InputError(f"{idle[0]} did not run in this forward pass; a model that skips layers is not supported")
+        self.last_weights = done.per_segment(done.weights) if self._captures_weights else None
+        self.last_ids = done.ids_per_segment() if self._captures_ids else None
+        return done.per_segment(done.counts)
+
+    def stop(self) -> None:
+        """Ends a pass that failed: what later forwards route is not counted, and the pass's memory is free."""
+        self._pass = None
 
     def observe(self, row: int, layer: MoELayer, top_k_index_TK: Tensor, top_k_weights_TK: Tensor) -> None:
-        """Adds one call of the experts module of MoE layer number `row`."""
-        if self._segments_T is None:
+        """Adds the call of the experts module of MoE layer number `row`.
+
+        Raises:
+            InputError: the module gets only a part of the tokens, or runs a second time in one pass.
+        """
+        if self._pass is None:
             return
-        if len(top_k_index_TK) != len(self._segments_T):
+        if len(top_k_index_TK) != self._pass.num_tokens:
             raise InputError(
-                f"{layer.name} received {len(top_k_index_TK)} tokens, expected {len(self._segments_T)} (rows x positions); "
+                f"{layer.name} received {len(top_k_index_TK)} tokens, expected {self._pass.num_tokens} (rows x positions); "
                 "this family routes a part of the tokens only and is not supported"
             )
-        counts = self._counts[row]
-        segments_T1 = self._segments_T.to(top_k_index_TK.device).unsqueeze(1)
-        keys = (segments_T1 * layer.num_experts + top_k_index_TK).flatten()
-        if keys.device != counts.device:
-            counts = self._counts[row] = counts.to(keys.device)
-        counts.scatter_add_(0, keys, torch.ones_like(keys, dtype=torch.int32))
-        if self._weights:
-            self._weights[row] = self._weights[row].to(keys.device)
-            self._weights[row].scatter_add_(0, keys, top_k_weights_TK.detach().flatten().float())
+        self._pass.num_calls[row] += 1
+        if self._pass.num_calls[row] > 1:
+            raise InputError(
+                f"{layer.name} ran twice in one forward pass; a family that runs a layer more than once has no one count "
+                "per layer and is not supported"
+            )
+        keys = self._pass.keys(top_k_index_TK)
+        self._pass.add(self._pass.counts, row, keys, self._pass.one(keys))
+        if self._captures_weights:
+            self._pass.add(self._pass.weights, row, keys, top_k_weights_TK.detach().flatten().float())
+        if self._captures_ids:
+            self._pass.ids[row] = top_k_index_TK.to(self._pass.ids_dtype)
+
+
+class _Pass:
+    """The sums of one forward pass, one tensor for the layers of each device; the last segment is not counted."""
+
+    def __init__(self, segments_T: Tensor, num_segments: int, moe_layers: MoELayers) -> None:
+        self.segments_T, self.num_segments = segments_T, num_segments
+        self.num_tokens = len(segments_T)
+        self.num_layers, self.num_experts = len(moe_layers), moe_layers.num_experts
+        self.num_calls = [0] * len(moe_layers)
+        self.counts: dict[torch.device, Tensor] = {}
+        self.weights: dict[torch.device, Tensor] = {}
+        self.ids: list[Tensor] = [segments_T] * len(moe_layers)
+        # torch has little arithmetic for uint16: the ids travel as int16 and are viewed as uint16 on the host.
+        self.ids_dtype = torch.uint8 if self.num_experts <= 256 else torch.int16
+        self._first_keys: dict[torch.device, Tensor] = {}
+        self._ones: dict[torch.device, Tensor] = {}
+
+    def keys(self, top_k_index_TK: Tensor) -> Tensor:
+        """(T * K,) places in a layer's flat (segments + 1, E) sums."""
+        device = top_k_index_TK.device
+        if device not in self._first_keys:
+            segments_T = torch.where(self.segments_T < 0, self.num_segments, self.segments_T).to(device)
+            self._first_keys[device] = (segments_T * self.num_experts).unsqueeze(1)
+            self._ones[device] = torch.ones((), dtype=torch.int32, device=device)
+        return (self._first_keys[device] + top_k_index_TK).flatten()
+
+    def one(self, keys: Tensor) -> Tensor:
+        """As many ones as keys, without the memory."""
+        return self._ones[keys.device].expand_as(keys)
+
+    def add(self, sums: dict[torch.device, Tensor], row: int, keys: Tensor, values: Tensor) -> None:
+        """Adds `values` at `keys` of a layer's sums."""
+        if keys.device not in sums:
+            shape = (self.num_layers, (self.num_segments + 1) * self.num_experts)
+            sums[keys.device] = torch.zeros(shape, dtype=values.dtype, device=keys.device)
+        sums[keys.device][row].scatter_add_(0, keys, values)
+
+    def per_segment(self, sums: Mapping[torch.device, Tensor]) -> Tensor:
+        """(num_segments, L, E) sums of all devices, on the CPU."""
+        flat_LX = torch.stack([tensor.cpu() for tensor in sums.values()]).sum(
+            dim=0, dtype=next(iter(sums.values())).dtype
+        )
+        return flat_LX.view(self.num_layers, -1, self.num_experts)[:, :-1].transpose(0, 1).contiguous()
+
+    def ids_per_segment(self) -> list[npt.NDArray[Any]]:
+        """Each segment's (tokens, L, K) routed experts."""
+        ids_TLK = torch.stack([layer_ids.cpu() for layer_ids in self.ids], dim=1).numpy()
+        ids_TLK = ids_TLK if ids_TLK.dtype == np.uint8 else ids_TLK.view(np.uint16)
+        segments_T = self.segments_T.cpu().numpy()
+        order = np.argsort(segments_T, kind="stable")
+        starts = np.searchsorted(segments_T[order], np.arange(self.num_segments + 1))
+        return [ids_TLK[order[start:end]] for start, end in itertools.pairwise(starts)]
 
 
 @contextmanager
-def counting(model: nn.Module, *, weights: bool = False) -> Iterator[RoutingCounter]:
+def counting(model: nn.Module, *, weights: bool = False, ids: bool = False) -> Iterator[RoutingCounter]:
     """Attaches a counter to the model's experts modules; leaves no hook behind, also after an error.
 
-    The hooks only read, so outputs are bit-identical to those without a counter. With `weights` it also sums the weights
-    that tokens are routed with.
+    The hooks only read, so outputs are bit-identical to those without a counter.
+
+    Args:
+        model: a transformers MoE model.
+        weights: also sum the weights that tokens are routed with (`last_weights`).
+        ids: also keep which experts each token was routed to (`last_ids`): a byte per token, layer and routed expert,
+            where counts are 4 bytes per layer and expert whatever the length.
+
+    Raises:
+        InputError: the model has no experts, or belongs to a family that cannot be captured.
     """
     moe_layers = find_moe_layers(model)
-    counter = RoutingCounter(moe_layers, weights=weights)
+    counter = RoutingCounter(moe_layers, weights=weights, ids=ids)
     handles = []
 
     def make_hook(row: int, layer: MoELayer) -> Any:
@@ -205,27 +281,34 @@ def count_rows(
     Args:
         model: a causal language model, in eval mode.
         counter: attached to it by `counting`.
-        rows: B prompts with their answers (may be empty).
+        rows: B prompts with their answers (may be empty), from `encode_row`.
         pad_id: token id that fills padding.
 
     Returns:
-        counts (B, 2, L, E) int32 and number of tokens (B, 2) int64; the second axis is (prompt, response).
+        counts (B, 2, L, E) int32 and number of counted tokens (B, 2) int64; the second axis is (prompt, response). The
+        counter's `last_weights` and `last_ids` have B * 2 segments in the same order.
 
     Raises:
-        InputError: hidden states are not finite.
+        NotFinite: hidden states are not finite.
     """
     padded = pad_rows(rows, pad_id=pad_id).to(model.device)
     places_B1 = torch.arange(len(rows), device=model.device).unsqueeze(1)
     segments_BS = torch.where(padded.roles_BS < 0, -1, places_B1 * len(ROLES) + padded.roles_BS)
     counter.start(segments_BS, len(rows) * len(ROLES))
-    with torch.inference_mode():
-        body: Any = model.base_model
-        output = body(input_ids=padded.input_ids_BS, attention_mask=padded.attention_mask_BS, use_cache=False)
-    if not output.last_hidden_state[padded.attention_mask_BS == 1].isfinite().all():
-        raise InputError(
-            "the model's hidden states are not finite, so its routing means nothing; try another model.dtype"
-        )
-    counts = counter.finish().view(len(rows), len(ROLES), len(counter.moe_layers), -1)
+    try:
+        with torch.inference_mode():
+            body: Any = model.base_model
+            output = body(input_ids=padded.input_ids_BS, attention_mask=padded.attention_mask_BS, use_cache=False)
+        hidden_BSH = output.last_hidden_state
+        # A model that is spread over several devices ends on another one than it began on.
+        is_padding_BS1 = (padded.attention_mask_BS == 0).unsqueeze(-1).to(hidden_BSH.device)
+        if not (hidden_BSH.isfinite() | is_padding_BS1).all():
+            raise NotFinite(
+                "the model's hidden states are not finite, so its routing means nothing; try another model.dtype"
+            )
+        counts = counter.finish().view(len(rows), len(ROLES), len(counter.moe_layers), -1)
+    finally:
+        counter.stop()
     num_tokens = torch.stack([(padded.roles_BS == role).sum(dim=1) for role in (PROMPT, RESPONSE)], dim=1)
     return counts.numpy(), num_tokens.cpu().numpy()
 
@@ -237,6 +320,8 @@ def count_batches(
     *,
     rows_per_forward: int = 32,
     weights: bool = False,
+    ids: bool = False,
+    template_tokens: bool = True,
 ) -> RoutingCounts:
     """Routing counts of every example of the batches: one row for its prompt, one for its response if it has one.
 
@@ -246,18 +331,25 @@ def count_batches(
         batches: from `assemble_batches`.
         rows_per_forward: examples in one forward pass; changes memory and speed, not the counts.
         weights: also sum the weights that tokens are routed with.
+        ids: also keep which experts each token was routed to.
+        template_tokens: count tokens of the chat template too; see `encode_row`.
 
     Raises:
-        InputError: the model has no experts, or belongs to a family that cannot be captured.
+        InputError: the model has no experts, or belongs to a family that cannot be captured; or as `encode_row`.
     """
     was_training = model.training
     model.eval()
     parts = []
     try:
-        with counting(model, weights=weights) as counter:
+        with counting(model, weights=weights, ids=ids) as counter:
             for batch in batches:
-                for start in range(0, len(batch.examples), rows_per_forward):
-                    parts.append(_count_slice(model, tokenizer, counter, batch, start, rows_per_forward))
+                rows = [
+                    encode_row(tokenizer, example.messages, example.response, template_tokens=template_tokens)
+                    for example in batch.examples
+                ]
+                for start in range(0, len(rows), rows_per_forward):
+                    places = range(start, min(start + rows_per_forward, len(rows)))
+                    parts.append(_count_slice(model, counter, batch, rows, places, pad_token_id(tokenizer)))
     finally:
         model.train(was_training)
     return concat_counts(parts)
@@ -265,30 +357,24 @@ def count_batches(
 
 def _count_slice(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
     counter: RoutingCounter,
     batch: Batch,
-    start: int,
-    size: int,
+    rows: Sequence[TokenizedRow],
+    places: range,
+    pad_id: int,
 ) -> RoutingCounts:
-    examples = batch.examples[start : start + size]
-    rows = [
-        TokenizedRow(
-            encode_prompt(tokenizer, example.messages),
-            encode_answer(tokenizer, example.response) if example.response else [],
-        )
-        for example in examples
-    ]
-    counts, num_tokens = count_rows(model, counter, rows, pad_id=pad_token_id(tokenizer))
+    examples = [batch.examples[place] for place in places]
+    counts, num_tokens = count_rows(model, counter, [rows[place] for place in places], pad_id=pad_id)
     return counts_from_forward(
         counts,
         num_tokens,
         batch_idx=np.full(len(examples), batch.batch_idx),
-        in_batch_idx=np.arange(start, start + len(examples)),
+        in_batch_idx=np.asarray(places),
         label=[example.label for example in examples],
         category=[example.category for example in examples],
         pair=[example.pair or "" for example in examples],
         weights=counter.last_weights,
+        ids=counter.last_ids,
         moe_layers=counter.moe_layers,
     )
 
@@ -304,10 +390,11 @@ def counts_from_forward(
     moe_layers: MoELayers,
     pair: Sequence[str] | None = None,
     weights: Tensor | None = None,
+    ids: Sequence[npt.NDArray[Any]] | None = None,
 ) -> RoutingCounts:
     """`RoutingCounts` of what `count_rows` returned: one row per example and role, roles without tokens left out.
 
-    `weights` are the counter's `last_weights`.
+    `weights` and `ids` are the counter's `last_weights` and `last_ids`.
     """
     rows, roles = np.nonzero(num_tokens)
     return RoutingCounts(
@@ -322,4 +409,14 @@ def counts_from_forward(
         num_experts_per_tok=moe_layers.num_experts_per_tok,
         pair=None if pair is None else np.asarray(pair, dtype=object)[rows],
         weights_NLE=None if weights is None else weights.view(*counts.shape).numpy()[rows, roles],
+        ids=None if ids is None else _array_of(ids[segment] for segment in (rows * len(ROLES) + roles).tolist()),
     )
+
+
+def _array_of(arrays: Iterable[npt.NDArray[Any]]) -> npt.NDArray[np.object_]:
+    """One entry per array, whatever their shapes."""
+    listed = list(arrays)
+    entries = np.empty(len(listed), dtype=object)
+    for place, array in enumerate(listed):
+        entries[place] = array
+    return entries

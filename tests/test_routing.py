@@ -17,11 +17,16 @@ from families import (
     shared,
     token_ids,
 )
+from test_chat import TEMPLATE, make_tokenizer
+from transformers import AutoModelForCausalLM, OlmoeConfig
 
+from moe_ray.artifacts import counts_to_table, table_to_counts
+from moe_ray.batches import Batch
 from moe_ray.chat import TokenizedRow, pad_rows
 from moe_ray.errors import InputError
+from moe_ray.examples import Example
 from moe_ray.moe_layers import find_moe_layers
-from moe_ray.routing import concat_counts, count_rows, counting, counts_from_forward
+from moe_ray.routing import concat_counts, count_batches, count_rows, counting, counts_from_forward
 
 ROWS = rows((7, 4), (3, 2), (5, 6), (9, 0))
 
@@ -158,8 +163,9 @@ def test_numbers_of_tokens_are_of_prompt_and_response():
     assert captured(shared("olmoe"), ROWS)[1].tolist() == [[7, 4], [3, 2], [5, 6], [9, 0]]
 
 
-def as_counts(model, some_rows, batch_idx):
-    counts, num_tokens = captured(model, some_rows)
+def as_counts(model, some_rows, batch_idx, *, ids=False):
+    with counting(model, ids=ids) as counter:
+        counts, num_tokens = count_rows(model, counter, some_rows, pad_id=0)
     return counts_from_forward(
         counts,
         num_tokens,
@@ -167,6 +173,7 @@ def as_counts(model, some_rows, batch_idx):
         in_batch_idx=range(len(some_rows)),
         label=["safe"] * len(some_rows),
         category=[""] * len(some_rows),
+        ids=counter.last_ids,
         moe_layers=find_moe_layers(model),
     )
 
@@ -218,6 +225,18 @@ def test_a_model_whose_hidden_states_are_not_finite_is_refused():
         captured(model, ROWS)
 
 
+def test_after_a_pass_that_failed_other_forwards_run_and_are_not_counted():
+    model = build("olmoe")
+    with counting(model) as counter:
+        model.model.norm.forward = lambda hidden: (_ for _ in ()).throw(torch.OutOfMemoryError("of the device"))
+        with pytest.raises(torch.OutOfMemoryError):
+            count_rows(model, counter, ROWS, pad_id=0)
+        del model.model.norm.forward
+        model.generate(token_ids(2, 5), max_new_tokens=2, do_sample=False)
+        counts, _ = count_rows(model, counter, ROWS, pad_id=0)
+    assert np.array_equal(counts, captured(model, ROWS)[0])
+
+
 def test_routed_weights_sum_to_one_per_token_where_the_family_normalises_them():
     model = shared("mixtral")
     with counting(model, weights=True) as counter:
@@ -233,3 +252,102 @@ def test_an_expert_without_routed_tokens_has_no_routed_weight_and_the_other_way_
         counts, _ = count_rows(model, counter, ROWS, pad_id=0)
     weights = counter.last_weights.view(*counts.shape).numpy()
     assert np.array_equal(weights > 0, counts > 0)
+
+
+# Raw routed ids
+
+
+def counts_of_ids(ids: np.ndarray, num_experts: int) -> np.ndarray:
+    return np.stack([np.bincount(ids[:, layer].ravel(), minlength=num_experts) for layer in range(ids.shape[1])])
+
+
+def test_routed_ids_agree_with_the_counts():
+    counts = as_counts(shared("deepseek_v3"), ROWS, 0, ids=True)
+    for ids, num_tokens, counts_LE in zip(counts.ids, counts.num_tokens, counts.counts_NLE, strict=True):
+        assert (ids.dtype, ids.shape) == (np.uint8, (num_tokens, 2, 2))
+        assert np.array_equal(counts_of_ids(ids, NUM_EXPERTS), counts_LE)
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_routed_ids_are_in_token_order_without_padding(left, monkeypatch):
+    model = shared("deepseek_v3", torch.float64)
+    monkeypatch.setattr("moe_ray.routing.pad_rows", lambda some, pad_id: pad_rows(some, pad_id=pad_id, left=left))
+    with counting(model, ids=True) as counter:
+        count_rows(model, counter, ROWS, pad_id=0)
+    for place, row in enumerate(ROWS):
+        with routing_spied(model) as calls, torch.inference_mode():
+            model(torch.tensor([row.prompt_ids + row.answer_ids]))
+        received = torch.stack([index for index, _ in calls], dim=1).numpy()
+        assert np.array_equal(np.concatenate(counter.last_ids[2 * place : 2 * place + 2]), received)
+
+
+def test_ids_above_256_experts_are_uint16():
+    config = OlmoeConfig(
+        vocab_size=64,
+        hidden_size=8,
+        intermediate_size=2,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        num_experts=300,
+        num_experts_per_tok=40,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    model = AutoModelForCausalLM.from_config(config, experts_implementation="eager").eval()
+    counts = as_counts(model, ROWS, 0, ids=True)
+    assert counts.ids[0].dtype == np.uint16
+    assert max(ids.max() for ids in counts.ids) > 256
+    assert np.array_equal(counts_of_ids(counts.ids[0], 300), counts.counts_NLE[0])
+
+
+def test_routed_ids_survive_a_table_and_keep_their_rows():
+    model = shared("olmoe")
+    counts = concat_counts([as_counts(model, ROWS[:2], 5, ids=True), as_counts(model, ROWS[2:], 1, ids=True)])
+    kept = counts.take(counts.in_batch_idx == 0)
+    got = table_to_counts(counts_to_table(kept))
+    assert [ids.shape for ids in got.ids] == [(5, 2, 3), (6, 2, 3), (7, 2, 3), (4, 2, 3)]
+    for ids, counts_LE in zip(got.ids, got.counts_NLE, strict=True):
+        assert ids.dtype == np.uint8
+        assert np.array_equal(counts_of_ids(ids, NUM_EXPERTS), counts_LE)
+
+
+# Tokens that are left out
+
+
+def test_tokens_that_are_not_counted_are_in_no_count_and_change_no_other():
+    model = shared("olmoe", torch.float64)
+    left_out = [[n % 3 == 0 for n in range(len(row.prompt_ids) + len(row.answer_ids))] for row in ROWS]
+    some = [row._replace(counted=[not out for out in flags]) for row, flags in zip(ROWS, left_out, strict=True)]
+    rest = [row._replace(counted=flags) for row, flags in zip(ROWS, left_out, strict=True)]
+    parts = [captured(model, rows_) for rows_ in (some, rest, ROWS)]
+    assert np.array_equal(parts[0][0] + parts[1][0], parts[2][0])
+    assert np.array_equal(parts[0][1] + parts[1][1], parts[2][1])
+    assert parts[1][1].tolist() == [[3, 1], [1, 1], [2, 2], [3, 0]]
+
+
+def test_count_batches_leaves_template_tokens_out_by_choice():
+    tokenizer = make_tokenizer(chat_template=TEMPLATE, eos_token="<end>")
+    example = Example(id="a", messages=({"role": "user", "content": "how are you"},), label="safe", response="fine")
+    batch = Batch(batch_idx=3, category="", examples=(example, example))
+    full = count_batches(shared("olmoe"), tokenizer, [batch])
+    contents = count_batches(shared("olmoe"), tokenizer, [batch], template_tokens=False, ids=True, rows_per_forward=1)
+    assert full.num_tokens.tolist() == [6, 2] * 2
+    assert contents.num_tokens.tolist() == [3, 1] * 2
+    assert [len(ids) for ids in contents.ids] == [3, 1] * 2
+    contents.check()
+
+
+def test_a_layer_that_runs_twice_is_refused():
+    model = build("olmoe")
+    model.model.layers[1].mlp = model.model.layers[0].mlp
+    with pytest.raises(InputError, match="ran twice in one forward pass"):
+        captured(model, ROWS)
+
+
+def test_a_layer_that_does_not_run_is_refused():
+    model = build("olmoe")
+    model.model.layers[1].forward = lambda hidden_states, *args, **kwargs: hidden_states
+    with pytest.raises(InputError, match=r"layers\.1\.mlp\.experts did not run"):
+        captured(model, ROWS)

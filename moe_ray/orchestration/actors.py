@@ -41,7 +41,9 @@ class ModelHolder:
     def __init__(self, model: ModelConfig, num_processes: int, adapter: str | None = None) -> None:
         quiet_and_threaded(num_processes)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(model)
-        self.model: PreTrainedModel = load_model(model, device=process_device())
+        # A process that got several GPUs got them because one is not enough.
+        spread = "auto" if process_device().type == "cuda" and len(ray.get_gpu_ids()) > 1 else None
+        self.model: PreTrainedModel = load_model(model, device=process_device(), device_map=spread)
         if adapter is not None:
             _apply_from(Folder.open(adapter), self.model)
 

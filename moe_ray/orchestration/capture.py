@@ -1,114 +1,222 @@
 """Distributed routing capture: Ray Data actors count, and write what they counted as they go.
 
-Each actor call writes its examples' counts as one Parquet part, whole or not at all, so a capture that is killed goes on
-with the batches that have no part yet. Through Ray's object store go prompts one way and a few numbers the other.
+The driver plans windows of the stored examples that are not counted yet; an actor reads, counts and writes a window. So
+the driver holds 16 bytes and a bit per example and actors hold windows, whatever the number of prompts; a capture that is
+killed goes on with the examples that no part holds yet.
 """
 
 from __future__ import annotations
 
-import json
-from contextlib import ExitStack
+import logging
+import uuid
+from collections import Counter
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import ray
 import ray.data
 
-from moe_ray.artifacts import Folder, content_hash, counts_to_table, table_to_counts
-from moe_ray.chat import TokenizedRow, encode_answer, encode_prompt, pad_token_id
+from moe_ray.artifacts import Folder
 from moe_ray.config import CaptureConfig, ModelConfig
-from moe_ray.orchestration.actors import ModelHolder
-from moe_ray.orchestration.cluster import require_cpus
+from moe_ray.count_parts import BATCHES, count_tokens, keys_of, plan_windows, read_counts, remove_doubles, rows_without
+from moe_ray.errors import InputError
+from moe_ray.orchestration.capture_actor import CaptureActor, CaptureJob, WindowReport
+from moe_ray.orchestration.cluster import require_cpus, resources_released
 from moe_ray.orchestration.progress import progress
-from moe_ray.routing import RoutingCounts, concat_counts, count_rows, counting, counts_from_forward
+from moe_ray.quarantine import QUARANTINE, TRUNCATED, describe_reasons, quarantine_frame
+
+__all__ = ["capture", "read_counts", "read_quarantine", "read_responses"]
+
+logger = logging.getLogger(__name__)
+
+MAX_WINDOW = 1024
+"""Examples of a window: enough of them to find rows of like length, few enough to hold and to lose."""
+MAX_GENERATED_WINDOW = 256
+"""The same where responses are generated, which takes longer."""
+_MIN_WINDOW = 64
+_WINDOWS_PER_ACTOR = 2
 
 
-class CaptureActor:
-    """Counts the routing of the examples it is given."""
-
-    def __init__(self, model: ModelConfig, config: CaptureConfig, parts_url: str) -> None:
-        self.holder = ModelHolder(model, config.num_actors)
-        self.parts = Folder.open(parts_url)
-        self.stack = ExitStack()
-        self.counter = self.stack.enter_context(counting(self.holder.model, weights=config.weights))
-
-    def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
-        """Counts one block of examples and writes its part; returns what was done."""
-        tokenizer = self.holder.tokenizer
-        rows = [
-            TokenizedRow(
-                encode_prompt(tokenizer, json.loads(messages)),
-                encode_answer(tokenizer, response) if isinstance(response, str) and response else [],
-            )
-            for messages, response in zip(batch["messages"], batch["response"], strict=True)
-        ]
-        counts, num_tokens = count_rows(self.holder.model, self.counter, rows, pad_id=pad_token_id(tokenizer))
-        part = counts_from_forward(
-            counts,
-            num_tokens,
-            batch_idx=batch["batch_idx"],
-            in_batch_idx=batch["in_batch_idx"],
-            label=list(batch["label"]),
-            category=list(batch["category"]),
-            pair=[pair if isinstance(pair, str) else "" for pair in batch["pair"]],
-            weights=self.counter.last_weights,
-            moe_layers=self.counter.moe_layers,
-        )
-        part.check()
-        name = content_hash([batch["batch_idx"].tolist(), batch["in_batch_idx"].tolist()])
-        self.parts.write_table(f"part-{name}.parquet", counts_to_table(part))
-        return {"num_tokens": num_tokens.sum(axis=1), "batch_idx": batch["batch_idx"]}
-
-
-def capture(examples: pd.DataFrame, model: ModelConfig, config: CaptureConfig, parts: Folder) -> int:
-    """Counts the routing of every example that has no counts in `parts` yet.
+def capture(
+    batches: Folder,
+    out: Folder,
+    model: ModelConfig,
+    config: CaptureConfig,
+    *,
+    seed: int = 0,
+    actor: type[CaptureActor] = CaptureActor,
+    seconds_per_part: float = CaptureJob.seconds_per_part,
+) -> dict[str, Any]:
+    """Counts the routing of every stored example that is not counted yet.
 
     Args:
-        examples: the stored batches, one row per example.
+        batches: folder with `batches.parquet`, one row per example.
+        out: gets `counts`, a folder of Parquet parts; `quarantine.parquet`; `truncated.parquet`; `responses`, a folder
+            of parts, where they are generated. May hold those of an unfinished capture.
         model: which model.
-        config: actors and sizes.
-        parts: folder of Parquet parts; may hold those of an unfinished capture.
+        config: actors, sizes and policies.
+        seed: of sampled responses.
+        actor: the process that counts.
+        seconds_per_part: how long a process may work before it writes.
 
     Returns:
-        tokens counted now.
+        `examples`, counted and quarantined ones; `tokens`, counted ones of all parts; `padding_share`, of the tokens that
+        went through forward passes now (0 to 1; None where there were none); `forwards`, forward passes now; `halvings`,
+        how often memory ran out; `quarantined` and `truncated`, examples; `reasons`, quarantined examples by reason.
+
+    Raises:
+        InputError: more than `config.max_bad_share` of the examples cannot be captured, or one is too long and
+            `config.too_long` is `error`.
     """
-    todo = _not_captured(examples, parts)
-    if todo.empty:
-        return 0
-    require_cpus(config.num_actors + 1, "capture")
-    columns = ["batch_idx", "in_batch_idx", "label", "category", "messages", "response", "pair"]
-    texts = {name: "string" for name in ("response", "pair")}
-    table = pa.Table.from_pandas(todo[columns].astype(texts), preserve_index=False)
-    size = config.rows_per_forward
-    blocks = [table.slice(start, size) for start in range(0, len(table), size)]
-    results = ray.data.from_arrow(blocks).map_batches(
-        CaptureActor,
-        fn_constructor_args=(model, config, parts.url),
-        compute=ray.data.ActorPoolStrategy(size=config.num_actors),
-        batch_size=size,
+    job = CaptureJob(
+        model=model,
+        config=config,
+        batches_url=batches.url,
+        out_url=out.url,
+        session=uuid.uuid4().hex,
+        seed=seed,
+        seconds_per_part=seconds_per_part,
+    )
+    batch_idx, todo = _examples_to_do(batches, out)
+    bad = _Quarantined(out, total=len(batch_idx), max_share=config.max_bad_share)
+    totals = WindowReport()
+    if len(todo):
+        require_cpus(config.num_actors + 1, "capture")
+        windows = [todo[window] for window in plan_windows(batch_idx[todo], max_rows=_window_size(len(todo), config))]
+        with resources_released("routing capture"):
+            _run(job, windows, actor, totals, bad)
+    return _finish(out, totals, examples=len(batch_idx))
+
+
+def _run(
+    job: CaptureJob,
+    windows: list[npt.NDArray[np.int64]],
+    actor: type[CaptureActor],
+    totals: WindowReport,
+    bad: _Quarantined,
+) -> None:
+    config = job.config
+    results = ray.data.from_arrow([pa.table({"row": window}) for window in windows]).map_batches(
+        actor,
+        fn_constructor_args=(job,),
+        compute=ray.data.ActorPoolStrategy(
+            min_size=config.num_actors,
+            max_size=max(config.num_actors, config.max_actors),
+            max_tasks_in_flight_per_actor=2,
+            max_concurrent_calls_per_actor=2,
+            enable_true_multi_threading=True,
+        ),
+        batch_size=None,
         batch_format="numpy",
         num_gpus=config.gpus_per_actor or None,
     )
-    num_tokens = 0
-    with progress("routing capture", len(todo)) as meter:
-        for done in results.iter_batches(batch_size=None, batch_format="numpy"):
-            num_tokens += int(done["num_tokens"].sum())
-            meter.advance(len(done["num_tokens"]))
-    return num_tokens
+    with progress("routing capture", sum(map(len, windows))) as meter:
+        for columns in results.iter_batches(batch_size=None, batch_format="numpy"):
+            for row in pd.DataFrame(columns).to_dict("records"):
+                report = WindowReport(**{str(name): value for name, value in row.items()})
+                if report.fatal:
+                    raise InputError(report.fatal)
+                for name in ("tokens", "padded", "forwards", "halvings"):
+                    setattr(totals, name, getattr(totals, name) + int(getattr(report, name)))
+                bad.add(report.quarantined)
+                meter.advance(report.examples)
 
 
-def read_counts(parts: Folder) -> RoutingCounts:
-    """All counts of a finished capture, ordered by batch and place."""
-    names = [name for name in parts.names() if name.endswith(".parquet") and not name.startswith(".")]
-    return concat_counts([table_to_counts(parts.read_table(name)) for name in names])
+class _Quarantined:
+    """Counts quarantined examples, and refuses too many of them."""
+
+    def __init__(self, out: Folder, *, total: int, max_share: float) -> None:
+        self.out, self.total, self.max_share = out, total, max_share
+        self.count = len(_quarantined_so_far(out))
+        self.add(0)
+
+    def add(self, more: int) -> None:
+        """Some more are quarantined.
+
+        Raises:
+            InputError: there are too many.
+        """
+        self.count += more
+        if self.count > self.max_share * self.total:
+            frame = _quarantined_so_far(self.out)
+            first = frame.iloc[0]
+            raise InputError(
+                f"{self.count} of {self.total} examples cannot be captured, expected at most a share of "
+                f"{self.max_share:g}: {describe_reasons(Counter(frame['reason']))}; the first is {first['id']!r} "
+                f"({first['detail']!r}), all are in {self.out.file('rejected')}; mend or remove them, or raise "
+                "capture.max_bad_share"
+            )
 
 
-def _not_captured(examples: pd.DataFrame, parts: Folder) -> pd.DataFrame:
-    names = [name for name in parts.names() if name.endswith(".parquet") and not name.startswith(".")]
-    if not names:
-        return examples
-    done = pd.concat([parts.read_table(name).select(["batch_idx", "in_batch_idx"]).to_pandas() for name in names])
+def _examples_to_do(batches: Folder, out: Folder) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """`batch_idx` of every stored example, and the positions of those that are neither counted nor quarantined."""
+    with batches.open_parquet(BATCHES) as file:
+        table = file.read(columns=["batch_idx", "in_batch_idx"])
+    batch_idx = table["batch_idx"].to_numpy()
+    keys = keys_of(batch_idx, table["in_batch_idx"].to_numpy())
+    todo = np.arange(len(keys))
+    for folder in (out.sub("counts"), out.sub("rejected")):
+        todo = todo[rows_without(keys[todo], folder, folder.parquet_names())]
+    if out.exists(QUARANTINE):
+        todo = todo[rows_without(keys[todo], out, [QUARANTINE])]
+    return batch_idx, todo
+
+
+def _window_size(num_examples: int, config: CaptureConfig) -> int:
+    """Few enough examples that every actor gets some windows, and one can balance another's slow ones."""
+    actors = max(config.num_actors, config.max_actors)
+    fair = -(-num_examples // (_WINDOWS_PER_ACTOR * actors))
+    return min(max(fair, _MIN_WINDOW), MAX_GENERATED_WINDOW if config.generate else MAX_WINDOW)
+
+
+def _finish(out: Folder, totals: WindowReport, *, examples: int) -> dict[str, Any]:
+    doubled = remove_doubles(out.sub("counts"))
+    if doubled:
+        logger.info("routing capture: %d rows were written twice; one of each is kept", doubled)
+    quarantined = _quarantined_so_far(out)
+    out.write_table(QUARANTINE, quarantined)
+    shortened = quarantine_frame(_read_parts(out.sub("shortened")))
+    out.write_table(TRUNCATED, shortened)
+    if not out.sub("counts").parquet_names():
+        raise InputError("no example could be captured: " + describe_reasons(Counter(quarantined["reason"])))
+    for name in ("rejected", "shortened", "attempts"):
+        out.fs.rm(out.sub(name).path, recursive=True)
+    return {
+        "examples": examples,
+        "tokens": count_tokens(out.sub("counts")),
+        "padding_share": round(1 - totals.tokens / totals.padded, 4) if totals.padded else None,
+        "forwards": totals.forwards,
+        "halvings": totals.halvings,
+        "quarantined": len(quarantined),
+        "truncated": len(shortened),
+        "reasons": dict(Counter(quarantined["reason"].tolist())),
+    }
+
+
+def _quarantined_so_far(out: Folder) -> pd.DataFrame:
+    before = [out.read_frame(QUARANTINE)] if out.exists(QUARANTINE) else []
+    return quarantine_frame(pd.concat([*before, _read_parts(out.sub("rejected"))], ignore_index=True))
+
+
+def _read_parts(folder: Folder) -> pd.DataFrame:
+    frames = [folder.read_frame(name) for name in folder.parquet_names()]
+    return pd.concat(frames, ignore_index=True) if frames else quarantine_frame([])
+
+
+def read_quarantine(out: Folder) -> pd.DataFrame:
+    """The quarantined examples of a finished capture: `batch_idx, in_batch_idx, id, label, category, reason, detail`."""
+    return out.read_frame(QUARANTINE)
+
+
+def read_responses(out: Folder) -> pd.DataFrame:
+    """The generated responses of a finished capture: `batch_idx, in_batch_idx, id, response, ended`, in order."""
+    parts = out.sub("responses")
     keys = ["batch_idx", "in_batch_idx"]
-    return examples[~pd.MultiIndex.from_frame(examples[keys]).isin(pd.MultiIndex.from_frame(done[keys]))]
+    frames = [parts.read_frame(name) for name in parts.parquet_names()]
+    joined = (
+        pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*keys, "id", "response", "ended"])
+    )
+    return joined.drop_duplicates(keys).sort_values(keys, ignore_index=True)

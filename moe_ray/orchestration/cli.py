@@ -7,12 +7,13 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from moe_ray.config import EMBEDDED, Config
-from moe_ray.config_io import describe_keys, load_config
+from moe_ray.config_io import describe_keys, load_config, to_yaml, with_settings
 from moe_ray.errors import InputError
 
 logger = logging.getLogger("moe_ray")
@@ -22,6 +23,9 @@ BAD_INPUT = 2
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
+
+_IMPLIED: Mapping[str, Mapping[str, Any]] = {"run_sweep": {"sweep.run": True}, "run_compare": {"baselines.run": True}}
+"""Settings that a workflow stands for; they win over what is given."""
 
 
 def main(description: str, work: str, argv: Sequence[str] | None = None) -> int:
@@ -40,7 +44,8 @@ def main(description: str, work: str, argv: Sequence[str] | None = None) -> int:
     arguments = _parser(description).parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     try:
-        config = _place_run_dir(load_config(arguments.config, arguments.overrides))
+        config = with_settings(load_config(arguments.config, arguments.overrides), _IMPLIED.get(work, {}))
+        config = _place_run_dir(config)
         _run(config, work)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
@@ -60,19 +65,21 @@ def _run(config: Config, work: str) -> None:
     if config.model.path != EMBEDDED:
         config.model.local_folder()
     _quieten_libraries()
-    model = resolve_model(config, _log_build)
+    model = resolve_model(config, _log_build, trained=work not in ("run_capture", "run_identify"))
     from moe_ray.artifacts import Folder
     from moe_ray.orchestration import pipeline
 
     folder = Folder.open(config.run_dir)
     logger.info("run directory %s", folder.url)
+    folder.write_bytes("config.yaml", to_yaml(config).encode())
     run = pipeline.Run(config, model, prompts, folder)
     run.seconds["start"] = round(time.perf_counter() - started, 2)
     from moe_ray.orchestration import stages
-    from moe_ray.orchestration.cluster import ray_session
+    from moe_ray.orchestration.cluster import check_reachable, ray_session
 
     before_ray = time.perf_counter()
     with ray_session(config.cluster):
+        check_reachable(folder)
         run.seconds["ray"] = round(time.perf_counter() - before_ray, 2)
         getattr(stages, work)(run)
 
@@ -122,5 +129,5 @@ def _key_help() -> str:
     lines = []
     for key, kind, default, text in describe_keys():
         shown = ", ".join(default) if isinstance(default, tuple) else default
-        lines += [f"  {key}  ({kind}; default: {'empty' if shown == '' else shown})", f"      {text}"]
+        lines += [f"  {key}  ({kind}; default: {shown if shown or shown in (0, False) else 'empty'})", f"      {text}"]
     return "\n".join(lines)

@@ -7,12 +7,16 @@ reads are put into its context.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from moe_ray.artifacts import Folder
 from moe_ray.config import ClusterConfig
 from moe_ray.errors import InputError
 
@@ -104,6 +108,88 @@ def require_cpus(wanted: int, what: str) -> None:
         )
 
 
+@contextmanager
+def resources_released(what: str, *, timeout_seconds: float = 60.0) -> Iterator[None]:
+    """After this block, also after an error in it, the actors that it started have given back their GPUs and CPUs.
+
+    Ray ends actors some time after the work is done, and those of work that failed only when Python has collected the
+    error. A stage that asks for GPUs then waits, or for ever.
+    """
+    import ray
+
+    before = ray.available_resources()
+    try:
+        yield
+    finally:
+        gc.collect()
+        deadline = time.monotonic() + timeout_seconds
+        while missing := _missing(before, ray.available_resources()):
+            if time.monotonic() > deadline:
+                logger.warning("%s: %s not given back after %.0f s", what, ", ".join(missing), timeout_seconds)
+                break
+            time.sleep(0.05)
+
+
+def _missing(before: dict[str, float], now: dict[str, float]) -> list[str]:
+    return [f"{before[name] - now.get(name, 0):g} {name}" for name in ("CPU", "GPU") if _less(now, before, name)]
+
+
+def _less(now: dict[str, float], before: dict[str, float], name: str) -> bool:
+    return now.get(name, 0.0) < before.get(name, 0.0) - 1e-6
+
+
+def check_reachable(folder: Folder) -> None:
+    """Writes a file and has every node of the cluster read it and answer with another.
+
+    Raises:
+        InputError: a node does not see what this process wrote, or this process does not see what a node wrote.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) == 1 and "file" in folder.fs.protocol:
+        return
+    probe = f"probe-{uuid.uuid4().hex}"
+    folder.write_bytes(probe, probe.encode())
+    answer = ray.remote(num_cpus=0, max_retries=0)(_answer_probe)
+    names = [f"{probe}-{position}" for position in range(len(nodes))]
+    answers = [
+        answer.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+            folder.url, probe, name
+        )
+        for node, name in zip(nodes, names, strict=True)
+    ]
+    try:
+        reads = ray.get(answers, timeout=120)
+        blind = [
+            str(node["NodeManagerHostname"])
+            for node, name, read in zip(nodes, names, reads, strict=True)
+            if not (read and folder.exists(name))
+        ]
+    finally:
+        for name in [probe, *names]:
+            folder.remove(name)
+    if blind:
+        raise InputError(
+            f"run_dir {folder.url} cannot be reached from {len(blind)} of {len(nodes)} nodes ({', '.join(blind[:5])}), "
+            "expected a place that every node sees; set run_dir to a folder on a shared file system or to an object store "
+            "such as s3://BUCKET/PREFIX"
+        )
+
+
+def _answer_probe(url: str, probe: str, answer: str) -> bool:
+    """Whether this node reads what the driver wrote; answers with a file of its own."""
+    try:
+        folder = Folder.open(url)
+        if folder.read_bytes(probe) != probe.encode():
+            return False
+        folder.write_bytes(answer, b"")
+    except (OSError, InputError):
+        return False
+    return True
+
+
 def _tune_data() -> None:
     import ray.data
     from ray.data.context import ShuffleStrategy
@@ -113,6 +199,8 @@ def _tune_data() -> None:
     context.print_on_execution_start = False
     context.use_datasource_v2 = False
     context.shuffle_strategy = ShuffleStrategy.SORT_SHUFFLE_PULL_BASED
+    # Ray Data sets its loggers' levels when it is imported.
+    _quieten()
 
 
 def _quieten() -> None:

@@ -42,6 +42,7 @@ COMMANDS = {
     "sweep": Command("search thresholds, top_k and other settings on one stored capture", "run_sweep"),
     "compare": Command("hold per-batch masks against the baselines at equal budget", "run_compare"),
     "report": Command("make the HTML report of a finished run anew", module="moe_ray.orchestration.report_command"),
+    "merge": Command("write the repaired model of a run as a plain checkpoint", module="moe_ray.commands.merge"),
     "inspect": Command("answer questions about a finished run", module="moe_ray.commands.inspect_experts"),
     "upcycle": Command("turn a dense Llama-type model into a MoE with equal logits", module="moe_ray.commands.upcycle"),
 }

@@ -10,8 +10,8 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from moe_ray.config import ModelConfig, TrainConfig
 from moe_ray.finetune import FineTuned, fine_tune
 from moe_ray.orchestration.actors import ModelHolder
 from moe_ray.orchestration.cluster import require_cpus
+from moe_ray.quarantine import QUARANTINE, without_quarantined
+from moe_ray.rounds import continue_fine_tuning
 from moe_ray.training import MaskedTrainer, StepReport
 
 logger = logging.getLogger(__name__)
@@ -39,7 +41,11 @@ _SECONDS_BETWEEN_SAVES = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuneJob:
-    """What every worker needs to know; plain values and URLs."""
+    """What every worker needs to know; plain values and URLs.
+
+    `start_url` is the folder of learned experts to go on from (empty = the base model); `batch_weights` multiplies the
+    gradients of the batches it names.
+    """
 
     model: ModelConfig
     config: TrainConfig
@@ -48,6 +54,10 @@ class FineTuneJob:
     masks_url: str
     out_url: str
     base: str
+    start_url: str = ""
+    batch_weights: Mapping[int, float] = field(default_factory=dict)
+    routing_url: str | None = None
+    """Folder with the quarantined examples, which are not trained on; None = there are none."""
 
 
 def finetune(job: FineTuneJob) -> dict[str, Any]:
@@ -70,7 +80,7 @@ def finetune(job: FineTuneJob) -> dict[str, Any]:
         run_config=ray.train.RunConfig(
             name="ray_train",
             storage_path=out.path,
-            storage_filesystem=_arrow_filesystem(out),
+            storage_filesystem=arrow_filesystem(out),
             failure_config=ray.train.FailureConfig(max_failures=1),
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
@@ -89,7 +99,8 @@ def _worker_resources(config: TrainConfig) -> dict[str, float]:
     return resources
 
 
-def _arrow_filesystem(folder: Folder) -> Any:
+def arrow_filesystem(folder: Folder) -> Any:
+    """The folder's file system as Ray takes it; None = local."""
     if "file" in folder.fs.protocol:
         return None
     import pyarrow.fs
@@ -129,9 +140,12 @@ def _run_worker(
 ) -> dict[str, Any]:
     holder = ModelHolder(job.model, world_size)
     prepared = Folder.open(job.batches_url)
-    batches = frame_to_batches(prepared.read_frame("batches.parquet"))
+    examples = prepared.read_frame("batches.parquet")
+    if job.routing_url is not None:
+        examples = without_quarantined(examples, Folder.open(job.routing_url).read_frame(QUARANTINE))
+    batches = frame_to_batches(examples)
     watched = prepared.read_table("validation.parquet").to_pylist() if job.config.patience else []
-    out = Folder.open(job.out_url)
+    out, masks = Folder.open(job.out_url), read_masks(Folder.open(job.masks_url))
     history = _History(out, resumed=resume_from is not None)
 
     def after_step(trainer: MaskedTrainer, step: StepReport) -> None:
@@ -145,12 +159,12 @@ def _run_worker(
         if due and report is not None:
             report(trainer)
 
-    with tempfile.TemporaryDirectory() as adapter:
-        outcome = fine_tune(
+    def tune(adapter: str) -> FineTuned:
+        return fine_tune(
             holder.model,
             holder.tokenizer,
             batches,
-            read_masks(Folder.open(job.masks_url)),
+            masks,
             config=job.config,
             seed=job.seed,
             adapter=adapter,
@@ -159,8 +173,17 @@ def _run_worker(
             world_size=world_size,
             resume_from=resume_from,
             validation=[row_to_example(row) for row in watched],
+            batch_weights=job.batch_weights,
             after_step=after_step,
         )
+
+    with tempfile.TemporaryDirectory() as start, tempfile.TemporaryDirectory() as adapter:
+        if job.start_url:
+            for name in ADAPTER_FILES:
+                Path(start, name).write_bytes(Folder.open(job.start_url).read_bytes(name))
+            outcome = continue_fine_tuning(holder.model, start, adapter, masks, tune, saves=rank == 0)
+        else:
+            outcome = tune(adapter)
         if rank == 0:
             for name in ADAPTER_FILES:
                 out.write_bytes(name, Path(adapter, name).read_bytes())
@@ -204,8 +227,12 @@ class _History:
 
     def save(self) -> None:
         self._saved = time.monotonic()
-        ordered = [json.dumps(self.lines[step]) for step in sorted(self.lines)]
-        self.folder.write_bytes(HISTORY, "".join(f"{line}\n" for line in ordered).encode())
+        write_history(self.folder, [self.lines[step] for step in sorted(self.lines)])
+
+
+def write_history(folder: Folder, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Writes step reports as JSON lines."""
+    folder.write_bytes(HISTORY, "".join(f"{json.dumps(line)}\n" for line in lines).encode())
 
 
 def read_history(folder: Folder) -> list[dict[str, Any]]:

@@ -1,56 +1,90 @@
-"""Distributed identification: stored counts, grouped by `batch_idx`, to one risk table."""
+"""Distributed identification: stored counts, grouped by `batch_idx`, to one risk table.
+
+A capture writes a batch's examples into few parts, so grouping needs no shuffle: each task gets some batches and the names
+of the parts that hold them. No process but the one that joins the risk tables sees more than its own batches.
+"""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import ray
 import ray.data
 
-from moe_ray.artifacts import Folder, table_to_counts
+from moe_ray.artifacts import Folder
 from moe_ray.config import SelectionConfig
-from moe_ray.identification import identify_batch
+from moe_ray.count_parts import batches_in_parts, parts_info, read_batches
+from moe_ray.errors import InputError
+from moe_ray.identification import identify as identify_counts
 from moe_ray.orchestration.cluster import require_cpus
-from moe_ray.routing import RoutingCounts
+
+logger = logging.getLogger(__name__)
+
+_EXPERTS_PER_TASK, _MAX_BATCHES_PER_TASK = 200_000, 64
+"""Work of a task: many times what its process takes to start, little enough to be spread and held."""
 
 
 def identify(parts: Folder, config: SelectionConfig, *, seed: int) -> pd.DataFrame:
-    """The risk table of every batch, from the counts in `parts`; each group sees one whole batch only."""
+    """The risk table of every batch that has tokens of both labels, from the counts in `parts`.
+
+    Raises:
+        InputError: no batch has.
+    """
     require_cpus(2, "identification")
-    names = [name for name in parts.names() if name.endswith(".parquet") and not name.startswith(".")]
-    first = table_to_counts(parts.read_table(names[0]))
-    counts = ray.data.read_parquet([f"{parts.url}/{name}" for name in names])
-    tables = counts.groupby("batch_idx").map_groups(
+    info, where = parts_info(parts), batches_in_parts(parts, config.roles)
+    batches, lost = batches_with_both_labels(where)
+    if not batches:
+        raise InputError(
+            f"none of {len(lost)} batches has {' or '.join(config.roles)} tokens of both labels; change selection.roles or "
+            "give examples a response"
+        )
+    if lost:
+        logger.warning(
+            "batches %s have no %s tokens of one label, so they get no mask and are not trained",
+            lost[:20],
+            " or ".join(config.roles),
+        )
+    where = where[where["batch_idx"].isin(batches)]
+    tasks = [
+        pa.table({"batch_idx": [group], "parts": [sorted(set(where.loc[where["batch_idx"].isin(group), "part"]))]})
+        for group in _groups(batches, len(info.layers) * info.num_experts)
+    ]
+    tables = ray.data.from_arrow(tasks).map_batches(
         _risk_of_group,
+        batch_size=None,
         batch_format="numpy",
-        fn_kwargs={
-            "layers": first.layers,
-            "num_experts_per_tok": first.num_experts_per_tok,
-            "config": config,
-            "seed": seed,
-        },
+        fn_kwargs={"parts": parts.url, "config": config, "seed": seed},
     )
     blocks = [pd.DataFrame(block) for block in tables.iter_batches(batch_size=None, batch_format="numpy")]
     risk = pd.concat(blocks, ignore_index=True)
     return risk.sort_values(["batch_idx", "layer", "expert"], ignore_index=True)
 
 
+def batches_with_both_labels(where: pd.DataFrame) -> tuple[list[int], list[int]]:
+    """Batches that can be identified, and those that cannot, from what `batches_in_parts` found."""
+    tokens = where.groupby("batch_idx")[["safe", "unsafe"]].sum()
+    has_both = (tokens > 0).all(axis=1)
+    return tokens.index[has_both].tolist(), tokens.index[~has_both].tolist()
+
+
+def _groups(batches: Sequence[int], num_experts: int) -> list[list[int]]:
+    """Batches of one task each; `num_experts` is that of all layers."""
+    size = min(max(1, _EXPERTS_PER_TASK // num_experts), _MAX_BATCHES_PER_TASK)
+    return [list(batches[start : start + size]) for start in range(0, len(batches), size)]
+
+
 def _risk_of_group(
-    group: dict[str, np.ndarray[Any, Any]],
-    layers: tuple[int, ...],
-    num_experts_per_tok: int,
-    config: SelectionConfig,
-    seed: int,
+    task: dict[str, np.ndarray[Any, Any]], parts: str, config: SelectionConfig, seed: int
 ) -> dict[str, np.ndarray[Any, Any]]:
-    names = ("batch_idx", "in_batch_idx", "label", "category", "role", "num_tokens", "pair")
-    counts = RoutingCounts(
-        **{name: group[name] for name in names},
-        counts_NLE=group["counts"],
-        weights_NLE=group.get("weights"),
-        layers=layers,
-        num_experts_per_tok=num_experts_per_tok,
-    )
-    risk = identify_batch(counts, config, seed=seed)
+    groups = zip(task["parts"], task["batch_idx"], strict=True)
+    tables = [
+        identify_counts(read_batches(Folder.open(parts), list(names), [int(i) for i in batches]), config, seed=seed)
+        for names, batches in groups
+    ]
+    risk = pd.concat(tables, ignore_index=True)
     return {name: risk[name].to_numpy() for name in risk.columns}

@@ -16,6 +16,7 @@ from moe_ray.errors import InputError
 from moe_ray.examples import Example, Split, read_examples, records_to_examples
 from moe_ray.judges import check_judge
 from moe_ray.neutral import neutral_texts
+from moe_ray.search_space import read_space
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,7 @@ def read_prompts(config: Config) -> Prompts:
     if settings.keep_pairs != "all" and not any(example.pair for example in examples):
         raise InputError("prompts.keep_pairs is on, but there is no goal + all_prompt record; set it to 'all'")
     check_judge(config.evaluate)
+    _check_requests(config)
     return _group(examples, config)
 
 
@@ -70,7 +72,12 @@ def without_pairs(prompts: Prompts, dropped: Set[str], config: Config) -> Prompt
 
 def _group(examples: Sequence[Example], config: Config) -> Prompts:
     settings = config.prompts
-    splits = split_examples(examples, test_fraction=settings.test_fraction, seed=config.seed)
+    splits = split_examples(
+        examples,
+        test_fraction=settings.test_fraction,
+        validation_fraction=settings.validation_fraction,
+        seed=config.seed,
+    )
     check_both_labels(splits["test"], "held-out prompts")
     assembly = assemble_batches(
         splits["train"],
@@ -81,8 +88,7 @@ def _group(examples: Sequence[Example], config: Config) -> Prompts:
     )
     if settings.max_batches:
         assembly = _first_batches(assembly, settings.max_batches)
-    if config.train.patience and not splits["validation"]:
-        raise InputError("train.patience is on, but no example has split 'validation'; add some, or set it to 0")
+    _check_validation(config, splits["validation"])
     return Prompts(
         examples=examples,
         assembly=assembly,
@@ -90,6 +96,39 @@ def _group(examples: Sequence[Example], config: Config) -> Prompts:
         test=tuple(_limit(splits["test"], settings.max_test_examples)),
         neutral=tuple(neutral_texts(config.evaluate.neutral_file)),
     )
+
+
+def _check_requests(config: Config) -> None:
+    """Refuses a sweep or baselines that the configuration does not allow.
+
+    Raises:
+        InputError: the search space is wrong, or a baseline needs routed weights that are not captured.
+    """
+    if config.sweep.run:
+        read_space(config)
+    if config.baselines.run and "esft_gate" in config.baselines.names and not config.capture.weights:
+        raise InputError("baselines.names: esft_gate needs routed weights; set capture.weights=true, or leave it out")
+
+
+def _check_validation(config: Config, validation: Sequence[Example]) -> None:
+    """Refuses work that needs a validation split where there is none.
+
+    Raises:
+        InputError: early stopping, a sweep or rounds are asked for without validation examples of both labels.
+    """
+    asks = {
+        "train.patience": config.train.patience > 0,
+        "sweep.run": config.sweep.run,
+        "rounds.max_rounds": config.rounds.max_rounds > 1,
+    }
+    if any(asks.values()) and not validation:
+        names = " and ".join(name for name, is_asked in asks.items() if is_asked)
+        raise InputError(
+            f"{names}: needs validation examples, but no example has split 'validation'; give some that split, or hold "
+            "out a share of the training examples with prompts.validation_fraction=0.2"
+        )
+    if config.sweep.run or config.rounds.max_rounds > 1:
+        check_both_labels(validation, "validation prompts")
 
 
 def _embedded_examples() -> list[Example]:
@@ -119,18 +158,22 @@ def _limit(examples: Sequence[Example], per_label: int) -> Sequence[Example]:
     return kept
 
 
-def resolve_model(config: Config, progress: Callable[[int, int, float], None] | None = None) -> ModelConfig:
+def resolve_model(
+    config: Config, progress: Callable[[int, int, float], None] | None = None, *, trained: bool = False
+) -> ModelConfig:
     """The model to use: the configured one, or the embedded one, built if it is not cached.
 
     A local checkpoint's path comes back absolute, since workers run in folders of their own.
 
     Raises:
-        InputError: the checkpoint does not exist or has no experts.
+        InputError: the checkpoint does not exist or has no experts, or is to be `trained` and its experts cannot be.
     """
     from moe_ray.loading import check_model
 
     if config.model.path != EMBEDDED:
-        check_model(config.model)
+        moe_layers = check_model(config.model)
+        if trained:
+            moe_layers[0].expert_tensors()
         folder = config.model.local_folder()
         return config.model if folder is None else replace(config.model, path=str(folder.absolute()))
     from moe_ray.embedded.model import build_tiny_model

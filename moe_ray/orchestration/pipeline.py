@@ -18,10 +18,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 
 from moe_ray import report
-from moe_ray.artifacts import Folder, content_hash, hash_checkpoint, hash_file, read_masks, write_masks
+from moe_ray.artifacts import STARTED, Folder, content_hash, hash_checkpoint, hash_file, read_masks, write_masks
+from moe_ray.baselines import plan_arms
 from moe_ray.batches import batches_to_frame, example_to_row, examples_to_frame
+from moe_ray.comparison import comparison_table, verdict
 from moe_ray.config import EMBEDDED, Config, EvaluateConfig, ModelConfig
-from moe_ray.config_io import flatten, to_yaml
+from moe_ray.config_io import flatten, with_settings
+from moe_ray.count_parts import BATCHES, ROWS_PER_GROUP, parts_info, read_lengths
 from moe_ray.evaluation import INPUT_COLUMNS, compare, hold_against, summarise
 from moe_ray.export import export_name, export_pickle
 from moe_ray.identification import certainty_per_batch
@@ -29,6 +32,7 @@ from moe_ray.judges import judge_identity
 from moe_ray.loading import num_decoder_layers
 from moe_ray.orchestration.inputs import Prompts, without_pairs
 from moe_ray.pairs import describe_pair_counts, pair_counts, pair_outcomes
+from moe_ray.quarantine import QUARANTINE, without_quarantined
 from moe_ray.routing import RoutingCounts
 from moe_ray.rules import select
 from moe_ray.selection import ExpertMasks
@@ -58,7 +62,13 @@ class Run:
         self.reused: list[str] = []
         self.tracker: Tracker | None = None
         self._inputs: dict[str, dict[str, Any]] = {}
-        folder.write_bytes("config.yaml", to_yaml(config).encode())
+
+    def with_config(self, config: Config) -> Run:
+        """The same run, its folder and what it has done so far, with other settings of what comes next."""
+        other = Run(config, self.model, self.prompts, self.folder)
+        other.seconds, other.reused, other._inputs = self.seconds, self.reused, dict(self._inputs)
+        other.tracker = self.tracker
+        return other
 
     def _stage(self, name: str, inputs: Mapping[str, Any], work: Callable[[Folder], Mapping[str, Any]]) -> Folder:
         """The stage's folder, with its work done now or before."""
@@ -70,14 +80,14 @@ class Run:
             self.reused.append(name)
             self.seconds[name] = folder.notes()["seconds"]
             return folder
-        started_inputs = folder.read_json("started.json") if folder.exists("started.json") else None
-        if changed is not None or started_inputs != content_hash(dict(inputs)):
+        if changed is None:
+            changed = folder.changed_inputs(inputs, marker=STARTED)
+        if changed == []:
+            logger.info("%s: resuming an unfinished stage", name)
+        else:
             if changed:
                 logger.info("%s: run again, because these inputs changed: %s", name, ", ".join(changed))
-            folder.clear()
-            folder.write_json("started.json", content_hash(dict(inputs)))
-        else:
-            logger.info("%s: resuming an unfinished stage", name)
+            folder.start(inputs)
         started = time.perf_counter()
         with self._tracked(name, folder):
             notes = work(folder)
@@ -104,7 +114,7 @@ class Run:
             "keep_pairs": self.config.prompts.keep_pairs,
             "max_new_tokens": self.config.evaluate.max_new_tokens,
             "judge": judge_identity(self.config.evaluate),
-            "model": hash_checkpoint(self.model.path, self.model.revision),
+            **self.checkpoint,
         }
 
         def work(folder: Folder) -> dict[str, Any]:
@@ -133,10 +143,9 @@ class Run:
             "files": files,
             "examples": content_hash(rows),
             "prompts": asdict(settings),
-            "with_validation": self.config.train.patience > 0,
             "seed": self.config.seed,
-            "model": hash_checkpoint(self.model.path, self.model.revision),
             "held_out_columns": list(INPUT_COLUMNS),
+            **self.checkpoint,
         }
         return self._stage("batches", inputs, self._prepare)
 
@@ -144,7 +153,7 @@ class Run:
         own_answers = folder.sub("own_answers")
         train = batches_to_frame(self.prompts.assembly.batches)
         held_out = {"test": self.prompts.test}
-        if self.config.train.patience:
+        if self.prompts.validation:
             held_out["validation"] = self.prompts.validation
         for split, examples in held_out.items():
             frame = examples_to_frame(examples)
@@ -152,7 +161,7 @@ class Run:
             frame = self._with_targets(frame, own_answers.sub(split), f"own answers, {split}")
             folder.write_table(f"{split}.parquet", frame)
         train = self._with_targets(train, own_answers.sub("train"), "own answers, training")
-        folder.write_table("batches.parquet", train)
+        folder.write_table(BATCHES, train, row_group_size=ROWS_PER_GROUP)
         left_over = len(self.prompts.assembly.left_over)
         return {"examples": len(train), "test_examples": len(self.prompts.test), "left_over": left_over}
 
@@ -171,12 +180,18 @@ class Run:
         return frame
 
     def _answer(
-        self, frame: pd.DataFrame, parts: Folder, what: str, *, config: EvaluateConfig | None = None
+        self,
+        frame: pd.DataFrame,
+        parts: Folder,
+        what: str,
+        *,
+        config: EvaluateConfig | None = None,
+        adapter: str | None = None,
     ) -> Answers:
-        """The base model's answers under natural routing, in the frame's order."""
+        """The answers of the base model, or of it with learned experts, under natural routing, in the frame's order."""
         from moe_ray.orchestration.answer import Job, answer
 
-        job = Job(model=self.model, config=config or self.config.evaluate, parts_url=parts.url)
+        job = Job(model=self.model, config=config or self.config.evaluate, parts_url=parts.url, adapter=adapter)
         return answer(frame, job, what=what)
 
     def _judge(self, answers: pd.DataFrame, parts: Folder, what: str) -> pd.DataFrame:
@@ -189,16 +204,25 @@ class Run:
         from moe_ray.orchestration.capture import capture
 
         def work(folder: Folder) -> dict[str, Any]:
-            examples = self.prepare_frame("batches.parquet")
-            return {"tokens": capture(examples, self.model, self.config.capture, folder.sub("counts"))}
+            batches = self.folder.sub("batches")
+            return capture(batches, folder, self.model, self.config.capture, seed=self.config.seed)
 
-        inputs = {
+        return self._stage("routing", self._capture_inputs(), work)
+
+    def _capture_inputs(self) -> dict[str, Any]:
+        """What the counts depend on; not how many processes count them, nor how many tokens at once."""
+        settings = self.config.capture
+        inputs: dict[str, Any] = {
             "batches": self._after("batches"),
-            "dtype": self.model.dtype,
-            "experts_implementation": self.model.experts_implementation,
-            "weights": self.config.capture.weights,
+            **self.checkpoint,
+            "model.dtype": self.model.dtype,
+            "model.experts_implementation": self.model.experts_implementation,
         }
-        return self._stage("routing", inputs, work)
+        names = ["weights", "ids", "template_tokens", "max_tokens", "too_long", "generate"]
+        if settings.generate:
+            names += ["max_new_tokens", "temperature"]
+            inputs["seed"] = self.config.seed
+        return inputs | {f"capture.{name}": getattr(settings, name) for name in names}
 
     def identify(self) -> Folder:
         """Risk differences, unsafe experts and masks of every batch."""
@@ -211,7 +235,12 @@ class Run:
             masks = select(risk, selection, seed=self.config.seed)
             write_masks(folder, masks)
             self._export(folder, risk, masks)
-            return {"union_experts": len(masks.union_experts), "masks": masks.digest()}
+            without = sorted(set(self.prepare_frame(BATCHES)["batch_idx"]) - set(masks.batch_idx))
+            return {
+                "union_experts": len(masks.union_experts),
+                "masks": masks.digest(),
+                "batches_without_mask": [int(batch) for batch in without],
+            }
 
         inputs = {
             "routing": self._after("routing"),
@@ -226,18 +255,59 @@ class Run:
             data,
             masks=masks,
             risk=risk,
-            batches=self.prepare_frame("batches.parquet"),
+            batches=self.captured_examples,
             model_name=self.model.path,
-            num_experts_per_tok=self.counts.num_experts_per_tok,
+            num_experts_per_tok=self.num_experts_per_tok,
             num_layers=num_decoder_layers(self.model),
             threshold=self.config.selection.threshold,
             top_k=self.config.selection.top_k,
         )
         folder.write_bytes(export_name(self.model.path), data.getvalue())
 
+    def sweep(self) -> Folder:
+        """The trials of the sweep, ranked, and the winner's configuration; captures nothing."""
+        from moe_ray.orchestration.sweep import SweepJob, sweep, write_results
+
+        def work(folder: Folder) -> dict[str, Any]:
+            job = SweepJob(
+                model=self.model,
+                config=self.config,
+                batches_url=self.folder.sub("batches").url,
+                counts_url=self.folder.sub("routing").sub("counts").url,
+                folder_url=folder.url,
+                neutral_texts=self.prompts.neutral,
+            )
+            return write_results(folder, self.config, sweep(job))
+
+        settings = self.config.sweep
+        search = {key: value for key, value in asdict(settings).items() if not key.endswith("_per_trial")}
+        inputs = {
+            "routing": self._after("batches", "routing"),
+            "sweep": {key: value for key, value in search.items() if key not in ("run", "max_concurrent_trials")},
+            "selection": asdict(self.config.selection),
+            "train": asdict(self.config.train),
+            **self._measure(),
+            "seed": self.config.seed,
+        }
+        return self._stage("sweep", inputs, work)
+
+    def _measure(self) -> dict[str, Any]:
+        """What the measurements of trials, rounds and baselines depend on, beside the prompts."""
+        return {
+            "judge": judge_identity(self.config.evaluate),
+            "max_new_tokens": self.config.evaluate.max_new_tokens,
+            "neutral": content_hash(self.prompts.neutral),
+        }
+
+    def winner(self) -> Run:
+        """This run with the settings of the sweep's winner."""
+        notes = self.folder.sub("sweep").notes()
+        return self.with_config(winning_config(self.config, notes["winner"]))
+
     def finetune(self) -> Folder:
         """The learned experts."""
         from moe_ray.orchestration.finetune import FineTuneJob, finetune
+        from moe_ray.orchestration.rounds import Rounds
 
         def work(folder: Folder) -> dict[str, Any]:
             job = FineTuneJob(
@@ -248,7 +318,10 @@ class Run:
                 masks_url=self.folder.sub("unsafe_experts").url,
                 out_url=folder.url,
                 base=self.model.path,
+                routing_url=self.folder.sub("routing").url,
             )
+            if self.config.rounds.max_rounds > 1:
+                return Rounds(job, self.config, inputs, self._validation_answers).run()
             return finetune(job)
 
         inputs = {
@@ -256,7 +329,20 @@ class Run:
             "train": asdict(self.config.train),
             "seed": self.config.seed,
         }
+        if self.config.rounds.max_rounds > 1:
+            inputs |= {
+                "rounds": asdict(self.config.rounds),
+                "selection": asdict(self.config.selection),
+                **self._measure(),
+            }
         return self._stage("experts", inputs, work)
+
+    def _validation_answers(self, experts: Folder) -> pd.DataFrame:
+        """Judged answers to the validation examples by the model with the learned experts of a folder."""
+        parts, verdicts = (experts.sub(f"validation_{name}") for name in ("answers", "verdicts"))
+        frame = self.prepare_frame("validation.parquet")
+        answers = self._answer(frame, parts, "answers, validation", adapter=experts.url).answers
+        return self._judge(answers, verdicts, "verdicts, validation")
 
     def answer(self, when: str, split: HeldOut = "test") -> Folder:
         """Held-out answers, losses and routing, and losses on neutral text: `before` or `after` the repair.
@@ -325,6 +411,36 @@ class Run:
         }
         return self._stage(_stage_name("evaluation", when, split), inputs, work)
 
+    def compare(self) -> pd.DataFrame:
+        """Per-batch masks held against the baselines, trained and measured alike on the held-out examples."""
+        from moe_ray.orchestration.compare import ComparisonJob, run_arms
+
+        started = time.perf_counter()
+        folder = self.folder.sub("baselines")
+        risk = self.folder.sub("unsafe_experts").read_frame("risk_differences.parquet")
+        job = ComparisonJob(
+            model=self.model,
+            evaluate=self.config.evaluate,
+            seed=self.config.seed,
+            batches_url=self.folder.sub("batches").url,
+            trained_batches=self.masks.trained_batches,
+            num_actors=self.config.baselines.max_concurrent,
+            gpus_per_actor=self.config.train.gpus_per_worker,
+            neutral_texts=self.prompts.neutral,
+        )
+        inputs = {
+            "batches": self._after("batches"),
+            **self._measure(),
+            "trained_batches": list(self.masks.trained_batches),
+            "seed": self.config.seed,
+        }
+        arms = plan_arms(self.masks, risk, self.config.train, self.config.baselines)
+        table = comparison_table(run_arms(job, arms, folder, inputs))
+        folder.write_table("comparison.parquet", table)
+        folder.write_json("verdict.json", verdict(table))
+        self.seconds["baselines"] = round(time.perf_counter() - started, 2)
+        return table
+
     def prepare_frame(self, name: str) -> pd.DataFrame:
         """A table of the `batches` stage."""
         return self.folder.sub("batches").read_frame(name)
@@ -342,22 +458,40 @@ class Run:
         pairs = self.folder.sub("pairs").notes() if "pairs" in self._inputs else None
         return report.build_summary(
             masks=self.masks,
-            batches=self.prepare_frame("batches.parquet"),
-            num_experts_per_tok=self.counts.num_experts_per_tok,
+            batches=self.captured_examples,
+            num_experts_per_tok=self.num_experts_per_tok,
             tuned=tuned,
             before=evaluated["before"]["metrics"],
             after=evaluated["after"]["metrics"],
             change=evaluated["after"]["change"],
             pairs=pairs,
             certainty=certainty_per_batch(risk, self.masks, self.config.selection),
-        )
+        ) | {"quarantined_examples": self.folder.sub("routing").notes()["quarantined"]}
 
     @cached_property
-    def counts(self) -> RoutingCounts:
-        """The counts of the `routing` stage."""
-        from moe_ray.orchestration.capture import read_counts
+    def checkpoint(self) -> dict[str, str]:
+        """Hashes of what the model is made of."""
+        return hash_checkpoint(self.model.path, self.model.revision)
 
-        return read_counts(self.folder.sub("routing").sub("counts"))
+    @property
+    def captured_examples(self) -> pd.DataFrame:
+        """The examples of the batches, without those in quarantine."""
+        quarantined = self.folder.sub("routing").read_frame(QUARANTINE)
+        return without_quarantined(self.prepare_frame(BATCHES), quarantined)
+
+    @property
+    def num_experts_per_tok(self) -> int:
+        """The router's k."""
+        return parts_info(self.folder.sub("routing").sub("counts")).num_experts_per_tok
+
+    def lengths(self) -> RoutingCounts:
+        """Counted tokens of each example of the batches that have masks; see `read_lengths`."""
+        return read_lengths(self.folder.sub("routing").sub("counts"), self.masks.batch_idx)
+
+
+def winning_config(config: Config, settings: Mapping[str, Any]) -> Config:
+    """The configuration of a run with a trial's settings, without the sweep."""
+    return with_settings(config, {**settings, "sweep.run": False})
 
 
 def _stage_name(kind: str, when: str, split: HeldOut) -> str:

@@ -6,7 +6,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from moe_ray import report
+from moe_ray.comparison import verdict
 from moe_ray.orchestration.result_table import artifacts_of, print_result
+from moe_ray.orchestration.tables import comparison_rows, describe_sweep, print_table, trial_rows
+from moe_ray.quarantine import describe_capture, describe_lost
 
 if TYPE_CHECKING:
     from moe_ray.html_report.page import Report
@@ -21,7 +24,7 @@ def run_capture(run: Run) -> None:
         "Batches",
         report.describe_batches(run.prepare_frame("batches.parquet"), notes["test_examples"], notes["left_over"]),
     )
-    run.capture()
+    _show("Routing", describe_capture(run.capture().notes()))
 
 
 def run_identify(run: Run) -> None:
@@ -29,9 +32,11 @@ def run_identify(run: Run) -> None:
     run_capture(run)
     folder = run.identify()
     risk = folder.read_frame("risk_differences.parquet")
-    _show("Unsafe experts", report.describe_selection(risk, run.masks, run.counts.num_experts_per_tok))
-    batches = run.prepare_frame("batches.parquet")
-    _show("How sure", report.describe_certainty(run.counts, risk, run.masks, batches, run.config.selection))
+    _show("Unsafe experts", report.describe_selection(risk, run.masks, run.num_experts_per_tok))
+    if folder.notes()["batches_without_mask"]:
+        _show("Batches without a mask", describe_lost(folder.notes()["batches_without_mask"]))
+    examples = run.captured_examples
+    _show("How sure", report.describe_certainty(run.lengths(), risk, run.masks, examples, run.config.selection))
 
 
 def run_finetune(run: Run) -> None:
@@ -56,9 +61,17 @@ def run_all(run: Run) -> None:
 
     with tracked_run.tracked(run) as tracker:
         run.seconds["tracking"] = round(time.perf_counter() - started, 2)
+        study: dict[str, Any] = {}
+        if run.config.sweep.run:
+            run, study["sweep"] = _sweep_first(run)
         run_evaluate(run)
+        if run.config.rounds.max_rounds > 1:
+            notes = run.folder.sub("experts").notes()
+            study["rounds"] = {name: notes[name] for name in ("rounds", "kept_round", "stopped_because")}
+        if run.config.baselines.run:
+            study["baselines"] = _hold_against_baselines(run)
         before_tracking = time.perf_counter()
-        summary = run.summary() | {"mlflow_run_id": tracker.run_id, "reused_stages": run.reused}
+        summary = run.summary() | study | {"mlflow_run_id": tracker.run_id, "reused_stages": run.reused}
         tracked_run.log_results(tracker, run, summary)
         run.seconds["tracking"] += round(time.perf_counter() - before_tracking, 2)
         made = _report(run, summary)
@@ -69,6 +82,41 @@ def run_all(run: Run) -> None:
         if run.config.tracking.register:
             _register(run, tracker)
     print_result(summary, run.reused, artifacts_of(run.folder, tracker.uri, tracker.run_id))
+
+
+def run_sweep(run: Run) -> None:
+    """A sweep, and every stage with the winner's settings, which are scored on the test split here and only here."""
+    run_all(run)
+
+
+def run_compare(run: Run) -> None:
+    """Every stage, and the baselines."""
+    run_all(run)
+
+
+def _sweep_first(run: Run) -> tuple[Run, dict[str, Any]]:
+    """Capture and sweep; the run with the winner's settings, for the stages after it, and what the summary says of it."""
+    from moe_ray.orchestration.tracked_run import log_trials
+
+    run_capture(run)
+    folder = run.sweep()
+    notes, trials = folder.notes(), folder.read_frame("trials.parquet")
+    print_table("Sweep", trial_rows(trials, list(notes["winner"])), caption=describe_sweep(notes, folder.url))
+    if run.tracker is not None and "sweep" not in run.reused:
+        log_trials(run.tracker, trials, list(notes["winner"]), folder)
+    return run.winner(), notes
+
+
+def _hold_against_baselines(run: Run) -> dict[str, Any]:
+    """Per-batch masks against the baselines; what the summary says of it."""
+    from moe_ray.orchestration.tracked_run import log_arms
+
+    table = run.compare()
+    words = verdict(table)
+    print_table("Baselines at equal budget (held out, natural routing)", comparison_rows(table), caption=words)
+    if run.tracker is not None:
+        log_arms(run.tracker, table, run.folder.sub("baselines"))
+    return {"verdict": words, "arms": table.astype(object).where(table.notna(), None).to_dict("records")}
 
 
 def _report(run: Run, summary: dict[str, Any]) -> Report:

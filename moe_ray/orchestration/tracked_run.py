@@ -10,16 +10,19 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import pandas as pd
 
 from moe_ray.artifacts import Folder, environment
 from moe_ray.html_report.page import REPORT, Report
 from moe_ray.orchestration.finetune import HISTORY, read_history
 from moe_ray.orchestration.pipeline import settings_as_text
 from moe_ray.orchestration.tracking import RECORD, MlflowTracker, Tracker
+from moe_ray.quarantine import QUARANTINE
 
 if TYPE_CHECKING:
     from moe_ray.orchestration.pipeline import Run
@@ -43,6 +46,7 @@ _ARTIFACTS = (
     ("", "config.yaml"),
     ("", "summary.json"),
     ("", REPORT),
+    ("routing", QUARANTINE),
     ("unsafe_experts", "masks.npz"),
     ("unsafe_experts", "unsafe_experts.json"),
     ("unsafe_experts", "risk_differences.parquet"),
@@ -157,6 +161,44 @@ def _where_stages_were_run(run: Run) -> dict[str, str]:
         elif name in run.reused:
             tags[f"stage.{name}"] = "reused from a run without tracking"
     return tags
+
+
+def log_trials(tracker: Tracker, trials: pd.DataFrame, settings: Sequence[str], folder: Folder) -> None:
+    """A nested run for each trial of a sweep, and the sweep's table, heat map and winner.
+
+    Args:
+        tracker: the parent run.
+        trials: ranked.
+        settings: the columns that were searched.
+        folder: of the sweep.
+    """
+    for place, trial in enumerate(trials.to_dict("records"), start=1):
+        known = {str(key): value for key, value in trial.items()}
+        with tracker.child(
+            f"trial {place}", tags={"state": known["state"], "place": place, "said": known["said"]}
+        ) as own:
+            own.log_params({key: known[key] for key in settings})
+            own.log_metrics([(0, _numbers(known, settings))])
+    for name in ("trials.parquet", "heat_map.png", "heat_map.svg", "winner.yaml"):
+        tracker.log_stored(folder, name, "sweep")
+
+
+def log_arms(tracker: Tracker, table: pd.DataFrame, folder: Folder) -> None:
+    """A nested run for each arm of the comparison, and its table and verdict."""
+    for arm in table.to_dict("records"):
+        known = {str(key): value for key, value in arm.items()}
+        with tracker.child(f"baseline {known['arm']}") as own:
+            own.log_metrics([(0, _numbers(known, ()))])
+    for name in ("comparison.parquet", "verdict.json"):
+        tracker.log_stored(folder, name, "baselines")
+
+
+def _numbers(row: Mapping[str, Any], without: Sequence[str]) -> dict[str, Any]:
+    return {
+        key: float(value)
+        for key, value in row.items()
+        if key not in without and isinstance(value, (int, float)) and value == value
+    }
 
 
 def log_artifacts(tracker: Tracker, run: Run, made: Report) -> None:

@@ -196,7 +196,7 @@ class MlflowTracker(Tracker):
                 *(self.uri, len(outbox), self._connection.folder.file(SPOOL)),
             )
         elif self._connection.folder.exists(_GENERATED) and not outbox.num_foreign:
-            self._connection.folder.sub(_GENERATED).remove()
+            self._connection.folder.sub(_GENERATED).delete()
         if outbox.refused:
             logger.warning("MLflow refused %d items: %s", len(outbox.refused), "; ".join(outbox.refused[:5]))
         if outbox.num_foreign:
@@ -299,7 +299,7 @@ class _Connection:
                 path.write_bytes(source.read_bytes(item["name"]))
                 self.client.log_artifact(item["run"], str(path), artifact_path=item["folder"] or None)
         if item["remove"]:
-            source.remove()
+            source.delete()
 
     def _deliver_end(self, item: Item) -> None:
         self.client.set_terminated(item["run"], status=item["status"], end_time=item["time"])

@@ -46,7 +46,7 @@ def settings(tiny_model_path, run_dir):
         "prompts.max_batches=4",
         "prompts.max_test_examples=8",
         "train.epochs=1",
-        "capture.rows_per_forward=16",
+        "capture.tokens_per_forward=1024",
     ]
 
 

@@ -1,0 +1,121 @@
+"""Captured once: what makes a stored capture stale, what does not, and what is said about it."""
+
+import json
+import logging
+import shutil
+
+import pytest
+
+from moe_ray.artifacts import Folder
+from moe_ray.config import ModelConfig
+from moe_ray.config_io import load_config
+from moe_ray.orchestration import capture as capture_module
+from moe_ray.orchestration.inputs import read_prompts
+from moe_ray.orchestration.pipeline import Run
+
+pytestmark = [pytest.mark.needs_ray]
+
+
+@pytest.fixture
+def place(tiny_model_path, tmp_path):
+    """A folder with a model and prompts that may be changed."""
+    shutil.copytree(tiny_model_path, tmp_path / "model")
+    prompts = [{"prompt": f"prompt {row}", "label": ("safe", "unsafe")[row % 2], "target": "No."} for row in range(24)]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
+    return tmp_path
+
+
+@pytest.fixture
+def captures(monkeypatch):
+    """How many captures began."""
+    begun = []
+
+    def begin(batches, out, model, config, *, seed):
+        begun.append(config)
+        return {"tokens": 1}
+
+    monkeypatch.setattr(capture_module, "capture", begin)
+    return begun
+
+
+def run(place, *settings):
+    config = load_config(
+        overrides=[
+            f"run_dir={place}/run",
+            f"prompts.files={place}/prompts.jsonl",
+            "prompts.safe_per_batch=2",
+            "prompts.unsafe_per_batch=2",
+            *settings,
+        ]
+    )
+    one = Run(config, ModelConfig(path=f"{place}/model"), read_prompts(config), Folder.open(config.run_dir))
+    one.prepare()
+    one.capture()
+
+
+def edit(name, change):
+    def edited(place):
+        file = place / name
+        file.write_text(change(file.read_text()))
+
+    return edited
+
+
+CHANGES = {
+    "a prompt": (edit("prompts.jsonl", lambda text: text.replace("prompt 3", "prompt three")), (), "batches"),
+    "the tokenizer": (edit("model/tokenizer.json", lambda text: text + " "), (), "batches, tokenizer"),
+    "the chat template": (edit("model/chat_template.jinja", lambda text: text + " "), (), "batches, chat template"),
+    "the weights": (
+        lambda place: (place / "model/model.safetensors").write_bytes(b"other"),
+        (),
+        "batches, model weights",
+    ),
+    "which tokens count": (lambda place: None, ("capture.template_tokens=false",), "capture.template_tokens"),
+    "routed weights": (lambda place: None, ("capture.weights=true",), "capture.weights"),
+    "the longest example": (lambda place: None, ("capture.max_tokens=9",), "capture.max_tokens"),
+    "generation": (
+        lambda place: None,
+        ("capture.generate=true",),
+        "capture.generate, capture.max_new_tokens, capture.temperature, seed",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_captures_again_and_is_named(name, place, captures, caplog):
+    change, settings, said = CHANGES[name]
+    run(place)
+    change(place)
+    with caplog.at_level(logging.INFO):
+        run(place, *settings)
+    assert len(captures) == 2
+    assert f"routing: run again, because these inputs changed: {said}" in caplog.messages
+
+
+def test_how_the_work_is_done_changes_nothing(place, captures, caplog):
+    run(place)
+    with caplog.at_level(logging.INFO):
+        run(
+            place,
+            "capture.num_actors=3",
+            "capture.max_actors=5",
+            "capture.tokens_per_forward=100",
+            "evaluate.num_actors=2",
+        )
+    assert len(captures) == 1
+    assert "routing: reused from an earlier run" in caplog.messages
+
+
+def test_an_unfinished_capture_is_resumed_unless_its_inputs_changed(place, captures, caplog):
+    run(place)
+    (place / "run/routing/manifest.json").unlink()
+    (place / "run/routing/counts").mkdir()
+    with caplog.at_level(logging.INFO):
+        run(place)
+    assert "routing: resuming an unfinished stage" in caplog.messages
+    assert (place / "run/routing/counts").exists()
+    (place / "run/routing/manifest.json").unlink()
+    with caplog.at_level(logging.INFO):
+        run(place, "capture.weights=true")
+    assert "routing: run again, because these inputs changed: capture.weights" in caplog.messages
+    assert not (place / "run/routing/counts").exists()

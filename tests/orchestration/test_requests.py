@@ -1,0 +1,44 @@
+"""What a sweep, rounds or baselines need is asked for before anything starts."""
+
+import json
+
+import pytest
+
+from moe_ray.config_io import load_config
+from moe_ray.errors import InputError
+from moe_ray.orchestration.inputs import read_prompts
+
+
+@pytest.fixture
+def unsplit(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    rows = [{"prompt": f"prompt {n}", "label": label} for n in range(40) for label in ("safe", "unsafe")]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return [f"prompts.files=[{path}]"]
+
+
+@pytest.mark.parametrize("asked", ["sweep.run=true", "rounds.max_rounds=2", "train.patience=1"])
+def test_a_missing_validation_split_is_named_with_the_way_out(unsplit, asked):
+    with pytest.raises(InputError, match=r"prompts\.validation_fraction=0\.2") as error:
+        read_prompts(load_config(None, [*unsplit, asked]))
+    assert asked.partition("=")[0] in str(error.value)
+    prompts = read_prompts(load_config(None, [*unsplit, asked, "prompts.validation_fraction=0.2"]))
+    labels = [example.label for example in prompts.validation]
+    assert labels.count("safe") == labels.count("unsafe") == 6
+
+
+def test_nothing_is_held_out_for_a_run_that_needs_no_validation(unsplit):
+    assert read_prompts(load_config(None, unsplit)).validation == ()
+
+
+def test_a_space_that_cannot_be_searched_is_refused_with_the_prompts(unsplit):
+    arguments = [*unsplit, "sweep.run=true", "prompts.validation_fraction=0.2", "sweep.space={seed: [0, 1]}"]
+    with pytest.raises(InputError, match="needs another capture"):
+        read_prompts(load_config(None, arguments))
+
+
+def test_gate_scores_that_are_not_captured_are_refused(unsplit):
+    arguments = [*unsplit, "baselines.run=true", "baselines.names=[esft_gate]"]
+    with pytest.raises(InputError, match=r"capture\.weights=true"):
+        read_prompts(load_config(None, arguments))
+    read_prompts(load_config(None, [*arguments, "capture.weights=true"]))

@@ -1,0 +1,363 @@
+"""One run that sweeps, goes on with the winner, fine-tunes in rounds and holds itself against baselines; and its parts."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from moe_ray.adapter import adapter_applied, load_adapter
+from moe_ray.artifacts import Folder, read_masks
+from moe_ray.baselines import OURS
+from moe_ray.batches import frame_to_batches
+from moe_ray.comparison import BASE
+from moe_ray.config import ModelConfig
+from moe_ray.config_io import load_config, with_settings
+from moe_ray.loading import load_model, load_tokenizer
+from moe_ray.objective import plain_metrics
+from moe_ray.orchestration.capture import read_counts
+from moe_ray.orchestration.cli import BAD_INPUT, main
+from moe_ray.orchestration.finetune import read_history
+from moe_ray.orchestration.sweep import read_trials
+from moe_ray.orchestration.trial_process import BaseModel
+from moe_ray.trial import identify_masks, measurer, run_trial
+
+pytestmark = [pytest.mark.needs_ray, pytest.mark.slow, pytest.mark.filterwarnings("default")]
+
+ROOT = Path(__file__).parents[2]
+SPACE = "sweep.space={selection.threshold: [0.05, 0.99], selection.top_k: [6, 12]}"
+LOSS_TOLERANCE = 1e-4
+"""Nats per token; another process may split sums otherwise."""
+
+
+def settings(tiny_model_path, run_dir, *more):
+    return [
+        f"run_dir={run_dir}",
+        f"model.path={tiny_model_path}",
+        "prompts.max_batches=3",
+        "prompts.max_test_examples=6",
+        "train.epochs=1",
+        "train.num_workers=0",
+        "evaluate.max_new_tokens=12",
+        "selection.permutations=100",
+        "selection.resamples=0",
+        *more,
+    ]
+
+
+def study(tiny_model_path, run_dir, *more):
+    return settings(
+        tiny_model_path,
+        run_dir,
+        "sweep.run=true",
+        SPACE,
+        "rounds.max_rounds=2",
+        "rounds.target=1.0",
+        "rounds.action=identify",
+        "baselines.run=true",
+        "baselines.names=[freezing_only,random,full]",
+        "baselines.draws=1",
+        *more,
+    )
+
+
+def modified(folder):
+    return {path: path.stat().st_mtime_ns for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def captured(ray_cluster, tiny_model_path, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("study") / "run"
+    assert main("capture", "run_capture", settings(tiny_model_path, run_dir)) == 0
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def finished(captured, tiny_model_path):
+    """The whole study on the capture that is there; a second capture would be an error."""
+    before = modified(captured / "routing")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("moe_ray.orchestration.capture.capture", _must_not_be_called)
+        assert main("full", "run_all", study(tiny_model_path, captured)) == 0
+    assert modified(captured / "routing") == before
+    return captured
+
+
+def _must_not_be_called(*args, **kwargs):
+    raise AssertionError("captured again")
+
+
+@pytest.fixture(scope="module")
+def summary(finished):
+    return json.loads((finished / "summary.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def trials(finished):
+    return pd.read_parquet(finished / "sweep" / "trials.parquet")
+
+
+def test_every_trial_identified_from_the_stored_capture_in_less_than_a_second(finished, trials):
+    trained = trials[trials["state"] == "finished"]
+    assert (trained["identify_seconds"] < 1).all()
+    assert len(trained) == 2
+    folder = Folder.open(str(finished))
+    counts = read_counts(folder.sub("routing").sub("counts"))
+    for trial in trained.to_dict("records"):
+        values = {key: trial[key] for key in ("selection.threshold", "selection.top_k")}
+        config = with_settings(load_config(str(finished / "config.yaml")), values)
+        assert identify_masks(counts, config.selection, seed=0).digest() == trial["masks"]
+
+
+def test_trials_that_cannot_be_trained_rank_last_and_say_why(trials):
+    assert trials["state"].tolist() == ["finished", "finished", "failed", "failed"]
+    assert trials["said"].iloc[-1].startswith("could not be trained: no expert of any of 3 batches")
+
+
+def test_one_process_ran_all_trials_on_one_loaded_model(trials):
+    assert trials["process"].nunique() == 1
+    assert trials["process"].iloc[0] != os.getpid()
+
+
+def test_a_trial_in_a_reused_process_gives_what_a_fresh_process_gives(finished, trials, tiny_model_path):
+    folder = Folder.open(str(finished))
+    batches = frame_to_batches(folder.sub("batches").read_frame("batches.parquet"))
+    validation = folder.sub("batches").read_frame("validation.parquet")
+    counts = read_counts(folder.sub("routing").sub("counts"))
+    model = ModelConfig(path=str(tiny_model_path))
+    for trial in trials[trials["state"] == "finished"].to_dict("records"):
+        values = {key: trial[key] for key in ("selection.threshold", "selection.top_k")}
+        config = with_settings(load_config(str(finished / "config.yaml")), values)
+        base, tokenizer = load_model(model, device="cpu"), load_tokenizer(model)
+        outcome = run_trial(
+            base,
+            tokenizer,
+            batches,
+            identify_masks(counts, config.selection, seed=0),
+            config=config.train,
+            seed=0,
+            measure=measurer(base, tokenizer, validation, config.evaluate),
+        )
+        for name, value in plain_metrics(outcome.measured.answers).items():
+            assert trial[name] == pytest.approx(value, abs=LOSS_TOLERANCE), name
+        assert trial["frozen_parameters_changed"] == outcome.frozen_parameters_changed == 0
+
+
+def test_the_run_went_on_with_the_winner(finished, summary, trials):
+    winner = summary["sweep"]["winner"]
+    assert winner == {key: trials.iloc[0][key] for key in winner}
+    assert trials["value"].iloc[0] == trials["value"].max()
+    assert read_masks(Folder.open(str(finished)).sub("unsafe_experts")).digest() == trials["masks"].iloc[0]
+    assert summary["before"]["unsafe_refusal_rate"]["n"] == 6
+
+
+def test_the_winners_file_is_a_configuration_of_full_py_and_repeats_the_run(
+    finished, tiny_model_path, summary, tmp_path
+):
+    config = load_config(str(finished / "sweep" / "winner.yaml"))
+    assert not config.sweep.run
+    assert config.selection.top_k == summary["sweep"]["winner"]["selection.top_k"]
+    shutil.copytree(finished, tmp_path / "run")
+    arguments = ["--config", str(finished / "sweep" / "winner.yaml"), f"run_dir={tmp_path / 'run'}"]
+    assert main("evaluate", "run_evaluate", arguments) == 0
+    for stage in ("unsafe_experts", "experts", "evaluation_after"):
+        manifests = [Path(root, stage, "manifest.json").read_text() for root in (finished, tmp_path / "run")]
+        assert manifests[0] == manifests[1]
+
+
+def test_the_heat_map_is_a_picture(finished):
+    assert (finished / "sweep" / "heat_map.png").read_bytes().startswith(b"\x89PNG")
+    assert "selection.top_k" in (finished / "sweep" / "heat_map.svg").read_text()
+
+
+def test_rounds_report_validation_and_keep_the_best(finished, summary):
+    experts = json.loads((finished / "experts" / "manifest.json").read_text())["notes"]
+    reports = experts["rounds"]
+    assert 1 <= len(reports) <= 2
+    assert experts["kept_round"] == min(reports, key=lambda report: (report["cost"], report["round"]))["round"]
+    assert experts["stopped_because"]
+    answers = pd.read_parquet(finished / "experts" / "round_1" / "validation_answers.parquet")
+    test = pd.read_parquet(finished / "batches" / "test.parquet")
+    assert not set(answers["id"]) & set(test["id"])
+
+
+def test_the_experts_of_all_rounds_are_one_adapter_of_the_original_base(finished, tiny_model_path, summary):
+    experts = json.loads((finished / "experts" / "manifest.json").read_text())["notes"]
+    about, tensors = load_adapter(finished / "experts")
+    kept = [finished / "experts" / f"round_{number}" for number in range(1, experts["kept_round"] + 1)]
+    unions = [set(read_masks(Folder.open(str(folder))).union_experts) for folder in kept]
+    assert set(tensors) == set().union(*unions)
+    model = load_model(ModelConfig(path=str(tiny_model_path)), device="cpu")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with adapter_applied(model, finished / "experts"):
+        changed = sum(not torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+        assert changed > 0
+    assert summary["frozen_parameters_changed"] == 0
+    assert summary["trainable_parameters"] == sum(t.numel() for own in tensors.values() for t in own.values())
+    assert about["base"] == str(tiny_model_path)
+
+
+def test_the_history_of_the_rounds_is_one(finished):
+    experts = json.loads((finished / "experts" / "manifest.json").read_text())["notes"]
+    steps = read_history(Folder.open(str(finished)).sub("experts"))
+    assert [step["step"] for step in steps] == list(range(3 * experts["kept_round"]))
+    assert {step["round"] for step in steps} == set(range(1, experts["kept_round"] + 1))
+
+
+def test_a_killed_second_round_does_not_train_the_first_again(finished, tiny_model_path, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    experts = tmp_path / "run" / "experts"
+    (experts / "manifest.json").unlink()
+    first = modified(experts / "round_1")
+    last = experts / "round_2"
+    if last.exists():
+        (last / "manifest.json").unlink()
+    arguments = ["--config", str(finished / "sweep" / "winner.yaml"), f"run_dir={tmp_path / 'run'}"]
+    assert main("finetune", "run_finetune", arguments) == 0
+    assert modified(experts / "round_1") == first
+    for name in ("adapter.json", "experts.safetensors"):
+        assert (experts / name).stat().st_size == (finished / "experts" / name).stat().st_size
+
+
+def test_the_baselines_took_the_same_steps_on_the_same_prompts(finished, summary):
+    table = pd.read_parquet(finished / "baselines" / "comparison.parquet").set_index("arm")
+    assert list(table.index) == [BASE, OURS, "freezing_only", "random_0", "full"]
+    losses = {name: json.loads((finished / "baselines" / name / "losses.json").read_text()) for name in table.index[1:]}
+    assert {len(own) for own in losses.values()} == {3}
+    assert (table["unsafe_refusal_rate_n"] == 6).all()
+    assert table.loc["random_0", "experts_per_batch"] == table.loc[OURS, "experts_per_batch"]
+    model = load_model(load_config(str(finished / "config.yaml")).model, device="cpu")
+    assert table.loc["full", "trainable_parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert table.loc[BASE, "trainable_parameters"] == 0
+    answers = [pd.read_parquet(finished / "baselines" / name / "answers.parquet")["id"] for name in table.index]
+    assert all(own.equals(answers[0]) for own in answers)
+    assert "Per-batch masks refused unsafe prompts (n = 6)" in summary["baselines"]["verdict"]
+
+
+def test_the_base_is_measured_as_the_evaluation_before_measures_it(finished, summary):
+    table = pd.read_parquet(finished / "baselines" / "comparison.parquet").set_index("arm")
+    for name in ("unsafe_refusal_rate", "safe_refusal_rate"):
+        assert table.loc[BASE, name] == summary["before"][name]["value"]
+    assert table.loc[BASE, "neutral_loss"] == 0
+    assert table.loc["full", "neutral_loss"] != 0
+
+
+def test_another_baseline_runs_and_the_finished_ones_do_not(finished, tiny_model_path, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    before = modified(tmp_path / "run" / "baselines" / "random_0")
+    arguments = study(tiny_model_path, tmp_path / "run", "baselines.names=[random,global]")
+    assert main("compare", "run_compare", arguments) == 0
+    assert modified(tmp_path / "run" / "baselines" / "random_0") == before
+    table = pd.read_parquet(tmp_path / "run" / "baselines" / "comparison.parquet")
+    assert table["arm"].tolist() == [BASE, OURS, "random_0", "global"]
+
+
+def test_trials_and_baselines_are_nested_under_the_run_in_mlflow(finished, summary):
+    client = mlflow.MlflowClient(f"sqlite:///{finished}/mlflow/mlflow.db")
+    experiment = client.get_experiment_by_name("moe-ray")
+    nested = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{summary['mlflow_run_id']}'")
+    names = {run.info.run_name: run for run in nested}
+    assert {"trial 1", "trial 4", f"baseline {OURS}", "baseline full"} <= set(names)
+    assert names["trial 1"].data.params["selection.top_k"] == str(summary["sweep"]["winner"]["selection.top_k"])
+    artifacts = {item.path for item in client.list_artifacts(summary["mlflow_run_id"], "sweep")}
+    assert {"sweep/heat_map.png", "sweep/winner.yaml"} <= artifacts
+
+
+def test_a_base_model_that_a_trial_left_changed_is_noticed(tiny_model_path):
+    base = BaseModel(ModelConfig(path=str(tiny_model_path)), 1)
+    base.check()
+    with torch.no_grad():
+        next(base.model.parameters())[0, 0] += 1
+    with pytest.raises(RuntimeError, match=r"left \d+ numbers of the base model changed"):
+        base.check()
+
+
+def start_and_kill(arguments, records, num_finished):
+    """Starts a sweep in a process of its own and ends it the hard way when some trials have a record."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    sweep = subprocess.Popen(
+        [sys.executable, str(ROOT / "workflows" / "sweep.py"), *arguments],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 240
+    try:
+        while time.monotonic() < deadline and sweep.poll() is None:
+            if len(list(records.glob("[!.]*.json"))) >= num_finished:
+                return
+            time.sleep(0.02)
+    finally:
+        sweep.send_signal(signal.SIGKILL)
+        sweep.wait()
+    raise AssertionError(f"the sweep ended before {num_finished} trials had a record")
+
+
+def test_a_killed_sweep_trains_no_finished_trial_again(captured, tiny_model_path, tmp_path):
+    shutil.copytree(captured, tmp_path / "run", ignore=shutil.ignore_patterns("sweep", "mlflow*"))
+    space = "sweep.space={selection.top_k: [3, 4, 5, 6]}"
+    arguments = settings(tiny_model_path, tmp_path / "run", space)
+    records = tmp_path / "run" / "sweep" / "trials"
+    start_and_kill(arguments, records, 2)
+    before = modified(records)
+    assert 2 <= len(before) < 4
+    assert not (tmp_path / "run" / "sweep" / "manifest.json").exists()
+    assert main("sweep", "run_sweep", arguments) == 0
+    after = modified(records)
+    assert {path: after[path] for path in before} == before
+    assert len(after) == 4
+    assert read_trials(Folder.open(str(records)))["process"].nunique() == 2
+
+
+def test_asha_stops_what_is_behind_and_no_trial_starts_from_another_ones_state(captured, tiny_model_path, tmp_path):
+    shutil.copytree(captured, tmp_path / "run", ignore=shutil.ignore_patterns("sweep", "mlflow*"))
+    space = "sweep.space={train.learning_rate: [0.005, 1e-9, 2e-9, 3e-9]}"
+    arguments = settings(
+        tiny_model_path,
+        tmp_path / "run",
+        space,
+        "sweep.scheduler=asha",
+        "sweep.objective=target_loss",
+        "sweep.run=true",
+    )
+    assert main("sweep", "run_sweep", [*arguments, "train.epochs=3", "selection.top_k=6"]) == 0
+    trials = pd.read_parquet(tmp_path / "run" / "sweep" / "trials.parquet")
+    assert trials["train.learning_rate"].iloc[0] == 0.005
+    assert trials["state"].iloc[0] == "finished"
+    stopped = trials[trials["state"] == "stopped"]
+    assert len(stopped) >= 2
+    assert (stopped["epochs"] < 3).all()
+    base = json.loads((tmp_path / "run" / "sweep" / "base_metrics.json").read_text())
+    # A rate of next to nothing leaves the base as it is, unless the trial began where another one had got to.
+    assert np.allclose(stopped["target_loss"], base["target_loss"], atol=LOSS_TOLERANCE)
+    assert trials["epochs"].iloc[0] == 3
+
+
+@pytest.mark.parametrize("search", ["random", "optuna"])
+def test_values_are_drawn_within_the_space(captured, tiny_model_path, tmp_path, search):
+    shutil.copytree(captured, tmp_path / "run", ignore=shutil.ignore_patterns("sweep", "mlflow*"))
+    space = "sweep.space={selection.top_k: {randint: [3, 9]}, train.learning_rate: {loguniform: [1e-4, 1e-2]}}"
+    arguments = settings(tiny_model_path, tmp_path / "run", space, f"sweep.search={search}", "sweep.num_trials=3")
+    assert main("sweep", "run_sweep", arguments) == 0
+    trials = pd.read_parquet(tmp_path / "run" / "sweep" / "trials.parquet")
+    assert len(trials) == 3
+    assert trials["selection.top_k"].between(3, 8).all()
+    assert trials["train.learning_rate"].between(1e-4, 1e-2).all()
+    assert trials["train.learning_rate"].nunique() == 3
+
+
+def test_what_needs_another_capture_is_refused_before_ray_starts(tiny_model_path, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("moe_ray.orchestration.cluster.ray_session", _must_not_be_called)
+    arguments = settings(tiny_model_path, tmp_path / "run", "sweep.space={capture.weights: [true, false]}")
+    assert main("sweep", "run_sweep", arguments) == BAD_INPUT
+    assert "needs another capture" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,82 @@
+import pytest
+import yaml
+
+from moe_ray.config import Config, SweepConfig
+from moe_ray.config_io import load_config, to_yaml, with_settings
+from moe_ray.errors import InputError
+from moe_ray.search_space import Range, read_space
+
+
+def space_of(text, *overrides):
+    return read_space(load_config(None, [f"sweep.space={text}", *overrides]))
+
+
+def test_the_default_space_is_nine_combinations_of_threshold_and_top_k():
+    space = read_space(Config())
+    assert space.settings == ("selection.threshold", "selection.top_k")
+    assert len(space.grid()) == 9
+    assert len({tuple(settings.values()) for settings in space.grid()}) == 9
+
+
+def test_groups_dotted_keys_and_dotted_overrides_say_the_same():
+    dotted = space_of("{selection.top_k: [3, 4], train.epochs: [1]}")
+    grouped = space_of("{selection: {top_k: [3, 4]}, train: {epochs: [1]}}")
+    overridden = read_space(load_config(None, ["sweep.space.selection.top_k=[3,4]", "sweep.space.train.epochs=1"]))
+    assert dotted == grouped == overridden
+
+
+def test_a_range_survives_yaml_and_keeps_its_ends(tmp_path):
+    config = load_config(None, ["sweep.search=random", "sweep.space={train.learning_rate: {loguniform: [1e-4, 0.01]}}"])
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(config))
+    space = read_space(load_config(str(path)))
+    assert space.ranges == {"train.learning_rate": Range("loguniform", 1e-4, 1e-2)}
+
+
+def test_settings_of_a_trial_are_checked_like_those_of_a_file():
+    assert with_settings(Config(), {"selection.top_k": 3, "train.epochs": 2}).selection.top_k == 3
+    assert with_settings(Config(), {}) == Config()
+    with pytest.raises(InputError, match=r"selection\.top_k: got 0, expected 1 or more"):
+        with_settings(Config(), {"selection.top_k": 0})
+
+
+@pytest.mark.parametrize(
+    ("space", "said"),
+    [
+        ("{capture.weights: [true]}", "needs another capture"),
+        ("{prompts.safe_per_batch: [4, 8]}", "needs another capture"),
+        ("{model: {dtype: [float32]}}", "needs another capture"),
+        ("{seed: [0, 1]}", "needs another capture"),
+        ("{evaluate.max_new_tokens: [8]}", "trials must be measured alike"),
+        ("{sweep.num_trials: [8]}", "trials must be measured alike"),
+        ("{run_dir: [a, b]}", "trials must be measured alike"),
+        ("{train.num_workers: [1, 2]}", "a trial trains in one process"),
+        ("{selection.treshold: [0.1]}", "did you mean selection.threshold"),
+        ("{selection.top_k: [5, 0]}", "selection.top_k: got 0, expected 1 or more"),
+        ("{selection.top_k: []}", "selection.top_k has no value"),
+        ("{selection.top_k: [1.5]}", "expected whole number"),
+        ("{selection.rule: [risk_diff, esft_gate]}", "needs routed weights"),
+        ("{train.learning_rate: {loguniform: [1e-4, 1e-2]}}", "a range, which a grid cannot go through"),
+        ("{train.learning_rate: {lognormal: [1e-4, 1e-2]}}", "expected one of uniform, loguniform, randint"),
+        ("{train.learning_rate: {uniform: [2, 1]}}", "expected LOW below HIGH"),
+        ("{train.learning_rate: {loguniform: [0, 1]}}", "expected a positive LOW"),
+        ("{selection.top_k: {randint: [0, 5]}}", "selection.top_k: got 0"),
+        ("{selection.top_k: {uniform: [1, 5]}}", "expected whole number"),
+        ("{train.epochs: {randint: 5}}", "expected a list of values or one of"),
+        ("{}", "sweep.space: got {}, expected at least one key"),
+        ("3", "expected a mapping"),
+    ],
+)
+def test_a_space_that_cannot_be_searched_is_refused_with_the_reason(space, said):
+    with pytest.raises(InputError) as error:
+        space_of(space)
+    assert said in str(error.value)
+
+
+def test_settings_that_exclude_each_other_are_refused_before_any_trial():
+    with pytest.raises(InputError, match=r"train\.boost"):
+        space_of("{train.routing: [masked, boosted], train.boost: [0, 2]}")
+
+
+def test_the_settings_of_the_space_are_plain_values():
+    assert yaml.safe_load(to_yaml(Config()))["sweep"]["space"] == dict(SweepConfig().space)
