@@ -51,7 +51,7 @@ class Report:
 def build_report(run: FinishedRun, config: ReportConfig) -> Report:
     """The report of what the run directory holds; parts whose stage was not run are left out."""
     drawn: dict[str, str] = {}
-    certainty = certainty_per_batch(run.risk, run.masks, run.config.selection)
+    certainty = certainty_per_batch(run.risk, run.masks, run.selection)
     before, after, change = (_held_out(run, when) for when in ("before", "after", "change"))
     findings = _findings(run, certainty, before, after, change)
     page = {
@@ -104,7 +104,7 @@ def _findings(run: FinishedRun, certainty: pd.DataFrame, before: Any, after: Any
         num_union=len(run.masks.union_experts),
         num_experts=int(run.masks.union.size),
         certainty=certainty,
-        selection=run.config.selection,
+        selection=run.selection,
         routing=run.config.train.routing,
         frozen_changed=None if tuned is None else tuned["notes"].get("frozen_parameters_changed"),
         before=before,
@@ -265,7 +265,7 @@ def _categories_part(drawn: dict[str, str], run: FinishedRun) -> dict[str, Any] 
 
 
 def _growth_part(drawn: dict[str, str], run: FinishedRun) -> dict[str, Any]:
-    selection = run.config.selection
+    selection = run.selection
     largest = float(run.risk["risk_diff"].max())
     thresholds = sorted({*np.linspace(0, max(largest, 1e-3), 12).round(4).tolist(), selection.threshold})
     table = sweep_union(run.risk, thresholds=thresholds, top_ks=sorted({*_TOP_KS, selection.top_k}))
