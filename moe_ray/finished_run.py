@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from moe_ray.artifacts import MANIFEST, Folder, read_masks
-from moe_ray.config import Config
+from moe_ray.config import Config, SelectionConfig
 from moe_ray.config_io import load_config
 from moe_ray.count_parts import read_counts
 from moe_ray.errors import InputError
@@ -51,6 +51,14 @@ class FinishedRun:
             return load_config(str(Path(work, "config.yaml")))
 
     @cached_property
+    def selection(self) -> SelectionConfig:
+        """The settings that its experts were selected with: after a sweep the winner's, not those of `config`."""
+        manifest = self.manifest("unsafe_experts")
+        stored = {} if manifest is None else manifest["inputs"].get("selection", {})
+        settings: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in stored.items()}
+        return SelectionConfig(**settings) if settings else self.config.selection
+
+    @cached_property
     def masks(self) -> ExpertMasks:
         """Its selection."""
         return read_masks(self.folder.sub("unsafe_experts"))
@@ -77,7 +85,7 @@ class FinishedRun:
         risk = self.folder.sub("unsafe_experts").read_frame("risk_differences.parquet")
         if "p_maxt" in risk:
             return risk
-        return identify(self.counts, self.config.selection, seed=self.config.seed, pairs=self.pairs)
+        return identify(self.counts, self.selection, seed=self.config.seed, pairs=self.pairs)
 
     @property
     def pairs(self) -> pd.Series:
@@ -110,6 +118,14 @@ class FinishedRun:
         if not self.folder.exists(f"evaluation_{when}/answers.parquet"):
             return None
         return self.folder.sub(f"evaluation_{when}").read_frame("answers.parquet")
+
+    @cached_property
+    def baselines(self) -> tuple[pd.DataFrame, str] | None:
+        """The comparison with baselines, a row per arm, and what it says in words."""
+        if not self.folder.exists("baselines/comparison.parquet"):
+            return None
+        folder = self.folder.sub("baselines")
+        return folder.read_frame("comparison.parquet"), str(folder.read_json("verdict.json"))
 
     @property
     def stages(self) -> list[str]:

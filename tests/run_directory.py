@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,7 @@ def write_identified(folder: Folder, *, num_batches: int = 4, categories: tuple[
     folder.sub("routing").sub("counts").write_table("part-0.parquet", counts_to_table(counts))
     folder.sub("unsafe_experts").write_table("risk_differences.parquet", risk)
     write_masks(folder.sub("unsafe_experts"), select(risk, config.selection))
-    folder.sub("unsafe_experts").finish({}, seconds=1.5)
+    folder.sub("unsafe_experts").finish({"selection": asdict(config.selection)}, seconds=1.5)
 
 
 def write_repaired(folder: Folder, *, prompt: str = "How?", categories: tuple[str, ...] = ("fraud", "theft")) -> None:

@@ -6,7 +6,7 @@ import base64
 import io
 import re
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,7 +17,8 @@ from chromium import CHROMIUM, browser
 from run_directory import PLANTED, write_identified, write_repaired
 
 from moe_ray.artifacts import Folder
-from moe_ray.config import ReportConfig, SelectionConfig
+from moe_ray.config import Config, ReportConfig, SelectionConfig
+from moe_ray.config_io import to_yaml
 from moe_ray.finished_run import FinishedRun
 from moe_ray.html_report.words import Findings, first_paragraph
 from moe_ray.orchestration.report_command import main
@@ -200,6 +201,32 @@ def test_what_was_not_run_is_left_out(tmp_path):
     for part in ("before-after", "training", "examples"):
         assert ("id", part) not in page.attributes
     assert "nothing is said about one here" in page.text
+
+
+def test_the_selection_is_that_of_the_masks_also_where_a_sweep_chose_it(tmp_path):
+    folder = Folder.open(str(tmp_path))
+    folder.write_bytes("config.yaml", to_yaml(Config()).encode())
+    folder.sub("unsafe_experts").finish({"selection": asdict(SelectionConfig(threshold=0.2, roles=("response",)))})
+    assert FinishedRun(folder).selection == SelectionConfig(threshold=0.2, roles=("response",))
+    assert FinishedRun(folder).config.selection == SelectionConfig()
+
+
+@pytest.mark.slow
+def test_a_comparison_with_baselines_is_shown_and_told(tmp_path):
+    folder = Folder.open(str(tmp_path / "run"))
+    write_identified(folder)
+    write_repaired(folder)
+    rates = {"unsafe_refusal_rate": 0.5, "safe_refusal_rate": 0.25, "ours_minus_unsafe_refusal_rate": 0.125}
+    row = {f"{name}{end}": value for name, value in rates.items() for end in ("", "_low", "_high", "_n")}
+    table = pd.DataFrame([{"arm": name, **row, "neutral_loss": float("nan")} for name in ("random", "<b>shuffled</b>")])
+    folder.sub("baselines").write_table("comparison.parquet", table)
+    folder.sub("baselines").write_json("verdict.json", "As often as random.\nEach interval is 95%.")
+    assert main([f"run_dir={tmp_path}/run"]) == 0
+    page = Page((tmp_path / "run" / "report.html").read_text())
+    assert "how other experts do is below. As often as random." in page.text
+    assert "that was not tried here" not in page.text
+    assert "<b>shuffled</b>" in page.text
+    assert "+12.5 points" in page.text
 
 
 @pytest.mark.slow

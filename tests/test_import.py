@@ -10,15 +10,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
+# What looks whether they are there, as accelerate does, is told that they are not.
 BLOCKED = """
 import sys
 
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("ray", "mlflow"):
-            raise ModuleNotFoundError(f"{name} is blocked")
-
-sys.meta_path.insert(0, Blocker())
+sys.modules["ray"] = sys.modules["mlflow"] = None
 """
 
 CORE = sorted(
@@ -38,7 +34,7 @@ def test_every_core_module_imports_where_neither_ray_nor_mlflow_can_be():
 
 
 def test_the_block_works():
-    assert "ray is blocked" in run_python("import ray").stderr
+    assert "import of ray halted" in run_python("import ray").stderr
 
 
 def lint(path: str, text: str) -> subprocess.CompletedProcess[str]:

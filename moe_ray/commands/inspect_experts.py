@@ -35,8 +35,8 @@ BAD_INPUT = 2
 
 def show_certainty(run: FinishedRun, args: argparse.Namespace) -> None:
     """Which batches' selections can be told from noise."""
-    certainty = certainty_per_batch(run.risk, run.masks, run.config.selection)
-    head, *sentences = certainty_in_words(certainty, run.config.selection)
+    certainty = certainty_per_batch(run.risk, run.masks, run.selection)
+    head, *sentences = certainty_in_words(certainty, run.selection)
     print(head)
     show_lines(sentences, args.top)
 
@@ -81,7 +81,7 @@ def show_rules(run: FinishedRun, args: argparse.Namespace) -> None:
     rows = []
     for rule in RULES:
         settings: dict[str, Any] = {"rule": rule, "alpha": 0.0, "stability": 0.0}
-        selection = replace(run.config.selection, **settings)
+        selection = replace(run.selection, **settings)
         if rule == "esft_gate" and "w_unsafe" not in run.risk:
             continue
         union = select(run.risk, selection, seed=run.config.seed).union
@@ -97,13 +97,13 @@ def show_confounds(run: FinishedRun, args: argparse.Namespace) -> None:
     texts = pd.DataFrame(
         {"label": run.batches["label"], "text": [prompt_text(json.loads(m)) for m in run.batches["messages"]]}
     )
-    roles = run.config.selection.roles
+    roles = run.selection.roles
     show_lines([f"warning: {line}" for line in confound_warnings(run.counts, texts, roles=roles)] or ["no warning"], 10)
     lengths = length_table(run.counts, roles=roles)
     print(
         f"mean tokens: {lengths['safe_tokens'].mean():.0f} a safe, {lengths['unsafe_tokens'].mean():.0f} an unsafe example"
     )
-    agreement = weighting_agreement(run.risk, run.config.selection)
+    agreement = weighting_agreement(run.risk, run.selection)
     print(
         f"pooled tokens and equal weight per prompt share {agreement['jaccard'].mean():.0%} of their experts (mean Jaccard)"
     )
@@ -167,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def export(run: FinishedRun, path: str) -> None:
     """Writes the pickle for pandas users."""
-    selection = run.config.selection
+    selection = run.selection
     export_pickle(
         path,
         masks=run.masks,

@@ -22,7 +22,7 @@ from moe_ray.selection import ExpertMasks
 _DARK, _MIDDLE, _LIGHT, _ACCENT = "#17365c", "#7d9cc0", "#e2d289", "#8a6d00"
 _MAP = "cividis"
 _MARKERS, _LINES = "osD^v<>P", ("-", "--", ":", "-.")
-_MOST_TICKS, _MOST_POINTS, _MOST_EXPERTS, _MOST_CATEGORIES, _MOST_NUMBERED = 12, 2000, 30, 24, 10
+_MOST_TICKS, _MOST_POINTS, _MOST_EXPERTS, _MOST_CATEGORIES, _MOST_NUMBERED = 12, 2000, 24, 24, 10
 
 
 def risk_grid(risk: pd.DataFrame, masks: ExpertMasks, batch_idx: int | None = None) -> npt.NDArray[np.float64]:
@@ -172,7 +172,7 @@ def training_curves(name: str, title: str, history: pd.DataFrame) -> str:
 
     def plot(figure: Figure) -> None:
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-        above.plot(steps["step"], steps["loss"], ".", color=_ACCENT, ms=4, alpha=0.6, label="step (one batch)")
+        above.plot(steps["step"], steps["loss"], ".", color=_ACCENT, ms=4, alpha=0.6, label="step")
         above.plot(epochs["step"], epochs["loss"], "-o", color=_DARK, ms=5, label="mean of the epoch")
         if len(watched):
             above.plot(watched["step"], watched["validation_loss"], "--D", color="black", ms=5, label="validation")

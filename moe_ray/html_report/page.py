@@ -51,13 +51,14 @@ class Report:
 def build_report(run: FinishedRun, config: ReportConfig) -> Report:
     """The report of what the run directory holds; parts whose stage was not run are left out."""
     drawn: dict[str, str] = {}
-    certainty = certainty_per_batch(run.risk, run.masks, run.config.selection)
+    certainty = certainty_per_batch(run.risk, run.masks, run.selection)
     before, after, change = (_held_out(run, when) for when in ("before", "after", "change"))
     findings = _findings(run, certainty, before, after, change)
     page = {
         "title": printable(run.folder.url.rstrip("/").rpartition("/")[2]),
         "lede": first_paragraph(findings),
         "held_out": _held_out_part(drawn, before, after, change),
+        "baselines": _baselines_part(run),
         "experts": _experts_part(drawn, run, config),
         "certainty": _limited(_certainty_rows(run, certainty)),
         "training": _training_part(drawn, run),
@@ -103,12 +104,13 @@ def _findings(run: FinishedRun, certainty: pd.DataFrame, before: Any, after: Any
         num_union=len(run.masks.union_experts),
         num_experts=int(run.masks.union.size),
         certainty=certainty,
-        selection=run.config.selection,
+        selection=run.selection,
         routing=run.config.train.routing,
         frozen_changed=None if tuned is None else tuned["notes"].get("frozen_parameters_changed"),
         before=before,
         after=after,
         change=change,
+        against_baselines="" if run.baselines is None else _printable_lines(run.baselines[1]),
     )
 
 
@@ -161,6 +163,25 @@ def _by_category(drawn: dict[str, str], routing: str, blocks: Sequence[Any]) -> 
             drawn[figure] = figures.before_after(figure, f"{title} by category", rows, what=title)
             parts.append({"title": title, "figure": figure, "rows": rows})
     return parts
+
+
+def _baselines_part(run: FinishedRun) -> dict[str, Any] | None:
+    """A row for every arm: its rates, what it forgot, and how ours differ from it."""
+    if run.baselines is None:
+        return None
+    table, verdict = run.baselines
+    rows = []
+    for arm in cast("list[dict[str, Any]]", table.to_dict("records")):
+        names = ("unsafe_refusal_rate", "safe_refusal_rate", "ours_minus_unsafe_refusal_rate", "neutral_loss")
+        rows.append({"arm": printable(str(arm["arm"])), **{name: _figure_of(arm, name) for name in names}})
+    return {"rows": rows, "verdict": _printable_lines(verdict).splitlines()}
+
+
+def _figure_of(row: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+    """A figure that a table keeps in columns; None where it was not measured."""
+    if name not in row or pd.isna(row[name]):
+        return None
+    return {"value": row[name], "low": row[f"{name}_low"], "high": row[f"{name}_high"], "n": row.get(f"{name}_n")}
 
 
 def _experts_part(drawn: dict[str, str], run: FinishedRun, config: ReportConfig) -> dict[str, Any]:
@@ -244,7 +265,7 @@ def _categories_part(drawn: dict[str, str], run: FinishedRun) -> dict[str, Any] 
 
 
 def _growth_part(drawn: dict[str, str], run: FinishedRun) -> dict[str, Any]:
-    selection = run.config.selection
+    selection = run.selection
     largest = float(run.risk["risk_diff"].max())
     thresholds = sorted({*np.linspace(0, max(largest, 1e-3), 12).round(4).tolist(), selection.threshold})
     table = sweep_union(run.risk, thresholds=thresholds, top_ks=sorted({*_TOP_KS, selection.top_k}))
@@ -324,8 +345,13 @@ _LONGEST_TEXT = 1200
 
 def _text(text: str) -> str:
     """Untrusted text without control characters but line ends, and not too long."""
-    clean = "\n".join(printable(line) for line in text.splitlines())
+    clean = _printable_lines(text)
     return clean if len(clean) <= _LONGEST_TEXT else clean[:_LONGEST_TEXT] + " …"
+
+
+def _printable_lines(text: str) -> str:
+    """Untrusted text without control characters but line ends."""
+    return "\n".join(printable(line) for line in text.splitlines())
 
 
 def _stages(run: FinishedRun) -> dict[str, Any]:

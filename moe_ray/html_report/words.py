@@ -33,6 +33,7 @@ class Findings:
         before: held-out figures before the repair; None = not evaluated.
         after: the same after it.
         change: their paired differences; None = not computed.
+        against_baselines: what a comparison with other experts said; empty = none was made.
     """
 
     model: str
@@ -47,6 +48,7 @@ class Findings:
     before: Figures | None
     after: Figures | None
     change: Figures | None
+    against_baselines: str = ""
 
 
 def first_paragraph(found: Findings) -> str:
@@ -56,10 +58,15 @@ def first_paragraph(found: Findings) -> str:
         sentences.append("The model was not evaluated before and after a repair, so nothing is said about one here.")
     else:
         sentences += _repair_in_words(found)
-    sentences.append(
-        "Routing is an observation, not a cause: experts can follow a topic or a template rather than harm"
-        + (", and other experts of the same number might repair as much." if found.after is not None else ".")
-    )
+    doubt = "Routing is an observation, not a cause: experts can follow a topic or a template rather than harm"
+    if found.against_baselines:
+        sentences.append(f"{doubt}; how other experts do is below. {found.against_baselines.splitlines()[0]}")
+    elif found.after is not None:
+        sentences.append(
+            f"{doubt}, and other experts of the same number might repair as much: that was not tried here."
+        )
+    else:
+        sentences.append(f"{doubt}.")
     return " ".join(sentence for sentence in sentences if sentence)
 
 

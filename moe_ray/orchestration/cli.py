@@ -21,6 +21,9 @@ logger = logging.getLogger("moe_ray")
 BAD_INPUT = 2
 """Exit status for an error that is the user's to mend."""
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
+
 _IMPLIED: Mapping[str, Mapping[str, Any]] = {"run_sweep": {"sweep.run": True}, "run_compare": {"baselines.run": True}}
 """Settings that a workflow stands for; they win over what is given."""
 
@@ -36,7 +39,7 @@ def main(description: str, work: str, argv: Sequence[str] | None = None) -> int:
         argv: None = the process's own arguments.
 
     Returns:
-        exit status: 0, or 2 for bad input.
+        exit status: 0, 2 for bad input, 130 when it was interrupted.
     """
     arguments = _parser(description).parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
@@ -47,6 +50,9 @@ def main(description: str, work: str, argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)  # noqa: T201
+        return INTERRUPTED
     return 0
 
 

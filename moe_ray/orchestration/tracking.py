@@ -174,8 +174,8 @@ class MlflowTracker(Tracker):
     def _resume_or_create(self, connection: _Connection, run_name: str, previous: dict[str, Any] | None) -> str:
         tags = {}
         if previous is not None and previous["uri"] == self.uri:
-            if previous["status"] != "FINISHED" and previous["settings"] == self._settings:
-                connection.client.update_run(previous["run_id"], status="RUNNING")
+            is_unfinished = previous["status"] != "FINISHED" and previous["settings"] == self._settings
+            if is_unfinished and connection.reopen(previous["run_id"]):
                 return str(previous["run_id"])
             tags[_PREVIOUS_TAG] = previous["run_id"]
         run = connection.client.create_run(connection.experiment_id, run_name=run_name, tags=tags)
@@ -235,6 +235,16 @@ class _Connection:
                 if experiment is not None
                 else self.client.create_experiment(name, artifact_location=self._artifacts)
             )
+
+    def reopen(self, run_id: str) -> bool:
+        """Marks a run as running again; False where it was deleted meanwhile."""
+        try:
+            self.client.update_run(run_id, status="RUNNING")
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE"):
+                return False
+            raise
+        return True
 
     def _deliver(self, item: Item) -> None:
         try:

@@ -114,6 +114,13 @@ def test_an_unfinished_run_is_gone_on_with_and_a_finished_one_is_followed(folder
     assert tags["moe_ray.previous_run"] == other.run_id != last.run_id
 
 
+def test_a_run_that_was_deleted_meanwhile_is_not_gone_on_with(folder):
+    first = MlflowTracker(TrackingConfig(), "first", folder, settings=SETTINGS)
+    mlflow.MlflowClient(first.uri).delete_run(first.run_id)
+    with MlflowTracker(TrackingConfig(), "second", folder, settings=SETTINGS) as second:
+        assert second.run_id != first.run_id
+
+
 def test_a_refused_item_is_named_and_nothing_else_is_lost(folder, caplog):
     with MlflowTracker(TrackingConfig(), "run", folder) as tracker:
         tracker.log_params({"a": 1})
