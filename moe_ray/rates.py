@@ -26,7 +26,7 @@ from scipy.stats import t as student_t
 Floats = npt.NDArray[np.float64]
 
 _Z_95 = 1.959963984540054
-_RESAMPLES = 2_000
+_RESAMPLES = 1_000
 _FEW_CLUSTERS = 10
 
 

@@ -72,20 +72,9 @@ class EndpointJudge:
     name = "endpoint"
 
     def __init__(self, config: EvaluateConfig) -> None:
-        url = check_endpoint()
-        import openai
-
         self.config = config
+        self._url = check_endpoint()
         self._key = os.environ.get(KEY_VARIABLE, "")
-        # Without values the client would take OPENAI_* variables, which are for another address, and send them to this one.
-        self._client: Any = openai.OpenAI(
-            base_url=url,
-            api_key=self._key or "none",
-            admin_api_key="",
-            timeout=config.judge_timeout,
-            max_retries=config.judge_retries,
-        )
-        self._client.organization = self._client.project = None
 
     def verdicts(self, conversations: Sequence[Conversation]) -> Iterator[tuple[int, Verdict]]:
         """Verdicts as they come, with their positions.
@@ -93,32 +82,47 @@ class EndpointJudge:
         Raises:
             InputError: a call failed for good, or a reply is not a verdict.
         """
-        failure: InputError | None = None
         pool = ThreadPoolExecutor(max_workers=self.config.judge_concurrency)
+        client = self._client()
         try:
             asked: dict[Future[Verdict], int] = {
-                pool.submit(self._ask, conversation): place for place, conversation in enumerate(conversations)
+                pool.submit(self._ask, client, conversation): place for place, conversation in enumerate(conversations)
             }
-            for future in as_completed(asked):
-                if future.cancelled():
-                    continue
-                try:
+            yielded = set()
+            try:
+                for future in as_completed(asked):
                     verdict = future.result()
-                except InputError as error:
-                    failure = failure or error
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    continue
-                yield asked[future], verdict
+                    yielded.add(future)
+                    yield asked[future], verdict
+            except InputError:
+                pool.shutdown(wait=True, cancel_futures=True)
+                for future in asked.keys() - yielded:
+                    if not future.cancelled() and future.exception() is None:
+                        yield asked[future], future.result()
+                raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-        if failure is not None:
-            raise failure
+            client.close()
 
-    def _ask(self, conversation: Conversation) -> Verdict:
+    def _client(self) -> Any:
+        import openai
+
+        # Without values the client would take OPENAI_* variables, which are for another address, and send them to this one.
+        client: Any = openai.OpenAI(
+            base_url=self._url,
+            api_key=self._key or "none",
+            admin_api_key="",
+            timeout=self.config.judge_timeout,
+            max_retries=self.config.judge_retries,
+        )
+        client.organization = client.project = None
+        return client
+
+    def _ask(self, client: Any, conversation: Conversation) -> Verdict:
         import openai
 
         try:
-            completion = self._client.chat.completions.create(
+            completion = client.chat.completions.create(
                 model=self.config.judge_model,
                 messages=[
                     {"role": "system", "content": INSTRUCTIONS},
@@ -133,13 +137,13 @@ class EndpointJudge:
                 f"judge endpoint: the call failed: {self._without_key(error)}; see that the endpoint works and run again: "
                 "what was judged is kept"
             ) from None
-        except (AttributeError, IndexError, TypeError):
+        except (AttributeError, IndexError, TypeError, ValueError):
             raise InputError("judge endpoint: got a reply that is not a chat completion; check its address") from None
         return parse_reply(reply)
 
     def _without_key(self, error: Exception) -> str:
-        text = f"{type(error).__name__}: {error}"[:300]
-        return text.replace(self._key, "***") if self._key else text
+        text = f"{type(error).__name__}: {error}"
+        return (text.replace(self._key, "***") if self._key else text)[:300]
 
 
 def question(conversation: Conversation) -> str:

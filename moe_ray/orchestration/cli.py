@@ -97,6 +97,8 @@ def _quieten_libraries() -> None:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    for name in ("httpx", "httpx2"):  # a line with the address for every call of a judge endpoint
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _log_build(done: int, total: int, loss: float) -> None:

@@ -9,12 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from judge_endpoint import endpoint
 
 from moe_ray.adapter import adapter_applied
 from moe_ray.artifacts import Folder, read_masks
 from moe_ray.batches import frame_to_batches
 from moe_ray.config import ModelConfig
 from moe_ray.config_io import load_config
+from moe_ray.judges.endpoint import URL_VARIABLE
 from moe_ray.loading import load_model, load_tokenizer
 from moe_ray.moe_layers import find_moe_layers
 from moe_ray.orchestration.capture import read_counts
@@ -26,10 +28,13 @@ from moe_ray.training import plan_steps
 
 pytestmark = [pytest.mark.needs_ray, pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
-STAGES = ["batches", "routing", "unsafe_experts", "evaluation_before", "experts", "evaluation_after"]
+STAGES = [
+    "batches", "routing", "unsafe_experts", "answers_before", "evaluation_before", "experts", "answers_after",
+    "evaluation_after",
+]  # fmt: skip
 SUMMARY_KEYS = {
     "batches", "examples", "num_layers", "num_experts", "num_experts_per_tok", "union_experts", "trainable_parameters",
-    "total_parameters", "per_batch_unsafe_experts", "empty_layers_per_batch", "before", "after",
+    "total_parameters", "per_batch_unsafe_experts", "empty_layers_per_batch", "before", "after", "change",
     "frozen_parameters_changed", "mlflow_run_id", "seconds",
 }  # fmt: skip
 
@@ -60,10 +65,13 @@ def summary(finished):
 def test_the_summary_holds_what_the_readme_says(summary):
     assert summary.keys() >= SUMMARY_KEYS
     assert (summary["batches"], summary["examples"]) == (4, 64)
-    for when in ("before", "after"):
+    for when in ("before", "after", "change"):
         for label in ("safe", "unsafe"):
             assert summary[when][f"{label}_refusal_rate"]["n"] == 8
         assert summary[when]["target_loss"]["n"] == 16
+        assert summary[when]["neutral_loss"]["n"] == 20
+        assert sum(block["target_loss"]["n"] for block in summary[when]["per_batch"].values()) == 16
+    assert summary["after"]["routing_drift"]["n"] == 16
 
 
 def test_the_time_went_where_the_summary_says(summary):
@@ -166,6 +174,21 @@ def test_another_threshold_captures_nothing_again(finished, tiny_model_path, tmp
     for stage, same in (("routing", True), ("unsafe_experts", False)):
         pair = [Path(root, stage, "manifest.json").read_text() for root in (finished, tmp_path / "run")]
         assert (pair[0] == pair[1]) is same
+
+
+def test_another_judge_answers_nothing_again(finished, tiny_model_path, tmp_path, monkeypatch):
+    shutil.copytree(finished, tmp_path / "run")
+    with endpoint(lambda request, call: (200, "REFUSED")) as server:
+        monkeypatch.setenv(URL_VARIABLE, server.url)
+        arguments = [*settings(tiny_model_path, tmp_path / "run"), "evaluate.judge=endpoint", "evaluate.judge_model=m"]
+        assert main("full", "run_evaluate", arguments) == 0
+    for stage, same in (("answers_before", True), ("answers_after", True), ("evaluation_after", False)):
+        pair = [Path(root, stage, "manifest.json").read_text() for root in (finished, tmp_path / "run")]
+        assert (pair[0] == pair[1]) is same
+    answers = pd.read_parquet(tmp_path / "run" / "evaluation_after" / "answers.parquet")
+    assert set(answers["judge"]) == {"endpoint"}
+    assert answers["refused"].all()
+    assert len(server.requests) == 32
 
 
 def test_an_interrupted_capture_goes_on_with_what_is_missing(finished, tiny_model_path, tmp_path):
