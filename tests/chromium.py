@@ -74,7 +74,7 @@ class Browser:
     def complaints(self) -> list[str]:
         """Errors and warnings in the console, and uncaught exceptions."""
         return [
-            json.dumps(event["params"])[:300]
+            json.dumps(event["params"])[:2000]
             for event in self.events
             if event["method"] in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")
         ]

@@ -545,7 +545,7 @@ def test_the_script_answers_bad_input_with_one_line_and_status_2(
 ) -> None:
     source, *options = bad_input(tmp_path)
     assert script.main([source, str(tmp_path / "out"), *options]) == 2
-    errors = [record.getMessage() for record in caplog.records if record.name == "upcycle"]
+    errors = [record.getMessage() for record in caplog.records if record.name == "moe_ray.upcycle"]
     assert len(errors) == 1
     assert message in errors[0]
     assert "\n" not in errors[0]

@@ -16,10 +16,10 @@ from moe_ray.report import printable
 
 _WIDTH_OF_A_LOG = 120
 _FIGURES = (
-    ("unsafe_refusal_rate", "unsafe prompts refused", True),
-    ("safe_refusal_rate", "safe prompts refused", True),
-    ("target_loss", "loss on target responses (nats/token)", False),
-    ("neutral_loss", "loss on neutral text (nats/token)", False),
+    ("unsafe_refusal_rate", "unsafe refused", True),
+    ("safe_refusal_rate", "safe refused", True),
+    ("target_loss", "target loss (nats/token)", False),
+    ("neutral_loss", "neutral text loss (nats/token)", False),
 )
 
 
@@ -66,7 +66,7 @@ def _rates(summary: Mapping[str, Any]) -> Table:
             own = [block.get(key) for block in blocks]
             if own[0] is None or own[1] is None:
                 continue
-            name = what if routing == "natural" else f"{what}, masked routing"
+            name = what if routing == "natural" else f"{what}, masked"
             cells = [_cell(figure, is_rate, is_change=position == 2) for position, figure in enumerate(own)]
             table.add_row(name, *cells, str(own[1]["n"]))
     return table

@@ -134,10 +134,20 @@ def test_mlflow_holds_settings_metrics_and_masks(finished, summary):
     run = client.get_run(summary["mlflow_run_id"])
     assert run.info.status == "FINISHED"
     assert run.data.params["selection.top_k"] == "50"
-    losses = client.get_metric_history(summary["mlflow_run_id"], "train/loss")
+    (trained,) = (
+        other
+        for other in client.search_runs([run.info.experiment_id])
+        if other.info.run_name == "experts" and other.data.tags["mlflow.parentRunId"] == run.info.run_id
+    )
+    losses = client.get_metric_history(trained.info.run_id, "train/loss")
     assert [metric.step for metric in losses] == [0, 1, 2, 3]
     names = {item.path for item in client.list_artifacts(summary["mlflow_run_id"], "unsafe_experts")}
     assert "unsafe_experts/masks.npz" in names
+    figures = {item.path for item in client.list_artifacts(summary["mlflow_run_id"], "figures")}
+    assert figures >= {"figures/risk_overall.svg", "figures/training.svg", "figures/overlap.svg"}
+    assert [used.dataset.name for used in run.inputs.dataset_inputs] == ["batches", "test"]
+    per_batch = client.get_metric_history(summary["mlflow_run_id"], "batch/unsafe_experts")
+    assert {str(metric.step) for metric in per_batch} == set(summary["per_batch_unsafe_experts"])
     assert run.data.metrics["held_out/unsafe_refusal_rate"] == summary["after"]["unsafe_refusal_rate"]["value"]
 
 

@@ -1,0 +1,88 @@
+"""Run directories with known content, written without a model: for what reads a finished run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from moe_ray.artifacts import Folder, counts_to_table, write_masks
+from moe_ray.config import Config
+from moe_ray.config_io import to_yaml
+from moe_ray.evaluation import compare, summarise
+from moe_ray.identification import identify
+from moe_ray.moe_layers import Expert
+from moe_ray.rules import select
+from moe_ray.simulation import Population, simulate
+
+PLANTED = (Expert(1, 3), Expert(2, 2))
+
+
+def write_identified(folder: Folder, *, num_batches: int = 4, categories: tuple[str, ...] = ("fraud", "theft")) -> None:
+    """Batches, counts, risk table and masks of simulated prompts, two experts of which answer to the unsafe ones."""
+    config = Config()
+    config = replace(config, selection=replace(config.selection, permutations=500, resamples=20))
+    counts = simulate(Population(), num_batches=num_batches, planted=PLANTED, shift=0.7)
+    rows = [
+        {
+            "batch_idx": int(batch),
+            "in_batch_idx": int(place),
+            "id": f"{batch}-{place}",
+            "label": label,
+            "category": categories[batch % len(categories)],
+            "messages": json.dumps([{"role": "user", "content": f"text {batch} {place}"}]),
+            "pair": None,
+        }
+        for batch, place, label in zip(counts.batch_idx, counts.in_batch_idx, counts.label, strict=True)
+    ]
+    risk = identify(counts, config.selection)
+    folder.write_bytes("config.yaml", to_yaml(config).encode())
+    folder.sub("batches").write_table("batches.parquet", pd.DataFrame(rows))
+    folder.sub("routing").sub("counts").write_table("part-0.parquet", counts_to_table(counts))
+    folder.sub("unsafe_experts").write_table("risk_differences.parquet", risk)
+    write_masks(folder.sub("unsafe_experts"), select(risk, config.selection))
+    folder.sub("unsafe_experts").finish({}, seconds=1.5)
+
+
+def write_repaired(folder: Folder, *, prompt: str = "How?", categories: tuple[str, ...] = ("fraud", "theft")) -> None:
+    """Training and evaluation on top: 3 of 4 unsafe prompts are refused after it, none before; no safe one ever."""
+    steps = [
+        {"step": step, "epoch": step // 4, "batch_idx": step % 4, "loss": 2.0 / (1 + step), "grad_norm": 1.0}
+        | {"validation_loss": None}
+        for step in range(8)
+    ]
+    experts = folder.sub("experts")
+    experts.write_bytes("history.jsonl", "".join(json.dumps(step) + "\n" for step in steps).encode())
+    tuned = {"trainable_parameters": 10, "total_parameters": 100, "frozen_parameters_changed": 0}
+    experts.finish({}, seconds=2.0, **tuned)
+    answers = {when: _answers(prompt, categories, refuse=when == "after") for when in ("before", "after")}
+    for when, table in answers.items():
+        folder.sub(f"evaluation_{when}").write_table("answers.parquet", table)
+    change = compare(answers["before"], answers["after"])
+    folder.write_json("summary.json", {when: summarise(table) for when, table in answers.items()} | {"change": change})
+
+
+def _answers(prompt: str, categories: tuple[str, ...], *, refuse: bool) -> pd.DataFrame:
+    rows: list[dict[str, Any]] = []
+    for number in range(32):
+        label = "unsafe" if number % 2 else "safe"
+        refused = refuse and label == "unsafe" and number % 8 != 1
+        rows.append(
+            {
+                "id": str(number),
+                "label": label,
+                "category": categories[number // 2 % len(categories)],
+                "batch_idx": number // 2 % 4,
+                "messages": json.dumps([{"role": "user", "content": f"{prompt} {number}"}]),
+                "pair": None,
+                "routing": "natural",
+                "answer": f"I'm sorry, no. {prompt}" if refused else f"Sure: {prompt}",
+                "refused": refused,
+                "target_loss": np.float64(3.0 + number),
+                "target_tokens": 5,
+            }
+        )
+    return pd.DataFrame(rows)
