@@ -457,8 +457,9 @@ class RoundsConfig:
     )
     action: Literal["weight", "identify"] = _setting(
         "weight",
-        "what a batch below its target gets in the next round: weight = its gradient counts more; identify = its unsafe "
-        "experts are identified anew from the routing of the model as it is by then",
+        "what a batch below its target gets in the next round: weight = its gradient counts more, which AdamW's own "
+        "scaling takes back for experts that no other batch has; identify = its unsafe experts are identified anew from "
+        "the routing of the model as it is by then",
     )
     weight_factor: float = _setting(2.0, "action weight: what a lagging batch's weight is multiplied by each round")
     min_improvement: float = _setting(

@@ -54,7 +54,7 @@ def sizes(masks):
     return {batch: len(masks.selected[batch]) for batch in masks.batch_idx}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(masks_of_batches(), st.integers(0, 5))
 def test_every_arm_trains_the_batches_that_ours_trains(ours, seed):
     risk = risk_table(ours.batch_idx, seed, weights=True)

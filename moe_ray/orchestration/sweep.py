@@ -155,14 +155,12 @@ class _Lines(tune.Callback):  # type: ignore[misc]
     """A line in the log for every trial that ends."""
 
     def __init__(self, total: int) -> None:
-        self.total, self.done = total, 0
+        self.total = total
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.done += 1
+        done = sum(other.status == "TERMINATED" or other is trial for other in trials)
         result = trial.last_result
-        logger.info(
-            "sweep: trial %d of %d: %s: %s", self.done, self.total, _in_words(trial.config), result.get("said", "")
-        )
+        logger.info("sweep: trial %d of %d: %s: %s", done, self.total, _in_words(trial.config), result.get("said", ""))
 
 
 def _in_words(settings: Mapping[str, Any]) -> str:

@@ -281,15 +281,12 @@ def test_a_base_model_that_a_trial_left_changed_is_noticed(tiny_model_path):
         base.check()
 
 
-def start_and_kill(arguments, records, num_finished):
+def start_and_kill(arguments, records, num_finished, log):
     """Starts a sweep in a process of its own and ends it the hard way when some trials have a record."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    sweep = subprocess.Popen(
-        [sys.executable, str(ROOT / "workflows" / "sweep.py"), *arguments],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    command = [sys.executable, str(ROOT / "workflows" / "sweep.py"), *arguments]
+    with log.open("w") as output:
+        sweep = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
     deadline = time.monotonic() + 240
     try:
         while time.monotonic() < deadline and sweep.poll() is None:
@@ -299,7 +296,7 @@ def start_and_kill(arguments, records, num_finished):
     finally:
         sweep.send_signal(signal.SIGKILL)
         sweep.wait()
-    raise AssertionError(f"the sweep ended before {num_finished} trials had a record")
+    raise AssertionError(f"fewer than {num_finished} trials had a record:\n{log.read_text()[-3000:]}")
 
 
 def test_a_killed_sweep_trains_no_finished_trial_again(captured, tiny_model_path, tmp_path):
@@ -307,7 +304,7 @@ def test_a_killed_sweep_trains_no_finished_trial_again(captured, tiny_model_path
     space = "sweep.space={selection.top_k: [3, 4, 5, 6]}"
     arguments = settings(tiny_model_path, tmp_path / "run", space)
     records = tmp_path / "run" / "sweep" / "trials"
-    start_and_kill(arguments, records, 2)
+    start_and_kill(arguments, records, 2, tmp_path / "log")
     before = modified(records)
     assert 2 <= len(before) < 4
     assert not (tmp_path / "run" / "sweep" / "manifest.json").exists()
