@@ -281,7 +281,8 @@ class TrainConfig:
     )
     batch_weights: tuple[str, ...] = _setting(
         (),
-        "NAME=WEIGHT entries, NAME a batch_idx or a category: the batch's gradient is multiplied by WEIGHT; 1 elsewhere",
+        "NAME=WEIGHT entries, NAME a batch_idx or a category: the step of the batch's experts is multiplied by WEIGHT; "
+        "1 elsewhere",
     )
     dtype: Literal["float32", "model"] = _setting(
         "float32", "type of the trained copies of experts and of their optimiser state; model = the model's own"
@@ -457,9 +458,8 @@ class RoundsConfig:
     )
     action: Literal["weight", "identify"] = _setting(
         "weight",
-        "what a batch below its target gets in the next round: weight = its gradient counts more, which AdamW's own "
-        "scaling takes back for experts that no other batch has; identify = its unsafe experts are identified anew from "
-        "the routing of the model as it is by then",
+        "what a batch below its target gets in the next round: weight = its experts take larger steps; identify = its "
+        "unsafe experts are identified anew from the routing of the model as it is by then",
     )
     weight_factor: float = _setting(2.0, "action weight: what a lagging batch's weight is multiplied by each round")
     min_improvement: float = _setting(

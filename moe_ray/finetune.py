@@ -116,7 +116,7 @@ def fine_tune(
         resume_from: folder of a training checkpoint.
         validation: examples with a target, whose mean loss per token under natural routing is what
             `config.patience` watches.
-        batch_weights: per `batch_idx`, what its gradient is multiplied by, on top of `config.batch_weights`.
+        batch_weights: per `batch_idx`, what its step is multiplied by, on top of `config.batch_weights`.
         after_step: called with the trainer and the report of each step.
 
     Raises:

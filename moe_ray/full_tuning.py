@@ -54,7 +54,7 @@ def tune_all_parameters(
             the sizes of micro-batches; the rest is about masks. A step averages the gradients of its batches.
         pad_id: token id that fills padding.
         seed: of the batch order, which is that of masked fine-tuning on one worker.
-        batch_weights: per `batch_idx`, what its gradient is multiplied by; 1 where none is given.
+        batch_weights: per `batch_idx`, what the step that it brings about is multiplied by; 1 where none is given.
 
     Raises:
         InputError: the gradient is not finite.
@@ -68,10 +68,11 @@ def tune_all_parameters(
         optimizer = torch.optim.AdamW(masters.parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
         for step, batch_ids in enumerate(plan):
             factor = learning_rate_factor(step, len(plan), schedule=config.schedule, warmup=config.warmup)
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * factor
             own = [batch_idx for batch_idx in batch_ids if batch_idx >= 0]
-            of_step = [_accumulate(model, rows[b], config, pad_id, weights.get(b, 1.0) / len(own)) for b in own]
+            total = sum(weights.get(batch_idx, 1.0) for batch_idx in own)
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * factor * total / len(own)
+            of_step = [_accumulate(model, rows[b], config, pad_id, weights.get(b, 1.0) / (total or 1.0)) for b in own]
             losses.append(sum(of_step) / len(own))
             masters.take_gradients()
             norm = torch.nn.utils.clip_grad_norm_(masters.parameters, config.max_grad_norm or math.inf).item()

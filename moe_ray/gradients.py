@@ -97,24 +97,27 @@ def without_noise(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def average_gradients(trainable: TrainableExperts, masks: Sequence[Mask], *, world_size: int) -> None:
+def average_gradients(
+    trainable: TrainableExperts, masks: Sequence[Mask], *, weights: Sequence[float], world_size: int
+) -> None:
     """Averages each expert's gradient over the batches whose mask holds it; all workers end with the same gradients.
 
     Args:
-        trainable: this worker's parameters, with the sum of its own batches' gradients.
+        trainable: this worker's parameters, with the sum of its own batches' gradients, each times the batch's weight.
         masks: (L, E) masks of the step's batches, of all workers.
+        weights: of those batches; an expert whose batches all have weight 0 gets zeros.
         world_size: number of workers.
     """
-    holders_LE = np.sum([mask.astype(np.int64) for mask in masks], axis=0)
-    pieces: list[tuple[nn.Parameter, int]] = []
-    for expert in trainable.experts_of(holders_LE > 0):
-        num_holders = int(holders_LE[trainable.moe_layers.row_of(expert.layer), expert.expert])
-        pieces += [(parameter, num_holders) for parameter in trainable.parameters[expert].values()]
+    total_LE = np.sum([mask * weight for mask, weight in zip(masks, weights, strict=True)], axis=0)
+    pieces: list[tuple[nn.Parameter, float]] = []
+    for expert in trainable.experts_of(np.any(masks, axis=0)):
+        total = float(total_LE[trainable.moe_layers.row_of(expert.layer), expert.expert])
+        pieces += [(parameter, total) for parameter in trainable.parameters[expert].values()]
     if world_size > 1:
         _sum_over_workers([parameter for parameter, _ in pieces])
-    for parameter, num_holders in pieces:
-        if num_holders > 1:
-            parameter.grad = gradient_or_zeros(parameter) / num_holders
+    for parameter, total in pieces:
+        if total != 1.0:
+            parameter.grad = gradient_or_zeros(parameter) / (total or 1.0)
 
 
 def _sum_over_workers(parameters: Sequence[nn.Parameter]) -> None:

@@ -13,7 +13,8 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -110,7 +111,9 @@ class MaskedTrainer:
         seed: of the batch order.
         rank: of this worker.
         world_size: number of workers; above 1 `torch.distributed` must be initialised.
-        batch_weights: per `batch_idx`, what its gradient is multiplied by; 1 where none is given.
+        batch_weights: per `batch_idx`, what the step that it brings about is multiplied by; 1 where none is given. In a
+            step of several batches, gradients count by weight, and an expert's step by the mean weight of its batches.
+            (A factor on the gradient alone would do nothing: AdamW divides it out.)
         validate: gives the validation loss under natural routing; called on rank 0 after every epoch.
         monitor: called for every batch before the step's update; None = nothing is checked.
 
@@ -195,9 +198,10 @@ class MaskedTrainer:
         own = {place: batch_ids[place] for place in range(self.rank, len(batch_ids), self.world_size)}
         gradients = {place: self._gradient_of(batch_idx) for place, batch_idx in own.items() if batch_idx >= 0}
         step_masks = [self.masks[batch_idx] for batch_idx in batch_ids if batch_idx >= 0]
-        average_gradients(self.trainable, step_masks, world_size=self.world_size)
+        weights = [self.batch_weights.get(batch_idx, 1.0) for batch_idx in batch_ids if batch_idx >= 0]
+        average_gradients(self.trainable, step_masks, weights=weights, world_size=self.world_size)
         batches = self._reports_of_all_workers(batch_ids, gradients)
-        grad_norm = self._update(np.any(step_masks, axis=0))
+        grad_norm = self._update(step_masks, weights)
         self.next_step = step + 1
         num_tokens, seconds = sum(batch.num_tokens for batch in batches), time.perf_counter() - started
         return StepReport(
@@ -278,7 +282,8 @@ class MaskedTrainer:
         least = 1 if self.config.short_layers == "allowed_only" else self.trainable.moe_layers.num_experts_per_tok
         return frozenset(layer for layer, size in sizes.items() if size >= least)
 
-    def _update(self, mask_LE: Mask) -> float:
+    def _update(self, masks: Sequence[Mask], weights: Sequence[float]) -> float:
+        mask_LE: Mask = np.any(masks, axis=0)
         active = [
             p for expert in self.trainable.experts_of(mask_LE) for p in self.trainable.parameters[expert].values()
         ]
@@ -289,10 +294,30 @@ class MaskedTrainer:
         # Gradients are the same on all workers by now, so they all stop here, and none waits for another.
         if not math.isfinite(norm):
             raise InputError(f"step {self.next_step}: the gradient's norm is {norm}; lower train.learning_rate")
-        self.optimizer.step()
+        with self._steps_multiplied(masks, weights):
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.trainable.write_back(mask_LE)
         return norm
+
+    @contextmanager
+    def _steps_multiplied(self, masks: Sequence[Mask], weights: Sequence[float]) -> Iterator[None]:
+        """What moves inside moves by the mean weight of the batches that hold it."""
+        if all(weight == 1.0 for weight in weights):
+            yield
+            return
+        total_LE = np.sum([mask * weight for mask, weight in zip(masks, weights, strict=True)], axis=0)
+        factor_LE = total_LE / np.maximum(np.sum(masks, axis=0), 1)
+        moving = [
+            (parameter, float(factor_LE[self.trainable.moe_layers.row_of(expert.layer), expert.expert]))
+            for expert in self.trainable.experts_of(np.any(masks, axis=0))
+            for parameter in self.trainable.parameters[expert].values()
+        ]
+        before = [parameter.detach().clone() for parameter, _ in moving]
+        yield
+        with torch.no_grad():
+            for (parameter, factor), start in zip(moving, before, strict=True):
+                parameter.copy_(torch.lerp(start, parameter, factor))
 
     def _validation_loss(self, validate: Callable[[], float]) -> float:
         value = torch.tensor(validate() if self.rank == 0 else math.nan, dtype=torch.float64, device=self.model.device)

@@ -452,6 +452,38 @@ def test_a_batchs_weight_multiplies_its_gradient():
         torch.testing.assert_close(one, 3 * other, atol=1e-6, rtol=1e-5)
 
 
+def test_a_batchs_weight_multiplies_the_step_of_its_experts():
+    # One step, before which AdamW has no memory: the step is proportional to the weight, but for gradients near its epsilon.
+    moved = {}
+    for weight in (1.0, 3.0, 0.5):
+        model = build("olmoe")
+        before = state_of(model)
+        config = replace(CONFIG, epochs=1, weight_decay=0.0, max_grad_norm=0.0)
+        train(model, config, per_batch={3: EXPERTS[3]}, batch_weights={3: weight})
+        moved[weight] = {name: tensor - before[name] for name, tensor in state_of(model).items()}
+    assert any(step.abs().max() > 1e-3 for step in moved[1.0].values())
+    for name, step in moved[1.0].items():
+        for weight in (3.0, 0.5):
+            torch.testing.assert_close(moved[weight][name], weight * step, atol=2e-5, rtol=1e-3)
+
+
+def test_in_a_step_of_several_batches_gradients_count_by_weight():
+    def after(weights):
+        model = build("olmoe")
+        config = replace(CONFIG, epochs=1, batches_per_step=2, weight_decay=0.0)
+        train(model, config, per_batch={3: EXPERTS[3], 7: EXPERTS[7]}, batch_weights=weights)
+        return state_of(model)
+
+    # Expert (0, 5) is shared; a batch of weight 0 leaves it to the other, which then moves it by half a step.
+    alone = build("olmoe")
+    before = state_of(alone)
+    train(alone, replace(CONFIG, epochs=1, weight_decay=0.0), per_batch={3: EXPERTS[3]})
+    name = "model.layers.0.mlp.experts.down_proj"
+    shared = after({7: 0.0})[name][5] - before[name][5]
+    torch.testing.assert_close(shared, 0.5 * (state_of(alone)[name][5] - before[name][5]), atol=1e-6, rtol=1e-3)
+    assert not torch.equal(after({7: 3.0})[name][5], after({})[name][5])
+
+
 def test_a_batch_of_weight_zero_teaches_nothing():
     model = build("olmoe")
     before = state_of(model)
