@@ -83,6 +83,19 @@ def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
     return changed
 
 
+def value_of_setting(key: str, value: Any) -> Any:
+    """`value` as a plain value of the type that a known dotted key takes; `1e-4`, which YAML reads as text, is a number.
+
+    Raises:
+        InputError: it has another type.
+    """
+    *groups, last = key.split(".")
+    kind: type = Config
+    for group in groups:
+        kind = typing.get_type_hints(kind)[group]
+    return _listify(_coerce(value, typing.get_type_hints(kind)[last], key))
+
+
 def _listify(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _listify(item) for key, item in value.items()}

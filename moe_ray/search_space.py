@@ -13,7 +13,7 @@ from itertools import product
 from typing import Any, Literal, cast, get_args
 
 from moe_ray.config import Config
-from moe_ray.config_io import flatten, with_settings
+from moe_ray.config_io import flatten, value_of_setting, with_settings
 from moe_ray.errors import InputError
 
 RangeKind = Literal["uniform", "loguniform", "randint"]
@@ -76,7 +76,8 @@ def read_space(config: Config) -> SearchSpace:
         if isinstance(values, Mapping):
             ranges[key] = _read_range(key, values)
         else:
-            choices[key] = tuple(values) if isinstance(values, (list, tuple)) else (values,)
+            several = values if isinstance(values, (list, tuple)) else [values]
+            choices[key] = tuple(value_of_setting(key, value) for value in several)
             if not choices[key]:
                 raise InputError(f"sweep.space: {key} has no value; give a list such as [0.02, 0.05]")
     space = SearchSpace(choices, ranges)

@@ -33,6 +33,14 @@ def test_a_range_survives_yaml_and_keeps_its_ends(tmp_path):
     assert space.ranges == {"train.learning_rate": Range("loguniform", 1e-4, 1e-2)}
 
 
+def test_values_have_the_type_of_their_setting():
+    space = space_of("{train.learning_rate: [1e-9, 5e-4, 1], selection.roles: [prompt, [prompt, response]]}")
+    rates = space.choices["train.learning_rate"]
+    assert rates == (1e-9, 5e-4, 1.0)
+    assert all(isinstance(rate, float) for rate in rates)
+    assert space.choices["selection.roles"] == (["prompt"], ["prompt", "response"])
+
+
 def test_settings_of_a_trial_are_checked_like_those_of_a_file():
     assert with_settings(Config(), {"selection.top_k": 3, "train.epochs": 2}).selection.top_k == 3
     assert with_settings(Config(), {}) == Config()
