@@ -335,7 +335,7 @@ def memory(args: argparse.Namespace) -> pd.DataFrame:
     rows = []
     for examples in (args.examples, 10 * args.examples):
         command = [sys.executable, __file__, "memory_once", "--examples", str(examples)]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         rows.append(json.loads(done.stdout.splitlines()[-1]))
     last = {name: f"x {rows[1][name] / rows[0][name]:.2f}" for name in rows[0]}
     return pd.DataFrame([*rows, last])
