@@ -24,9 +24,10 @@ from moe_ray.config import EvaluateConfig
 from moe_ray.errors import InputError
 from moe_ray.judges import judge_answers, make_judge
 from moe_ray.masking import route_through
+from moe_ray.moe_layers import find_moe_layers
 from moe_ray.rates import clustered_mean, clustered_rate, paired_difference
 from moe_ray.routing import RoutingCounts, concat_counts, counting
-from moe_ray.selection import ExpertMasks
+from moe_ray.selection import ExpertMasks, ShortLayers, restrict_routing
 
 INPUT_COLUMNS = ("id", "label", "category", "batch_idx", "messages", "target", "target_complete", "pair")
 """What `answer_examples` needs of a held-out example; `batch_idx` is the batch it is held against."""
@@ -118,6 +119,7 @@ def answer_and_count(
     masks: ExpertMasks | None = None,
     *,
     count: bool = False,
+    short_layers: ShortLayers = "allowed_only",
 ) -> Answered:
     """Answers and target losses of the rows, and where asked for the routing of those under natural routing.
 
@@ -130,6 +132,7 @@ def answer_and_count(
         config: `max_new_tokens` and `rows_per_forward`.
         masks: needed where a row is masked.
         count: count the prompts' routing, in the same forward passes that score the targets.
+        short_layers: for masked rows, the policy that training has (`train.short_layers`).
 
     Raises:
         InputError: a row is masked and there are no masks.
@@ -143,6 +146,9 @@ def answer_and_count(
         for (routing, batch_idx), positions in _groups(rows):
             group = rows.iloc[positions]
             mask = masks[batch_idx] if masks is not None and routing == "masked" else None
+            if mask is not None:
+                num_experts_per_tok = find_moe_layers(model).num_experts_per_tok
+                mask = restrict_routing(mask, num_experts_per_tok=num_experts_per_tok, short_layers=short_layers)
             through = route_through(model, mask) if mask is not None and mask.any() else nullcontext()
             counter = counting(model) if count and routing == "natural" else nullcontext()
             with through, counter as active:

@@ -110,6 +110,16 @@ def test_each_example_is_answered_under_each_kind_of_routing(tokenizer):
     assert hooks_left(model) == 0
 
 
+def test_masked_answers_follow_the_policy_of_short_layers(tokenizer):
+    # Batch 0 has one expert in layer 1, where a token uses three.
+    model, rows = shared("olmoe"), rows_to_answer(held_out(2, batches=(0,)), "masked")
+    got = answer_and_count(model, tokenizer, rows, CONFIG, batch_masks(model, MASKS), short_layers="natural").answers
+    expected = batch_masks(model, {0: [pair for pair in MASKS[0] if pair[0] == 0]})
+    same = answer_and_count(model, tokenizer, rows, CONFIG, expected).answers
+    other = answer_and_count(model, tokenizer, rows, CONFIG, batch_masks(model, MASKS)).answers
+    assert got["target_loss"].tolist() == same["target_loss"].tolist() != other["target_loss"].tolist()
+
+
 @pytest.mark.slow
 def test_answers_are_those_of_one_example_alone_under_its_own_batchs_mask(tokenizer):
     model, frame = shared("olmoe"), held_out()

@@ -25,6 +25,7 @@ from moe_ray.orchestration.actors import ModelHolder
 from moe_ray.orchestration.cluster import require_cpus
 from moe_ray.orchestration.progress import progress
 from moe_ray.routing import RoutingCounts, concat_counts
+from moe_ray.selection import ShortLayers
 
 _KEYS = ["routing", "id"]
 _COLUMNS = [*INPUT_COLUMNS, "place", "routing"]
@@ -42,6 +43,7 @@ class Job:
         adapter: folder of learned experts; None = the base model.
         masks_url: folder of the batches' masks; None = natural routing only.
         count: also count the prompts' routing, where it is natural.
+        short_layers: for masked routing, `train.short_layers`.
     """
 
     model: ModelConfig
@@ -50,6 +52,7 @@ class Job:
     adapter: str | None = None
     masks_url: str | None = None
     count: bool = False
+    short_layers: ShortLayers = "allowed_only"
 
 
 class AnswerActor:
@@ -76,8 +79,12 @@ class AnswerActor:
         self.parts.write_table(f"neutral-{name}.parquet", losses.assign(text=rows["place"].to_numpy()))
 
     def _answer(self, rows: pd.DataFrame, name: str) -> None:
-        holder = self.holder
-        done = answer_and_count(holder.model, holder.tokenizer, rows, self.job.config, self.masks, count=self.job.count)
+        job, holder = self.job, self.holder
+        done = answer_and_count(
+            *(holder.model, holder.tokenizer, rows, job.config, self.masks),
+            count=job.count,
+            short_layers=job.short_layers,
+        )
         # The answers come last: with them the part is whole.
         if done.routing is not None:
             self.parts.write_table(f"routing-{name}.parquet", counts_to_table(done.routing))

@@ -362,6 +362,7 @@ class Run:
                 adapter=self.folder.sub("experts").url if when == "after" else None,
                 masks_url=self.folder.sub("unsafe_experts").url if masked else None,
                 count=True,
+                short_layers=self.config.train.short_layers,
             )
             examples, what = self.prepare_frame(f"{split}.parquet"), f"answers {when}"
             done = answer(examples, job, what=what, routing=config.routing, neutral=self.prompts.neutral)
@@ -371,6 +372,7 @@ class Run:
         inputs = {
             "inputs": self._after(*earlier),
             "routing": config.routing,
+            "short_layers": self.config.train.short_layers if masked else None,
             "max_new_tokens": config.max_new_tokens,
             "neutral": content_hash(self.prompts.neutral),
             "dtype": self.model.dtype,
