@@ -68,7 +68,7 @@ class MeasuredActor(CaptureActor):
         """Counts a window and writes down what it took."""
         report = super().__call__(batch)
         with self.usage_lock:
-            self.usage["windows"].append([time.time(), len(batch["row"])])
+            self.usage["windows"].append([time.time(), len(batch["positions"][0])])
             own = {"cpu_used": time.process_time() - self.usage["cpu"], "rss": peak_rss()}
             Folder.open(self.job.out_url).sub("usage").write_json(f"{os.getpid()}.json", self.usage | own)
         return report

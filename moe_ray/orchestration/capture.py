@@ -102,7 +102,8 @@ def _run(
     bad: _Quarantined,
 ) -> None:
     config = job.config
-    results = ray.data.from_arrow([pa.table({"row": window}) for window in windows]).map_batches(
+    # One row is one window, so that a batch of one row, which Ray Data wants said where GPUs are asked for, is a window.
+    results = ray.data.from_arrow([pa.table({"positions": [window]}) for window in windows]).map_batches(
         actor,
         fn_constructor_args=(job,),
         compute=ray.data.ActorPoolStrategy(
@@ -112,7 +113,7 @@ def _run(
             max_concurrent_calls_per_actor=2,
             enable_true_multi_threading=True,
         ),
-        batch_size=None,
+        batch_size=1,
         batch_format="numpy",
         num_gpus=config.gpus_per_actor or None,
     )

@@ -89,9 +89,9 @@ class CaptureActor:
         return holder
 
     def __call__(self, batch: Columns) -> Columns:
-        """Counts the examples at the positions in `row`; returns the fields of `WindowReport`, one row."""
+        """Counts the examples at `positions`, one row with a list; returns the fields of `WindowReport`, one row."""
         try:
-            report = self._count_window(batch["row"])
+            report = self._count_window(np.asarray(batch["positions"][0]))
         except InputError as error:
             report = WindowReport(fatal=str(error))
         return {name: np.array([value]) for name, value in asdict(report).items()}
