@@ -26,6 +26,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+# Read when ray is imported, below: a local Ray listens on loopback only.
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
