@@ -1,7 +1,7 @@
 """Connecting to Ray, and the settings that make a small job start fast.
 
-Ray's defaults cost a small job more than its work: workers at nice 15, a 200-partition shuffle, a reader that starts
-actors for footers. Settings that the raylet reads are put into the environment of a local Ray only; those that Ray Data
+Ray's defaults cost a small job more than its work: workers at nice 15, a pool that lets idle workers go, a reader that
+starts actors for footers. Settings that the raylet reads are put into the environment of a local Ray only; those that Ray Data
 reads are put into its context.
 """
 
@@ -192,13 +192,11 @@ def _answer_probe(url: str, probe: str, answer: str) -> bool:
 
 def _tune_data() -> None:
     import ray.data
-    from ray.data.context import ShuffleStrategy
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.use_datasource_v2 = False
-    context.shuffle_strategy = ShuffleStrategy.SORT_SHUFFLE_PULL_BASED
     # Ray Data sets its loggers' levels when it is imported.
     _quieten()
 
