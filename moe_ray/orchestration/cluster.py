@@ -1,8 +1,8 @@
 """Connecting to Ray, and the settings that make a small job start fast.
 
 Ray's defaults cost a small job more than its work: workers at nice 15, a pool that lets idle workers go, a reader that
-starts actors for footers. Settings that the raylet reads are put into the environment of a local Ray only; those that Ray Data
-reads are put into its context.
+starts actors for footers. Settings that the raylet reads are put into the environment of a local Ray only; those that Ray
+Data reads are put into its context.
 """
 
 from __future__ import annotations
