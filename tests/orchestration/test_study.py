@@ -299,6 +299,7 @@ def start_and_kill(arguments, records, num_finished, log):
     raise AssertionError(f"fewer than {num_finished} trials had a record:\n{log.read_text()[-3000:]}")
 
 
+@pytest.mark.exhaustive
 def test_a_killed_sweep_trains_no_finished_trial_again(captured, tiny_model_path, tmp_path):
     shutil.copytree(captured, tmp_path / "run", ignore=shutil.ignore_patterns("sweep", "mlflow*"))
     space = "sweep.space={selection.top_k: [3, 4, 5, 6]}"
@@ -315,6 +316,7 @@ def test_a_killed_sweep_trains_no_finished_trial_again(captured, tiny_model_path
     assert read_trials(Folder.open(str(records)))["process"].nunique() == 2
 
 
+@pytest.mark.exhaustive
 def test_asha_stops_what_is_behind_and_no_trial_starts_from_another_ones_state(captured, tiny_model_path, tmp_path):
     shutil.copytree(captured, tmp_path / "run", ignore=shutil.ignore_patterns("sweep", "mlflow*"))
     space = "sweep.space={train.learning_rate: [0.005, 1e-9, 2e-9, 3e-9]}"
@@ -339,6 +341,7 @@ def test_asha_stops_what_is_behind_and_no_trial_starts_from_another_ones_state(c
     assert trials["epochs"].iloc[0] == 3
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("search", ["random", "optuna"])
 def test_values_are_drawn_within_the_space(captured, tiny_model_path, tmp_path, search):
     shutil.copytree(captured, tmp_path / "run", ignore=shutil.ignore_patterns("sweep", "mlflow*"))

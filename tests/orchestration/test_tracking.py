@@ -17,7 +17,7 @@ import torch
 from mlflow_server import Server
 
 from moe_ray.adapter import merge_adapter
-from moe_ray.artifacts import Folder
+from moe_ray.artifacts import STARTED, Folder
 from moe_ray.config import ModelConfig, TrackingConfig
 from moe_ray.errors import InputError
 from moe_ray.orchestration.cli import main
@@ -214,6 +214,7 @@ def test_a_server_that_is_killed_and_started_again_has_everything_in_the_end(ser
 
 
 @pytest.mark.needs_ray
+@pytest.mark.exhaustive
 def test_training_outlives_its_server_and_the_next_run_sends_what_was_kept(
     server, ray_cluster, tiny_model_path, tmp_path, caplog
 ):
@@ -225,7 +226,7 @@ def test_training_outlives_its_server_and_the_next_run_sends_what_was_kept(
     ]
 
     def kill_when_training_begins() -> None:
-        while not (run_dir / "experts" / "started.json").exists():
+        while not (run_dir / "experts" / STARTED).exists():
             time.sleep(0.02)
         server.kill()
 
