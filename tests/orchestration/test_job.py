@@ -51,8 +51,7 @@ def head():
             environment["RAY_API_SERVER_ADDRESS"] = wait_for_dashboard(process, Path(folder, "log"), environment)
             yield environment
         finally:
-            # All of its process group, which is its own: asked one by one, they take half a minute to end.
-            os.killpg(process.pid, signal.SIGTERM)
+            process.send_signal(signal.SIGTERM)
             process.wait(60)
 
 
