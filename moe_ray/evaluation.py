@@ -9,6 +9,7 @@ Shape suffixes: L MoE layers, E experts.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -25,7 +27,7 @@ from moe_ray.errors import InputError
 from moe_ray.judges import judge_answers, make_judge
 from moe_ray.masking import route_through
 from moe_ray.moe_layers import find_moe_layers
-from moe_ray.rates import clustered_mean, clustered_rate, paired_difference
+from moe_ray.rates import clustered_mean, clustered_rate, jackknife, paired_difference
 from moe_ray.routing import RoutingCounts, concat_counts, counting
 from moe_ray.selection import ExpertMasks, ShortLayers, restrict_routing
 
@@ -182,21 +184,27 @@ def summarise(
         answers: rows with `label`, `category`, `batch_idx`, `routing`, `messages`, `pair`, `refused` (bool),
             `target_loss` (summed nats) and `target_tokens`.
         neutral: rows with `loss` (summed nats) and `num_tokens`, one per text.
-        routing: counts of the held-out prompts under natural routing.
+        routing: counts of the held-out prompts under natural routing; `in_batch_idx` is a prompt's place among the natural
+            answers.
         routing_before: the same of the model before the repair.
 
     Returns:
         `unsafe_refusal_rate` and `safe_refusal_rate` (value, n, low, high) and `target_loss` (nats per token over all target
         tokens: value, n, low, high, num_tokens), under natural routing; `per_category` and `per_batch`, each a mapping to
-        the same three; `masked`, all of that under masked routing; `neutral_loss`, as `target_loss`; `routing_drift`
-        (mean_absolute_change and largest_change of activation rates, its layer and expert, n prompts). What was not
-        measured is None.
+        the same three; `masked`, all of that under masked routing; `neutral_loss`, as `target_loss`; `routing_drift`, from
+        the function of that name. What was not measured is None.
     """
+    natural = answers[answers["routing"] == "natural"]
+    drift = None
+    if routing is not None and routing_before is not None:
+        drift = routing_drift(
+            routing_before, routing, clusters=prompt_clusters(natural).to_numpy()[routing.in_batch_idx]
+        )
     return {
-        **_summary_of(answers[answers["routing"] == "natural"]),
+        **_summary_of(natural),
         "masked": _block(answers, "masked", _summary_of),
         "neutral_loss": None if neutral is None else _loss(neutral["loss"], neutral["num_tokens"], None),
-        "routing_drift": None if routing is None or routing_before is None else routing_drift(routing_before, routing),
+        "routing_drift": drift,
     }
 
 
@@ -309,7 +317,7 @@ def headline_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
         values["neutral_loss"] = summary["neutral_loss"]["value"]
     if summary["routing_drift"] is not None:
         values |= {
-            f"routing_drift/{name}": summary["routing_drift"][name]
+            f"routing_drift/{name}": summary["routing_drift"][name]["value"]
             for name in ("mean_absolute_change", "largest_change")
         }
     return {name: value for name, value in values.items() if value is not None}
@@ -337,8 +345,23 @@ def prompt_clusters(rows: pd.DataFrame) -> pd.Series:
     return pd.Series(pd.factorize(pd.Series([root(name) for name in roots], dtype=object))[0], index=rows.index)
 
 
-def routing_drift(before: RoutingCounts, after: RoutingCounts) -> dict[str, Any]:
-    """How far activation rates moved, over all prompts: mean absolute change over layers and experts, and the largest.
+def routing_drift(
+    before: RoutingCounts, after: RoutingCounts, *, clusters: npt.ArrayLike | None = None
+) -> dict[str, Any]:
+    """How far activation rates moved, over all prompts.
+
+    Intervals are those of the jackknife over clusters with Student's t (Efron & Tibshirani 1993, chapter 11). A model whose
+    routing did not change has a drift of exactly 0. The largest change is chosen for being the largest; its interval does
+    not account for that.
+
+    Args:
+        before: of the prompts.
+        after: of the same prompts in the same order.
+        clusters: (N,) equal values on prompts that are not independent; None = every prompt its own.
+
+    Returns:
+        `mean_absolute_change`, over layers and experts, and `largest_change`, each (value, n, low, high); the latter's
+        `layer` and `expert`.
 
     Raises:
         InputError: the counts are not of the same prompts or not of one architecture.
@@ -346,13 +369,19 @@ def routing_drift(before: RoutingCounts, after: RoutingCounts) -> dict[str, Any]
     same = before.counts_NLE.shape == after.counts_NLE.shape and np.array_equal(before.num_tokens, after.num_tokens)
     if not same or before.layers != after.layers:
         raise InputError("routing before and after is not of the same prompts; evaluate both on the same ones")
-    rates = [part.counts_NLE.sum(axis=0, dtype=np.int64) / part.num_tokens.sum() for part in (before, after)]
-    change_LE = rates[1] - rates[0]
+    ids = np.unique(np.arange(len(before)) if clusters is None else np.asarray(clusters), return_inverse=True)[1]
+    moved_CLE = np.zeros((ids.max() + 1, *before.counts_NLE.shape[1:]), dtype=np.int64)
+    np.add.at(moved_CLE, ids, after.counts_NLE.astype(np.int64) - before.counts_NLE)
+    tokens_C = np.bincount(ids, before.num_tokens)
+    change_LE = moved_CLE.sum(axis=0) / tokens_C.sum()
     row, expert = np.unravel_index(int(np.abs(change_LE).argmax()), change_LE.shape)
+    with np.errstate(invalid="ignore", divide="ignore"):  # a lone cluster leaves nothing without it
+        without_CLE = (moved_CLE.sum(axis=0) - moved_CLE) / (tokens_C.sum() - tokens_C)[:, None, None]
+    mean = jackknife(float(np.abs(change_LE).mean()), np.abs(without_CLE).mean(axis=(1, 2)), n=len(before))
+    largest = jackknife(float(change_LE[row, expert]), without_CLE[:, row, expert], n=len(before))
     return {
-        "mean_absolute_change": float(np.abs(change_LE).mean()),
-        "largest_change": float(change_LE[row, expert]),
+        "mean_absolute_change": {**mean.as_dict(), "low": None if math.isnan(mean.low) else max(0.0, mean.low)},
+        "largest_change": largest.as_dict(),
         "layer": int(before.layers[int(row)]),
         "expert": int(expert),
-        "n": len(before),
     }

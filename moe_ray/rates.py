@@ -126,6 +126,25 @@ def clustered_mean(
     return Mean(value=value, n=n, low=low, high=high)
 
 
+def jackknife(value: float, without: npt.ArrayLike, *, n: int) -> Mean:
+    """An estimate that is a smooth function of means, with the jackknife's interval.
+
+    Args:
+        value: the estimate from all clusters.
+        without: (C,) the estimate without each cluster in turn.
+        n: examples.
+
+    Source: Efron & Tibshirani (1993), An Introduction to the Bootstrap, chapter 11; Student's t with C - 1.
+    """
+    left_out = np.asarray(without, dtype=np.float64)
+    num_clusters = len(left_out)
+    if num_clusters < 2:
+        return Mean(value=value, n=n, low=math.nan, high=math.nan)
+    error = math.sqrt((num_clusters - 1) * float(np.mean(np.square(left_out - left_out.mean()))))
+    half = float(student_t.ppf(0.975, num_clusters - 1)) * error
+    return Mean(value=value, n=n, low=value - half, high=value + half)
+
+
 def paired_difference(
     before: npt.ArrayLike,
     after: npt.ArrayLike,

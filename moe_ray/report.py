@@ -181,7 +181,7 @@ def _outcome_table(whens: Sequence[Mapping[str, Any]]) -> str:
     text = pd.DataFrame(rows, columns=["", "before", "after", "change"]).to_string(index=False)
     if drift is None:
         return text
-    mean, largest = f"{drift['mean_absolute_change']:.4f}", f"{drift['largest_change']:+.3f}"
+    mean, largest = (_with_interval(drift[name]) for name in ("mean_absolute_change", "largest_change"))
     moved = (
         f"activation rates moved by {mean} on average, at most by {largest} ({Expert(drift['layer'], drift['expert'])})"
     )

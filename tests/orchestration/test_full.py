@@ -71,7 +71,7 @@ def test_the_summary_holds_what_the_readme_says(summary):
         assert summary[when]["target_loss"]["n"] == 16
         assert summary[when]["neutral_loss"]["n"] == 20
         assert sum(block["target_loss"]["n"] for block in summary[when]["per_batch"].values()) == 16
-    assert summary["after"]["routing_drift"]["n"] == 16
+    assert summary["after"]["routing_drift"]["mean_absolute_change"]["n"] == 16
 
 
 def test_the_time_went_where_the_summary_says(summary):
