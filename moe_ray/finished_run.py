@@ -127,6 +127,13 @@ class FinishedRun:
         folder = self.folder.sub("baselines")
         return folder.read_frame("comparison.parquet"), str(folder.read_json("verdict.json"))
 
+    @cached_property
+    def trials(self) -> pd.DataFrame | None:
+        """The trials of its sweep, the best first."""
+        if not self.folder.exists("sweep/trials.parquet"):
+            return None
+        return self.folder.sub("sweep").read_frame("trials.parquet")
+
     @property
     def stages(self) -> list[str]:
         """Finished stages, those that every run has in their order, the others before them."""

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import io
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from moe_ray.search_space import SearchSpace
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _MOST_VALUES = 8
 _PREFERRED = ("selection.threshold", "selection.top_k")
@@ -71,27 +77,69 @@ def _labels(values: pd.Series) -> pd.Series:
     return pd.Series(pd.Categorical(values, categories=ordered, ordered=True), index=values.index)
 
 
-def draw_heat_map(
-    table: Table, *, x: str, y: str, title: str, marked: tuple[Any, Any] | None = None, over: Table | None = None
-) -> dict[str, bytes]:
-    """The table as `png` and `svg`.
+@dataclass(frozen=True, kw_only=True)
+class HeatMap:
+    """What a heat map shows.
 
-    Args:
-        table: from `heat_map_table`.
+    Attributes:
+        table: values to print and to shade.
+        over: True for cells whose value gets a star; of the table's shape.
         x: name of the horizontal axis.
         y: name of the vertical axis.
+        marked: (column, row) of the cell to draw a frame around.
+    """
+
+    table: Table
+    over: Table
+    x: str
+    y: str
+    marked: tuple[Any, Any]
+
+
+def map_of_trials(trials: pd.DataFrame, space: SearchSpace, winner: Mapping[str, Any]) -> HeatMap:
+    """The finished trials over the space's two axes, the winner's cell marked.
+
+    Args:
+        trials: rows with the settings of the space, `state`, `objective` and `is_within_bound`.
+        space: what was searched.
+        winner: the settings of the best trial.
+    """
+    x, y = heat_map_axes(space)
+    table, over = bounded_heat_map(trials[trials["state"] == "finished"], x, y)
+    column, row = (value if isinstance(value, (int, float)) else str(value) for value in (winner[x], winner[y]))
+    return HeatMap(table=table, over=over, x=x, y=y, marked=(column, row))
+
+
+def draw_heat_map(shown: HeatMap, *, title: str) -> dict[str, bytes]:
+    """The heat map as `png` and `svg`.
+
+    Args:
+        shown: what is in it.
         title: what the values are.
-        marked: (column, row) of a cell to draw a frame around.
-        over: True for cells whose value gets a star.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+
+    width, height = heat_map_size(shown)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    plot_heat_map(figure, shown).set_title(title, fontsize=10)
+    return {kind: _saved(figure, kind) for kind in ("png", "svg")}
+
+
+def heat_map_size(shown: HeatMap) -> tuple[float, float]:
+    """Width and height (inches) in which every value can be read."""
+    rows, columns = shown.table.shape
+    return max(4.5, 1.6 + 1.1 * columns), max(2.6, 1.5 + 0.6 * rows)
+
+
+def plot_heat_map(figure: Figure, shown: HeatMap) -> Axes:
+    """Draws the heat map on an empty figure."""
     from matplotlib.patches import Rectangle
 
+    table = shown.table
     values = table.to_numpy(dtype=float)
     rows, columns = values.shape
-    figure = Figure(figsize=(max(4.5, 1.6 + 1.1 * columns), max(2.6, 1.5 + 0.6 * rows)), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     low, high = np.nanmin(values), np.nanmax(values)
     spread = high - low or 1.0
@@ -99,26 +147,26 @@ def draw_heat_map(
     for row in range(rows):
         for column in range(columns):
             number = values[row, column]
-            star = "*" if over is not None and over.iloc[row, column] else ""
+            star = "*" if shown.over.iloc[row, column] else ""
             text = "–" if np.isnan(number) else f"{number:.3f}{star}"
             is_dark = not np.isnan(number) and (number - low) / spread > 0.8
             axes.text(column, row, text, ha="center", va="center", color="white" if is_dark else "black")
     axes.set_xticks(range(columns), [_tick(name) for name in table.columns])
     axes.set_yticks(range(rows), [_tick(name) for name in table.index])
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.set_title(title, fontsize=10)
-    if marked is not None and marked[0] in table.columns and marked[1] in table.index:
-        corner = (list(table.columns).index(marked[0]) - 0.5, list(table.index).index(marked[1]) - 0.5)
+    axes.set_xlabel(shown.x)
+    axes.set_ylabel(shown.y)
+    column, row = shown.marked
+    if column in table.columns and row in table.index:
+        corner = (list(table.columns).index(column) - 0.5, list(table.index).index(row) - 0.5)
         axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="black", linewidth=3))
-    return {kind: _saved(figure, kind) for kind in ("png", "svg")}
+    return axes
 
 
 def _tick(value: Any) -> str:
     return f"{value:g}" if isinstance(value, (int, float, np.number)) else str(value)
 
 
-def _saved(figure: Any, kind: str) -> bytes:
+def _saved(figure: Figure, kind: str) -> bytes:
     data = io.BytesIO()
     # A date in the file would make equal pictures differ.
     figure.savefig(data, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)

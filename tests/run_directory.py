@@ -11,7 +11,7 @@ import pandas as pd
 
 from moe_ray.artifacts import Folder, counts_to_table, write_masks
 from moe_ray.config import Config
-from moe_ray.config_io import to_yaml
+from moe_ray.config_io import to_yaml, with_settings
 from moe_ray.evaluation import compare, summarise
 from moe_ray.identification import identify
 from moe_ray.moe_layers import Expert
@@ -86,3 +86,44 @@ def _answers(prompt: str, categories: tuple[str, ...], *, refuse: bool) -> pd.Da
             }
         )
     return pd.DataFrame(rows)
+
+
+def write_swept(folder: Folder) -> None:
+    """A sweep of four trials, the worst of which forgets too much and one of which could not be trained; and two rounds."""
+    config = with_settings(Config(), {"sweep.space": {"selection.threshold": [0.05, 0.1], "selection.top_k": [6, 12]}})
+    folder.write_bytes("config.yaml", to_yaml(config).encode())
+    rows: list[dict[str, Any]] = [
+        {
+            "selection.threshold": threshold,
+            "selection.top_k": top_k,
+            "state": "finished",
+            "unsafe_refusal_rate": value,
+            "safe_refusal_rate": 0.0,
+            "objective": value,
+            "forgetting": 0.01 if within else 0.75,
+            "is_within_bound": within,
+            "union_experts": top_k,
+        }
+        for threshold, top_k, value, within in ((0.05, 12, 0.875, True), (0.05, 6, 0.5, True), (0.1, 12, 0.9375, False))
+    ]
+    rows.append({"selection.threshold": 0.1, "selection.top_k": 6, "state": "failed"})
+    sweep = folder.sub("sweep")
+    sweep.write_table("trials.parquet", pd.DataFrame(rows))
+    sweep.finish(
+        {},
+        winner={"selection.threshold": 0.05, "selection.top_k": 12},
+        objective="refusal_margin",
+        is_within_bound=True,
+        trials=4,
+        stopped=0,
+        failed=1,
+        identify_seconds_max=0.125,
+    )
+    reports = [
+        {"round": number, "lagging": [1, 3][:left], "shortfall": 0.25, "unsafe_refusal_rate": 0.5 + number / 8}
+        | {"safe_refusal_rate": 0.0625}
+        for number, left in ((1, 2), (2, 1))
+    ]
+    experts = folder.sub("experts")
+    notes = experts.notes() | {"rounds": reports, "kept_round": 2, "stopped_because": "nothing improved <b>"}
+    experts.finish({}, **notes)

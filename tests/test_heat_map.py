@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moe_ray.heat_map import bounded_heat_map, draw_heat_map, heat_map_axes, heat_map_table
+from moe_ray.heat_map import bounded_heat_map, draw_heat_map, heat_map_axes, heat_map_table, map_of_trials
 from moe_ray.search_space import Range, SearchSpace
 
 
@@ -33,13 +33,16 @@ def test_many_values_are_cut_into_ranges_that_lose_no_trial():
 
 @pytest.mark.slow
 def test_the_picture_prints_every_value_and_is_the_same_every_time():
-    trials = pd.DataFrame({"x": [1, 2, 1], "y": [3, 3, 4], "objective": [0.125, 0.25, 0.5]})
-    table = heat_map_table(trials, "x", "y")
-    first, second = (draw_heat_map(table, x="threshold", y="top_k", title="t", marked=(1, 4)) for _ in range(2))
+    space = SearchSpace({"threshold": (1, 2), "top_k": (3, 4)})
+    trials = pd.DataFrame({"threshold": [1, 2, 1, 2], "top_k": [3, 3, 4, 4], "objective": [0.125, 0.25, 0.5, 9.0]})
+    trials = trials.assign(is_within_bound=[True, False, True, True], state=["finished"] * 3 + ["stopped"])
+    shown = map_of_trials(trials, space, {"threshold": 1, "top_k": 4})
+    first, second = (draw_heat_map(shown, title="t") for _ in range(2))
     assert first["png"].startswith(b"\x89PNG")
     assert first["png"] == second["png"]
     svg = first["svg"].decode()
-    assert all(text in svg for text in ("0.125", "0.250", "0.500", "–", "threshold", "top_k"))
+    assert all(text in svg for text in ("0.125", "0.250*", "0.500", "–", "threshold", "top_k"))
+    assert "9.000" not in svg
 
 
 def test_a_cell_shows_what_stays_within_the_bound_and_stars_what_does_not():

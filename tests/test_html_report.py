@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from chromium import CHROMIUM, browser
-from run_directory import PLANTED, write_identified, write_repaired
+from run_directory import PLANTED, write_identified, write_repaired, write_swept
 
 from moe_ray.artifacts import Folder
 from moe_ray.config import Config, ReportConfig, SelectionConfig
@@ -123,6 +123,7 @@ def run_dir(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("hostile") / "run"
     write_identified(Folder.open(str(path)), categories=HOSTILE)
     write_repaired(Folder.open(str(path)), prompt=ATTACK, categories=HOSTILE)
+    write_swept(Folder.open(str(path)))
     assert main([f"run_dir={path}", "report.examples=3"]) == 0
     return path
 
@@ -160,7 +161,7 @@ def test_no_id_is_used_twice(page):
 
 @pytest.mark.slow
 def test_every_part_of_a_full_run_is_there(page, run_dir):
-    for part in ("before-after", "experts", "training", "examples", "settings"):
+    for part in ("before-after", "experts", "sweep", "training", "examples", "settings"):
         assert ("id", part) in page.attributes
     titles = re.findall(r"<title>(.*?)</title>", (run_dir / "report.html").read_text())
     for title in (
@@ -169,11 +170,30 @@ def test_every_part_of_a_full_run_is_there(page, run_dir):
         "Unsafe experts by category",
         "Experts in the union",
         "Training",
+        "refusal_margin of the sweep",
     ):
         assert any(found.startswith(title) for found in titles), title
     assert sum(found.startswith("Risk difference of batch") for found in titles) == 4
     assert "75.0% [" in page.text
     assert "+75.0 points" in page.text
+
+
+@pytest.mark.slow
+def test_the_sweep_shows_every_trial_and_stars_what_forgets_too_much(page, run_dir):
+    assert "4 trials on the validation split" in page.text
+    assert "(0 stopped early, 1 could not be trained)" in page.text
+    svg = re.search(
+        r"<svg(?:(?!</svg>).)*refusal_margin of the sweep.*?</svg>", (run_dir / "report.html").read_text(), re.S
+    )[0]
+    assert all(text in svg for text in ("0.875", "0.500", "0.938*", "–", "selection.threshold", "selection.top_k"))
+    assert re.search(r"0\.1\s*12\s*0\.938\s*93\.8%\s*0\.0%\s*0\.75\*\s*12\s*finished", page.text)
+    assert re.search(r"0\.1\s*6\s*–\s*–\s*–\s*–\s*–\s*failed", page.text)
+
+
+@pytest.mark.slow
+def test_the_rounds_say_what_each_did_and_which_was_kept(page):
+    assert "because nothing improved <b>; the experts of round 2 are kept" in " ".join(page.text.split())
+    assert re.search(r"1\s*2\s*25\.0%\s*62\.5%\s*6\.2%\s*2 \(kept\)\s*1\s*25\.0%", page.text)
 
 
 @pytest.mark.slow
@@ -198,7 +218,7 @@ def test_what_was_not_run_is_left_out(tmp_path):
     assert main([f"run_dir={tmp_path}/run"]) == 0
     page = Page((tmp_path / "run" / "report.html").read_text())
     assert {value for name, value in page.attributes if name == "id" and "-" not in value} >= {"experts", "settings"}
-    for part in ("before-after", "training", "examples"):
+    for part in ("before-after", "sweep", "training", "examples"):
         assert ("id", part) not in page.attributes
     assert "nothing is said about one here" in page.text
 

@@ -16,6 +16,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from moe_ray.heat_map import HeatMap, heat_map_size, plot_heat_map
 from moe_ray.html_report.svg import draw, label
 from moe_ray.selection import ExpertMasks
 
@@ -110,6 +111,16 @@ def overlap(name: str, title: str, table: pd.DataFrame, order: Sequence[int]) ->
     return draw(name, title, plot, height=4.2)
 
 
+def trials(name: str, title: str, shown: HeatMap) -> str:
+    """The objective of a sweep's trials over two settings."""
+
+    def plot(figure: Figure) -> None:
+        plot_heat_map(figure, shown)
+
+    width, height = heat_map_size(shown)
+    return draw(name, title, plot, width=width, height=height)
+
+
 def experts_by_category(name: str, title: str, by_category: pd.DataFrame) -> str:
     """Share of each category's batches in which an expert is unsafe; the experts of most categories.
 
@@ -125,7 +136,7 @@ def experts_by_category(name: str, title: str, by_category: pd.DataFrame) -> str
     def plot(figure: Figure) -> None:
         axes = figure.add_subplot()
         image = axes.imshow(shares, cmap=_MAP, vmin=0, vmax=1, aspect="auto", interpolation="none")
-        axes.set_xticks(range(len(shares.columns)), shares.columns, rotation=90, fontsize=7)
+        axes.set_xticks(range(len(shares.columns)), shares.columns, rotation=90, fontsize=8.5)
         axes.set_yticks(range(len(shares)), [label(str(category)) for category in shares.index])
         figure.colorbar(image, ax=axes).set_label("share of batches")
 

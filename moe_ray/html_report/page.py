@@ -20,12 +20,14 @@ from moe_ray.config_io import flatten
 from moe_ray.explore import batch_overlap, shared_experts, sweep_union
 from moe_ray.export import prompt_text
 from moe_ray.finished_run import FinishedRun
+from moe_ray.heat_map import map_of_trials
 from moe_ray.html_report import figures
 from moe_ray.html_report.words import Findings, first_paragraph
 from moe_ray.identification import certainty_per_batch
 from moe_ray.moe_layers import Expert
 from moe_ray.report import printable
 from moe_ray.risk import aggregate_risk
+from moe_ray.search_space import read_space
 
 REPORT = "report.html"
 
@@ -61,7 +63,9 @@ def build_report(run: FinishedRun, config: ReportConfig) -> Report:
         "baselines": _baselines_part(run),
         "experts": _experts_part(drawn, run, config),
         "certainty": _limited(_certainty_rows(run, certainty)),
+        "sweep": _sweep_part(drawn, run),
         "training": _training_part(drawn, run),
+        "rounds": _rounds_part(run),
         "examples": _examples(run, config.examples),
         "settings": {key: printable(str(value)) for key, value in flatten(run.config).items()},
         "stages": _stages(run),
@@ -283,6 +287,54 @@ def _certainty_rows(run: FinishedRun, certainty: pd.DataFrame) -> list[dict[str,
 
 def _limited(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"rows": rows[:_MOST_ROWS], "left_out": max(0, len(rows) - _MOST_ROWS)}
+
+
+def _sweep_part(drawn: dict[str, str], run: FinishedRun) -> dict[str, Any] | None:
+    """The trials, the best first, and a heat map of those that were finished."""
+    manifest = run.manifest("sweep")
+    if run.trials is None or manifest is None:
+        return None
+    notes, trials = manifest["notes"], run.trials
+    space = read_space(run.config)
+    shown = map_of_trials(trials, space, notes["winner"])
+    drawn["sweep"] = figures.trials("sweep", f"{notes['objective']} of the sweep's trials", shown)
+    names = ("unsafe_refusal_rate", "safe_refusal_rate", "objective", "forgetting", "union_experts")
+    rows = []
+    whole = trials.reindex(columns=list(dict.fromkeys([*trials, *names])))
+    for trial in cast("list[dict[str, Any]]", whole.to_dict("records")):
+        known = {name: None if pd.isna(trial[name]) else trial[name] for name in names}
+        within = trial.get("is_within_bound")
+        rows.append(
+            {
+                **known,
+                "settings": [printable(str(trial[key])) for key in space.settings],
+                "state": trial["state"],
+                "over": trial["state"] == "finished" and not within,
+            }
+        )
+    return {
+        **notes,
+        "settings": space.settings,
+        "max_forgetting": run.config.sweep.max_forgetting,
+        "has_stars": bool(shown.over.any(axis=None)),
+        **_limited(rows),
+    }
+
+
+def _rounds_part(run: FinishedRun) -> dict[str, Any] | None:
+    """What each round of fine-tuning did on the validation split."""
+    tuned = run.manifest("experts")
+    if tuned is None or "rounds" not in tuned["notes"]:
+        return None
+    notes, settings = tuned["notes"], run.config.rounds
+    return {
+        "rows": notes["rounds"],
+        "kept": notes["kept_round"],
+        "stopped_because": printable(notes["stopped_because"]),
+        "target": settings.target,
+        "action": settings.action,
+        "num_batches": len(run.masks.batch_idx),
+    }
 
 
 def _training_part(drawn: dict[str, str], run: FinishedRun) -> dict[str, Any] | None:

@@ -26,7 +26,7 @@ from moe_ray.checkpoint import save_checkpoint
 from moe_ray.config import Config, ModelConfig
 from moe_ray.config_io import to_yaml, with_settings
 from moe_ray.errors import InputError
-from moe_ray.heat_map import bounded_heat_map, draw_heat_map, heat_map_axes
+from moe_ray.heat_map import draw_heat_map, map_of_trials
 from moe_ray.objective import FAILED, plain_metrics, rank_trials, score
 from moe_ray.orchestration.cluster import require_cpus
 from moe_ray.orchestration.finetune import arrow_filesystem
@@ -294,17 +294,12 @@ def write_results(folder: Folder, config: Config, ranked: pd.DataFrame) -> dict[
     settings = {key: _plain(winner[key]) for key in space.settings}
     folder.write_table("trials.parquet", ranked)
     folder.write_bytes("winner.yaml", to_yaml(winning_config(config, settings)).encode())
-    x, y = heat_map_axes(space)
-    table, over = bounded_heat_map(ranked[ranked["state"] == "finished"], x, y)
-    star = f"\n* = forgets more than {config.sweep.max_forgetting:g} nats per token" if over.any(axis=None) else ""
-    pictures = draw_heat_map(
-        table,
-        x=x,
-        y=y,
-        title=f"{config.sweep.objective} on the validation split (darker is better)\nframe: the winner{star}",
-        over=over,
-        marked=(_label(settings[x]), _label(settings[y])),
+    shown = map_of_trials(ranked, space, settings)
+    star = (
+        f"\n* = forgets more than {config.sweep.max_forgetting:g} nats per token" if shown.over.any(axis=None) else ""
     )
+    title = f"{config.sweep.objective} on the validation split (darker is better)\nframe: the winner{star}"
+    pictures = draw_heat_map(shown, title=title)
     for kind, data in pictures.items():
         folder.write_bytes(f"heat_map.{kind}", data)
     states = ranked["state"].value_counts()
@@ -319,10 +314,6 @@ def write_results(folder: Folder, config: Config, ranked: pd.DataFrame) -> dict[
         "identify_seconds_max": float(ranked["identify_seconds"].max()),
         "train_seconds": float(ranked["train_seconds"].sum()),
     }
-
-
-def _label(value: Any) -> Any:
-    return value if isinstance(value, (int, float)) else str(value)
 
 
 def _plain(value: Any) -> Any:
