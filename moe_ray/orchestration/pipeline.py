@@ -360,7 +360,7 @@ class Run:
                 config=config,
                 parts_url=folder.sub("parts").url,
                 adapter=self.folder.sub("experts").url if when == "after" else None,
-                masks_url=self.folder.sub("unsafe_experts").url if masked else None,
+                masks_url=self.masks_of(when).url if masked else None,
                 count=True,
                 short_layers=self.config.train.short_layers,
             )
@@ -379,6 +379,11 @@ class Run:
             "experts_implementation": self.model.experts_implementation,
         }
         return self._stage(_stage_name("answers", when, split), inputs, work)
+
+    def masks_of(self, when: str) -> Folder:
+        """The folder of the masks to route through: after rounds those that the kept round trained under."""
+        has_rounds = when == "after" and self.config.rounds.max_rounds > 1
+        return self.folder.sub("experts" if has_rounds else "unsafe_experts")
 
     def evaluate(self, when: str, split: HeldOut = "test") -> Folder:
         """Verdicts and figures on held-out examples, `before` or `after` the repair; after it, also what changed.

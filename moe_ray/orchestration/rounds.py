@@ -145,13 +145,14 @@ class Rounds:
             return None
 
     def _keep(self, number: int) -> None:
-        """Makes a round's experts those of the run, with the history of the rounds up to it."""
+        """Makes a round's experts and masks those of the run, with the history of the rounds up to it."""
         best = self.out.sub(f"round_{number}")
         lines: list[dict[str, Any]] = []
         for earlier in range(1, number + 1):
             for step in read_history(self.out.sub(f"round_{earlier}")):
                 lines.append({**step, "step": len(lines), "round": earlier})
         write_history(self.out, lines)
+        write_masks(self.out, read_masks(best))
         for name in ADAPTER_FILES:
             self.out.write_bytes(name, best.read_bytes(name))
 

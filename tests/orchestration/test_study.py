@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import mlflow
@@ -15,7 +16,7 @@ import pandas as pd
 import pytest
 import torch
 
-from moe_ray.adapter import adapter_applied, load_adapter
+from moe_ray.adapter import adapter_applied, expert_weights, load_adapter
 from moe_ray.artifacts import Folder, read_masks
 from moe_ray.baselines import OURS
 from moe_ray.batches import frame_to_batches
@@ -27,6 +28,7 @@ from moe_ray.objective import plain_metrics
 from moe_ray.orchestration.capture import read_counts
 from moe_ray.orchestration.cli import BAD_INPUT, main
 from moe_ray.orchestration.finetune import read_history
+from moe_ray.orchestration.pipeline import Run
 from moe_ray.orchestration.sweep import read_trials
 from moe_ray.orchestration.trial_process import BaseModel
 from moe_ray.trial import identify_masks, measurer, run_trial
@@ -226,6 +228,54 @@ def test_a_killed_second_round_does_not_train_the_first_again(finished, tiny_mod
     assert modified(experts / "round_1") == first
     for name in ("adapter.json", "experts.safetensors"):
         assert (experts / name).stat().st_size == (finished / "experts" / name).stat().st_size
+
+
+def test_after_rounds_masked_evaluation_routes_through_the_masks_of_the_kept_round(finished):
+    kept = json.loads((finished / "experts" / "manifest.json").read_text())["notes"]["kept_round"]
+    experts = Folder.open(str(finished)).sub("experts")
+    assert read_masks(experts).digest() == read_masks(experts.sub(f"round_{kept}")).digest()
+    config = load_config(str(finished / "sweep" / "winner.yaml"))
+    run = Run(config, config.model, None, Folder.open(str(finished)))
+    assert run.masks_of("after").url == experts.url
+    first = Folder.open(str(finished)).sub("unsafe_experts").url
+    without_rounds = run.with_config(with_settings(config, {"rounds.max_rounds": 1}))
+    assert run.masks_of("before").url == without_rounds.masks_of("after").url == first
+
+
+@pytest.mark.exhaustive
+def test_rounds_that_give_weight_weigh_the_lagging_batches_and_go_on_from_the_round_before(
+    captured, tiny_model_path, tmp_path
+):
+    shutil.copytree(captured, tmp_path / "run", ignore=shutil.ignore_patterns("experts*", "sweep", "mlflow*"))
+    more = ["rounds.max_rounds=2", "rounds.target=1.0", "rounds.action=weight", "rounds.weight_factor=3"]
+    arguments = settings(
+        tiny_model_path,
+        tmp_path / "run",
+        *more,
+        "train.learning_rate=1e-4",
+        "train.schedule=constant",
+        "train.weight_decay=0",
+    )
+    assert main("finetune", "run_finetune", arguments) == 0
+    experts = Folder.open(str(tmp_path / "run")).sub("experts")
+    first, second = (experts.sub(f"round_{number}").read_json("manifest.json")["inputs"] for number in (1, 2))
+    lagging = experts.notes()["rounds"][0]["lagging"]
+    assert lagging
+    assert (first["weights"], first["start"]) == ({}, "")
+    assert (second["weights"], first["masks"]) == ({str(batch): 3.0 for batch in lagging}, second["masks"])
+    # AdamW's first step moves a weight by the learning rate; weight 3 makes that three times as much.
+    masks = read_masks(experts)
+    holders = [set(masks.selected[batch]) for batch in masks.batch_idx]
+    alone = set.union(*holders) - set.union(*(one & other for one, other in combinations(holders, 2)))
+    assert alone
+    model = load_model(ModelConfig(path=str(tiny_model_path)), device="cpu")
+    weights = [expert_weights(model, list(alone)), *(load_adapter(experts.sub(f"round_{n}").path)[1] for n in (1, 2))]
+    for expert in alone:
+        moved = [
+            max(float((now[expert][name] - before[expert][name]).abs().max()) for name in before[expert])
+            for before, now in pairwise(weights)
+        ]
+        assert moved == pytest.approx([1e-4, 3e-4], rel=0.1)
 
 
 def test_the_baselines_took_the_same_steps_on_the_same_prompts(finished, summary):
