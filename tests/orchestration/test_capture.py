@@ -149,6 +149,16 @@ def test_too_many_bad_examples_stop_the_capture_and_its_actors_are_gone(ray_clus
     assert "\n" not in str(caught.value)
 
 
+def test_an_example_that_is_too_long_stops_the_capture_where_that_is_the_policy(ray_cluster, model, tmp_path):
+    write_batches(tmp_path / "batches", 12, changes=[(18, message("bread " * 600))])
+    batches, out = folders(tmp_path)
+    before = free_cpus()
+    with pytest.raises(InputError, match=r"row18: an example is too long: \d+ tokens, expected at most \d+") as caught:
+        capture(batches, out, model, CaptureConfig(too_long="error"))
+    assert "\n" not in str(caught.value)
+    assert free_cpus() == before
+
+
 def test_an_actor_that_dies_in_mid_run_loses_and_doubles_nothing(ray_cluster, model, tmp_path):
     frame = write_batches(tmp_path / "batches", 32)
     batches, out = folders(tmp_path)
