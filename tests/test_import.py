@@ -28,6 +28,7 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", BLOCKED + code], capture_output=True, text=True, cwd=ROOT, check=False)
 
 
+@pytest.mark.slow
 def test_every_core_module_imports_where_neither_ray_nor_mlflow_can_be():
     done = run_python("".join(f"import {module}\n" for module in CORE))
     assert done.returncode == 0, done.stderr

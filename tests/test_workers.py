@@ -19,6 +19,9 @@ from moe_ray.gradients import accumulate_gradient, without_noise
 from moe_ray.schedule import plan_steps
 from moe_ray.trainable import trainable_experts
 
+# Two processes that each load torch.
+pytestmark = pytest.mark.slow
+
 # gloo sums two float32 numbers, as the oracle does; AdamW's first steps turn the last bit of a gradient near 0 into more.
 WEIGHT_TOLERANCE = 1e-6
 

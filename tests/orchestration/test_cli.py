@@ -63,7 +63,7 @@ def case(name, tmp_path, dense_model):
         "a missing prompts file",
         "a missing configuration",
         "one label only",
-        "a model without experts",
+        pytest.param("a model without experts", marks=pytest.mark.slow),
         "a missing model",
     ],
 )
