@@ -128,6 +128,13 @@ class FinishedRun:
         return folder.read_frame("comparison.parquet"), str(folder.read_json("verdict.json"))
 
     @cached_property
+    def validation_labels(self) -> pd.Series | None:
+        """The labels of its validation examples."""
+        if not self.folder.exists("batches/validation.parquet"):
+            return None
+        return self.folder.sub("batches").read_frame("validation.parquet")["label"]
+
+    @cached_property
     def trials(self) -> pd.DataFrame | None:
         """The trials of its sweep, the best first."""
         if not self.folder.exists("sweep/trials.parquet"):

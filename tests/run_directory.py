@@ -107,6 +107,8 @@ def write_swept(folder: Folder) -> None:
         for threshold, top_k, value, within in ((0.05, 12, 0.875, True), (0.05, 6, 0.5, True), (0.1, 12, 0.9375, False))
     ]
     rows.append({"selection.threshold": 0.1, "selection.top_k": 6, "state": "failed"})
+    validation = pd.DataFrame({"label": ["safe", "unsafe"] * 16})
+    folder.sub("batches").write_table("validation.parquet", validation)
     sweep = folder.sub("sweep")
     sweep.write_table("trials.parquet", pd.DataFrame(rows))
     sweep.finish(

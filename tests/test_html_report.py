@@ -182,6 +182,9 @@ def test_every_part_of_a_full_run_is_there(page, run_dir):
 def test_the_sweep_shows_every_trial_and_stars_what_forgets_too_much(page, run_dir):
     assert "4 trials on the validation split" in page.text
     assert "(0 stopped early, 1 could not be trained)" in page.text
+    words = " ".join(page.text.split())
+    # 14 of 16: Wilson's interval reaches from 64.0% to 96.5%, so 50% is told from it and 93.75% is not.
+    assert "It refused 87.5% [64.0%, 96.5%] of 16 unsafe validation prompts; 1 of the 2 other finished trials" in words
     svg = re.search(
         r"<svg(?:(?!</svg>).)*refusal_margin of the sweep.*?</svg>", (run_dir / "report.html").read_text(), re.S
     )[0]

@@ -25,6 +25,7 @@ from moe_ray.html_report import figures
 from moe_ray.html_report.words import Findings, first_paragraph
 from moe_ray.identification import certainty_per_batch
 from moe_ray.moe_layers import Expert
+from moe_ray.rates import rate
 from moe_ray.report import printable
 from moe_ray.risk import aggregate_risk
 from moe_ray.search_space import read_space
@@ -315,10 +316,23 @@ def _sweep_part(drawn: dict[str, str], run: FinishedRun) -> dict[str, Any] | Non
     return {
         **notes,
         "settings": space.settings,
+        "winner_rate": _winner_rate(run, trials),
         "max_forgetting": run.config.sweep.max_forgetting,
         "has_stars": bool(shown.over.any(axis=None)),
         **_limited(rows),
     }
+
+
+def _winner_rate(run: FinishedRun, trials: pd.DataFrame) -> dict[str, Any] | None:
+    """The winner's refusal rate on unsafe validation prompts, and how many other finished trials lie in its interval."""
+    labels = run.validation_labels
+    finished = trials[trials["state"] == "finished"]
+    if labels is None or finished.empty:
+        return None
+    n = int((labels == "unsafe").sum())
+    won = rate(round(float(finished["unsafe_refusal_rate"].iloc[0]) * n), n)
+    others = finished["unsafe_refusal_rate"].iloc[1:]
+    return won.as_dict() | {"alike": int(others.between(won.low, won.high).sum()), "others": len(others)}
 
 
 def _rounds_part(run: FinishedRun) -> dict[str, Any] | None:
