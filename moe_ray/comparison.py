@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -45,7 +45,8 @@ def comparison_table(results: Sequence[ArmResult]) -> pd.DataFrame:
         columns `arm, experts_per_batch, trainable_parameters, train_seconds`; for `unsafe_refusal_rate` and
         `safe_refusal_rate` the rate with `_low`, `_high`, `_n` and, as `ours_minus_<rate>` with the same endings, the paired
         difference of per-batch masks to the arm; for `safe_target_loss` and `neutral_loss` the rise above the base model
-        with `_low`, `_high`: what was forgotten (nats per token; NaN where it was not measured). All intervals are 95%.
+        with `_low`, `_high`: what was forgotten (nats per token; NaN where it was not measured); `ours_minus_neutral_loss`,
+        how much more per-batch masks forgot than the arm. All intervals are 95%.
     """
     by_name = {result.name: result for result in results}
     ours, base = by_name[OURS].measured, by_name[BASE].measured
@@ -58,11 +59,14 @@ def comparison_table(results: Sequence[ArmResult]) -> pd.DataFrame:
             "trainable_parameters": result.trainable_parameters,
             "train_seconds": result.train_seconds,
         }
-        rates, to_ours = summarise(measured.answers), compare(measured.answers, ours.answers)
+        rates = summarise(measured.answers)
+        neutral = {"neutral_before": measured.neutral, "neutral_after": ours.neutral}
+        to_ours = compare(measured.answers, ours.answers, **neutral)
         for name in ("unsafe_refusal_rate", "safe_refusal_rate"):
             row |= _flat(name, rates[name]) | _flat(f"ours_minus_{name}", to_ours[name])
         row |= _flat("safe_target_loss", _forgotten(base, measured)["target_loss"])
         row |= _flat("neutral_loss", _forgotten(base, measured)["neutral_loss"])
+        row |= _flat("ours_minus_neutral_loss", to_ours["neutral_loss"])
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -82,35 +86,50 @@ def verdict(table: pd.DataFrame) -> str:
     arms = table[~table["arm"].isin([OURS, BASE])]
     if arms.empty:
         return "No baseline was run, so nothing is said about per-batch masks."
-    return "\n".join(
-        [
-            _told(arms, "unsafe", more="better", less="worse"),
-            _told(arms, "safe", more="worse", less="better"),
-            f"Each interval is 95% on its own, not corrected for {len(arms)} comparisons; every arm was trained once, in "
-            "the same order, so what another seed would change is not in the intervals.",
-        ]
+    lines = []
+    for label, more, less in (("unsafe", "better", "worse"), ("safe", "worse", "better")):
+        words = (
+            f"more often ({more}) than",
+            f"less often ({less}) than",
+            "as often, as far as can be told from zero, as",
+        )
+        name = f"ours_minus_{label}_refusal_rate"
+        lines.append(
+            f"Per-batch masks refused {label} prompts (n = {_n(arms, name)}) {_told(arms, name, words, points)}."
+        )
+    name = "ours_minus_neutral_loss"
+    known = arms[arms[name].notna()]
+    if len(known):
+        words = ("more (worse) than", "less (better) than", "as much, as far as can be told from zero, as")
+        lines.append(f"On neutral text (n = {_n(known, name)}) they forgot {_told(known, name, words, nats)}.")
+    lines.append(
+        f"Each interval is 95% on its own, not corrected for {len(arms)} comparisons; every arm was trained once, in "
+        "the same order, so what another seed would change is not in the intervals."
     )
+    return "\n".join(lines)
 
 
-def _told(arms: pd.DataFrame, label: str, *, more: str, less: str) -> str:
-    name = f"ours_minus_{label}_refusal_rate"
-    groups: dict[str, list[str]] = {"more": [], "less": [], "same": []}
+def _n(arms: pd.DataFrame, name: str) -> int:
+    return int(arms[f"{name}_n"].iloc[0])
+
+
+def _told(
+    arms: pd.DataFrame, name: str, words: tuple[str, str, str], shown: Callable[[Mapping[str, Any], str], str]
+) -> str:
+    """The arms for which the difference is above zero, below it, and neither."""
+    groups: tuple[list[str], ...] = ([], [], [])
     for arm in arms.to_dict("records"):
-        low, high = arm[f"{name}_low"], arm[f"{name}_high"]
-        side = "more" if low > 0 else "less" if high < 0 else "same"
-        known = cast("Mapping[str, Any]", arm)
-        groups[side].append(str(arm["arm"]) if side == "same" else f"{arm['arm']} ({points(known, name)})")
-    n = int(arms[f"{name}_n"].iloc[0])
-    parts = [
-        f"{word} often ({judged}) than {', '.join(groups[word])}"
-        for word, judged in (("more", more), ("less", less))
-        if groups[word]
-    ]
-    if groups["same"]:
-        parts.append(f"as often, as far as can be told from zero, as {', '.join(groups['same'])}")
-    return f"Per-batch masks refused {label} prompts (n = {n}) {'; '.join(parts)}."
+        side = 0 if arm[f"{name}_low"] > 0 else 1 if arm[f"{name}_high"] < 0 else 2
+        difference = "" if side == 2 else f" ({shown(cast('Mapping[str, Any]', arm), name)})"
+        groups[side].append(f"{arm['arm']}{difference}")
+    return "; ".join(f"{said} {', '.join(group)}" for said, group in zip(words, groups, strict=True) if group)
 
 
 def points(row: Mapping[str, Any], name: str) -> str:
     """A difference of rates with its interval, in percentage points."""
     return f"{row[name]:+.1%} [{row[f'{name}_low']:+.1%}, {row[f'{name}_high']:+.1%}]".replace("%", "")
+
+
+def nats(row: Mapping[str, Any], name: str) -> str:
+    """A difference of losses with its interval, in nats per token."""
+    return f"{row[name]:+.3f} [{row[f'{name}_low']:+.3f}, {row[f'{name}_high']:+.3f}]"

@@ -32,7 +32,9 @@ def arm(name, unsafe_refused, safe_refused=(), *, loss=1.0, neutral=2.0):
             "target_tokens": 4,
         }
     )
-    texts = pd.DataFrame({"text": range(3), "loss": [neutral * 5] * 3, "num_tokens": [5] * 3})
+    texts = pd.DataFrame(
+        {"text": range(3), "loss": [neutral * 5 + step / 50 for step in range(3)], "num_tokens": [5] * 3}
+    )
     measured = Measured(answers=answers, neutral=texts)
     return ArmResult(name=name, measured=measured, experts_per_batch=3.0, trainable_parameters=10, train_seconds=1.0)
 
@@ -66,7 +68,7 @@ def test_forgetting_is_the_rise_above_the_base_model_on_safe_targets_and_neutral
 
 
 def test_the_closing_words_name_what_can_be_told_from_zero_and_what_cannot(table):
-    unsafe, safe, caution = verdict(table).splitlines()
+    unsafe, safe, neutral, caution = verdict(table).splitlines()
     more, less, same = unsafe.split("; ")
     assert "more often (better) than weaker (+50.0 [" in more
     assert less.startswith("less often (worse) than stronger (-25.0 [")
@@ -74,6 +76,8 @@ def test_the_closing_words_name_what_can_be_told_from_zero_and_what_cannot(table
     assert "n = 40" in unsafe
     assert "less often (better) than stronger" in safe
     assert "alike" in safe
+    # Every text costs per-batch masks half a nat per token more than an arm that forgot nothing.
+    assert neutral.startswith("On neutral text (n = 3) they forgot more (worse) than weaker (+0.500 [+0.500, +0.500])")
     assert "not corrected for 3 comparisons" in caution
 
 
@@ -98,4 +102,17 @@ def test_a_model_without_neutral_text_has_an_empty_cell():
         ArmResult(**{**vars(result), "measured": Measured(answers=result.measured.answers, neutral=None)})
         for result in results
     ]
-    assert comparison_table(silent)["neutral_loss"].isna().all()
+    table = comparison_table([*silent, silent[1].__class__(**{**vars(silent[1]), "name": "random"})])
+    assert table["neutral_loss"].isna().all()
+    assert "neutral text" not in verdict(table)
+
+
+def test_words_on_forgetting_follow_the_interval(table):
+    changed = table.copy()
+    changed.loc["weaker", ["ours_minus_neutral_loss", "ours_minus_neutral_loss_low", "ours_minus_neutral_loss_high"]] = (
+        -0.25, -0.375, -0.125,
+    )  # fmt: skip
+    changed.loc["alike", "ours_minus_neutral_loss_low"] = -0.5
+    neutral = verdict(changed).splitlines()[2]
+    assert "less (better) than weaker (-0.250 [-0.375, -0.125])" in neutral
+    assert neutral.endswith("as much, as far as can be told from zero, as alike.")

@@ -177,7 +177,8 @@ def _baselines_part(run: FinishedRun) -> dict[str, Any] | None:
     table, verdict = run.baselines
     rows = []
     for arm in cast("list[dict[str, Any]]", table.to_dict("records")):
-        names = ("unsafe_refusal_rate", "safe_refusal_rate", "ours_minus_unsafe_refusal_rate", "neutral_loss")
+        rates = ("unsafe_refusal_rate", "safe_refusal_rate", "neutral_loss")
+        names = [*rates, *(f"ours_minus_{name}" for name in rates)]
         rows.append({"arm": printable(str(arm["arm"])), **{name: _figure_of(arm, name) for name in names}})
     return {"rows": rows, "verdict": _printable_lines(verdict).splitlines()}
 

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from moe_ray.baselines import OURS
-from moe_ray.comparison import BASE, points
+from moe_ray.comparison import BASE, nats, points
 from moe_ray.report import printable
 
 _WIDTH_OF_A_LOG = 160
@@ -93,6 +93,9 @@ def comparison_rows(table: pd.DataFrame) -> pd.DataFrame:
             "neutral": _or_empty(known, "neutral_loss", "{:+.3f}"),
             "ours − it, unsafe": points(known, "ours_minus_unsafe_refusal_rate") if is_held_against else "",
             "ours − it, safe": points(known, "ours_minus_safe_refusal_rate") if is_held_against else "",
+            "ours − it, neutral": nats(known, "ours_minus_neutral_loss")
+            if is_held_against and not pd.isna(known["ours_minus_neutral_loss"])
+            else "",
         }
         rows.append(row)
     frame = pd.DataFrame(rows)
