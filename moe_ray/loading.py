@@ -84,6 +84,13 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0]
 
 
+def context_length(model: ModelConfig | PreTrainedModel) -> int | None:
+    """The most tokens that a checkpoint or a loaded model takes in one row; None = not said."""
+    architecture = model.config if isinstance(model, PreTrainedModel) else _load_or_explain(AutoConfig, model)
+    longest = getattr(architecture.get_text_config(), "max_position_embeddings", None)
+    return int(longest) if isinstance(longest, int) and longest > 0 else None
+
+
 def num_decoder_layers(config: ModelConfig) -> int:
     """Decoder layers of a checkpoint, dense ones included."""
     return int(_load_or_explain(AutoConfig, config).get_text_config().num_hidden_layers)

@@ -18,6 +18,8 @@ SAFE_COMPLIED, ATTACK_REFUSED, BOTH = (
     "safe form complied with, attack refused",
 )
 
+UNANSWERABLE = "a form cannot be asked"
+
 
 def pair_outcomes(answers: pd.DataFrame) -> pd.DataFrame:
     """One row per pair: `pair, category, safe_refused, attack_refused, kept, reason` (empty where kept).
@@ -53,6 +55,25 @@ def pair_outcomes(answers: pd.DataFrame) -> pd.DataFrame:
     table.loc[safe_refused & attack_refused, "reason"] = ATTACK_REFUSED
     table.loc[~safe_refused & attack_refused, "reason"] = BOTH
     return table.reset_index()
+
+
+def unanswered_pairs(examples: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `pair_outcomes` for pairs of which a form cannot be asked: none is kept.
+
+    Args:
+        examples: rows with `pair` and `category`.
+    """
+    first = examples.drop_duplicates("pair")
+    return pd.DataFrame(
+        {
+            "pair": first["pair"],
+            "category": first["category"],
+            "safe_refused": False,
+            "attack_refused": False,
+            "kept": False,
+            "reason": UNANSWERABLE,
+        }
+    )
 
 
 def pair_counts(outcomes: pd.DataFrame) -> dict[str, Any]:

@@ -14,7 +14,9 @@ import numpy as np
 import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
+from moe_ray.artifacts import Folder
 from moe_ray.chat import TokenizedRow, encode_row
+from moe_ray.count_parts import BATCHES
 from moe_ray.errors import InputError
 
 QUARANTINE = "quarantine.parquet"
@@ -117,6 +119,50 @@ def without_quarantined(examples: pd.DataFrame, quarantined: pd.DataFrame) -> pd
     keys = ["batch_idx", "in_batch_idx"]
     out = pd.MultiIndex.from_frame(examples[keys]).isin(pd.MultiIndex.from_frame(quarantined[keys]))
     return examples[np.logical_not(out)]
+
+
+def unanswerable(
+    examples: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, *, limit: int | None, too_long: TooLong = "skip"
+) -> dict[Any, Rejected]:
+    """The examples whose prompts the model cannot be asked, by the frame's index.
+
+    Args:
+        examples: rows with `id` and `messages` (JSON).
+        tokenizer: of the model.
+        limit: the longest prompt the model takes, in tokens; None = any.
+        too_long: `error` refuses a longer one; otherwise it cannot be asked, however much of it could be counted.
+
+    Raises:
+        InputError: a prompt is too long and `too_long` is `error`.
+    """
+    policy: TooLong = "error" if too_long == "error" else "skip"
+    found = {}
+    for place, name, messages in zip(examples.index, examples["id"], examples["messages"], strict=True):
+        try:
+            encoded = encode_example(tokenizer, messages, None, limit=limit, too_long=policy)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
+        if isinstance(encoded, Rejected):
+            found[place] = encoded
+    return found
+
+
+def read_training_examples(batches: Folder, routing: Folder | None) -> pd.DataFrame:
+    """The stored examples of all batches that can be trained on: not in quarantine, and with a target.
+
+    An example without a target is one that was too long to be answered and was counted in part.
+
+    Args:
+        batches: folder of the `batches` stage.
+        routing: folder of the finished capture; None = nothing is in quarantine.
+    """
+    examples = batches.read_frame(BATCHES)
+    if routing is None:
+        return examples
+    kept = without_quarantined(examples, routing.read_frame(QUARANTINE))
+    no_target = kept[kept["target"].isna()]
+    cut = no_target[~no_target.index.isin(without_quarantined(no_target, routing.read_frame(TRUNCATED)).index)]
+    return kept.drop(index=cut.index)
 
 
 def describe_reasons(reasons: Mapping[str, int]) -> str:

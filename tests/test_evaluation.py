@@ -25,7 +25,15 @@ from moe_ray.evaluation import (
 )
 from moe_ray.masking import route_through
 from moe_ray.neutral import neutral_texts
-from moe_ray.pairs import ATTACK_REFUSED, BOTH, SAFE_COMPLIED, pair_counts, pair_outcomes
+from moe_ray.pairs import (
+    ATTACK_REFUSED,
+    BOTH,
+    SAFE_COMPLIED,
+    UNANSWERABLE,
+    pair_counts,
+    pair_outcomes,
+    unanswered_pairs,
+)
 from moe_ray.rates import paired_difference, rate
 from moe_ray.routing import RoutingCounts
 
@@ -362,6 +370,9 @@ def test_a_pair_is_kept_when_its_safe_form_is_refused_and_its_attack_complied_wi
     assert got["kept"].to_dict() == {"a": True, "b": False, "c": False, "d": False}
     assert got["reason"].to_dict() == {"a": "", "b": SAFE_COMPLIED, "c": ATTACK_REFUSED, "d": BOTH}
     assert pair_counts(got) == {"pairs": 4, "kept": 1, "dropped": {SAFE_COMPLIED: 1, ATTACK_REFUSED: 1, BOTH: 1}}
+    lost = unanswered_pairs(pd.DataFrame({"pair": ["e", "e"], "category": ""}))
+    counts = pair_counts(pd.concat([pair_outcomes(answers), lost], ignore_index=True))
+    assert (counts["pairs"], counts["kept"], counts["dropped"][UNANSWERABLE]) == (5, 1, 1)
     with pytest.raises(InputError, match="one safe and one unsafe form"):
         pair_outcomes(answers.iloc[:-1])
 

@@ -5,6 +5,7 @@ import json
 import pandas as pd
 import pytest
 
+from moe_ray.artifacts import Folder
 from moe_ray.config import ModelConfig
 from moe_ray.errors import InputError
 from moe_ray.loading import load_tokenizer
@@ -16,6 +17,8 @@ from moe_ray.quarantine import (
     describe_capture,
     encode_example,
     quarantine_frame,
+    read_training_examples,
+    unanswerable,
     without_quarantined,
 )
 
@@ -68,6 +71,29 @@ def test_a_batch_goes_on_without_its_quarantined_examples():
     assert len(quarantined) == 1
     assert list(without_quarantined(examples, quarantined)["label"]) == ["a", "b", "d"]
     assert len(without_quarantined(examples, quarantine_frame([]))) == 4
+
+
+def test_prompts_that_the_model_cannot_be_asked_are_found_by_their_place(tokenizer):
+    messages = [text("hello"), text("hello", role="robot"), text("bread " * 300), text("bye")]
+    frame = pd.DataFrame({"id": list("abcd"), "messages": messages}, index=[7, 3, 5, 1])
+    found = unanswerable(frame, tokenizer, limit=200, too_long="truncate")
+    assert {place: why.reason for place, why in found.items()} == {3: NOT_ENCODED, 5: TOO_LONG}
+    assert unanswerable(frame.drop(index=3), tokenizer, limit=None) == {}
+    with pytest.raises(InputError, match=r"c: an example is too long"):
+        unanswerable(frame, tokenizer, limit=200, too_long="error")
+
+
+def test_training_leaves_out_what_is_in_quarantine_and_what_was_cut_and_could_not_be_answered(tmp_path):
+    rows = [{"batch_idx": 0, "in_batch_idx": place, "id": str(place), "label": "safe"} for place in range(4)]
+    targets = ["yes", None, None, "no"]
+    batches, routing = (Folder.open(str(tmp_path / name)) for name in ("batches", "routing"))
+    batches.write_table("batches.parquet", pd.DataFrame(rows).assign(target=targets))
+    listed = [{**row, "category": "", "reason": TOO_LONG, "detail": ""} for row in rows]
+    routing.write_table("quarantine.parquet", quarantine_frame(listed[:1]))
+    routing.write_table("truncated.parquet", quarantine_frame([listed[2], listed[3]]))
+    # 1 has no target and no excuse: training must refuse it by name.
+    assert read_training_examples(batches, routing)["id"].tolist() == ["1", "3"]
+    assert read_training_examples(batches, None)["id"].tolist() == ["0", "1", "2", "3"]
 
 
 def test_the_number_of_quarantined_examples_is_said():

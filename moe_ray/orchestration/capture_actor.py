@@ -25,6 +25,7 @@ from moe_ray.chat import TokenizedRow, pad_token_id
 from moe_ray.config import CaptureConfig, ModelConfig
 from moe_ray.count_parts import BATCHES, keys_of, read_keys
 from moe_ray.errors import InputError
+from moe_ray.loading import context_length
 from moe_ray.orchestration.actors import ModelHolder
 from moe_ray.orchestration.capture_window import Noted, StoredExample, Window, WindowReport
 from moe_ray.quarantine import (
@@ -136,7 +137,7 @@ class CaptureActor:
 
     def _encode(self, window: Window) -> None:
         config, tokenizer = self.job.config, self.holder.tokenizer
-        limit = config.max_tokens or self._context()
+        limit = config.max_tokens or context_length(self.holder.model)
         done = self._done_before(window)
         for index, example in enumerate(window.examples):
             if index in done:
@@ -167,10 +168,6 @@ class CaptureActor:
             else:
                 window.reject(index, encoded)
         window.attempt.trying([])
-
-    def _context(self) -> int | None:
-        longest = getattr(self.holder.model.config.get_text_config(), "max_position_embeddings", None)
-        return int(longest) if isinstance(longest, int) and longest > 0 else None
 
     def _generate(self, window: Window) -> None:
         """Gives a response to rows that have none, where that is asked for."""

@@ -22,6 +22,7 @@ from moe_ray.config import EvaluateConfig, ModelConfig, TrainConfig
 from moe_ray.orchestration.cluster import require_cpus
 from moe_ray.orchestration.progress import progress
 from moe_ray.orchestration.trial_process import BaseModel
+from moe_ray.quarantine import read_training_examples
 from moe_ray.trial import Measured, measurer, run_full_trial, run_trial
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class ComparisonJob:
     evaluate: EvaluateConfig
     seed: int
     batches_url: str
+    routing_url: str
     trained_batches: tuple[int, ...]
     num_actors: int
     gpus_per_actor: float
@@ -95,7 +97,7 @@ class _ArmActor:
         self.base = BaseModel(job.model, job.num_actors)
         prepared = Folder.open(job.batches_url)
         self.job = job
-        self.batches = frame_to_batches(prepared.read_frame("batches.parquet"))
+        self.batches = frame_to_batches(read_training_examples(prepared, Folder.open(job.routing_url)))
         test = prepared.read_frame("test.parquet")
         self.measure = measurer(self.base.model, self.base.tokenizer, test, job.evaluate, job.neutral_texts)
 

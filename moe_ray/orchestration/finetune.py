@@ -27,7 +27,7 @@ from moe_ray.config import ModelConfig, TrainConfig
 from moe_ray.finetune import FineTuned, fine_tune
 from moe_ray.orchestration.actors import ModelHolder
 from moe_ray.orchestration.cluster import require_cpus
-from moe_ray.quarantine import QUARANTINE, without_quarantined
+from moe_ray.quarantine import read_training_examples
 from moe_ray.rounds import continue_fine_tuning
 from moe_ray.training import MaskedTrainer, StepReport
 
@@ -140,10 +140,8 @@ def _run_worker(
 ) -> dict[str, Any]:
     holder = ModelHolder(job.model, world_size)
     prepared = Folder.open(job.batches_url)
-    examples = prepared.read_frame("batches.parquet")
-    if job.routing_url is not None:
-        examples = without_quarantined(examples, Folder.open(job.routing_url).read_frame(QUARANTINE))
-    batches = frame_to_batches(examples)
+    routing = None if job.routing_url is None else Folder.open(job.routing_url)
+    batches = frame_to_batches(read_training_examples(prepared, routing))
     watched = prepared.read_table("validation.parquet").to_pylist() if job.config.patience else []
     out, masks = Folder.open(job.out_url), read_masks(Folder.open(job.masks_url))
     history = _History(out, resumed=resume_from is not None)

@@ -25,14 +25,15 @@ from moe_ray.comparison import comparison_table, verdict
 from moe_ray.config import EMBEDDED, Config, EvaluateConfig, ModelConfig
 from moe_ray.config_io import flatten, with_settings
 from moe_ray.count_parts import BATCHES, ROWS_PER_GROUP, parts_info, read_lengths
+from moe_ray.errors import InputError
 from moe_ray.evaluation import INPUT_COLUMNS, compare, hold_against, summarise
 from moe_ray.export import export_name, export_pickle
 from moe_ray.identification import certainty_per_batch
 from moe_ray.judges import judge_identity
-from moe_ray.loading import num_decoder_layers
+from moe_ray.loading import context_length, load_tokenizer, num_decoder_layers
 from moe_ray.orchestration.inputs import Prompts, without_pairs
-from moe_ray.pairs import describe_pair_counts, pair_counts, pair_outcomes
-from moe_ray.quarantine import QUARANTINE, without_quarantined
+from moe_ray.pairs import describe_pair_counts, pair_counts, pair_outcomes, unanswered_pairs
+from moe_ray.quarantine import QUARANTINE, Rejected, unanswerable, without_quarantined
 from moe_ray.routing import RoutingCounts
 from moe_ray.rules import select
 from moe_ray.selection import ExpertMasks
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 HeldOut = Literal["test", "validation"]
+
+_LEFT_OUT = ("split", "id", "label", "category", "reason", "detail")
 
 
 class Run:
@@ -119,9 +122,10 @@ class Run:
 
         def work(folder: Folder) -> dict[str, Any]:
             frame = examples_to_frame(pairs).assign(batch_idx=-1, target=None)
-            answers = self._answer(frame, folder.sub("answers"), "answers, pairs").answers
+            bad = frame["pair"].isin(frame.loc[list(self._unanswerable(frame)), "pair"])
+            answers = self._answer(frame[~bad], folder.sub("answers"), "answers, pairs").answers
             judged = self._judge(answers, folder.sub("verdicts"), "verdicts, pairs")
-            outcomes = pair_outcomes(judged)
+            outcomes = pd.concat([pair_outcomes(judged), unanswered_pairs(frame[bad])], ignore_index=True)
             folder.write_table("pairs.parquet", outcomes)
             return pair_counts(outcomes)
 
@@ -145,6 +149,8 @@ class Run:
             "prompts": asdict(settings),
             "seed": self.config.seed,
             "held_out_columns": list(INPUT_COLUMNS),
+            "capture.max_tokens": self.config.capture.max_tokens,
+            "capture.too_long": self.config.capture.too_long,
             **self.checkpoint,
         }
         return self._stage("batches", inputs, self._prepare)
@@ -155,23 +161,58 @@ class Run:
         held_out = {"test": self.prompts.test}
         if self.prompts.validation:
             held_out["validation"] = self.prompts.validation
+        left_out: list[dict[str, Any]] = []
         for split, examples in held_out.items():
-            frame = examples_to_frame(examples)
+            frame = self._without_unanswerable(examples_to_frame(examples), split, left_out)
             frame["batch_idx"] = hold_against(frame, train)
             frame = self._with_targets(frame, own_answers.sub(split), f"own answers, {split}")
             folder.write_table(f"{split}.parquet", frame)
         train = self._with_targets(train, own_answers.sub("train"), "own answers, training")
         folder.write_table(BATCHES, train, row_group_size=ROWS_PER_GROUP)
+        folder.write_table("left_out.parquet", pd.DataFrame(left_out, columns=[*_LEFT_OUT]))
         left_over = len(self.prompts.assembly.left_over)
-        return {"examples": len(train), "test_examples": len(self.prompts.test), "left_over": left_over}
+        num_test = len(self.prompts.test) - sum(row["split"] == "test" for row in left_out)
+        return {"examples": len(train), "test_examples": num_test, "left_over": left_over, "left_out": len(left_out)}
+
+    def _unanswerable(self, frame: pd.DataFrame) -> dict[Any, Rejected]:
+        """The rows that the model cannot be asked, each with the reason."""
+        settings = self.config.capture
+        limit = settings.max_tokens or context_length(self.model)
+        return unanswerable(frame, load_tokenizer(self.model), limit=limit, too_long=settings.too_long)
+
+    def _without_unanswerable(self, frame: pd.DataFrame, split: str, left_out: list[dict[str, Any]]) -> pd.DataFrame:
+        """The held-out examples that can be answered; the others are listed.
+
+        Raises:
+            InputError: more than `capture.max_bad_share` of them cannot.
+        """
+        bad, share = self._unanswerable(frame), self.config.capture.max_bad_share
+        for place, why in bad.items():
+            row = {name: frame.loc[place, name] for name in ("id", "label", "category")}
+            left_out.append({"split": split, **row, "reason": why.reason, "detail": why.detail})
+        if len(bad) > share * len(frame):
+            first = left_out[-len(bad)]
+            raise InputError(
+                f"{len(bad)} of {len(frame)} {split} examples cannot be answered, expected at most a share of {share:g}; "
+                f"the first is {first['id']!r} ({first['reason']}: {first['detail']}); mend or remove them, or raise "
+                "capture.max_bad_share"
+            )
+        if bad:
+            names = ", ".join(repr(row["id"]) for row in left_out[-len(bad) :][:5])
+            logger.warning(
+                "%d of %d %s examples cannot be answered and are left out: %s", len(bad), len(frame), split, names
+            )
+        return frame.drop(index=list(bad))
 
     def _with_targets(self, frame: pd.DataFrame, parts: Folder, what: str) -> pd.DataFrame:
-        """Fills missing targets: the refusal for unsafe examples, the model's own answer for safe ones."""
+        """Fills missing targets: the refusal for unsafe examples, the model's own answer for safe ones it can be asked."""
         settings = self.config.prompts
         frame = frame.assign(target=frame["target"].astype(object))
         missing = frame["target"].isna()
         frame.loc[missing & (frame["label"] == "unsafe"), "target"] = settings.refusal
         own = frame[missing & (frame["label"] == "safe")]
+        # One that cannot be asked stays without a target; the capture sets it aside, or counts the part that fits.
+        own = own.drop(index=list(self._unanswerable(own)))
         if len(own):
             config = replace(self.config.evaluate, max_new_tokens=settings.own_answer_tokens)
             answers = self._answer(own, parts, what, config=config).answers
@@ -273,7 +314,7 @@ class Run:
                 model=self.model,
                 config=self.config,
                 batches_url=self.folder.sub("batches").url,
-                counts_url=self.folder.sub("routing").sub("counts").url,
+                routing_url=self.folder.sub("routing").url,
                 folder_url=folder.url,
                 neutral_texts=self.prompts.neutral,
             )
@@ -430,13 +471,14 @@ class Run:
             evaluate=self.config.evaluate,
             seed=self.config.seed,
             batches_url=self.folder.sub("batches").url,
+            routing_url=self.folder.sub("routing").url,
             trained_batches=self.masks.trained_batches,
             num_actors=self.config.baselines.max_concurrent,
             gpus_per_actor=self.config.train.gpus_per_worker,
             neutral_texts=self.prompts.neutral,
         )
         inputs = {
-            "batches": self._after("batches"),
+            "batches": self._after("batches", "routing"),
             **self._measure(),
             "trained_batches": list(self.masks.trained_batches),
             "seed": self.config.seed,
@@ -473,7 +515,10 @@ class Run:
             change=evaluated["after"]["change"],
             pairs=pairs,
             certainty=certainty_per_batch(risk, self.masks, self.config.selection),
-        ) | {"quarantined_examples": self.folder.sub("routing").notes()["quarantined"]}
+        ) | {
+            "quarantined_examples": self.folder.sub("routing").notes()["quarantined"],
+            "held_out_left_out": self.folder.sub("batches").notes()["left_out"],
+        }
 
     @cached_property
     def checkpoint(self) -> dict[str, str]:

@@ -21,6 +21,7 @@ from moe_ray.config import Config, ModelConfig
 from moe_ray.errors import InputError
 from moe_ray.orchestration.actors import ModelHolder
 from moe_ray.orchestration.finetune import FineTuneJob, finetune, read_history, write_history
+from moe_ray.quarantine import read_training_examples
 from moe_ray.rounds import RoundReport, best_round, exchanged_masks, raised_weights, report_round, stop_reason
 from moe_ray.routing import RoutingCounts, count_batches
 from moe_ray.selection import ExpertMasks
@@ -62,8 +63,8 @@ class Rounds:
         measure: Callable[[Folder], pd.DataFrame],
     ) -> None:
         self.job, self.config, self.inputs, self.measure = job, config, inputs, measure
-        prepared = Folder.open(job.batches_url)
-        self.batches = prepared.read_frame("batches.parquet")
+        routing = None if job.routing_url is None else Folder.open(job.routing_url)
+        self.batches = read_training_examples(Folder.open(job.batches_url), routing)
         self.categories = {batch.batch_idx: batch.category for batch in frame_to_batches(self.batches)}
         self.out = Folder.open(job.out_url)
 

@@ -31,6 +31,7 @@ from moe_ray.objective import FAILED, plain_metrics, rank_trials, score
 from moe_ray.orchestration.cluster import require_cpus
 from moe_ray.orchestration.finetune import arrow_filesystem
 from moe_ray.orchestration.trial_process import base_model, stored_counts
+from moe_ray.quarantine import read_training_examples
 from moe_ray.search_space import Range, SearchSpace, read_space
 from moe_ray.training import MaskedTrainer, StepReport
 from moe_ray.trial import Measured, identify_masks, measurer, run_trial
@@ -49,7 +50,7 @@ class SweepJob:
     model: ModelConfig
     config: Config
     batches_url: str
-    counts_url: str
+    routing_url: str
     folder_url: str
     neutral_texts: tuple[str, ...] = ()
 
@@ -192,7 +193,7 @@ class _Trial:
         self.job, self.settings, self.records, self.name = job, settings, records, name
         self.config = with_settings(job.config, settings)
         prepared = Folder.open(job.batches_url)
-        self.batches = frame_to_batches(prepared.read_frame("batches.parquet"))
+        self.batches = frame_to_batches(read_training_examples(prepared, Folder.open(job.routing_url)))
         self.validation = prepared.read_frame("validation.parquet")
         self.about: dict[str, Any] = {"process": os.getpid()}
         # Of the epochs before an interruption; none where the trial is new.
@@ -200,7 +201,11 @@ class _Trial:
 
     def run(self) -> None:
         began = time.perf_counter()
-        masks = identify_masks(stored_counts(self.job.counts_url), self.config.selection, seed=self.config.seed)
+        masks = identify_masks(
+            stored_counts(Folder.open(self.job.routing_url).sub("counts").url),
+            self.config.selection,
+            seed=self.config.seed,
+        )
         self.about |= {
             "identify_seconds": round(time.perf_counter() - began, 4),
             "union_experts": len(masks.union_experts),
