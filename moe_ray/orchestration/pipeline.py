@@ -149,8 +149,6 @@ class Run:
             "prompts": asdict(settings),
             "seed": self.config.seed,
             "held_out_columns": list(INPUT_COLUMNS),
-            "capture.max_tokens": self.config.capture.max_tokens,
-            "capture.too_long": self.config.capture.too_long,
             **self.checkpoint,
         }
         return self._stage("batches", inputs, self._prepare)
@@ -176,9 +174,8 @@ class Run:
 
     def _unanswerable(self, frame: pd.DataFrame) -> dict[Any, Rejected]:
         """The rows that the model cannot be asked, each with the reason."""
-        settings = self.config.capture
-        limit = settings.max_tokens or context_length(self.model)
-        return unanswerable(frame, load_tokenizer(self.model), limit=limit, too_long=settings.too_long)
+        policy = self.config.capture.too_long
+        return unanswerable(frame, load_tokenizer(self.model), limit=context_length(self.model), too_long=policy)
 
     def _without_unanswerable(self, frame: pd.DataFrame, split: str, left_out: list[dict[str, Any]]) -> pd.DataFrame:
         """The held-out examples that can be answered; the others are listed.
@@ -256,14 +253,21 @@ class Run:
         inputs: dict[str, Any] = {
             "batches": self._after("batches"),
             **self.checkpoint,
-            "model.dtype": self.model.dtype,
-            "model.experts_implementation": self.model.experts_implementation,
+            **self._numerics(settings.gpus_per_actor),
         }
         names = ["weights", "ids", "template_tokens", "max_tokens", "too_long", "generate"]
         if settings.generate:
             names += ["max_new_tokens", "temperature"]
             inputs["seed"] = self.config.seed
         return inputs | {f"capture.{name}": getattr(settings, name) for name in names}
+
+    def _numerics(self, gpus_per_actor: float) -> dict[str, str]:
+        """In what type and by which kernels the experts are computed; on CPU `auto` has one meaning, see `load_model`."""
+        on_cpu = {"dtype": "float32", "experts_implementation": "eager"}
+        chosen = {name: getattr(self.model, name) for name in on_cpu}
+        if not gpus_per_actor:
+            chosen = {name: on_cpu[name] if value == "auto" else value for name, value in chosen.items()}
+        return {f"model.{name}": value for name, value in chosen.items()}
 
     def identify(self) -> Folder:
         """Risk differences, unsafe experts and masks of every batch."""
@@ -416,8 +420,7 @@ class Run:
             "short_layers": self.config.train.short_layers if masked else None,
             "max_new_tokens": config.max_new_tokens,
             "neutral": content_hash(self.prompts.neutral),
-            "dtype": self.model.dtype,
-            "experts_implementation": self.model.experts_implementation,
+            **self._numerics(config.gpus_per_actor),
         }
         return self._stage(_stage_name("answers", when, split), inputs, work)
 

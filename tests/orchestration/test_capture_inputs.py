@@ -3,11 +3,11 @@
 import json
 import logging
 import shutil
+from dataclasses import replace
 
 import pytest
 
 from moe_ray.artifacts import Folder
-from moe_ray.config import ModelConfig
 from moe_ray.config_io import load_config
 from moe_ray.orchestration import capture as capture_module
 from moe_ray.orchestration.inputs import read_prompts
@@ -48,7 +48,7 @@ def run(place, *settings):
             *settings,
         ]
     )
-    one = Run(config, ModelConfig(path=f"{place}/model"), read_prompts(config), Folder.open(config.run_dir))
+    one = Run(config, replace(config.model, path=f"{place}/model"), read_prompts(config), Folder.open(config.run_dir))
     one.prepare()
     one.capture()
 
@@ -73,6 +73,11 @@ CHANGES = {
     "which tokens count": (lambda place: None, ("capture.template_tokens=false",), "capture.template_tokens"),
     "routed weights": (lambda place: None, ("capture.weights=true",), "capture.weights"),
     "the longest example": (lambda place: None, ("capture.max_tokens=9",), "capture.max_tokens"),
+    "another device": (
+        lambda place: None,
+        ("capture.gpus_per_actor=1",),
+        "model.dtype, model.experts_implementation",
+    ),
     "generation": (
         lambda place: None,
         ("capture.generate=true",),
@@ -101,6 +106,8 @@ def test_how_the_work_is_done_changes_nothing(place, captures, caplog):
             "capture.max_actors=5",
             "capture.tokens_per_forward=100",
             "evaluate.num_actors=2",
+            "model.dtype=float32",
+            "model.experts_implementation=eager",
         )
     assert len(captures) == 1
     assert "routing: reused from an earlier run" in caplog.messages
