@@ -161,6 +161,8 @@ def read_training_examples(batches: Folder, routing: Folder | None) -> pd.DataFr
         return examples
     kept = without_quarantined(examples, routing.read_frame(QUARANTINE))
     no_target = kept[kept["target"].isna()]
+    if no_target.empty:
+        return kept
     cut = no_target[~no_target.index.isin(without_quarantined(no_target, routing.read_frame(TRUNCATED)).index)]
     return kept.drop(index=cut.index)
 
