@@ -13,6 +13,7 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "training.py"
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_benchmark_prints_a_row_per_method_and_ours_holds_no_more_than_the_unions_share():
     command = [sys.executable, str(SCRIPT), "--shape", "tiny", "--steps", "4", "--threads", "1"]
     command += ["--methods", "full", "ours"]

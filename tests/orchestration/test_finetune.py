@@ -80,6 +80,7 @@ def kill_one_worker_once(out, killed):
         time.sleep(0.01)
 
 
+@pytest.mark.exhaustive
 def test_a_killed_worker_resumes_and_ends_with_the_weights_of_an_uninterrupted_run(
     ray_cluster, job, uninterrupted, tmp_path
 ):
