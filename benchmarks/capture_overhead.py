@@ -24,9 +24,10 @@ import torch
 from transformers import AutoModelForCausalLM, DeepseekV3Config, OlmoeConfig, PreTrainedModel
 from transformers.utils.logging import set_verbosity_error
 
-from moe_ray.chat import TokenizedRow, pad_rows
-from moe_ray.moe_layers import find_moe_layers
-from moe_ray.routing import count_rows, counting
+from moe_ray.models.moe_layers import find_moe_layers
+from moe_ray.models.tokenization import TokenizedRow, pad_rows
+from moe_ray.routing.capture import count_rows
+from moe_ray.routing.counter import counting
 
 _TOKENS: dict[str, int] = {"vocab_size": 8192, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 

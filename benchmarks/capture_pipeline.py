@@ -36,19 +36,21 @@ import pyarrow.parquet as pq
 import torch
 from transformers import OlmoeConfig, OlmoeForCausalLM
 
-from moe_ray.artifacts import Folder
-from moe_ray.bucketing import padded_tokens, plan_forwards
-from moe_ray.chat import TokenizedRow, encode_row, pad_rows
-from moe_ray.config import CaptureConfig, ClusterConfig, ModelConfig
-from moe_ray.count_parts import BATCHES, ROWS_PER_GROUP
-from moe_ray.embedded.examples import embedded_records
-from moe_ray.embedded.tokenizer import train_tokenizer
-from moe_ray.loading import load_model, load_tokenizer
-from moe_ray.orchestration.actors import ModelHolder
-from moe_ray.orchestration.capture import MAX_WINDOW, capture
-from moe_ray.orchestration.capture_actor import CaptureActor, label_columns
-from moe_ray.orchestration.cluster import ray_session
-from moe_ray.routing import RoutingCounts
+from moe_ray.config.capture import CaptureConfig
+from moe_ray.config.model import ModelConfig
+from moe_ray.config.run import ClusterConfig
+from moe_ray.demo.examples import embedded_records
+from moe_ray.demo.tokenizer import train_tokenizer
+from moe_ray.models.loading import load_model, load_tokenizer
+from moe_ray.models.tokenization import TokenizedRow, encode_row, pad_rows
+from moe_ray.orchestration.cluster.model_process import ModelHolder
+from moe_ray.orchestration.cluster.session import ray_session
+from moe_ray.orchestration.jobs.capture import MAX_WINDOW, capture
+from moe_ray.orchestration.jobs.capture_actor import CaptureActor, label_columns
+from moe_ray.prompts.example_tables import BATCHES, ROWS_PER_GROUP
+from moe_ray.routing.counts import RoutingCounts
+from moe_ray.routing.token_budget import padded_tokens, plan_forwards
+from moe_ray.storage.folder import Folder
 
 ROWS_PER_BATCH = 16
 
@@ -323,7 +325,7 @@ def forwards_per_window(args: argparse.Namespace) -> float:
 @contextmanager
 def windows_of(examples: int) -> Iterator[None]:
     """Windows of so many examples, to see many of them soon."""
-    from moe_ray.orchestration import capture as module
+    from moe_ray.orchestration.jobs import capture as module
 
     before = module.MAX_WINDOW
     module.MAX_WINDOW = examples

@@ -13,8 +13,8 @@ import sys
 
 import pandas as pd
 
-from moe_ray.risk import add_rates
-from moe_ray.selection import top_experts
+from moe_ray.identification.risk import add_rates
+from moe_ray.identification.selection import top_experts
 
 TOLERANCE = 1e-12
 TOP_K = 50

@@ -22,15 +22,16 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from moe_ray.artifacts import Folder, counts_to_table, table_to_counts, write_masks
-from moe_ray.config import SelectionConfig
-from moe_ray.identification import identify, identify_batch
-from moe_ray.moe_layers import Expert
-from moe_ray.risk import risk_differences
-from moe_ray.routing import concat_counts
-from moe_ray.rules import batch_tables, unsafe_experts
-from moe_ray.selection import masks_from_experts
-from moe_ray.simulation import Population, simulate
+from moe_ray.config.identify import IdentifyConfig
+from moe_ray.experts import Expert, masks_from_experts
+from moe_ray.identification.identify import identify, identify_batch
+from moe_ray.identification.mask_files import write_masks
+from moe_ray.identification.risk import risk_differences
+from moe_ray.identification.selection import batch_tables, unsafe_experts
+from moe_ray.routing.count_tables import counts_to_table, table_to_counts
+from moe_ray.routing.counts import concat_counts
+from moe_ray.storage.folder import Folder
+from moe_ray.testing.simulated_counts import Population, simulate
 
 OLMOE = Population(num_layers=16, num_experts=64, num_experts_per_tok=8)
 QWEN3 = Population(num_layers=48, num_experts=128, num_experts_per_tok=8)
@@ -55,7 +56,7 @@ def null(args: argparse.Namespace) -> pd.DataFrame:
     """Share of batches from one population in which anything passes, and how many experts do."""
     rows = []
     for name, (population, weighting) in NULL_SETTINGS.items():
-        selection = SelectionConfig(weighting=weighting, resamples=0)  # type: ignore[arg-type]
+        selection = IdentifyConfig(weighting=weighting, resamples=0)  # type: ignore[arg-type]
         alarms, above, token_tests = [], [], []
         for seed in range(args.batches):
             table = identify(simulate(population, seed=seed), selection)
@@ -96,9 +97,9 @@ def planted(args: argparse.Namespace) -> pd.DataFrame:
             planted=sorted(truth),
             shift=args.shift,
         )
-        risk = identify(counts, SelectionConfig())
+        risk = identify(counts, IdentifyConfig())
         for name, setting in PLANTED_RULES.items():
-            chosen = [set(unsafe_experts(table, SelectionConfig(**setting))) for _, table in batch_tables(risk)]
+            chosen = [set(unsafe_experts(table, IdentifyConfig(**setting))) for _, table in batch_tables(risk)]
             hits, total = sum(len(own & truth) for own in chosen), sum(map(len, chosen))
             precision = f"{hits / total:.2f}" if total else "–"
             tables[name][f"{each}+{each}"] = (
@@ -172,7 +173,7 @@ def select_in_part(task: tuple[str, str]) -> tuple[dict[int, tuple[Expert, ...]]
     url, name = task
     started = time.process_time()
     counts = table_to_counts(Folder.open(url).read_table(name))
-    selection = SelectionConfig()
+    selection = IdentifyConfig()
     selected = {}
     for batch in np.unique(counts.batch_idx):
         table = identify_batch(counts.take(counts.batch_idx == batch), selection)

@@ -27,14 +27,15 @@ import torch
 from transformers import AutoModelForCausalLM, OlmoeConfig, PreTrainedModel
 from transformers.utils.logging import set_verbosity_error
 
-from moe_ray.chat import TokenizedRow
-from moe_ray.config import TrainConfig
-from moe_ray.loss import answer_loss
-from moe_ray.masking import route_through
-from moe_ray.moe_layers import Expert, find_moe_layers
-from moe_ray.selection import ExpertMasks, masks_from_experts
-from moe_ray.trainable import trainable_experts
-from moe_ray.training import MaskedTrainer, StepReport
+from moe_ray.config.finetune import FinetuneConfig
+from moe_ray.experts import Expert, ExpertMasks, masks_from_experts
+from moe_ray.finetuning.step_report import StepReport
+from moe_ray.finetuning.trainable_experts import trainable_experts
+from moe_ray.finetuning.trainer import MaskedTrainer
+from moe_ray.models.loss import answer_loss
+from moe_ray.models.moe_layers import find_moe_layers
+from moe_ray.models.tokenization import TokenizedRow
+from moe_ray.routing.masking import route_through
 
 SHAPES: dict[str, dict[str, int]] = {
     "tiny": {"hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 2, "vocab_size": 512},
@@ -218,7 +219,7 @@ def train_ours(args: argparse.Namespace) -> dict[str, Any]:
     """moe-ray's own trainer."""
     model, batches = build(args), make_batches(args)
     masks = make_masks(model, batches)
-    config = TrainConfig(epochs=1, learning_rate=1e-4, weight_decay=0.01, rows_per_forward=args.rows)
+    config = FinetuneConfig(epochs=1, learning_rate=1e-4, weight_decay=0.01, rows_per_forward=args.rows)
     with trainable_experts(model, masks.union, dtype=getattr(torch, args.trained_dtype)) as trainable:
         trainer = MaskedTrainer(model, trainable, batches, masks, config, pad_id=0, seed=0)
         meter = Meter(args, trainer.optimizer)

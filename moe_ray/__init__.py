@@ -9,30 +9,55 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from moe_ray.adapter import adapter_applied, apply_adapter, merge_adapter, save_adapter
-    from moe_ray.batches import Batch, assemble_batches
     from moe_ray.errors import InputError
-    from moe_ray.examples import Example, read_examples, records_to_examples
-    from moe_ray.finetune import fine_tune
-    from moe_ray.masking import route_through
-    from moe_ray.moe_layers import Expert, find_moe_layers
-    from moe_ray.risk import aggregate_risk, risk_differences
-    from moe_ray.routing import RoutingCounts, count_batches
-    from moe_ray.selection import ExpertMasks, select_unsafe_experts
-    from moe_ray.trainable import TrainableExperts, trainable_experts
+    from moe_ray.experts import Expert, ExpertMasks
+    from moe_ray.finetuning.adapter import adapter_applied, apply_adapter, merge_adapter, save_adapter
+    from moe_ray.finetuning.fine_tune import fine_tune
+    from moe_ray.finetuning.trainable_experts import TrainableExperts, trainable_experts
+    from moe_ray.identification.risk import aggregate_risk, risk_differences
+    from moe_ray.identification.selection import select_unsafe_experts
+    from moe_ray.models.moe_layers import find_moe_layers
+    from moe_ray.prompts.batches import Batch, assemble_batches
+    from moe_ray.prompts.examples import Example, read_examples, records_to_examples
+    from moe_ray.routing.capture import count_batches
+    from moe_ray.routing.counts import RoutingCounts
+    from moe_ray.routing.masking import route_through
 
 _HOMES = {
-    "adapter": ("adapter_applied", "apply_adapter", "merge_adapter", "save_adapter"),
-    "batches": ("Batch", "assemble_batches"),
     "errors": ("InputError",),
-    "examples": ("Example", "read_examples", "records_to_examples"),
-    "masking": ("route_through",),
-    "moe_layers": ("Expert", "find_moe_layers"),
-    "risk": ("aggregate_risk", "risk_differences"),
-    "routing": ("RoutingCounts", "count_batches"),
-    "selection": ("ExpertMasks", "select_unsafe_experts"),
-    "trainable": ("TrainableExperts", "trainable_experts"),
-    "finetune": ("fine_tune",),
+    "experts": (
+        "Expert",
+        "ExpertMasks",
+    ),
+    "finetuning.adapter": (
+        "adapter_applied",
+        "apply_adapter",
+        "merge_adapter",
+        "save_adapter",
+    ),
+    "finetuning.fine_tune": ("fine_tune",),
+    "finetuning.trainable_experts": (
+        "TrainableExperts",
+        "trainable_experts",
+    ),
+    "identification.risk": (
+        "aggregate_risk",
+        "risk_differences",
+    ),
+    "identification.selection": ("select_unsafe_experts",),
+    "models.moe_layers": ("find_moe_layers",),
+    "prompts.batches": (
+        "Batch",
+        "assemble_batches",
+    ),
+    "prompts.examples": (
+        "Example",
+        "read_examples",
+        "records_to_examples",
+    ),
+    "routing.capture": ("count_batches",),
+    "routing.counts": ("RoutingCounts",),
+    "routing.masking": ("route_through",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

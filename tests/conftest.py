@@ -5,21 +5,22 @@ from pathlib import Path
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 import pytest
+from paths import ROOT
 
 
 @pytest.fixture(scope="session")
 def tiny_model_path() -> Path:
     """The embedded model, built once per checkout and content hash."""
-    from moe_ray.embedded.model import build_tiny_model
+    from moe_ray.demo.model import build_tiny_model
 
-    return build_tiny_model(Path(__file__).parents[1] / ".cache")
+    return build_tiny_model(ROOT / ".cache")
 
 
 @pytest.fixture(scope="session")
 def ray_cluster():
     """One local Ray for all tests that need it."""
-    from moe_ray.config import ClusterConfig
-    from moe_ray.orchestration.cluster import ray_session
+    from moe_ray.config.run import ClusterConfig
+    from moe_ray.orchestration.cluster.session import ray_session
 
     os.environ.pop("RAY_ADDRESS", None)
     with ray_session(ClusterConfig(num_cpus=4)):

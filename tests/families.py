@@ -32,9 +32,9 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from moe_ray.chat import TokenizedRow
-from moe_ray.moe_layers import Expert, find_moe_layers
-from moe_ray.selection import ExpertMasks, Mask, masks_from_experts
+from moe_ray.experts import Expert, ExpertMasks, Mask, masks_from_experts
+from moe_ray.models.moe_layers import find_moe_layers
+from moe_ray.models.tokenization import TokenizedRow
 
 # Threads cost more than these matrices; on a busy machine they cost a hundred times more.
 torch.set_num_threads(1)

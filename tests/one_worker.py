@@ -13,9 +13,9 @@ from families import batch_masks, build, rows
 from safetensors.torch import save_file
 from torch import nn
 
-from moe_ray.config import TrainConfig
-from moe_ray.trainable import trainable_experts
-from moe_ray.training import MaskedTrainer
+from moe_ray.config.finetune import FinetuneConfig
+from moe_ray.finetuning.trainable_experts import trainable_experts
+from moe_ray.finetuning.trainer import MaskedTrainer
 
 EXPERTS = {
     7: [(0, 1), (0, 5), (0, 6), (1, 3)],
@@ -30,7 +30,7 @@ BATCHES = {
     5: rows((4, 4), (8, 2), seed=4),
 }
 RUNS = {"even": (7, 3, 9, 5), "uneven": (7, 3, 9)}
-CONFIG = TrainConfig(epochs=2, learning_rate=1e-2, weight_decay=0.1, schedule="constant")
+CONFIG = FinetuneConfig(epochs=2, learning_rate=1e-2, weight_decay=0.1, schedule="constant")
 STOPPING = replace(CONFIG, epochs=6, patience=1)
 """With a validation loss that never falls, this ends after two of the six epochs."""
 
@@ -40,7 +40,9 @@ def experts_of(run: str) -> dict[int, list[tuple[int, int]]]:
     return {batch: EXPERTS[batch] for batch in RUNS[run]}
 
 
-def train(run: str, rank: int, world_size: int, config: TrainConfig = CONFIG, **options: Any) -> tuple[nn.Module, list]:
+def train(
+    run: str, rank: int, world_size: int, config: FinetuneConfig = CONFIG, **options: Any
+) -> tuple[nn.Module, list]:
     """Fine-tunes a fresh model; returns it and the reports."""
     model = build("olmoe")
     masks = batch_masks(model, experts_of(run))

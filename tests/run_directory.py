@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from moe_ray.artifacts import Folder, counts_to_table, write_masks
-from moe_ray.config import Config
-from moe_ray.config_io import to_yaml, with_settings
-from moe_ray.evaluation import compare, summarise
-from moe_ray.identification import identify
-from moe_ray.moe_layers import Expert
-from moe_ray.rules import select
-from moe_ray.simulation import Population, simulate
+from moe_ray.config.io import to_yaml, with_settings
+from moe_ray.config.run import Config
+from moe_ray.evaluation.metrics import compare, summarise
+from moe_ray.experts import Expert
+from moe_ray.identification.identify import identify
+from moe_ray.identification.mask_files import write_masks
+from moe_ray.identification.selection import select
+from moe_ray.routing.count_tables import counts_to_table
+from moe_ray.storage.folder import Folder
+from moe_ray.testing.simulated_counts import Population, simulate
 
 PLANTED = (Expert(1, 3), Expert(2, 2))
 
@@ -24,7 +26,7 @@ PLANTED = (Expert(1, 3), Expert(2, 2))
 def write_identified(folder: Folder, *, num_batches: int = 4, categories: tuple[str, ...] = ("fraud", "theft")) -> None:
     """Batches, counts, risk table and masks of simulated prompts, two experts of which answer to the unsafe ones."""
     config = Config()
-    config = replace(config, selection=replace(config.selection, permutations=500, resamples=20))
+    config = replace(config, identify=replace(config.identify, permutations=500, resamples=20))
     counts = simulate(Population(), num_batches=num_batches, planted=PLANTED, shift=0.7)
     rows = [
         {
@@ -38,13 +40,13 @@ def write_identified(folder: Folder, *, num_batches: int = 4, categories: tuple[
         }
         for batch, place, label in zip(counts.batch_idx, counts.in_batch_idx, counts.label, strict=True)
     ]
-    risk = identify(counts, config.selection)
+    risk = identify(counts, config.identify)
     folder.write_bytes("config.yaml", to_yaml(config).encode())
     folder.sub("batches").write_table("batches.parquet", pd.DataFrame(rows))
     folder.sub("routing").sub("counts").write_table("part-0.parquet", counts_to_table(counts))
     folder.sub("unsafe_experts").write_table("risk_differences.parquet", risk)
-    write_masks(folder.sub("unsafe_experts"), select(risk, config.selection))
-    folder.sub("unsafe_experts").finish({"selection": asdict(config.selection)}, seconds=1.5)
+    write_masks(folder.sub("unsafe_experts"), select(risk, config.identify))
+    folder.sub("unsafe_experts").finish({"selection": asdict(config.identify)}, seconds=1.5)
 
 
 def write_repaired(folder: Folder, *, prompt: str = "How?", categories: tuple[str, ...] = ("fraud", "theft")) -> None:
@@ -90,12 +92,12 @@ def _answers(prompt: str, categories: tuple[str, ...], *, refuse: bool) -> pd.Da
 
 def write_swept(folder: Folder) -> None:
     """A sweep of four trials, the worst of which forgets too much and one of which could not be trained; and two rounds."""
-    config = with_settings(Config(), {"sweep.space": {"selection.threshold": [0.05, 0.1], "selection.top_k": [6, 12]}})
+    config = with_settings(Config(), {"sweep.space": {"identify.threshold": [0.05, 0.1], "identify.top_k": [6, 12]}})
     folder.write_bytes("config.yaml", to_yaml(config).encode())
     rows: list[dict[str, Any]] = [
         {
-            "selection.threshold": threshold,
-            "selection.top_k": top_k,
+            "identify.threshold": threshold,
+            "identify.top_k": top_k,
             "state": "finished",
             "unsafe_refusal_rate": value,
             "safe_refusal_rate": 0.0,
@@ -106,14 +108,14 @@ def write_swept(folder: Folder) -> None:
         }
         for threshold, top_k, value, within in ((0.05, 12, 0.875, True), (0.05, 6, 0.5, True), (0.1, 12, 0.9375, False))
     ]
-    rows.append({"selection.threshold": 0.1, "selection.top_k": 6, "state": "failed"})
+    rows.append({"identify.threshold": 0.1, "identify.top_k": 6, "state": "failed"})
     validation = pd.DataFrame({"label": ["safe", "unsafe"] * 16})
     folder.sub("batches").write_table("validation.parquet", validation)
     sweep = folder.sub("sweep")
     sweep.write_table("trials.parquet", pd.DataFrame(rows))
     sweep.finish(
         {},
-        winner={"selection.threshold": 0.05, "selection.top_k": 12},
+        winner={"identify.threshold": 0.05, "identify.top_k": 12},
         objective="refusal_margin",
         is_within_bound=True,
         trials=4,

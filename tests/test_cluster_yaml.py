@@ -1,11 +1,8 @@
-from pathlib import Path
-
 import pytest
 import yaml
+from paths import ROOT
 
 pytestmark = pytest.mark.needs_ray
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture

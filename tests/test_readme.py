@@ -3,11 +3,11 @@ import re
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 from transformers import AutoModelForCausalLM
 
-from moe_ray.embedded.examples import embedded_records
+from moe_ray.demo.examples import embedded_records
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
@@ -37,7 +37,8 @@ def test_every_script_of_the_readme_exists_and_the_other_way_round():
     assert named == {f"workflows/{path.name}" for path in (ROOT / "workflows").glob("*.py")}
 
 
-def test_every_module_is_in_the_readme():
+def test_every_package_and_module_of_the_top_level_is_in_the_readme():
     section = README.partition("## The code")[2]
-    modules = {path.name for path in (ROOT / "moe_ray").glob("*.py")} - {"__init__.py", "errors.py"}
-    assert {name for name in modules if name not in section} == set()
+    names = {path.name for path in (ROOT / "moe_ray").iterdir() if not path.name.startswith("__")}
+    assert {name for name in names if name.endswith(".py") and name not in section} == set()
+    assert {name for name in names if "." not in name and f"{name}/" not in section} == set()

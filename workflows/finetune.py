@@ -5,7 +5,7 @@ Stages that were finished in the same run directory with the same settings are r
 
 import sys
 
-from moe_ray.orchestration.cli import main
+from moe_ray.cli.run_workflow import main
 
 if __name__ == "__main__":
     sys.exit(main(__doc__, "run_finetune"))

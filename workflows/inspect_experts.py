@@ -2,7 +2,7 @@
 
 import sys
 
-from moe_ray.commands.inspect_experts import main
+from moe_ray.cli.inspect_experts import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,7 +2,7 @@
 
 import sys
 
-from moe_ray.commands.merge import main
+from moe_ray.cli.merge import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,7 +2,7 @@
 
 import sys
 
-from moe_ray.orchestration.report_command import main
+from moe_ray.cli.report import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -10,7 +10,7 @@ stopped when it is started again.
 
 import sys
 
-from moe_ray.orchestration.cli import main
+from moe_ray.cli.run_workflow import main
 
 if __name__ == "__main__":
     sys.exit(main(__doc__, "run_sweep"))

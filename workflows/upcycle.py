@@ -2,7 +2,7 @@
 
 import sys
 
-from moe_ray.commands.upcycle import main
+from moe_ray.cli.upcycle import main
 
 if __name__ == "__main__":
     sys.exit(main())

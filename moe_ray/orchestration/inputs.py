@@ -5,37 +5,19 @@ All that can be refused before weights are loaded or Ray starts is refused here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from moe_ray.batches import Assembly, assemble_batches, check_both_labels, split_examples
-from moe_ray.config import EMBEDDED, Config, ModelConfig
-from moe_ray.embedded.examples import embedded_records
+from moe_ray.config.fields import EMBEDDED
+from moe_ray.config.model import ModelConfig
+from moe_ray.config.run import Config
 from moe_ray.errors import InputError
-from moe_ray.examples import Example, Split, read_examples, records_to_examples
-from moe_ray.judges import check_judge
-from moe_ray.neutral import neutral_texts
-from moe_ray.search_space import read_space
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prompts:
-    """The run's examples: batches to analyse and train, and what is held out.
-
-    Attributes:
-        examples: all of them, in file order.
-        assembly: the training batches.
-        validation: held out, for choosing settings.
-        test: held out, for the figures.
-        neutral: texts whose loss shows what was forgotten.
-    """
-
-    examples: Sequence[Example]
-    assembly: Assembly
-    validation: tuple[Example, ...]
-    test: tuple[Example, ...]
-    neutral: tuple[str, ...]
+from moe_ray.evaluation.judges import check_judge
+from moe_ray.prompts.examples import read_examples
+from moe_ray.prompts.prompt_set import Prompts, _embedded_examples, _group
+from moe_ray.prompts.splits import check_both_labels
+from moe_ray.studies.search_space import read_space
 
 
 def read_prompts(config: Config) -> Prompts:
@@ -57,47 +39,6 @@ def read_prompts(config: Config) -> Prompts:
     return _group(examples, config)
 
 
-def without_pairs(prompts: Prompts, dropped: Set[str], config: Config) -> Prompts:
-    """The prompts that are left, split and grouped anew, so that every batch is whole.
-
-    Raises:
-        InputError: what is left cannot be used.
-    """
-    try:
-        return _group([example for example in prompts.examples if example.pair not in dropped], config)
-    except InputError as error:
-        setting = f"prompts.keep_pairs={config.prompts.keep_pairs}"
-        raise InputError(f"after {setting} dropped {len(dropped)} pairs: {error}") from error
-
-
-def _group(examples: Sequence[Example], config: Config) -> Prompts:
-    settings = config.prompts
-    splits = split_examples(
-        examples,
-        test_fraction=settings.test_fraction,
-        validation_fraction=settings.validation_fraction,
-        seed=config.seed,
-    )
-    check_both_labels(splits["test"], "held-out prompts")
-    assembly = assemble_batches(
-        splits["train"],
-        safe_per_batch=settings.safe_per_batch,
-        unsafe_per_batch=settings.unsafe_per_batch,
-        by_category=settings.by_category,
-        seed=config.seed,
-    )
-    if settings.max_batches:
-        assembly = _first_batches(assembly, settings.max_batches)
-    _check_validation(config, splits["validation"])
-    return Prompts(
-        examples=examples,
-        assembly=assembly,
-        validation=tuple(_limit(splits["validation"], settings.max_test_examples)),
-        test=tuple(_limit(splits["test"], settings.max_test_examples)),
-        neutral=tuple(neutral_texts(config.evaluate.neutral_file)),
-    )
-
-
 def _check_requests(config: Config) -> None:
     """Refuses a sweep or baselines that the configuration does not allow.
 
@@ -106,56 +47,8 @@ def _check_requests(config: Config) -> None:
     """
     if config.sweep.run:
         read_space(config)
-    if config.baselines.run and "esft_gate" in config.baselines.names and not config.capture.weights:
-        raise InputError("baselines.names: esft_gate needs routed weights; set capture.weights=true, or leave it out")
-
-
-def _check_validation(config: Config, validation: Sequence[Example]) -> None:
-    """Refuses work that needs a validation split where there is none.
-
-    Raises:
-        InputError: early stopping, a sweep or rounds are asked for without validation examples of both labels.
-    """
-    asks = {
-        "train.patience": config.train.patience > 0,
-        "sweep.run": config.sweep.run,
-        "rounds.max_rounds": config.rounds.max_rounds > 1,
-    }
-    if any(asks.values()) and not validation:
-        names = " and ".join(name for name, is_asked in asks.items() if is_asked)
-        raise InputError(
-            f"{names}: needs validation examples, but no example has split 'validation'; give some that split, or hold "
-            "out a share of the training examples with prompts.validation_fraction=0.2"
-        )
-    if config.sweep.run or config.rounds.max_rounds > 1:
-        check_both_labels(validation, "validation prompts")
-
-
-def _embedded_examples() -> list[Example]:
-    splits: tuple[Split, ...] = ("train", "validation", "test")
-    records = [{**record, "split": split} for split in splits for record in embedded_records(split)]
-    return records_to_examples(records, source=EMBEDDED)
-
-
-def _first_batches(assembly: Assembly, limit: int) -> Assembly:
-    """The first batches, taken evenly over the list so that categories stay represented."""
-    total = len(assembly.batches)
-    chosen = sorted({position * total // limit for position in range(min(limit, total))})
-    dropped = tuple(
-        example for i, batch in enumerate(assembly.batches) if i not in chosen for example in batch.examples
-    )
-    kept = tuple(assembly.batches[position] for position in chosen)
-    return Assembly(batches=kept, left_over=assembly.left_over + dropped)
-
-
-def _limit(examples: Sequence[Example], per_label: int) -> Sequence[Example]:
-    if not per_label:
-        return examples
-    kept: list[Example] = []
-    for label in ("safe", "unsafe"):
-        own = [example for example in examples if example.label == label]
-        kept += [own[position * len(own) // per_label] for position in range(min(per_label, len(own)))]
-    return kept
+    if config.compare.run and "esft_gate" in config.compare.names and not config.capture.weights:
+        raise InputError("compare.names: esft_gate needs routed weights; set capture.weights=true, or leave it out")
 
 
 def resolve_model(
@@ -168,7 +61,7 @@ def resolve_model(
     Raises:
         InputError: the checkpoint does not exist or has no experts, or is to be `trained` and its experts cannot be.
     """
-    from moe_ray.loading import check_model
+    from moe_ray.models.loading import check_model
 
     if config.model.path != EMBEDDED:
         moe_layers = check_model(config.model)
@@ -176,7 +69,7 @@ def resolve_model(
             moe_layers[0].expert_tensors()
         folder = config.model.local_folder()
         return config.model if folder is None else replace(config.model, path=str(folder.absolute()))
-    from moe_ray.embedded.model import build_tiny_model
+    from moe_ray.demo.model import build_tiny_model
 
     path = build_tiny_model(Path(config.cache_dir).expanduser().absolute(), seed=config.seed, progress=progress)
     return replace(config.model, path=str(path))

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from moe_ray.artifacts import Folder
-from moe_ray.config_io import load_config
-from moe_ray.orchestration import capture as capture_module
+from moe_ray.config.io import load_config
 from moe_ray.orchestration.inputs import read_prompts
-from moe_ray.orchestration.pipeline import Run
+from moe_ray.orchestration.jobs import capture as capture_module
+from moe_ray.orchestration.run import Run
+from moe_ray.storage.folder import Folder
 
 pytestmark = [pytest.mark.needs_ray]
 

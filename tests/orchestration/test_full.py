@@ -11,20 +11,21 @@ import pytest
 import torch
 from judge_endpoint import endpoint
 
-from moe_ray.adapter import adapter_applied
-from moe_ray.artifacts import Folder, read_masks
-from moe_ray.batches import frame_to_batches
-from moe_ray.config import ModelConfig
-from moe_ray.config_io import load_config
-from moe_ray.judges.endpoint import URL_VARIABLE
-from moe_ray.loading import load_model, load_tokenizer
-from moe_ray.moe_layers import find_moe_layers
-from moe_ray.orchestration.capture import read_counts
-from moe_ray.orchestration.cli import main
-from moe_ray.orchestration.finetune import read_history
-from moe_ray.risk import risk_differences
-from moe_ray.routing import count_batches
-from moe_ray.training import plan_steps
+from moe_ray.cli.run_workflow import main
+from moe_ray.config.io import load_config
+from moe_ray.config.model import ModelConfig
+from moe_ray.evaluation.judges.endpoint import URL_VARIABLE
+from moe_ray.finetuning.adapter import adapter_applied
+from moe_ray.finetuning.history import read_history
+from moe_ray.finetuning.schedule import plan_steps
+from moe_ray.identification.mask_files import read_masks
+from moe_ray.identification.risk import risk_differences
+from moe_ray.models.loading import load_model, load_tokenizer
+from moe_ray.models.moe_layers import find_moe_layers
+from moe_ray.prompts.example_tables import frame_to_batches
+from moe_ray.routing.capture import count_batches
+from moe_ray.routing.count_store import read_counts
+from moe_ray.storage.folder import Folder
 
 pytestmark = [pytest.mark.needs_ray, pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
@@ -45,7 +46,7 @@ def settings(tiny_model_path, run_dir):
         f"model.path={tiny_model_path}",
         "prompts.max_batches=4",
         "prompts.max_test_examples=8",
-        "train.epochs=1",
+        "finetune.epochs=1",
         "capture.tokens_per_forward=1024",
     ]
 
@@ -133,7 +134,7 @@ def test_mlflow_holds_settings_metrics_and_masks(finished, summary):
     client = mlflow.MlflowClient(f"sqlite:///{finished}/mlflow/mlflow.db")
     run = client.get_run(summary["mlflow_run_id"])
     assert run.info.status == "FINISHED"
-    assert run.data.params["selection.top_k"] == "50"
+    assert run.data.params["identify.top_k"] == "50"
     (trained,) = (
         other
         for other in client.search_runs([run.info.experiment_id])
@@ -175,7 +176,7 @@ def test_a_second_run_reuses_every_stage(finished, tiny_model_path, summary, tmp
 
 def test_another_threshold_captures_nothing_again(finished, tiny_model_path, tmp_path, caplog):
     shutil.copytree(finished, tmp_path / "run")
-    arguments = [*settings(tiny_model_path, tmp_path / "run"), "selection.threshold=0.3"]
+    arguments = [*settings(tiny_model_path, tmp_path / "run"), "identify.threshold=0.3"]
     assert main("identify", "run_identify", arguments) == 0
     masks = read_masks(Folder.open(str(tmp_path / "run")).sub("unsafe_experts"))
     before = read_masks(Folder.open(str(finished)).sub("unsafe_experts"))
@@ -242,9 +243,9 @@ def test_prompts_that_cannot_be_asked_are_left_out_wherever_they_are(ray_cluster
     write_prompts(tmp_path / "prompts.jsonl", bad_splits=("train", "test"))
     arguments = [
         *(f"run_dir={tmp_path}/run", f"model.path={tiny_model_path}", f"prompts.files=[{tmp_path}/prompts.jsonl]"),
-        *("prompts.max_batches=4", "train.epochs=1", "train.num_workers=0", "capture.max_bad_share=0.1"),
-        *("evaluate.max_new_tokens=8", "selection.permutations=100", "selection.resamples=0"),
-        *("baselines.run=true", "baselines.names=[all_experts]", "baselines.draws=1"),
+        *("prompts.max_batches=4", "finetune.epochs=1", "finetune.num_workers=0", "capture.max_bad_share=0.1"),
+        *("evaluate.max_new_tokens=8", "identify.permutations=100", "identify.resamples=0"),
+        *("compare.run=true", "compare.names=[all_experts]", "compare.draws=1"),
     ]
     assert main("full", "run_all", arguments) == 0
     folder = Folder.open(str(tmp_path / "run"))

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from moe_ray.config_io import load_config
+from moe_ray.config.io import load_config
 from moe_ray.errors import InputError
 from moe_ray.orchestration.inputs import read_prompts
 
@@ -17,7 +17,7 @@ def unsplit(tmp_path):
     return [f"prompts.files=[{path}]"]
 
 
-@pytest.mark.parametrize("asked", ["sweep.run=true", "rounds.max_rounds=2", "train.patience=1"])
+@pytest.mark.parametrize("asked", ["sweep.run=true", "rounds.max_rounds=2", "finetune.patience=1"])
 def test_a_missing_validation_split_is_named_with_the_way_out(unsplit, asked):
     with pytest.raises(InputError, match=r"prompts\.validation_fraction=0\.2") as error:
         read_prompts(load_config(None, [*unsplit, asked]))
@@ -38,7 +38,7 @@ def test_a_space_that_cannot_be_searched_is_refused_with_the_prompts(unsplit):
 
 
 def test_gate_scores_that_are_not_captured_are_refused(unsplit):
-    arguments = [*unsplit, "baselines.run=true", "baselines.names=[esft_gate]"]
+    arguments = [*unsplit, "compare.run=true", "compare.names=[esft_gate]"]
     with pytest.raises(InputError, match=r"capture\.weights=true"):
         read_prompts(load_config(None, arguments))
     read_prompts(load_config(None, [*arguments, "capture.weights=true"]))

@@ -15,28 +15,29 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from paths import ROOT
 
-from moe_ray.adapter import adapter_applied, expert_weights, load_adapter
-from moe_ray.artifacts import Folder, read_masks
-from moe_ray.baselines import OURS
-from moe_ray.batches import frame_to_batches
-from moe_ray.comparison import BASE
-from moe_ray.config import ModelConfig
-from moe_ray.config_io import load_config, with_settings
-from moe_ray.loading import load_model, load_tokenizer
-from moe_ray.objective import plain_metrics
-from moe_ray.orchestration.capture import read_counts
-from moe_ray.orchestration.cli import BAD_INPUT, main
-from moe_ray.orchestration.finetune import read_history
-from moe_ray.orchestration.pipeline import Run
-from moe_ray.orchestration.sweep import read_trials
-from moe_ray.orchestration.trial_process import BaseModel
-from moe_ray.trial import identify_masks, measurer, run_trial
+from moe_ray.cli.run_workflow import BAD_INPUT, main
+from moe_ray.config.io import load_config, with_settings
+from moe_ray.config.model import ModelConfig
+from moe_ray.finetuning.adapter import adapter_applied, expert_weights, load_adapter
+from moe_ray.finetuning.history import read_history
+from moe_ray.identification.mask_files import read_masks
+from moe_ray.models.loading import load_model, load_tokenizer
+from moe_ray.orchestration.cluster.model_process import BaseModel
+from moe_ray.orchestration.jobs.sweep_trial import read_trials
+from moe_ray.orchestration.run import Run
+from moe_ray.prompts.example_tables import frame_to_batches
+from moe_ray.routing.count_store import read_counts
+from moe_ray.storage.folder import Folder
+from moe_ray.studies.baselines import OURS
+from moe_ray.studies.comparison import BASE
+from moe_ray.studies.objective import plain_metrics
+from moe_ray.studies.trial import identify_masks, measurer, run_trial
 
 pytestmark = [pytest.mark.needs_ray, pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
-ROOT = Path(__file__).parents[2]
-SPACE = "sweep.space={selection.threshold: [0.05, 0.99], selection.top_k: [6, 12]}"
+SPACE = "sweep.space={identify.threshold: [0.05, 0.99], identify.top_k: [6, 12]}"
 LOSS_TOLERANCE = 1e-4
 """Nats per token; another process may split sums otherwise."""
 
@@ -47,11 +48,11 @@ def settings(tiny_model_path, run_dir, *more):
         f"model.path={tiny_model_path}",
         "prompts.max_batches=3",
         "prompts.max_test_examples=6",
-        "train.epochs=1",
-        "train.num_workers=0",
+        "finetune.epochs=1",
+        "finetune.num_workers=0",
         "evaluate.max_new_tokens=12",
-        "selection.permutations=100",
-        "selection.resamples=0",
+        "identify.permutations=100",
+        "identify.resamples=0",
         *more,
     ]
 
@@ -65,9 +66,9 @@ def study(tiny_model_path, run_dir, *more):
         "rounds.max_rounds=2",
         "rounds.target=1.0",
         "rounds.action=identify",
-        "baselines.run=true",
-        "baselines.names=[freezing_only,random,full]",
-        "baselines.draws=1",
+        "compare.run=true",
+        "compare.names=[freezing_only,random,full]",
+        "compare.draws=1",
         *more,
     )
 
@@ -88,7 +89,7 @@ def finished(captured, tiny_model_path):
     """The whole study on the capture that is there; a second capture would be an error."""
     before = modified(captured / "routing")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("moe_ray.orchestration.capture.capture", _must_not_be_called)
+        patch.setattr("moe_ray.orchestration.jobs.capture.capture", _must_not_be_called)
         assert main("full", "run_all", study(tiny_model_path, captured)) == 0
     assert modified(captured / "routing") == before
     return captured
@@ -115,9 +116,9 @@ def test_every_trial_identified_from_the_stored_capture_in_less_than_a_second(fi
     folder = Folder.open(str(finished))
     counts = read_counts(folder.sub("routing").sub("counts"))
     for trial in trained.to_dict("records"):
-        values = {key: trial[key] for key in ("selection.threshold", "selection.top_k")}
+        values = {key: trial[key] for key in ("identify.threshold", "identify.top_k")}
         config = with_settings(load_config(str(finished / "config.yaml")), values)
-        assert identify_masks(counts, config.selection, seed=0).digest() == trial["masks"]
+        assert identify_masks(counts, config.identify, seed=0).digest() == trial["masks"]
 
 
 def test_trials_that_cannot_be_trained_rank_last_and_say_why(trials):
@@ -137,15 +138,15 @@ def test_a_trial_in_a_reused_process_gives_what_a_fresh_process_gives(finished, 
     counts = read_counts(folder.sub("routing").sub("counts"))
     model = ModelConfig(path=str(tiny_model_path))
     for trial in trials[trials["state"] == "finished"].to_dict("records"):
-        values = {key: trial[key] for key in ("selection.threshold", "selection.top_k")}
+        values = {key: trial[key] for key in ("identify.threshold", "identify.top_k")}
         config = with_settings(load_config(str(finished / "config.yaml")), values)
         base, tokenizer = load_model(model, device="cpu"), load_tokenizer(model)
         outcome = run_trial(
             base,
             tokenizer,
             batches,
-            identify_masks(counts, config.selection, seed=0),
-            config=config.train,
+            identify_masks(counts, config.identify, seed=0),
+            config=config.finetune,
             seed=0,
             measure=measurer(base, tokenizer, validation, config.evaluate),
         )
@@ -167,7 +168,7 @@ def test_the_winners_file_is_a_configuration_of_full_py_and_repeats_the_run(
 ):
     config = load_config(str(finished / "sweep" / "winner.yaml"))
     assert not config.sweep.run
-    assert config.selection.top_k == summary["sweep"]["winner"]["selection.top_k"]
+    assert config.identify.top_k == summary["sweep"]["winner"]["identify.top_k"]
     shutil.copytree(finished, tmp_path / "run")
     arguments = ["--config", str(finished / "sweep" / "winner.yaml"), f"run_dir={tmp_path / 'run'}"]
     assert main("evaluate", "run_evaluate", arguments) == 0
@@ -178,7 +179,7 @@ def test_the_winners_file_is_a_configuration_of_full_py_and_repeats_the_run(
 
 def test_the_heat_map_is_a_picture(finished):
     assert (finished / "sweep" / "heat_map.png").read_bytes().startswith(b"\x89PNG")
-    assert "selection.top_k" in (finished / "sweep" / "heat_map.svg").read_text()
+    assert "identify.top_k" in (finished / "sweep" / "heat_map.svg").read_text()
 
 
 def test_rounds_report_validation_and_keep_the_best(finished, summary):
@@ -252,9 +253,9 @@ def test_rounds_that_give_weight_weigh_the_lagging_batches_and_go_on_from_the_ro
         tiny_model_path,
         tmp_path / "run",
         *more,
-        "train.learning_rate=1e-4",
-        "train.schedule=constant",
-        "train.weight_decay=0",
+        "finetune.learning_rate=1e-4",
+        "finetune.schedule=constant",
+        "finetune.weight_decay=0",
     )
     assert main("finetune", "run_finetune", arguments) == 0
     experts = Folder.open(str(tmp_path / "run")).sub("experts")
@@ -304,7 +305,7 @@ def test_the_base_is_measured_as_the_evaluation_before_measures_it(finished, sum
 def test_another_baseline_runs_and_the_finished_ones_do_not(finished, tiny_model_path, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
     before = modified(tmp_path / "run" / "baselines" / "random_0")
-    arguments = study(tiny_model_path, tmp_path / "run", "baselines.names=[random,global]")
+    arguments = study(tiny_model_path, tmp_path / "run", "compare.names=[random,global]")
     assert main("compare", "run_compare", arguments) == 0
     assert modified(tmp_path / "run" / "baselines" / "random_0") == before
     table = pd.read_parquet(tmp_path / "run" / "baselines" / "comparison.parquet")
@@ -317,7 +318,7 @@ def test_trials_and_baselines_are_nested_under_the_run_in_mlflow(finished, summa
     nested = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{summary['mlflow_run_id']}'")
     names = {run.info.run_name: run for run in nested}
     assert {"trial 1", "trial 4", f"baseline {OURS}", "baseline full"} <= set(names)
-    assert names["trial 1"].data.params["selection.top_k"] == str(summary["sweep"]["winner"]["selection.top_k"])
+    assert names["trial 1"].data.params["identify.top_k"] == str(summary["sweep"]["winner"]["identify.top_k"])
     artifacts = {item.path for item in client.list_artifacts(summary["mlflow_run_id"], "sweep")}
     assert {"sweep/heat_map.png", "sweep/winner.yaml"} <= artifacts
 
@@ -352,7 +353,7 @@ def start_and_kill(arguments, records, num_finished, log):
 @pytest.mark.exhaustive
 def test_a_killed_sweep_trains_no_finished_trial_again(captured, tiny_model_path, tmp_path):
     shutil.copytree(captured, tmp_path / "run", ignore=shutil.ignore_patterns("sweep", "mlflow*"))
-    space = "sweep.space={selection.top_k: [3, 4, 5, 6]}"
+    space = "sweep.space={identify.top_k: [3, 4, 5, 6]}"
     arguments = settings(tiny_model_path, tmp_path / "run", space)
     records = tmp_path / "run" / "sweep" / "trials"
     start_and_kill(arguments, records, 2, tmp_path / "log")
@@ -369,7 +370,7 @@ def test_a_killed_sweep_trains_no_finished_trial_again(captured, tiny_model_path
 @pytest.mark.exhaustive
 def test_asha_stops_what_is_behind_and_no_trial_starts_from_another_ones_state(captured, tiny_model_path, tmp_path):
     shutil.copytree(captured, tmp_path / "run", ignore=shutil.ignore_patterns("sweep", "mlflow*"))
-    space = "sweep.space={train.learning_rate: [0.005, 1e-9, 2e-9, 3e-9]}"
+    space = "sweep.space={finetune.learning_rate: [0.005, 1e-9, 2e-9, 3e-9]}"
     arguments = settings(
         tiny_model_path,
         tmp_path / "run",
@@ -378,9 +379,9 @@ def test_asha_stops_what_is_behind_and_no_trial_starts_from_another_ones_state(c
         "sweep.objective=target_loss",
         "sweep.run=true",
     )
-    assert main("sweep", "run_sweep", [*arguments, "train.epochs=3", "selection.top_k=6"]) == 0
+    assert main("sweep", "run_sweep", [*arguments, "finetune.epochs=3", "identify.top_k=6"]) == 0
     trials = pd.read_parquet(tmp_path / "run" / "sweep" / "trials.parquet")
-    assert trials["train.learning_rate"].iloc[0] == 0.005
+    assert trials["finetune.learning_rate"].iloc[0] == 0.005
     assert trials["state"].iloc[0] == "finished"
     stopped = trials[trials["state"] == "stopped"]
     assert len(stopped) >= 2
@@ -395,18 +396,18 @@ def test_asha_stops_what_is_behind_and_no_trial_starts_from_another_ones_state(c
 @pytest.mark.parametrize("search", ["random", "optuna"])
 def test_values_are_drawn_within_the_space(captured, tiny_model_path, tmp_path, search):
     shutil.copytree(captured, tmp_path / "run", ignore=shutil.ignore_patterns("sweep", "mlflow*"))
-    space = "sweep.space={selection.top_k: {randint: [3, 9]}, train.learning_rate: {loguniform: [1e-4, 1e-2]}}"
+    space = "sweep.space={identify.top_k: {randint: [3, 9]}, finetune.learning_rate: {loguniform: [1e-4, 1e-2]}}"
     arguments = settings(tiny_model_path, tmp_path / "run", space, f"sweep.search={search}", "sweep.num_trials=3")
     assert main("sweep", "run_sweep", arguments) == 0
     trials = pd.read_parquet(tmp_path / "run" / "sweep" / "trials.parquet")
     assert len(trials) == 3
-    assert trials["selection.top_k"].between(3, 8).all()
-    assert trials["train.learning_rate"].between(1e-4, 1e-2).all()
-    assert trials["train.learning_rate"].nunique() == 3
+    assert trials["identify.top_k"].between(3, 8).all()
+    assert trials["finetune.learning_rate"].between(1e-4, 1e-2).all()
+    assert trials["finetune.learning_rate"].nunique() == 3
 
 
 def test_what_needs_another_capture_is_refused_before_ray_starts(tiny_model_path, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("moe_ray.orchestration.cluster.ray_session", _must_not_be_called)
+    monkeypatch.setattr("moe_ray.orchestration.cluster.session.ray_session", _must_not_be_called)
     arguments = settings(tiny_model_path, tmp_path / "run", "sweep.space={capture.weights: [true, false]}")
     assert main("sweep", "run_sweep", arguments) == BAD_INPUT
     assert "needs another capture" in capsys.readouterr().err

@@ -1,0 +1,183 @@
+"""Answers questions about the unsafe experts of a finished run.
+
+    python workflows/inspect_experts.py runs/default
+    python workflows/inspect_experts.py runs/default --ask categories --category fraud
+    python workflows/inspect_experts.py runs/default --ask sweep --thresholds 0.02 0.05 0.1 --top-ks 10 50
+
+Questions: certainty (which batches can be told from noise), categories (which experts answer for a category), shared
+(which belong to several), overlap (how alike batches are, corrected for chance), sweep (what moves the union), rules
+(what other selection rules would choose), confounds (length and template). Reads the run directory only; `--export FILE`
+writes the pickle for pandas users.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+
+from moe_ray.errors import InputError
+from moe_ray.identification.confounds import confound_warnings, length_table, weighting_agreement
+from moe_ray.identification.identify import certainty_per_batch
+from moe_ray.identification.overlap import batch_overlap, shared_experts, sweep_union
+from moe_ray.identification.pandas_export import export_pickle
+from moe_ray.identification.selection import RULES, select
+from moe_ray.messages import prompt_text
+from moe_ray.report.certainty_text import certainty_in_words
+from moe_ray.report.printable import printable
+from moe_ray.run_directory import FinishedRun
+
+BAD_INPUT = 2
+
+
+def show_certainty(run: FinishedRun, args: argparse.Namespace) -> None:
+    """Which batches' selections can be told from noise."""
+    certainty = certainty_per_batch(run.risk, run.masks, run.selection)
+    head, *sentences = certainty_in_words(certainty, run.selection)
+    print(head)
+    show_lines(sentences, args.top)
+
+
+def show_categories(run: FinishedRun, args: argparse.Namespace) -> None:
+    """Which experts answer for a category."""
+    known = sorted(run.by_category["category"].unique())
+    if args.category is not None and args.category not in known:
+        raise InputError(f"--category: got {args.category!r}, expected one of {', '.join(map(printable, known))}")
+    for category in known if args.category is None else [args.category]:
+        own = run.by_category[run.by_category["category"] == category]
+        print(f"{printable(category)}: {len(own)} experts are unsafe in at least one of its batches")
+        show_table(own.drop(columns=["category", "layer", "expert"]), args.top)
+
+
+def show_shared(run: FinishedRun, args: argparse.Namespace) -> None:
+    """Which experts belong to several categories."""
+    shared = shared_experts(run.by_category)
+    print(f"{len(shared)} of {len(run.masks.union_experts)} experts of the union belong to more than one category")
+    show_table(shared.drop(columns=["layer", "expert"]), args.top)
+
+
+def show_overlap(run: FinishedRun, args: argparse.Namespace) -> None:
+    """How alike the batches' masks are."""
+    overlap = batch_overlap(run.masks)
+    print(
+        f"{len(overlap)} pairs of batches: mean Jaccard {overlap['jaccard'].mean():.2f}, by chance "
+        f"{overlap['expected'].mean():.2f}, corrected for chance {overlap['corrected'].mean():.2f}; the most alike:"
+    )
+    show_table(overlap.sort_values("corrected", ascending=False), args.top)
+
+
+def show_sweep(run: FinishedRun, args: argparse.Namespace) -> None:
+    """What happens to the union when threshold or top_k moves."""
+    print("union under other thresholds and top_k; kept and added are counted against this run's union")
+    table = sweep_union(run.risk, thresholds=args.thresholds, top_ks=args.top_ks, reference=run.masks)
+    show_table(table, len(table))
+
+
+def show_rules(run: FinishedRun, args: argparse.Namespace) -> None:
+    """What other rules would choose."""
+    rows = []
+    for rule in RULES:
+        settings: dict[str, Any] = {"rule": rule, "alpha": 0.0, "stability": 0.0}
+        selection = replace(run.selection, **settings)
+        if rule == "esft_gate" and "w_unsafe" not in run.risk:
+            continue
+        union = select(run.risk, selection, seed=run.config.seed).union
+        shared = int((union & run.masks.union).sum())
+        rows.append(
+            {"rule": rule, "union": int(union.sum()), "in this run's union": shared, "source": RULES[rule].source}
+        )
+    show_table(pd.DataFrame(rows), len(rows))
+
+
+def show_confounds(run: FinishedRun, args: argparse.Namespace) -> None:
+    """Whether length or template may stand in for harm."""
+    texts = pd.DataFrame(
+        {"label": run.batches["label"], "text": [prompt_text(json.loads(m)) for m in run.batches["messages"]]}
+    )
+    roles = run.selection.roles
+    show_lines([f"warning: {line}" for line in confound_warnings(run.counts, texts, roles=roles)] or ["no warning"], 10)
+    lengths = length_table(run.counts, roles=roles)
+    print(
+        f"mean tokens: {lengths['safe_tokens'].mean():.0f} a safe, {lengths['unsafe_tokens'].mean():.0f} an unsafe example"
+    )
+    agreement = weighting_agreement(run.risk, run.selection)
+    print(
+        f"pooled tokens and equal weight per prompt share {agreement['jaccard'].mean():.0%} of their experts (mean Jaccard)"
+    )
+    show_table(agreement.sort_values("jaccard"), args.top)
+
+
+QUESTIONS: dict[str, Callable[[FinishedRun, argparse.Namespace], None]] = {
+    "certainty": show_certainty,
+    "categories": show_categories,
+    "shared": show_shared,
+    "overlap": show_overlap,
+    "sweep": show_sweep,
+    "rules": show_rules,
+    "confounds": show_confounds,
+}
+
+
+def show_table(table: pd.DataFrame, rows: int) -> None:
+    """Prints the first rows."""
+    shown = table.head(rows).map(lambda value: printable(value) if isinstance(value, str) else value)
+    print(shown.to_string(index=False, float_format="{:.3f}".format) if len(shown) else "(none)")
+    if len(table) > rows:
+        print(f"… and {len(table) - rows} more rows (--top)")
+
+
+def show_lines(lines: Sequence[str], rows: int) -> None:
+    """Prints the first lines."""
+    print("\n".join(lines[:rows]))
+    if len(lines) > rows:
+        print(f"… and {len(lines) - rows} more (--top)")
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run_dir", help="folder or URL of a run that finished identification")
+    parser.add_argument("--ask", choices=QUESTIONS, nargs="+", default=list(QUESTIONS), help="questions (default: all)")
+    parser.add_argument("--category", help="only this category")
+    parser.add_argument("--top", type=int, default=10, help="rows to show of long tables (default: %(default)s)")
+    parser.add_argument("--thresholds", type=float, nargs="+", default=[0.02, 0.05, 0.1, 0.2], help="for sweep")
+    parser.add_argument("--top-ks", type=int, nargs="+", default=[10, 25, 50, 100], help="for sweep")
+    parser.add_argument("--export", metavar="FILE", help="also write the pickle for pandas users")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the answers; returns 0, or 2 after one line on what was wrong with the input."""
+    args = parse_args(argv)
+    try:
+        run = FinishedRun.open(args.run_dir)
+        for question in args.ask:
+            print(f"\n== {question}: {QUESTIONS[question].__doc__}")
+            QUESTIONS[question](run, args)
+        if args.export:
+            export(run, args.export)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    return 0
+
+
+def export(run: FinishedRun, path: str) -> None:
+    """Writes the pickle for pandas users."""
+    selection = run.selection
+    export_pickle(
+        path,
+        masks=run.masks,
+        risk=run.risk,
+        batches=run.batches,
+        model_name=run.config.model.path,
+        num_experts_per_tok=run.counts.num_experts_per_tok,
+        threshold=selection.threshold,
+        top_k=selection.top_k,
+    )
+    print(f"\nwrote {path}")

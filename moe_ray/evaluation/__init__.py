@@ -1,0 +1,1 @@
+"""Evaluation: held-out answers and losses, judged, with intervals and paired changes."""

@@ -1,0 +1,103 @@
+"""Answering: what the model says, how well it predicts given texts, and where it routes them meanwhile.
+
+Shape suffixes: B rows, S positions, L MoE layers, E experts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from moe_ray.config.evaluate import EvaluateConfig
+from moe_ray.models.generation import generate_answers
+from moe_ray.models.loss import _losses_by_length, target_losses
+from moe_ray.models.tokenization import PROMPT, TokenizedRow, encode_answer, encode_prompt, pad_rows, pad_token_id
+from moe_ray.routing.counter import RoutingCounter
+from moe_ray.routing.counts import RoutingCounts
+
+
+def losses_and_counts(
+    model: PreTrainedModel,
+    counter: RoutingCounter,
+    rows: Sequence[TokenizedRow],
+    *,
+    rows_per_forward: int,
+    pad_id: int,
+) -> tuple[list[float], npt.NDArray[np.int32]]:
+    """`target_losses`, and from the same forward passes the routing counts (rows, L, E) of the prompts' tokens.
+
+    Rows of similar length share a pass.
+    """
+    order = sorted(range(len(rows)), key=lambda place: len(rows[place].prompt_ids))
+    losses: list[float] = []
+    counts = []
+    for start in range(0, len(rows), rows_per_forward):
+        chosen = [rows[place] for place in order[start : start + rows_per_forward]]
+        roles_BS = pad_rows(chosen, pad_id=pad_id).roles_BS.to(model.device)
+        places_B1 = torch.arange(len(chosen), device=model.device).unsqueeze(1)
+        counter.start(torch.where(roles_BS == PROMPT, places_B1, -1), len(chosen))
+        losses += target_losses(model, chosen, rows_per_forward=len(chosen), pad_id=pad_id)
+        counts.append(counter.finish().numpy())
+    back = np.argsort(order)
+    return [losses[place] for place in back], np.concatenate(counts)[back]
+
+
+def answer_rows(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: pd.DataFrame,
+    config: EvaluateConfig,
+    counter: RoutingCounter | None = None,
+) -> tuple[pd.DataFrame, RoutingCounts | None]:
+    """Greedy answers and target losses as the model routes now, and what `counter` counted of the prompts' routing.
+
+    Args:
+        model: in eval mode.
+        tokenizer: its tokenizer.
+        rows: with `messages` (JSON), `target` (text or missing) and `target_complete`; with a counter also `batch_idx`,
+            `place`, `label` and `category`.
+        config: `max_new_tokens` and `rows_per_forward`.
+        counter: attached to the model by `counting`; None = routing is not counted.
+
+    Returns:
+        the rows with `answer`, `ended`, `target_loss` (summed nats) and `target_tokens`; and the counts, in which `place`
+        is the `in_batch_idx`.
+    """
+    size, pad_id = config.rows_per_forward, pad_token_id(tokenizer)
+    prompts = [encode_prompt(tokenizer, json.loads(text)) for text in rows["messages"]]
+    answers = generate_answers(model, tokenizer, prompts, max_new_tokens=config.max_new_tokens, rows_per_forward=size)
+    targets = [
+        encode_answer(tokenizer, text, complete=bool(complete)) if isinstance(text, str) and text else []
+        for text, complete in zip(rows["target"], rows["target_complete"], strict=True)
+    ]
+    scored = [TokenizedRow(prompt, target) for prompt, target in zip(prompts, targets, strict=True)]
+    routing = None
+    if counter is None:
+        losses = _losses_by_length(model, scored, rows_per_forward=size, pad_id=pad_id)
+    else:
+        losses, counts = losses_and_counts(model, counter, scored, rows_per_forward=size, pad_id=pad_id)
+        routing = RoutingCounts(
+            batch_idx=rows["batch_idx"].to_numpy(dtype=np.int64),
+            in_batch_idx=rows["place"].to_numpy(dtype=np.int64),
+            label=rows["label"].to_numpy(dtype=object),
+            category=rows["category"].to_numpy(dtype=object),
+            role=np.full(len(rows), "prompt", dtype=object),
+            num_tokens=np.array([len(prompt) for prompt in prompts], dtype=np.int64),
+            counts_NLE=counts,
+            layers=counter.moe_layers.layers,
+            num_experts_per_tok=counter.moe_layers.num_experts_per_tok,
+        )
+        routing.check()
+    answered = rows.assign(
+        answer=pd.Series([text for text, _ in answers], index=rows.index, dtype=object),
+        ended=[ended for _, ended in answers],
+        target_loss=losses,
+        target_tokens=[len(ids) for ids in targets],
+    )
+    return answered, routing

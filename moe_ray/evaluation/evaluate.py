@@ -1,0 +1,185 @@
+"""Evaluation on held-out examples: answers and losses of a model, their summary, and what changed between two models.
+
+Each held-out example is *held against* one batch: under masked routing it is routed through that batch's mask, and under
+either routing it counts for that batch. Nothing is a bare number: each has its n and a 95% interval in which the forms of
+one request count once.
+
+Shape suffixes: L MoE layers, E experts.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from moe_ray.config.evaluate import EvaluateConfig
+from moe_ray.errors import InputError
+from moe_ray.evaluation.answers import answer_rows
+from moe_ray.evaluation.judges import judge_answers, make_judge
+from moe_ray.evaluation.metrics import FIGURES
+from moe_ray.experts import ExpertMasks, ShortLayers, restrict_routing
+from moe_ray.models.moe_layers import find_moe_layers
+from moe_ray.routing.counter import counting
+from moe_ray.routing.counts import RoutingCounts, concat_counts
+from moe_ray.routing.masking import route_through
+
+INPUT_COLUMNS = ("id", "label", "category", "batch_idx", "messages", "target", "target_complete", "pair")
+
+"""What `answer_examples` needs of a held-out example; `batch_idx` is the batch it is held against."""
+
+
+def hold_against(examples: pd.DataFrame, batches: pd.DataFrame) -> pd.Series:
+    """The `batch_idx` that each held-out example is held against.
+
+    An example goes to a batch of its own category, to all batches where none is of its category, each label in turn over
+    those batches in ascending order. The two examples of a pair go to the same batch. Deterministic.
+
+    Args:
+        examples: held-out rows with `label`, `category`, `pair`.
+        batches: the stored batches, one row per example, with `batch_idx`, `label`, `category`.
+    """
+    unsafe = batches[batches["label"] == "unsafe"]
+    own = {str(name): sorted(rows["batch_idx"].unique()) for name, rows in unsafe.groupby("category")}
+    every = sorted(batches["batch_idx"].unique())
+    turns: dict[tuple[str, str], int] = defaultdict(int)
+    of_pair: dict[str, int] = {}
+    chosen = []
+    for label, category, pair in examples[["label", "category", "pair"]].itertuples(index=False):
+        if isinstance(pair, str) and pair in of_pair:
+            chosen.append(of_pair[pair])
+            continue
+        candidates = own.get(category, every)
+        key = ("pair" if isinstance(pair, str) else label, category if category in own else "")
+        batch_idx = int(candidates[turns[key] % len(candidates)])
+        turns[key] += 1
+        if isinstance(pair, str):
+            of_pair[pair] = batch_idx
+        chosen.append(batch_idx)
+    return pd.Series(chosen, index=examples.index, dtype=np.int64, name="batch_idx")
+
+
+def rows_to_answer(frame: pd.DataFrame, routing: str) -> pd.DataFrame:
+    """One row per example and kind of routing, with `routing` (`natural` or `masked`) and `place` in the frame."""
+    kinds = ("natural", "masked") if routing == "both" else (routing,)
+    placed = frame.assign(place=np.arange(len(frame)))
+    return pd.concat([placed.assign(routing=kind) for kind in kinds], ignore_index=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """Answers without verdicts, and the routing counts of the prompts under natural routing (None = not counted)."""
+
+    answers: pd.DataFrame
+    routing: RoutingCounts | None
+
+
+def answer_examples(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    frame: pd.DataFrame,
+    config: EvaluateConfig,
+    masks: ExpertMasks | None = None,
+) -> pd.DataFrame:
+    """Answers with verdicts and target losses: the frame that `summarise` and `compare` take.
+
+    Args:
+        model: in memory; its training mode is restored afterwards.
+        tokenizer: its tokenizer.
+        frame: held-out examples, a row each, with `INPUT_COLUMNS`.
+        config: `routing`, `max_new_tokens`, `rows_per_forward` and the judge.
+        masks: of the batches that the examples are held against; needed where `routing` is not natural.
+
+    Returns:
+        per example and kind of routing a row with `INPUT_COLUMNS`, `routing` (`natural` or `masked`), `answer`,
+        `ended`, `target_loss` (summed nats), `target_tokens`, `refused`, `judge`, `judge_score`, `judge_said`.
+
+    Raises:
+        InputError: masked routing without masks, or a judge that cannot be had.
+    """
+    judge = make_judge(config, device=model.device)
+    answered = answer_and_count(model, tokenizer, rows_to_answer(frame, config.routing), config, masks)
+    return judge_answers(answered.answers, judge)
+
+
+def answer_and_count(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: pd.DataFrame,
+    config: EvaluateConfig,
+    masks: ExpertMasks | None = None,
+    *,
+    count: bool = False,
+    short_layers: ShortLayers = "allowed_only",
+) -> Answered:
+    """Answers and target losses of the rows, and where asked for the routing of those under natural routing.
+
+    A batch without unsafe experts has nothing to route through, so its examples route naturally.
+
+    Args:
+        model: its training mode is restored afterwards.
+        tokenizer: its tokenizer.
+        rows: from `rows_to_answer`.
+        config: `max_new_tokens` and `rows_per_forward`.
+        masks: needed where a row is masked.
+        count: count the prompts' routing, in the same forward passes that score the targets.
+        short_layers: for masked rows, the policy that training has (`finetune.short_layers`).
+
+    Raises:
+        InputError: a row is masked and there are no masks.
+    """
+    if masks is None and (rows["routing"] == "masked").any():
+        raise InputError("masked routing needs the batches' expert masks; give them, or set evaluate.routing=natural")
+    was_training = model.training
+    model.eval()
+    parts, counted = [], []
+    try:
+        for (routing, batch_idx), positions in _groups(rows):
+            group = rows.iloc[positions]
+            mask = masks[batch_idx] if masks is not None and routing == "masked" else None
+            if mask is not None:
+                num_experts_per_tok = find_moe_layers(model).num_experts_per_tok
+                mask = restrict_routing(mask, num_experts_per_tok=num_experts_per_tok, short_layers=short_layers)
+            through = route_through(model, mask) if mask is not None and mask.any() else nullcontext()
+            counter = counting(model) if count and routing == "natural" else nullcontext()
+            with through, counter as active:
+                answers, counts = answer_rows(model, tokenizer, group, config, active)
+            parts.append(answers)
+            counted += [] if counts is None else [counts]
+    finally:
+        model.train(was_training)
+    answers = pd.concat(parts).sort_index()
+    return Answered(answers=answers, routing=concat_counts(counted) if counted else None)
+
+
+def _groups(rows: pd.DataFrame) -> Iterator[tuple[tuple[str, int], list[int]]]:
+    """Rows that can run together, by position: all natural ones, and the masked ones of a batch."""
+    groups: dict[tuple[str, int], list[int]] = defaultdict(list)
+    for position, (routing, batch_idx) in enumerate(zip(rows["routing"], rows["batch_idx"], strict=True)):
+        groups[routing, int(batch_idx) if routing == "masked" else -1].append(position)
+    yield from groups.items()
+
+
+def headline_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
+    """The overall values of a summary by name, for tracking: what was not measured is left out.
+
+    Args:
+        summary: from `summarise`.
+    """
+    values = {name: summary[name]["value"] for name in FIGURES}
+    if summary["masked"] is not None:
+        values |= {f"masked/{name}": summary["masked"][name]["value"] for name in FIGURES}
+    if summary["neutral_loss"] is not None:
+        values["neutral_loss"] = summary["neutral_loss"]["value"]
+    if summary["routing_drift"] is not None:
+        values |= {
+            f"routing_drift/{name}": summary["routing_drift"][name]["value"]
+            for name in ("mean_absolute_change", "largest_change")
+        }
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,0 +1,138 @@
+"""Experts and the masks made of them.
+
+Masks are looked up by `batch_idx`, never by position.
+
+Shape suffixes: B batches, L MoE layers, E experts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_ray.errors import InputError
+
+
+class Expert(NamedTuple):
+    """One expert: decoder layer index in the model, and index in that layer. Sorts by (layer, expert)."""
+
+    layer: int
+    expert: int
+
+    def __str__(self) -> str:
+        return f"L{self.layer:02d}_E{self.expert:02d}"
+
+
+Mask = npt.NDArray[np.bool_]
+
+ShortLayers = Literal["allowed_only", "natural"]
+
+"""Policy of a layer with fewer unsafe experts than a token uses."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertMasks:
+    """One mask per batch; True = unsafe expert of that batch = may be routed while that batch trains.
+
+    Attributes:
+        batch_idx: B batch names.
+        masks_BLE: (B, L, E) bool.
+        layers: L decoder layer indices.
+        selected: per `batch_idx`, its unsafe experts, the largest risk difference first.
+    """
+
+    batch_idx: tuple[int, ...]
+    masks_BLE: npt.NDArray[np.bool_]
+    layers: tuple[int, ...]
+    selected: Mapping[int, tuple[Expert, ...]]
+
+    def __getitem__(self, batch_idx: int) -> Mask:
+        """(L, E) mask of a batch.
+
+        Raises:
+            InputError: there is no mask of that batch.
+        """
+        if batch_idx not in self.selected:
+            raise InputError(f"no mask of batch {batch_idx}; got masks of batches {list(self.batch_idx)[:20]}")
+        mask: Mask = self.masks_BLE[self.batch_idx.index(batch_idx)]
+        return mask
+
+    @property
+    def union(self) -> Mask:
+        """(L, E): experts that are unsafe in at least one batch; the only ones that may ever change."""
+        return np.asarray(self.masks_BLE.any(axis=0))
+
+    @property
+    def union_experts(self) -> tuple[Expert, ...]:
+        """The union as experts, by (layer, expert)."""
+        return mask_to_experts(self.union, self.layers)
+
+    @property
+    def trained_batches(self) -> tuple[int, ...]:
+        """Batches with at least one unsafe expert."""
+        return tuple(batch for batch in self.batch_idx if self.selected[batch])
+
+    def empty_layers(self, batch_idx: int) -> tuple[int, ...]:
+        """Decoder layers with no unsafe expert in the batch."""
+        return tuple(layer for layer, row in zip(self.layers, self[batch_idx], strict=True) if not row.any())
+
+    def short_layers(self, batch_idx: int, num_experts_per_tok: int) -> tuple[int, ...]:
+        """Decoder layers with some, but fewer unsafe experts than a token uses."""
+        sizes = self[batch_idx].sum(axis=1)
+        return tuple(layer for layer, size in zip(self.layers, sizes, strict=True) if 0 < size < num_experts_per_tok)
+
+    def digest(self) -> str:
+        """A hash of batches and masks."""
+        packed = np.packbits(self.masks_BLE).tobytes()
+        head = repr((self.batch_idx, self.layers, self.masks_BLE.shape)).encode()
+        return hashlib.sha256(head + packed).hexdigest()[:16]
+
+
+def restrict_routing(mask_LE: Mask, *, num_experts_per_tok: int, short_layers: ShortLayers) -> Mask:
+    """(L, E): the mask that the router gets; a layer with no True routes naturally.
+
+    Args:
+        mask_LE: (L, E) the batch's unsafe experts.
+        num_experts_per_tok: the router's k.
+        short_layers: allowed_only = tokens use only a short layer's few unsafe experts; natural = it routes naturally.
+    """
+    if short_layers == "allowed_only":
+        return mask_LE
+    is_long_L1 = mask_LE.sum(axis=1, keepdims=True) >= num_experts_per_tok
+    restricted_LE: Mask = np.logical_and(mask_LE, is_long_L1)
+    return restricted_LE
+
+
+def masks_from_experts(
+    selected: Mapping[int, Iterable[Expert]], *, layers: Sequence[int], num_experts: int
+) -> ExpertMasks:
+    """Masks from lists of experts per `batch_idx`.
+
+    Raises:
+        InputError: an expert is outside the model.
+    """
+    rows = {layer: row for row, layer in enumerate(layers)}
+    masks_BLE = np.zeros((len(selected), len(layers), num_experts), dtype=bool)
+    for mask_LE, (batch_idx, experts) in zip(masks_BLE, selected.items(), strict=True):
+        for expert in experts:
+            if expert.layer not in rows or not 0 <= expert.expert < num_experts:
+                raise InputError(
+                    f"batch {batch_idx}: expert {expert} is outside layers {list(layers)} x {num_experts} experts"
+                )
+            mask_LE[rows[expert.layer], expert.expert] = True
+    return ExpertMasks(
+        batch_idx=tuple(selected),
+        masks_BLE=masks_BLE,
+        layers=tuple(layers),
+        selected={batch_idx: tuple(experts) for batch_idx, experts in selected.items()},
+    )
+
+
+def mask_to_experts(mask_LE: Mask, layers: Sequence[int]) -> tuple[Expert, ...]:
+    """The True entries of a mask as experts, by (layer, expert)."""
+    return tuple(Expert(layers[row], int(expert)) for row, expert in np.argwhere(mask_LE))

@@ -1,0 +1,1 @@
+"""Masked fine-tuning: only a batch's unsafe experts learn from it."""

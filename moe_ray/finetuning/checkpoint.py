@@ -1,0 +1,68 @@
+"""Training checkpoints: trained experts, optimiser state and the next step, as safetensors and JSON, never a pickle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from moe_ray.errors import InputError
+from moe_ray.finetuning.schedule import hash_plan
+from moe_ray.finetuning.trainer import MaskedTrainer
+
+_TENSORS, _STATE = "training.safetensors", "training.json"
+
+
+def save_checkpoint(trainer: MaskedTrainer, folder: str | Path) -> None:
+    """Writes the trainer's state into an existing folder; the JSON part last."""
+    tensors: dict[str, Tensor] = {}
+    for index, parameter in enumerate(trainer.trainable.all_parameters()):
+        tensors[f"{index}.weight"] = parameter.detach()
+        for name, value in trainer.optimizer.state.get(parameter, {}).items():
+            tensors[f"{index}.{name}"] = torch.as_tensor(value)
+    # A folder that held an older state is unfinished until the new JSON is there.
+    Path(folder, _STATE).unlink(missing_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, Path(folder, _TENSORS))
+    state = {
+        "next_step": trainer.next_step,
+        "validation_losses": trainer.validation_losses,
+        "masks": trainer.masks.digest(),
+        "plan": hash_plan(trainer.plan),
+    }
+    Path(folder, _STATE).write_text(json.dumps(state), encoding="utf-8")
+
+
+def load_checkpoint(trainer: MaskedTrainer, folder: str | Path) -> None:
+    """Puts a saved state into a trainer built from the same run.
+
+    Raises:
+        InputError: there is no finished checkpoint, or it was made with other masks, batches, epochs, workers or seed.
+    """
+    if not Path(folder, _STATE).is_file():
+        raise InputError(f"{str(folder)!r} holds no training checkpoint (no {_STATE}); start the training anew")
+    state = json.loads(Path(folder, _STATE).read_text(encoding="utf-8"))
+    if state["masks"] != trainer.masks.digest():
+        raise InputError(
+            "the training checkpoint belongs to other masks; remove the run's `train` folder to start anew"
+        )
+    if state["plan"] != hash_plan(trainer.plan):
+        raise InputError(
+            "the training checkpoint belongs to another order of batches: finetune.epochs, finetune.num_workers or "
+            "seed differ; set  them back, or remove the run's `train` folder to start anew"
+        )
+    tensors = load_file(Path(folder, _TENSORS), device=str(trainer.model.device))
+    parameters = trainer.trainable.all_parameters()
+    with torch.no_grad():
+        for index, parameter in enumerate(parameters):
+            parameter.copy_(tensors.pop(f"{index}.weight"))
+    trainer.optimizer.state.clear()
+    for key, tensor in tensors.items():
+        index_text, _, name = key.partition(".")
+        # AdamW keeps its step counter on the CPU.
+        trainer.optimizer.state[parameters[int(index_text)]][name] = tensor.cpu() if name == "step" else tensor
+    trainer.trainable.write_back(trainer.trainable.union_LE)
+    trainer.next_step = state["next_step"]
+    trainer.validation_losses = state["validation_losses"]

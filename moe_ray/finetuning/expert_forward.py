@@ -1,0 +1,126 @@
+"""An experts module's forward while a batch trains: the batch's experts with gradient, all others frozen.
+
+The batch's experts are separate parameters. They are stacked and the family's own forward runs on the stack, with ids
+renumbered, so nothing is computed for absent experts and no family's arithmetic is written a second time. Where tokens may
+also go elsewhere (natural or boosted routing), the forward runs twice: on the model's frozen tensors with the batch's
+experts at weight 0, and on the stack for the tokens that chose one of them.
+
+Where a family keeps each expert as a module of its own there is nothing to stack: those of the batch show their parameters
+while the family's forward runs.
+
+Shape suffixes: T tokens, K experts per token, E experts, A experts of the batch in this layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moe_ray.models.moe_layers import MoELayer, routing_of_call
+
+
+class TrainedForward:
+    """Stands in for one experts module's `forward`.
+
+    Attributes:
+        layer: whose experts module it is.
+        routed_E: tokens that came with a weight for each expert, since construction.
+    """
+
+    def __init__(
+        self,
+        layer: MoELayer,
+        experts: Sequence[int],
+        tensors: Sequence[Mapping[str, nn.Parameter]],
+        *,
+        only_these: bool,
+    ) -> None:
+        """Prepares the forward of `experts`, whose parameters are `tensors`; `only_these`: tokens reach no others."""
+        device = next(layer.experts.parameters()).device
+        self.layer, self.experts, self.tensors, self.only_these = layer, experts, tensors, only_these
+        self.original = layer.experts.forward
+        self._replaced = layer.experts.__dict__.get("forward")
+        self.dtypes = {name: tensor.dtype for name, tensor in layer.expert_tensors().items()}
+        self.place_E = torch.full((layer.num_experts,), -1, device=device)
+        self.place_E[torch.tensor(experts, device=device)] = torch.arange(len(experts), device=device)
+        self.routed_E = torch.zeros(layer.num_experts, dtype=torch.long, device=device)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The experts module's output for `(hidden_states, top_k_index, top_k_weights)`."""
+        hidden_TH, index_TK, weights_TK = routing_of_call(self.layer, args, kwargs)
+        rest = [*args, *kwargs.values()][3:]
+        self._note(index_TK, weights_TK)
+        places_TK = self.place_E[index_TK]
+        if self.only_these:
+            return self._run_stacked(hidden_TH, places_TK.clamp(min=0), weights_TK, rest)
+        is_trained_TK = places_TK >= 0
+        output_TH: Tensor = self.original(hidden_TH, index_TK, weights_TK.masked_fill(is_trained_TK, 0.0), *rest)
+        tokens = is_trained_TK.any(dim=1).nonzero().squeeze(1)
+        if not len(tokens):
+            return output_TH
+        weights_TK = weights_TK.masked_fill(~is_trained_TK, 0.0)[tokens]
+        tuned_TH = self._run_stacked(hidden_TH[tokens], places_TK[tokens].clamp(min=0), weights_TK, rest)
+        return output_TH.index_add(0, tokens, tuned_TH.to(output_TH.dtype))
+
+    def _note(self, index_TK: Tensor, weights_TK: Tensor) -> None:
+        self.routed_E.index_add_(0, index_TK.flatten(), (weights_TK.detach() != 0).flatten().long())
+
+    def _run_stacked(self, hidden_TH: Tensor, places_TK: Tensor, weights_TK: Tensor, rest: list[Any]) -> Tensor:
+        # An entry in the instance's dictionary hides the registered parameter of the same name.
+        attributes = self.layer.experts.__dict__
+        try:
+            for name, dtype in self.dtypes.items():
+                attributes[name] = torch.stack([tensors[name].to(dtype) for tensors in self.tensors])
+            attributes["num_experts"] = len(self.tensors)
+            output_TH: Tensor = self.original(hidden_TH, places_TK, weights_TK, *rest)
+            return output_TH
+        finally:
+            for name in self.dtypes:
+                attributes.pop(name, None)
+            attributes["num_experts"] = self.layer.num_experts
+
+    def put_in(self) -> None:
+        """Replaces the module's forward."""
+        self.layer.experts.__dict__["forward"] = self
+
+    def take_out(self) -> None:
+        """Gives the module the forward it had."""
+        del self.layer.experts.__dict__["forward"]
+        if self._replaced is not None:
+            self.layer.experts.__dict__["forward"] = self._replaced
+
+
+class TrainedModules(TrainedForward):
+    """The same for experts that are modules of their own."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The experts module's output for `(hidden_states, top_k_index, top_k_weights)`."""
+        self._note(*routing_of_call(self.layer, args, kwargs)[1:])
+        shown = list(self._shown_parameters())
+        try:
+            for owner, name, tensor in shown:
+                owner.__dict__[name] = tensor
+            output_TH: Tensor = self.original(*args, **kwargs)
+            return output_TH
+        finally:
+            for owner, name, _ in shown:
+                owner.__dict__.pop(name, None)
+
+    def _shown_parameters(self) -> Iterator[tuple[nn.Module, str, Tensor]]:
+        modules = self.layer.expert_modules()
+        for expert, tensors in zip(self.experts, self.tensors, strict=True):
+            for path, parameter in tensors.items():
+                owner_path, _, name = path.rpartition(".")
+                owner = modules[expert].get_submodule(owner_path)
+                yield owner, name, parameter.to(getattr(owner, name).dtype)
+
+
+def trained_forward(
+    layer: MoELayer, experts: Sequence[int], tensors: Sequence[Mapping[str, nn.Parameter]], *, only_these: bool
+) -> TrainedForward:
+    """The stand-in that suits how the layer keeps its experts."""
+    kind = TrainedModules if layer.expert_modules() else TrainedForward
+    return kind(layer, experts, tensors, only_these=only_these)

@@ -1,0 +1,244 @@
+"""Fine-tuning a model on its batches, from text to learned experts: what one worker does, with or without Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from moe_ray.config.finetune import FinetuneConfig
+from moe_ray.errors import InputError
+from moe_ray.experts import ExpertMasks, masks_from_experts
+from moe_ray.finetuning.adapter import (
+    apply_adapter,
+    compose_adapters,
+    expert_weights,
+    hash_weights,
+    load_adapter,
+    save_adapter,
+)
+from moe_ray.finetuning.checkpoint import load_checkpoint
+from moe_ray.finetuning.frozen import count_changed, hash_frozen
+from moe_ray.finetuning.mask_check import check_routing
+from moe_ray.finetuning.step_report import StepReport
+from moe_ray.finetuning.trainable_experts import trainable_experts
+from moe_ray.finetuning.trainer import MaskedTrainer
+from moe_ray.models.loss import target_losses
+from moe_ray.models.tokenization import TokenizedRow, encode_answer, encode_prompt, pad_token_id
+from moe_ray.prompts.batches import Batch
+from moe_ray.prompts.examples import Example
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuned:
+    """What a fine-tuning did.
+
+    Attributes:
+        reports: of the steps run now, in order; a resumed run lacks those before.
+        trainable_parameters: numbers that were allowed to change.
+        total_parameters: numbers in the model.
+        frozen_parameters_changed: numbers in frozen tensors whose bytes differ from the start; 0, or something is wrong.
+    """
+
+    reports: tuple[StepReport, ...]
+    trainable_parameters: int
+    total_parameters: int
+    frozen_parameters_changed: int
+
+
+def target_rows(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[TokenizedRow]:
+    """The examples' prompts with their target responses, as token ids.
+
+    Raises:
+        InputError: an example has no target.
+    """
+    missing = [example.id for example in examples if not example.target]
+    if missing:
+        raise InputError(f"examples {missing[:5]} have no `target` to train towards; add one")
+    return [
+        TokenizedRow(
+            encode_prompt(tokenizer, example.messages),
+            encode_answer(tokenizer, example.target or "", complete=example.target_complete),
+        )
+        for example in examples
+    ]
+
+
+def configured_weights(entries: Sequence[str], batches: Sequence[Batch]) -> dict[int, float]:
+    """The weight of each batch that an entry names; an entry with the batch's index wins over one with its category.
+
+    Args:
+        entries: NAME=WEIGHT, NAME a `batch_idx` or a category.
+        batches: of the run.
+
+    Raises:
+        InputError: an entry names no batch.
+    """
+    named = {name: float(weight) for name, _, weight in (entry.rpartition("=") for entry in entries)}
+    known = {str(batch.batch_idx) for batch in batches} | {batch.category for batch in batches}
+    unknown = sorted(named.keys() - known)
+    if unknown:
+        raise InputError(
+            f"finetune.batch_weights: got {unknown[0]!r}, expected a batch_idx or one of the categories "
+            f"{sorted({batch.category for batch in batches})}"
+        )
+    weights = {batch.batch_idx: named.get(str(batch.batch_idx), named.get(batch.category)) for batch in batches}
+    return {batch_idx: weight for batch_idx, weight in weights.items() if weight is not None}
+
+
+def fine_tune(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    batches: Sequence[Batch],
+    masks: ExpertMasks,
+    *,
+    config: FinetuneConfig | None = None,
+    seed: int = 0,
+    adapter: str | Path | None = None,
+    base: str = "",
+    rank: int = 0,
+    world_size: int = 1,
+    resume_from: str | Path | None = None,
+    validation: Sequence[Example] = (),
+    batch_weights: Mapping[int, float] | None = None,
+    after_step: Callable[[MaskedTrainer, StepReport], None] | None = None,
+) -> FineTuned:
+    """Trains the union of the batches' unsafe experts, each step under the mask of the batch it trains.
+
+    The model ends with the learned weights in place; everything outside the union is bit-identical to the start.
+
+    Args:
+        model: the base model.
+        tokenizer: its tokenizer.
+        batches: with a target for every example.
+        masks: from `select_unsafe_experts`, looked up by `batch_idx`.
+        config: hyperparameters; None = the defaults.
+        seed: of the batch order.
+        adapter: folder to save the learned experts in; None = do not save.
+        base: the base model's name, written into the adapter.
+        rank: of this worker; rank 0 saves.
+        world_size: number of workers; above 1 `torch.distributed` must be initialised.
+        resume_from: folder of a training checkpoint.
+        validation: examples with a target, whose mean loss per token under natural routing is what
+            `config.patience` watches.
+        batch_weights: per `batch_idx`, what its step is multiplied by, on top of `config.batch_weights`.
+        after_step: called with the trainer and the report of each step.
+
+    Raises:
+        InputError: an example has no target, nothing is trainable, or the loss is not finite.
+    """
+    settings = config or FinetuneConfig()
+    rows = {
+        batch.batch_idx: target_rows(tokenizer, batch.examples)
+        for batch in batches
+        if batch.batch_idx in masks.selected
+    }
+    frozen_before = hash_frozen(model, masks.union)
+    base_hash = hash_weights(expert_weights(model, list(masks.union_experts)))
+    weights = configured_weights(settings.batch_weights, batches)
+    for batch_idx, weight in (batch_weights or {}).items():
+        weights[batch_idx] = weights.get(batch_idx, 1.0) * weight
+    dtype = torch.float32 if settings.dtype == "float32" else model.dtype
+    with (
+        trainable_experts(model, masks.union, dtype=dtype) as experts,
+        _activation_checkpointing(model, settings.activation_checkpointing),
+    ):
+        trainer = MaskedTrainer(
+            model,
+            experts,
+            rows,
+            masks,
+            settings,
+            pad_id=pad_token_id(tokenizer),
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+            batch_weights=weights,
+            validate=_validator(model, tokenizer, validation, settings) if validation else None,
+            monitor=check_routing if settings.monitor else None,
+        )
+        if resume_from is not None:
+            load_checkpoint(trainer, resume_from)
+        reports = trainer.run(None if after_step is None else lambda report: after_step(trainer, report))
+        if adapter is not None and rank == 0:
+            save_adapter(adapter, experts, base=base, base_hash=base_hash, mask_hash=masks.digest())
+        trainable_parameters = experts.num_parameters()
+    return FineTuned(
+        reports=tuple(reports),
+        trainable_parameters=trainable_parameters,
+        total_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        frozen_parameters_changed=count_changed(frozen_before, hash_frozen(model, masks.union)),
+    )
+
+
+@contextmanager
+def _activation_checkpointing(model: PreTrainedModel, switch_on: bool) -> Iterator[None]:
+    if not switch_on or model.is_activation_checkpointing:
+        yield
+        return
+    model.activation_checkpointing_enable()
+    try:
+        yield
+    finally:
+        model.activation_checkpointing_disable()
+
+
+def _validator(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], config: FinetuneConfig
+) -> Callable[[], float]:
+    """A function that gives the mean loss (nats per target token) of the examples under natural routing."""
+    rows = target_rows(tokenizer, examples)
+    num_tokens = sum(len(row.answer_ids) for row in rows)
+
+    def validate() -> float:
+        losses = target_losses(model, rows, rows_per_forward=config.rows_per_forward, pad_id=pad_token_id(tokenizer))
+        return sum(losses) / num_tokens
+
+    return validate
+
+
+def continue_fine_tuning(
+    model: nn.Module,
+    start: str | Path,
+    out: str | Path,
+    masks: ExpertMasks,
+    tune: Callable[[str], FineTuned],
+    *,
+    saves: bool,
+) -> FineTuned:
+    """Fine-tunes from where an adapter left the model; writes one adapter of the original base that holds both.
+
+    Args:
+        model: the original base.
+        start: folder of the adapter to start from.
+        out: folder of the adapter to write.
+        masks: of this round.
+        tune: fine-tunes the model as it then is and saves its adapter in the folder it is given.
+        saves: whether this worker writes `out`.
+
+    Returns:
+        what `tune` did, with trainable and frozen parameters counted against the original base: trainable is what either
+        may have changed.
+    """
+    _, started = load_adapter(start)
+    both = masks_from_experts(
+        {0: tuple(started), 1: masks.union_experts}, layers=masks.layers, num_experts=masks.masks_BLE.shape[2]
+    )
+    frozen = hash_frozen(model, both.union)
+    base_weights = expert_weights(model, list(both.union_experts))
+    apply_adapter(model, start)
+    with TemporaryDirectory() as own:
+        tuned = tune(own)
+        if saves:
+            compose_adapters([start, own], out, base_weights=base_weights, mask_hash=masks.digest())
+    return replace(
+        tuned,
+        trainable_parameters=sum(tensor.numel() for tensors in base_weights.values() for tensor in tensors.values()),
+        frozen_parameters_changed=count_changed(frozen, hash_frozen(model, both.union)),
+    )

@@ -1,0 +1,152 @@
+"""Full fine-tuning: every parameter trains, under natural routing. A baseline, not the method.
+
+Same batches in the same order, same loss over target responses, same optimiser, schedule and clipping as masked
+fine-tuning; nothing is frozen, masked or balanced.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from moe_ray.config.finetune import FinetuneConfig
+from moe_ray.errors import InputError
+from moe_ray.finetuning.gradients import without_noise
+from moe_ray.finetuning.schedule import learning_rate_factor, plan_steps
+from moe_ray.models.loss import answer_loss, micro_batches
+from moe_ray.models.tokenization import TokenizedRow
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullyTuned:
+    """What a full fine-tuning did.
+
+    Attributes:
+        losses: per step, its batches' mean loss over target-response tokens (nats per token), before the update.
+        trainable_parameters: numbers that were allowed to change: all of the model.
+    """
+
+    losses: tuple[float, ...]
+    trainable_parameters: int
+
+
+def tune_all_parameters(
+    model: PreTrainedModel,
+    rows: Mapping[int, Sequence[TokenizedRow]],
+    *,
+    config: FinetuneConfig,
+    pad_id: int,
+    seed: int,
+    batch_weights: Mapping[int, float] | None = None,
+) -> FullyTuned:
+    """Trains every parameter of the model, in place.
+
+    Args:
+        model: the base model; which parameters ask for a gradient is restored afterwards.
+        rows: per `batch_idx`, the prompts with their target responses.
+        config: `epochs`, `batches_per_step`, `learning_rate`, `weight_decay`, `schedule`, `warmup`, `max_grad_norm` and
+            the sizes of micro-batches; the rest is about masks. A step averages the gradients of its batches.
+        pad_id: token id that fills padding.
+        seed: of the batch order, which is that of masked fine-tuning on one worker.
+        batch_weights: per `batch_idx`, what the step that it brings about is multiplied by; 1 where none is given.
+
+    Raises:
+        InputError: the gradient is not finite.
+    """
+    size = config.batches_per_step or 1
+    plan = plan_steps(sorted(rows), epochs=config.epochs, batches_per_step=size, seed=seed)
+    weights = batch_weights or {}
+    losses = []
+    with _everything_trainable(model), without_noise(model):
+        masters = _Masters(model)
+        optimizer = torch.optim.AdamW(masters.parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+        for step, batch_ids in enumerate(plan):
+            factor = learning_rate_factor(step, len(plan), schedule=config.schedule, warmup=config.warmup)
+            own = [batch_idx for batch_idx in batch_ids if batch_idx >= 0]
+            total = sum(weights.get(batch_idx, 1.0) for batch_idx in own)
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * factor * total / len(own)
+            of_step = [_accumulate(model, rows[b], config, pad_id, weights.get(b, 1.0) / (total or 1.0)) for b in own]
+            losses.append(sum(of_step) / len(own))
+            masters.take_gradients()
+            norm = torch.nn.utils.clip_grad_norm_(masters.parameters, config.max_grad_norm or math.inf).item()
+            if not math.isfinite(norm):
+                raise InputError(
+                    f"full fine-tuning, step {step}: the gradient's norm is {norm}; lower compare.full_learning_rate"
+                )
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            masters.write_back()
+    return FullyTuned(
+        losses=tuple(losses), trainable_parameters=sum(parameter.numel() for parameter in model.parameters())
+    )
+
+
+def _accumulate(
+    model: PreTrainedModel, rows: Sequence[TokenizedRow], config: FinetuneConfig, pad_id: int, weight: float
+) -> float:
+    num_tokens = sum(len(row.answer_ids) for row in rows)
+    total = 0.0
+    groups = micro_batches(rows, rows_per_forward=config.rows_per_forward, tokens_per_forward=config.tokens_per_forward)
+    for group in groups:
+        loss = answer_loss(model, group, pad_id=pad_id).sum() / num_tokens
+        (loss * weight).backward()  # type: ignore[no-untyped-call]
+        total += loss.item()
+    return total
+
+
+class _Masters:
+    """The parameters that the optimiser moves: float32, as masked fine-tuning has them; the model's own where they are."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._own = list(model.parameters())
+        self.parameters = [
+            own if own.dtype == torch.float32 else nn.Parameter(own.detach().float()) for own in self._own
+        ]
+
+    def take_gradients(self) -> None:
+        for master, own in zip(self.parameters, self._own, strict=True):
+            if master is not own and own.grad is not None:
+                master.grad, own.grad = own.grad.float(), None
+
+    @torch.no_grad()
+    def write_back(self) -> None:
+        for master, own in zip(self.parameters, self._own, strict=True):
+            if master is not own:
+                own.copy_(master)
+
+
+@contextmanager
+def _everything_trainable(model: nn.Module) -> Iterator[None]:
+    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    model.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(flags[name])
+
+
+@contextmanager
+def model_restored(model: nn.Module) -> Iterator[None]:
+    """Whatever happens to the model's parameters and buffers inside the context, they are back, bit for bit, after it.
+
+    The copy is kept in main memory.
+    """
+    original = {id(tensor): tensor.detach().cpu().clone() for tensor in _tensors(model)}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor in _tensors(model):
+                tensor.copy_(original[id(tensor)])
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]

@@ -1,0 +1,137 @@
+"""The gradient of one whole batch, and the average over the batches of a step.
+
+Shape suffixes: L MoE layers, E experts.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from moe_ray.config.finetune import FinetuneConfig
+from moe_ray.experts import Mask
+from moe_ray.finetuning.trainable_experts import TrainableExperts
+from moe_ray.models.loss import answer_loss, micro_batches
+from moe_ray.models.tokenization import TokenizedRow
+
+
+class BatchGradient(NamedTuple):
+    """What `accumulate_gradient` saw.
+
+    Attributes:
+        loss: mean, in nats per answer token.
+        num_tokens: answer tokens.
+        num_input_tokens: tokens of prompts and answers.
+        routed_LE: (L, E) experts that some token was routed to with a weight.
+    """
+
+    loss: float
+    num_tokens: int
+    num_input_tokens: int
+    routed_LE: Mask
+
+
+def accumulate_gradient(
+    model: PreTrainedModel,
+    trainable: TrainableExperts,
+    rows: Sequence[TokenizedRow],
+    mask_LE: Mask,
+    *,
+    config: FinetuneConfig,
+    pad_id: int,
+    weight: float = 1.0,
+) -> BatchGradient:
+    """Adds the gradient of the mean loss over a whole batch's answer tokens; micro-batches only bound memory.
+
+    Args:
+        model: it routes as `config.routing` says.
+        trainable: its experts get the gradient.
+        rows: the whole batch, with at least one answer token.
+        mask_LE: (L, E) the batch's experts.
+        config: routing and size of micro-batches.
+        pad_id: token id that fills padding.
+        weight: the gradient, not the loss that is returned, is multiplied by this.
+    """
+    num_tokens = sum(len(row.answer_ids) for row in rows)
+    total = 0.0
+    with trainable.training_on(
+        mask_LE, routing=config.routing, boost=config.boost, short_layers=config.short_layers
+    ) as monitor:
+        for group in micro_batches(
+            rows, rows_per_forward=config.rows_per_forward, tokens_per_forward=config.tokens_per_forward
+        ):
+            loss = answer_loss(model, group, pad_id=pad_id).sum() / num_tokens
+            (loss * weight).backward()  # type: ignore[no-untyped-call]
+            total += loss.item()
+        routed_LE = monitor.routed()
+    num_input_tokens = sum(len(row.prompt_ids) + len(row.answer_ids) for row in rows)
+    return BatchGradient(total, num_tokens, num_input_tokens, routed_LE)
+
+
+@contextmanager
+def without_noise(model: nn.Module) -> Iterator[None]:
+    """Dropout, router jitter and sampled routing are off; activation checkpointing, if enabled, stays on.
+
+    Training so makes a step a function of its batch alone: the same however it is cut into micro-batches, on a resumed
+    run, and under the routing that the batch was analysed with. The library checkpoints activations only in layers that
+    are in training mode, so those layers alone are put into it.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
+            module.training = True
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def average_gradients(
+    trainable: TrainableExperts, masks: Sequence[Mask], *, weights: Sequence[float], world_size: int
+) -> None:
+    """Averages each expert's gradient over the batches whose mask holds it; all workers end with the same gradients.
+
+    Args:
+        trainable: this worker's parameters, with the sum of its own batches' gradients, each times the batch's weight.
+        masks: (L, E) masks of the step's batches, of all workers.
+        weights: of those batches; an expert whose batches all have weight 0 gets zeros.
+        world_size: number of workers.
+    """
+    total_LE = np.sum([mask * weight for mask, weight in zip(masks, weights, strict=True)], axis=0)
+    pieces: list[tuple[nn.Parameter, float]] = []
+    for expert in trainable.experts_of(np.any(masks, axis=0)):
+        total = float(total_LE[trainable.moe_layers.row_of(expert.layer), expert.expert])
+        pieces += [(parameter, total) for parameter in trainable.parameters[expert].values()]
+    if world_size > 1:
+        _sum_over_workers([parameter for parameter, _ in pieces])
+    for parameter, total in pieces:
+        if total != 1.0:
+            parameter.grad = gradient_or_zeros(parameter) / (total or 1.0)
+
+
+def _sum_over_workers(parameters: Sequence[nn.Parameter]) -> None:
+    """One collective for each device and type: layers may be spread over devices."""
+    groups: dict[tuple[torch.device, torch.dtype], list[nn.Parameter]] = defaultdict(list)
+    for parameter in parameters:
+        groups[parameter.device, parameter.dtype].append(parameter)
+    for group in groups.values():
+        flat = torch.cat([gradient_or_zeros(parameter).flatten() for parameter in group])
+        dist.all_reduce(flat)
+        for parameter, part in zip(group, torch.split(flat, [parameter.numel() for parameter in group]), strict=True):
+            parameter.grad = part.view_as(parameter)
+
+
+def gradient_or_zeros(parameter: nn.Parameter) -> Tensor:
+    """The parameter's gradient; zeros where it got none."""
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad

@@ -1,0 +1,175 @@
+"""Trainable experts: the union's experts as separate parameters, everything else frozen.
+
+What trains is one parameter per expert and tensor, not a slice of the fused `(experts, …)` tensor: an expert that is not
+in the batch then has no gradient at all, AdamW skips it, and gradient and optimiser state exist for the union only. While a
+batch trains, its experts run as `expert_forward` says. After an optimiser step the tuned weights are written into the
+fused tensors, where layers that route naturally, evaluation and saving read them without a gradient.
+
+Shape suffixes: L MoE layers, E experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from moe_ray.errors import InputError
+from moe_ray.experts import Expert, Mask, ShortLayers, mask_to_experts, restrict_routing
+from moe_ray.finetuning.expert_forward import TrainedForward, trained_forward
+from moe_ray.models.moe_layers import MoELayers, find_moe_layers, uncompiled
+from moe_ray.routing.masking import route_through, route_towards
+
+RoutingPolicy = Literal["masked", "natural", "boosted"]
+
+"""Where a batch's tokens may go while it trains."""
+
+
+class TrainableExperts:
+    """The union's experts as parameters.
+
+    Attributes:
+        model: the model they belong to.
+        union_LE: (L, E) bool.
+        parameters: per expert, its tensors by name, each a float parameter of one slice's shape.
+    """
+
+    def __init__(self, model: nn.Module, union_LE: Mask, *, dtype: torch.dtype = torch.float32) -> None:
+        self.model = model
+        self.moe_layers: MoELayers = find_moe_layers(model)
+        self.union_LE = union_LE
+        self._layers = {layer.layer: layer for layer in self.moe_layers}
+        self.parameters: dict[Expert, dict[str, nn.Parameter]] = {
+            expert: {
+                name: nn.Parameter(tensor.detach().clone().to(dtype))
+                for name, tensor in self._layers[expert.layer].tensors_of(expert.expert).items()
+            }
+            for expert in mask_to_experts(union_LE, self.moe_layers.layers)
+        }
+
+    def all_parameters(self) -> list[nn.Parameter]:
+        """Every trainable parameter, by (layer, expert, name)."""
+        return [parameter for tensors in self.parameters.values() for parameter in tensors.values()]
+
+    def num_parameters(self) -> int:
+        """Trainable numbers."""
+        return sum(parameter.numel() for parameter in self.all_parameters())
+
+    def experts_of(self, mask_LE: Mask) -> tuple[Expert, ...]:
+        """The mask's experts, by (layer, expert).
+
+        Raises:
+            InputError: the mask has an expert outside the union, which therefore cannot train.
+        """
+        if (mask_LE & ~self.union_LE).any():
+            outside = mask_to_experts(mask_LE & ~self.union_LE, self.moe_layers.layers)
+            raise InputError(f"expert {outside[0]} of the mask is not in the union; build both from the same masks")
+        return mask_to_experts(mask_LE, self.moe_layers.layers)
+
+    @contextmanager
+    def training_on(
+        self,
+        mask_LE: Mask,
+        *,
+        routing: RoutingPolicy = "masked",
+        boost: float = 0.0,
+        short_layers: ShortLayers = "allowed_only",
+    ) -> Iterator[RoutingMonitor]:
+        """In this context, forward and backward run the mask's experts with gradient and everything else without.
+
+        Layers without an expert in the mask route naturally over frozen weights.
+
+        Args:
+            mask_LE: (L, E) the batch's experts, all in the union.
+            routing: masked = tokens reach the mask's experts only; natural = as the model routes; boosted = with `boost`
+                added to the router logits of the mask's experts.
+            boost: for boosted, in logits.
+            short_layers: for masked, where tokens may go in layers with fewer of the mask's experts than a token uses.
+        """
+        self.experts_of(mask_LE)
+        restricted_LE = np.zeros_like(mask_LE)
+        if routing == "masked":
+            restricted_LE = restrict_routing(
+                mask_LE, num_experts_per_tok=self.moe_layers.num_experts_per_tok, short_layers=short_layers
+            )
+        forwards = [
+            trained_forward(
+                layer,
+                np.flatnonzero(row).tolist(),
+                [self.parameters[Expert(layer.layer, int(expert))] for expert in np.flatnonzero(row)],
+                only_these=bool(restricted_E.any()),
+            )
+            for layer, row, restricted_E in zip(self.moe_layers, mask_LE, restricted_LE, strict=True)
+            if row.any()
+        ]
+        with ExitStack() as stack, uncompiled():
+            if restricted_LE.any():
+                stack.enter_context(route_through(self.model, restricted_LE))
+            elif routing == "boosted":
+                stack.enter_context(route_towards(self.model, mask_LE, boost=boost))
+            for forward in forwards:
+                forward.put_in()
+                stack.callback(forward.take_out)
+            yield RoutingMonitor(self.moe_layers, forwards)
+
+    @torch.no_grad()
+    def write_back(self, mask_LE: Mask) -> None:
+        """Copies the tuned weights of the mask's experts into the model's own tensors."""
+        for expert in self.experts_of(mask_LE):
+            for name, tensor in self._layers[expert.layer].tensors_of(expert.expert).items():
+                tensor.copy_(self.parameters[expert][name])
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[Expert, Mapping[str, Tensor]]) -> None:
+        """Sets parameters and model to the given weights of all the union's experts."""
+        for expert, parameters in self.parameters.items():
+            for name, parameter in parameters.items():
+                parameter.copy_(tensors[expert][name])
+        self.write_back(self.union_LE)
+
+
+class RoutingMonitor:
+    """What the experts modules of the layers that train have received since `training_on` was entered."""
+
+    def __init__(self, moe_layers: MoELayers, forwards: Sequence[TrainedForward]) -> None:
+        self._moe_layers, self._forwards = moe_layers, forwards
+
+    def routed(self) -> Mask:
+        """(L, E): experts that some token was routed to with a weight; layers that do not train are all False."""
+        routed_LE = np.zeros((len(self._moe_layers), self._moe_layers.num_experts), dtype=bool)
+        for forward in self._forwards:
+            routed_LE[self._moe_layers.row_of(forward.layer.layer)] = (forward.routed_E > 0).cpu().numpy()
+        return routed_LE
+
+
+@contextmanager
+def trainable_experts(
+    model: nn.Module, union_LE: Mask, *, dtype: torch.dtype = torch.float32
+) -> Iterator[TrainableExperts]:
+    """Freezes the model and makes the union's experts trainable; which parameters trained before is restored after.
+
+    Args:
+        model: a transformers MoE model.
+        union_LE: (L, E) bool, True = may change.
+        dtype: of the trained copies; the model itself keeps its own.
+
+    Raises:
+        InputError: the union is empty or has another shape than the model's layers and experts.
+    """
+    moe_layers = find_moe_layers(model)
+    expected = (len(moe_layers), moe_layers.num_experts)
+    if tuple(union_LE.shape) != expected:
+        raise InputError(f"union: got shape {tuple(union_LE.shape)}, expected (layers, experts) = {expected}")
+    if not union_LE.any():
+        raise InputError("the union of unsafe experts is empty, so nothing can be trained; lower identify.threshold")
+    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    model.requires_grad_(False)
+    try:
+        yield TrainableExperts(model, union_LE, dtype=dtype)
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(flags[name])

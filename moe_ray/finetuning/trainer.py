@@ -1,0 +1,282 @@
+"""Masked fine-tuning: the train step and the loop around it, in plain torch.
+
+One optimiser step takes some whole batches, shared out among the workers. Each batch routes through its own mask; an
+expert's gradient is averaged over the batches whose mask holds it; every worker makes the same update. How many workers
+share a step's batches therefore changes the time it takes, not the result. A worker without a batch takes part with
+nothing, so no step hangs.
+
+Shape suffixes: L MoE layers, E experts.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from transformers import PreTrainedModel
+
+from moe_ray.config.finetune import FinetuneConfig
+from moe_ray.errors import InputError
+from moe_ray.experts import ExpertMasks, Mask
+from moe_ray.finetuning.gradients import (
+    BatchGradient,
+    accumulate_gradient,
+    average_gradients,
+    gradient_or_zeros,
+    without_noise,
+)
+from moe_ray.finetuning.mask_check import Monitor, Observation, check_routing
+from moe_ray.finetuning.schedule import has_stopped_improving, learning_rate_factor, plan_steps
+from moe_ray.finetuning.step_report import BatchReport, StepReport
+from moe_ray.finetuning.trainable_experts import TrainableExperts
+from moe_ray.models.tokenization import TokenizedRow
+
+TrainingBatches = Mapping[int, Sequence[TokenizedRow]]
+
+"""Per `batch_idx`, the prompts with their target responses."""
+
+
+class MaskedTrainer:
+    """Fine-tunes the union, each step under the mask of the batch it trains.
+
+    Args:
+        model: its experts are replaced by `trainable` while a batch trains.
+        trainable: the union's experts.
+        batches: target rows per `batch_idx`.
+        masks: from selection; batches without an unsafe expert are not trained.
+        config: hyperparameters.
+        pad_id: token id that fills padding.
+        seed: of the batch order.
+        rank: of this worker.
+        world_size: number of workers; above 1 `torch.distributed` must be initialised.
+        batch_weights: per `batch_idx`, what the step that it brings about is multiplied by; 1 where none is given. In a
+            step of several batches, gradients count by weight, and an expert's step by the mean weight of its batches.
+            (A factor on the gradient alone would do nothing: AdamW divides it out.)
+        validate: gives the validation loss under natural routing; called on rank 0 after every epoch.
+        monitor: called for every batch before the step's update; None = nothing is checked.
+
+    Attributes:
+        plan: the batches of every step.
+        next_step: 0-based step that comes next.
+        validation_losses: one per finished epoch, if there is `validate`.
+
+    Raises:
+        InputError: a batch has a mask but no rows or no answer tokens, `config.patience` is on without `validate`, or a
+            step has fewer batches than there are workers.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        trainable: TrainableExperts,
+        batches: TrainingBatches,
+        masks: ExpertMasks,
+        config: FinetuneConfig,
+        *,
+        pad_id: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        batch_weights: Mapping[int, float] | None = None,
+        validate: Callable[[], float] | None = None,
+        monitor: Monitor | None = check_routing,
+    ) -> None:
+        _check_batches(batches, masks)
+        if config.patience and validate is None:
+            raise InputError(
+                "finetune.patience is on, but there is no validation loss; give validation prompts or set it to 0"
+            )
+        self.model, self.trainable, self.batches, self.masks, self.config = model, trainable, batches, masks, config
+        self.pad_id, self.rank, self.world_size = pad_id, rank, world_size
+        self.batch_weights, self.validate, self.monitor = batch_weights or {}, validate, monitor
+        batches_per_step = config.batches_per_step or world_size
+        if batches_per_step < world_size:
+            raise InputError(
+                f"finetune.batches_per_step: got {batches_per_step} for {world_size} workers, expected at least one batch "
+                "for each; raise it or lower finetune.num_workers"
+            )
+        self.plan = plan_steps(
+            masks.trained_batches, epochs=config.epochs, batches_per_step=batches_per_step, seed=seed
+        )
+        self.next_step = 0
+        self.validation_losses: list[float] = []
+        self.optimizer = torch.optim.AdamW(
+            trainable.all_parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps in one pass over all batches."""
+        return len(self.plan) // self.config.epochs
+
+    @property
+    def is_finished(self) -> bool:
+        """All steps are done, or the validation loss has stopped falling."""
+        stopped = has_stopped_improving(self.validation_losses, self.config.patience)
+        return stopped or self.next_step >= len(self.plan)
+
+    def run(self, after_step: Callable[[StepReport], None] | None = None) -> list[StepReport]:
+        """Trains from `next_step` to the end; calls `after_step` when each step's update is in force."""
+        reports = []
+        while not self.is_finished:
+            with without_noise(self.model):
+                report = self._step()
+            if self.validate is not None and self.next_step % self.steps_per_epoch == 0:
+                self.validation_losses.append(self._validation_loss(self.validate))
+                report = replace(report, validation_loss=self.validation_losses[-1])
+            reports.append(report)
+            if after_step is not None:
+                after_step(report)
+        return reports
+
+    def _step(self) -> StepReport:
+        started = time.perf_counter()
+        step, batch_ids = self.next_step, self.plan[self.next_step]
+        learning_rate = self._set_learning_rate(step)
+        own = {place: batch_ids[place] for place in range(self.rank, len(batch_ids), self.world_size)}
+        gradients = {place: self._gradient_of(batch_idx) for place, batch_idx in own.items() if batch_idx >= 0}
+        step_masks = [self.masks[batch_idx] for batch_idx in batch_ids if batch_idx >= 0]
+        weights = [self.batch_weights.get(batch_idx, 1.0) for batch_idx in batch_ids if batch_idx >= 0]
+        average_gradients(self.trainable, step_masks, weights=weights, world_size=self.world_size)
+        batches = self._reports_of_all_workers(batch_ids, gradients)
+        grad_norm = self._update(step_masks, weights)
+        self.next_step = step + 1
+        num_tokens, seconds = sum(batch.num_tokens for batch in batches), time.perf_counter() - started
+        return StepReport(
+            step=step,
+            epoch=step // self.steps_per_epoch,
+            batches=batches,
+            num_experts=int(np.any(step_masks, axis=0).sum()),
+            num_tokens=num_tokens,
+            loss=sum(batch.loss * batch.num_tokens for batch in batches) / num_tokens,
+            grad_norm=grad_norm,
+            learning_rate=learning_rate,
+            seconds=seconds,
+            tokens_per_second=sum(batch.num_input_tokens for batch in batches) / seconds,
+        )
+
+    def _reports_of_all_workers(
+        self, batch_ids: Sequence[int], gradients: Mapping[int, BatchGradient]
+    ) -> tuple[BatchReport, ...]:
+        """Every worker fills in its own places of a table of numbers; their sum has all."""
+        numbers = torch.zeros(len(batch_ids), 4, dtype=torch.float64, device=self.model.device)
+        for place, gradient in gradients.items():
+            num_routed = (gradient.routed_LE & self.masks[batch_ids[place]]).sum()
+            row = (gradient.loss, gradient.num_tokens, gradient.num_input_tokens, num_routed)
+            numbers[place] = torch.tensor(row, dtype=torch.float64)
+        if self.world_size > 1:
+            dist.all_reduce(numbers)
+        return tuple(
+            BatchReport(
+                batch_idx=batch_idx,
+                num_experts=len(self.masks.selected[batch_idx]),
+                num_experts_routed=int(num_routed),
+                num_tokens=int(num_tokens),
+                num_input_tokens=int(num_input_tokens),
+                loss=loss,
+            )
+            for batch_idx, (loss, num_tokens, num_input_tokens, num_routed) in zip(
+                batch_ids, numbers.tolist(), strict=True
+            )
+            if batch_idx >= 0
+        )
+
+    def _set_learning_rate(self, step: int) -> float:
+        config = self.config
+        factor = learning_rate_factor(step, len(self.plan), schedule=config.schedule, warmup=config.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate * factor
+        return config.learning_rate * factor
+
+    def _gradient_of(self, batch_idx: int) -> BatchGradient:
+        mask_LE = self.masks[batch_idx]
+        gradient = accumulate_gradient(
+            self.model,
+            self.trainable,
+            self.batches[batch_idx],
+            mask_LE,
+            config=self.config,
+            pad_id=self.pad_id,
+            weight=self.batch_weights.get(batch_idx, 1.0),
+        )
+        if self.monitor is not None:
+            self.monitor(
+                Observation(
+                    batch_idx=batch_idx,
+                    own=frozenset(self.masks.selected[batch_idx]),
+                    mask_LE=mask_LE,
+                    routed_LE=gradient.routed_LE,
+                    layers=self.trainable.moe_layers.layers,
+                    restricted=self._restricted_layers(batch_idx),
+                )
+            )
+        return gradient
+
+    def _restricted_layers(self, batch_idx: int) -> frozenset[int]:
+        """Where the policy keeps tokens to the batch's own experts, by the batch's list."""
+        if self.config.routing != "masked":
+            return frozenset()
+        sizes = Counter(expert.layer for expert in self.masks.selected[batch_idx])
+        least = 1 if self.config.short_layers == "allowed_only" else self.trainable.moe_layers.num_experts_per_tok
+        return frozenset(layer for layer, size in sizes.items() if size >= least)
+
+    def _update(self, masks: Sequence[Mask], weights: Sequence[float]) -> float:
+        mask_LE: Mask = np.any(masks, axis=0)
+        active = [
+            p for expert in self.trainable.experts_of(mask_LE) for p in self.trainable.parameters[expert].values()
+        ]
+        for parameter in active:
+            parameter.grad = gradient_or_zeros(parameter)
+        limit = self.config.max_grad_norm or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(active, limit).item()
+        # Gradients are the same on all workers by now, so they all stop here, and none waits for another.
+        if not math.isfinite(norm):
+            raise InputError(f"step {self.next_step}: the gradient's norm is {norm}; lower finetune.learning_rate")
+        with self._steps_multiplied(masks, weights):
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.trainable.write_back(mask_LE)
+        return norm
+
+    @contextmanager
+    def _steps_multiplied(self, masks: Sequence[Mask], weights: Sequence[float]) -> Iterator[None]:
+        """What moves inside moves by the mean weight of the batches that hold it."""
+        if all(weight == 1.0 for weight in weights):
+            yield
+            return
+        total_LE = np.sum([mask * weight for mask, weight in zip(masks, weights, strict=True)], axis=0)
+        factor_LE = total_LE / np.maximum(np.sum(masks, axis=0), 1)
+        moving = [
+            (parameter, float(factor_LE[self.trainable.moe_layers.row_of(expert.layer), expert.expert]))
+            for expert in self.trainable.experts_of(np.any(masks, axis=0))
+            for parameter in self.trainable.parameters[expert].values()
+        ]
+        before = [parameter.detach().clone() for parameter, _ in moving]
+        yield
+        with torch.no_grad():
+            for (parameter, factor), start in zip(moving, before, strict=True):
+                parameter.copy_(torch.lerp(start, parameter, factor))
+
+    def _validation_loss(self, validate: Callable[[], float]) -> float:
+        value = torch.tensor(validate() if self.rank == 0 else math.nan, dtype=torch.float64, device=self.model.device)
+        if self.world_size > 1:
+            dist.broadcast(value, src=0)
+        return value.item()
+
+
+def _check_batches(batches: TrainingBatches, masks: ExpertMasks) -> None:
+    missing = sorted(set(masks.trained_batches) - set(batches))
+    if missing:
+        raise InputError(f"no training rows for batches {missing[:10]}; masks and batches must be of one run")
+    silent = [batch for batch in masks.trained_batches if not any(row.answer_ids for row in batches[batch])]
+    if silent:
+        raise InputError(
+            f"batches {silent[:10]} have no target-response tokens, so there is nothing to learn; give examples a target"
+        )

@@ -1,0 +1,190 @@
+"""Risk differences: how much more often an expert is routed on unsafe tokens than on safe ones, batch by batch.
+
+Everything here is sums over examples, so one pass over the stored counts gives every batch's table, and the differences
+are single divisions of whole numbers: equal rates give equal floats, whatever the tokens, so that ties are real ties.
+
+Shape suffixes: N examples, X experts of all layers (layers x experts, by layer then expert), L MoE layers, E experts.
+
+Source: the activation rates and their difference of SteerMoE (Fayyaz et al. 2025, "Steering MoE LLMs via Expert
+(De)Activation", risk difference), computed per batch instead of once over all prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from moe_ray.errors import InputError
+
+if TYPE_CHECKING:
+    from moe_ray.routing.counts import RoutingCounts
+
+RISK_COLUMNS = (
+    "batch_idx", "layer", "expert", "a_safe", "d_safe", "a_unsafe", "d_unsafe", "a_safe_n", "a_unsafe_n", "risk_diff",
+)  # fmt: skip
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExampleCounts:
+    """One batch's counts with one row per example: the unit of every statistic.
+
+    Attributes:
+        batch_idx: the batch.
+        is_unsafe_N: (N,) bool.
+        tokens_N: (N,) tokens of the chosen roles.
+        counts_NX: (N, L*E) tokens routed to each expert.
+        weights_NX: (N, L*E) routed weight given to each expert; None where it was not captured.
+        pairs_N: (N,) what the examples of a pair share, empty for single examples; None where pairs are not known.
+    """
+
+    batch_idx: int
+    is_unsafe_N: npt.NDArray[np.bool_]
+    tokens_N: npt.NDArray[np.int64]
+    counts_NX: npt.NDArray[np.int64]
+    weights_NX: Floats | None = None
+    pairs_N: npt.NDArray[np.object_] | None = None
+
+
+def example_counts(
+    counts: RoutingCounts, *, roles: Sequence[str] = ("prompt",), pairs: npt.ArrayLike | None = None
+) -> Iterator[ExampleCounts]:
+    """Yields every batch's counts, ascending by `batch_idx`, the rows of an example's roles added up.
+
+    Args:
+        counts: routing counts, in any row order; their `pair` (N,) and `weights_NLE` (N, L, E) are used where present.
+        roles: which tokens count: `prompt`, `response` or both.
+        pairs: one entry per row of `counts`, equal on the examples of a pair, empty or None for single examples.
+
+    Raises:
+        InputError: there is no row in these roles, a label is unknown, or a batch has no token of one label.
+    """
+    pairs = getattr(counts, "pair", None) if pairs is None else pairs
+    rows = np.flatnonzero(np.isin(counts.role.astype(str), list(roles)) & (counts.num_tokens > 0))
+    if not len(rows):
+        raise InputError(
+            f"no routing counts of role {' or '.join(roles)}; got {sorted(set(counts.role))}; change identify.roles or "
+            "give examples a response"
+        )
+    rows = rows[np.lexsort((counts.in_batch_idx[rows], counts.batch_idx[rows]))]
+    starts = np.flatnonzero(np.diff(counts.batch_idx[rows], prepend=counts.batch_idx[rows[0]] - 1))
+    for batch_rows in np.split(rows, starts[1:]):
+        yield _examples_of(counts, batch_rows, None if pairs is None else np.asarray(pairs, dtype=object))
+
+
+def _examples_of(
+    counts: RoutingCounts, rows: npt.NDArray[np.int64], pairs: npt.NDArray[np.object_] | None
+) -> ExampleCounts:
+    """The given rows, sorted by `in_batch_idx`, as one batch."""
+    places = counts.in_batch_idx[rows]
+    firsts = np.flatnonzero(np.diff(places, prepend=places[0] - 1))
+    heads = rows[firsts]
+    weights = getattr(counts, "weights_NLE", None)
+    batch = ExampleCounts(
+        batch_idx=int(counts.batch_idx[rows[0]]),
+        is_unsafe_N=_is_unsafe(counts.label[heads]),
+        tokens_N=np.add.reduceat(counts.num_tokens[rows], firsts).astype(np.int64),
+        counts_NX=_add_rows(counts.counts_NLE, rows, firsts, np.int64),
+        weights_NX=None if weights is None else _add_rows(weights, rows, firsts, np.float64),
+        pairs_N=None if pairs is None else pairs[heads],
+    )
+    safe_tokens = int(batch.tokens_N[~batch.is_unsafe_N].sum())
+    unsafe_tokens = int(batch.tokens_N[batch.is_unsafe_N].sum())
+    if not (safe_tokens and unsafe_tokens):
+        raise InputError(
+            f"batch {batch.batch_idx}: got {safe_tokens} safe and {unsafe_tokens} unsafe tokens, expected both; "
+            "the batch needs examples of both labels"
+        )
+    return batch
+
+
+def _add_rows(values_NLE: Any, rows: npt.NDArray[np.int64], firsts: npt.NDArray[np.int64], dtype: Any) -> Any:
+    """(examples, L*E): the rows of each example added up."""
+    chosen = values_NLE[rows].reshape(len(rows), values_NLE[0].size).astype(dtype)
+    return chosen if len(firsts) == len(rows) else np.add.reduceat(chosen, firsts, axis=0)
+
+
+def _is_unsafe(labels: npt.NDArray[np.object_]) -> npt.NDArray[np.bool_]:
+    is_unsafe = np.asarray(labels == "unsafe", dtype=bool)
+    unknown = set(labels[~is_unsafe]) - {"safe"}
+    if unknown:
+        raise InputError(
+            f"label: got {sorted(map(str, unknown))}, expected 'safe' or 'unsafe'; mend the counts' labels"
+        )
+    return is_unsafe
+
+
+def risk_differences(counts: RoutingCounts, *, roles: Sequence[str] = ("prompt",)) -> pd.DataFrame:
+    """One row per batch, layer and expert, ordered so.
+
+    Args:
+        counts: routing counts.
+        roles: which tokens count: `prompt`, `response` or both.
+
+    Returns:
+        columns `batch_idx, layer, expert`; `a_safe`, `d_safe`: tokens of safe examples routed / not routed to the
+        expert, `a_unsafe`, `d_unsafe` the same for unsafe; `a_safe_n`, `a_unsafe_n`: routed tokens / all tokens
+        (fraction 0 to 1); `risk_diff = a_unsafe_n - a_safe_n` (positive = unsafe), rounded once.
+
+    Raises:
+        InputError: a batch has no token of one label in these roles.
+    """
+    return risk_table(list(example_counts(counts, roles=roles)), counts.layers)
+
+
+def risk_table(batches: Sequence[ExampleCounts], layers: Sequence[int]) -> pd.DataFrame:
+    """`risk_differences` of counts that are already grouped."""
+    safe_BX = np.stack([batch.counts_NX[~batch.is_unsafe_N].sum(axis=0) for batch in batches])
+    unsafe_BX = np.stack([batch.counts_NX[batch.is_unsafe_N].sum(axis=0) for batch in batches])
+    safe_B1 = np.array([[batch.tokens_N[~batch.is_unsafe_N].sum()] for batch in batches])
+    unsafe_B1 = np.array([[batch.tokens_N[batch.is_unsafe_N].sum()] for batch in batches])
+    num_batches, num_all = safe_BX.shape
+    columns = {
+        "batch_idx": np.repeat([batch.batch_idx for batch in batches], num_all),
+        "layer": np.tile(np.repeat(np.asarray(layers), num_all // len(layers)), num_batches),
+        "expert": np.tile(np.arange(num_all // len(layers)), num_batches * len(layers)),
+        "a_safe": safe_BX,
+        "d_safe": safe_B1 - safe_BX,
+        "a_unsafe": unsafe_BX,
+        "d_unsafe": unsafe_B1 - unsafe_BX,
+        "a_safe_n": safe_BX / safe_B1,
+        "a_unsafe_n": unsafe_BX / unsafe_B1,
+        "risk_diff": (unsafe_BX * safe_B1 - safe_BX * unsafe_B1) / (unsafe_B1 * safe_B1),
+    }
+    return pd.DataFrame({name: np.ravel(values) for name, values in columns.items()})
+
+
+def add_rates(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of token counts (`a_*` routed, `d_*` not routed) with its rates and `risk_diff` computed.
+
+    For counts that come from elsewhere, such as published tables; each row may have its own number of tokens.
+    """
+    safe, unsafe = table["a_safe"] + table["d_safe"], table["a_unsafe"] + table["d_unsafe"]
+    risk_diff = (table["a_unsafe"] * safe - table["a_safe"] * unsafe) / (unsafe * safe)
+    return table.assign(a_safe_n=table["a_safe"] / safe, a_unsafe_n=table["a_unsafe"] / unsafe, risk_diff=risk_diff)
+
+
+def aggregate_risk(risk: pd.DataFrame) -> pd.DataFrame:
+    """One row per layer and expert over all batches, the largest mean `risk_diff` first, ties by (layer, expert).
+
+    Columns: `layer, expert`; the means over batches `risk_diff, a_safe_n, a_unsafe_n` and, where `risk` has them, of the
+    other differences; `risk_diff_sum` and the token sums `a_safe_sum`, `d_safe_sum`, `a_unsafe_sum`, `d_unsafe_sum`;
+    `risk_diff_pooled`, the difference of the summed tokens' rates; `num_batches`.
+    """
+    grouped = risk.groupby(["layer", "expert"], sort=True)
+    means = ["risk_diff", "a_safe_n", "a_unsafe_n", "risk_diff_prompt", "risk_diff_activation"]
+    table = grouped[[name for name in means if name in risk]].mean()
+    table["risk_diff_sum"] = grouped["risk_diff"].sum()
+    tokens = grouped[["a_safe", "d_safe", "a_unsafe", "d_unsafe"]].sum()
+    table["risk_diff_pooled"] = add_rates(tokens)["risk_diff"]
+    table = table.join(tokens.add_suffix("_sum"))
+    table["num_batches"] = grouped.size()
+    return table.reset_index().sort_values(
+        ["risk_diff", "layer", "expert"], ascending=[False, True, True], ignore_index=True
+    )

@@ -1,0 +1,144 @@
+"""Responses that the model itself gives to prompts, as token ids, greedily or with each example's own random numbers.
+
+Sampling adds Gumbel noise to the logits and takes the largest, which draws from the softmax. The noise of an example comes
+from a generator of its own, so an example's response does not depend on which others it is generated with, up to rounding:
+padding and the size of a forward pass change the last bits of logits, and a near-tie may then fall the other way.
+
+Source: Gumbel-max trick (Gumbel 1954; Maddison et al. 2014, "A* Sampling").
+
+Shape suffixes: B rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from moe_ray.models.tokenization import TokenizedRow
+from moe_ray.models.tokenization import pad_rows
+from moe_ray.models.tokenization import pad_token_id
+from torch import Tensor
+from transformers import GenerationConfig
+from transformers import LogitsProcessor
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase
+from typing import Any
+from typing import NamedTuple
+import hashlib
+import torch
+
+class Response(NamedTuple):
+    """A generated response: its tokens, the end token among them if it ended by itself, and its text."""
+
+    ids: list[int]
+    text: str
+    ended: bool
+
+def example_seed(seed: int, batch_idx: int, in_batch_idx: int) -> int:
+    """The seed of an example's random numbers."""
+    digest = hashlib.sha256(f"{seed}/{batch_idx}/{in_batch_idx}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+class _OwnNoise(LogitsProcessor):  # type: ignore[misc]
+    """Turns greedy decoding into sampling: row b's noise comes from generator b."""
+
+    def __init__(self, seeds: Sequence[int], temperature: float, device: torch.device) -> None:
+        self.temperature = temperature
+        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: Tensor, scores_BV: Tensor) -> Tensor:
+        scores_BV = scores_BV.float()
+        uniform_BV = torch.stack(
+            [torch.rand(scores_BV.shape[1], generator=own, device=scores_BV.device) for own in self.generators]
+        )
+        # 1 - u is in (0, 1], so the inner logarithm is finite; the outer one is clamped away from log(0).
+        exponential_BV = -torch.log1p(-uniform_BV)
+        return scores_BV / self.temperature - exponential_BV.clamp_min(torch.finfo(torch.float32).tiny).log()
+
+def generate_responses(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    seeds: Sequence[int] = (),
+) -> list[Response]:
+    """Responses to the prompts, generated together.
+
+    Args:
+        model: in eval mode.
+        tokenizer: decodes; its end-of-turn token ends a response.
+        prompts: token ids.
+        max_new_tokens: a response's greatest length in tokens.
+        temperature: 0 = the likeliest token each time; above 0 = drawn from softmax(logits / temperature).
+        seeds: of each prompt's random numbers; used with a temperature only.
+    """
+    pad_id, ends = pad_token_id(tokenizer), _end_ids(model, tokenizer)
+    padded = pad_rows([TokenizedRow(prompt, []) for prompt in prompts], pad_id=pad_id, left=True).to(model.device)
+    # A configuration of its own: the checkpoint's may ask for sampling with the global random numbers.
+    settings = GenerationConfig(
+        max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=sorted(ends) or None, pad_token_id=pad_id
+    )
+    noise = [_OwnNoise(seeds, temperature, model.device)] if temperature else []
+    generate: Any = model.generate
+    with torch.inference_mode():
+        output_BS = generate(
+            input_ids=padded.input_ids_BS,
+            attention_mask=padded.attention_mask_BS,
+            generation_config=settings,
+            logits_processor=noise,
+        )
+    new_ids = output_BS[:, padded.input_ids_BS.shape[1] :].tolist()
+    return [_until_end(tokenizer, ids, ends) for ids in new_ids]
+
+def _until_end(tokenizer: PreTrainedTokenizerBase, ids: list[int], ends: set[int]) -> Response:
+    stop = next((place for place, token in enumerate(ids) if token in ends), None)
+    kept = ids if stop is None else ids[: stop + 1]
+    return Response(kept, str(tokenizer.decode(kept, skip_special_tokens=True)).strip(), stop is not None)
+
+def generate_answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    rows_per_forward: int,
+) -> list[tuple[str, bool]]:
+    """Greedy answers, in the prompts' order.
+
+    Args:
+        model: in eval mode.
+        tokenizer: decodes; its end-of-turn token ends an answer.
+        prompts: token ids of each prompt.
+        max_new_tokens: an answer's greatest length in tokens.
+        rows_per_forward: prompts generated at once; prompts of similar length share a forward pass.
+
+    Returns:
+        per prompt its answer and whether it ended by itself.
+    """
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    answers: list[tuple[str, bool]] = [("", False)] * len(prompts)
+    ends = _end_ids(model, tokenizer)
+    for start in range(0, len(order), rows_per_forward):
+        chosen = order[start : start + rows_per_forward]
+        padded = pad_rows(
+            [TokenizedRow(list(prompts[index]), []) for index in chosen], pad_id=pad_token_id(tokenizer), left=True
+        ).to(model.device)
+        with torch.inference_mode():
+            generate: Any = model.generate
+            output_BS = generate(
+                input_ids=padded.input_ids_BS,
+                attention_mask=padded.attention_mask_BS,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                eos_token_id=sorted(ends) or None,
+                pad_token_id=pad_token_id(tokenizer),
+            )
+        for index, ids in zip(chosen, output_BS[:, padded.input_ids_BS.shape[1] :].tolist(), strict=True):
+            text = str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+            answers[index] = (text, bool(ends & set(ids)))
+    return answers
+
+def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    ends = set(configured) if isinstance(configured, list) else {configured}
+    return {int(end) for end in ends | {tokenizer.eos_token_id} if end is not None}

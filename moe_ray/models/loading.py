@@ -1,0 +1,92 @@
+"""Loading a model with its tokenizer, on the device and in the type that suit it."""
+
+from __future__ import annotations
+
+from moe_ray.config.model import ModelConfig
+from moe_ray.errors import InputError
+from moe_ray.models.moe_layers import MoELayers
+from moe_ray.models.moe_layers import find_moe_layers
+from transformers import AutoConfig
+from transformers import AutoModelForCausalLM
+from transformers import AutoTokenizer
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase
+from typing import Any
+import torch
+
+def check_model(config: ModelConfig) -> MoELayers:
+    """The MoE layers of a checkpoint, found without loading its weights.
+
+    Raises:
+        InputError: the checkpoint does not exist, cannot be read, or has no experts.
+    """
+    architecture = _load_or_explain(AutoConfig, config)
+    with torch.device("meta"):
+        try:
+            model = AutoModelForCausalLM.from_config(architecture, trust_remote_code=config.trust_remote_code)
+        except ValueError as error:
+            raise InputError(
+                f"model.path {config.path!r}: not a causal language model: {_first_line(error)}"
+            ) from error
+    return find_moe_layers(model)
+
+def load_model(
+    config: ModelConfig, *, device: str | torch.device | None = None, device_map: str | dict[str, Any] | None = None
+) -> PreTrainedModel:
+    """The model in eval mode.
+
+    Args:
+        config: `dtype: auto` gives float32 on CPU, where other types are slow, and the checkpoint's own type on GPU;
+            `experts_implementation: auto` gives eager on CPU, where it is the fastest, the library's default on GPU.
+        device: None = the first GPU if there is one, else CPU.
+        device_map: spreads the model over devices, see accelerate; "auto" = over all GPUs of this process.
+
+    Raises:
+        InputError: the checkpoint does not exist or cannot be read.
+    """
+    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    on_cpu = target.type == "cpu"
+    dtype: Any = ("float32" if on_cpu else "auto") if config.dtype == "auto" else config.dtype
+    options: dict[str, Any] = {"dtype": dtype}
+    implementation = config.experts_implementation
+    if implementation != "auto" or on_cpu:
+        options["experts_implementation"] = "eager" if implementation == "auto" else implementation
+    if device_map is not None:
+        spread: PreTrainedModel = _load_or_explain(AutoModelForCausalLM, config, device_map=device_map, **options)
+        return spread.eval()
+    model: Any = _load_or_explain(AutoModelForCausalLM, config, **options)
+    moved: PreTrainedModel = model.to(target)
+    return moved.eval()
+
+def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The model's tokenizer.
+
+    Raises:
+        InputError: the checkpoint does not exist or has no tokenizer.
+    """
+    tokenizer: PreTrainedTokenizerBase = _load_or_explain(AutoTokenizer, config)
+    return tokenizer
+
+def _load_or_explain(kind: Any, config: ModelConfig, **options: Any) -> Any:
+    path = str(config.local_folder() or config.path)
+    try:
+        return kind.from_pretrained(
+            path, revision=config.revision, trust_remote_code=config.trust_remote_code, **options
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"model.path {config.path!r} cannot be loaded: {_first_line(error)}; give a checkpoint folder or a hub name"
+        ) from error
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
+
+def context_length(model: ModelConfig | PreTrainedModel) -> int | None:
+    """The most tokens that a checkpoint or a loaded model takes in one row; None = not said."""
+    architecture = model.config if isinstance(model, PreTrainedModel) else _load_or_explain(AutoConfig, model)
+    longest = getattr(architecture.get_text_config(), "max_position_embeddings", None)
+    return int(longest) if isinstance(longest, int) and longest > 0 else None
+
+def num_decoder_layers(config: ModelConfig) -> int:
+    """Decoder layers of a checkpoint, dense ones included."""
+    return int(_load_or_explain(AutoConfig, config).get_text_config().num_hidden_layers)

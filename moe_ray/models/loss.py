@@ -1,0 +1,116 @@
+"""The loss of target responses, and the micro-batches it is computed in.
+
+Shape suffixes: B rows, S positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from moe_ray.models.tokenization import IGNORED
+from moe_ray.models.tokenization import TokenizedRow
+from moe_ray.models.tokenization import pad_rows
+from moe_ray.models.tokenization import pad_token_id
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase
+import pandas as pd
+import torch
+import torch.nn.functional as F
+
+def answer_loss(model: PreTrainedModel, rows: Sequence[TokenizedRow], *, pad_id: int) -> Tensor:
+    """(B,) summed loss of each row's answer tokens, in nats; prompts and padding do not count."""
+    padded = pad_rows(rows, pad_id=pad_id).to(model.device)
+    length = padded.labels_BS.shape[1]
+    first = max(1, min(len(row.prompt_ids) for row in rows))
+    output = model(
+        input_ids=padded.input_ids_BS,
+        attention_mask=padded.attention_mask_BS,
+        use_cache=False,
+        logits_to_keep=length - first + 1,
+    )
+    # The logits at a position are about the next token; the first label that counts is at position `first`.
+    logits_BSV = output.logits[:, -(length - first + 1) : -1].float()
+    labels_BS = padded.labels_BS[:, first:]
+    losses = F.cross_entropy(logits_BSV.flatten(0, 1), labels_BS.flatten(), ignore_index=IGNORED, reduction="none")
+    return losses.view(labels_BS.shape).sum(dim=1)
+
+def micro_batches(
+    rows: Sequence[TokenizedRow], *, rows_per_forward: int, tokens_per_forward: int = 0
+) -> list[list[TokenizedRow]]:
+    """The rows in groups that are run at once.
+
+    Args:
+        rows: a whole batch.
+        rows_per_forward: at most this many rows in a group.
+        tokens_per_forward: at most this many tokens in a group, padding included; a longer row is alone; 0 = no limit.
+            With a limit, rows are grouped by length, so that little of it is spent on padding.
+    """
+    if not tokens_per_forward:
+        return [list(rows[start : start + rows_per_forward]) for start in range(0, len(rows), rows_per_forward)]
+    groups: list[list[TokenizedRow]] = []
+    for row in sorted(rows, key=_length, reverse=True):
+        # Rows come longest first, so a group is as wide as its first row.
+        full = not groups or len(groups[-1]) == rows_per_forward
+        if full or _length(groups[-1][0]) * (len(groups[-1]) + 1) > tokens_per_forward:
+            groups.append([])
+        groups[-1].append(row)
+    return groups
+
+def _length(row: TokenizedRow) -> int:
+    return len(row.prompt_ids) + len(row.answer_ids)
+
+_MAX_TEXT_TOKENS = 1_024
+
+_TOKENS_PER_FORWARD = 8_192
+
+"""Of texts whose every token is predicted: the logits of more would not fit beside a large model."""
+
+def target_losses(
+    model: PreTrainedModel, rows: Sequence[TokenizedRow], *, rows_per_forward: int, pad_id: int
+) -> list[float]:
+    """Summed loss (nats) of each row's answer tokens, in order."""
+    losses: list[float] = []
+    for start in range(0, len(rows), rows_per_forward):
+        with torch.inference_mode():
+            losses += answer_loss(model, rows[start : start + rows_per_forward], pad_id=pad_id).tolist()
+    return losses
+
+def _losses_by_length(
+    model: PreTrainedModel,
+    rows: Sequence[TokenizedRow],
+    *,
+    rows_per_forward: int,
+    pad_id: int,
+    tokens_per_forward: int = _TOKENS_PER_FORWARD,
+) -> list[float]:
+    """`target_losses` in forward passes of rows of similar length; rows without an answer are not run and have 0."""
+    losses = {id(row): 0.0 for row in rows}
+    wanted = [row for row in rows if row.answer_ids]
+    sizes = {"rows_per_forward": rows_per_forward, "tokens_per_forward": tokens_per_forward}
+    for group in micro_batches(wanted, **sizes):
+        found = target_losses(model, group, rows_per_forward=len(group), pad_id=pad_id)
+        losses |= {id(row): loss for row, loss in zip(group, found, strict=True)}
+    return [losses[id(row)] for row in rows]
+
+def text_losses(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, rows_per_forward: int
+) -> pd.DataFrame:
+    """How well the model predicts plain texts: `text` (position), `loss` (summed nats) and `num_tokens` of each.
+
+    No chat template is applied. A text's first token is context only. Texts longer than the model's positions or
+    1,024 tokens are cut there.
+
+    Args:
+        model: in eval mode.
+        tokenizer: its tokenizer.
+        texts: plain text.
+        rows_per_forward: texts run at once.
+    """
+    limit = min(_MAX_TEXT_TOKENS, getattr(model.config.get_text_config(), "max_position_embeddings", _MAX_TEXT_TOKENS))
+    rows = []
+    for text in texts:
+        ids = list(tokenizer(text)["input_ids"])[:limit]
+        rows.append(TokenizedRow(ids[:1], ids[1:]))
+    losses = _losses_by_length(model, rows, rows_per_forward=rows_per_forward, pad_id=pad_token_id(tokenizer))
+    sizes = [len(row.answer_ids) for row in rows]
+    return pd.DataFrame({"text": range(len(rows)), "loss": losses, "num_tokens": sizes})

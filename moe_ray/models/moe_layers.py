@@ -1,0 +1,236 @@
+"""Where a model keeps its experts and its routers: the one module that knows architectures.
+
+transformers 5 gives almost every family an experts module, called as
+`experts(hidden_states, top_k_index, top_k_weights)`, whose weights are tensors with the experts in the first dimension,
+beside a router module that computes logits by a linear map to `num_experts`. Both are found by that structure, not by
+model type. tests/moe_families.py lists the families that keep experts in another way; they are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from moe_ray.errors import InputError
+from torch import Tensor
+from torch import nn
+from typing import Any
+import inspect
+import re
+import torch
+
+_ROUTER_NAMES = ("gate", "router")
+
+_GROUP_NAMES = ("num_group", "n_group", "num_groups", "n_groups", "num_expert_group")
+
+_SELECTION_BIAS_NAMES = ("correction_bias", "expert_bias")
+
+@dataclass(frozen=True, kw_only=True)
+class MoELayer:
+    """One decoder layer with experts.
+
+    Attributes:
+        layer: decoder layer index in the model.
+        name: the experts module's path in the model.
+        experts: the module that receives `(hidden_states, top_k_index, top_k_weights)`.
+        block: the module that holds the experts and their router.
+        router: the module whose linear map gives the router logits.
+        num_experts: experts of the layer.
+        num_experts_per_tok: the router's k.
+        num_logits: numbers that the router's linear map gives for a token: one per expert, which come first, and one
+            per shared expert where a family weighs those there too.
+    """
+
+    layer: int
+    name: str
+    experts: nn.Module
+    block: nn.Module
+    router: nn.Module
+    num_experts: int
+    num_experts_per_tok: int
+    num_logits: int
+
+    def expert_tensors(self) -> dict[str, nn.Parameter]:
+        """The experts module's own parameters that have one slice per expert, by name.
+
+        Raises:
+            InputError: the module keeps its weights in another form.
+        """
+        tensors = {
+            name: parameter
+            for name, parameter in self.experts.named_parameters(recurse=False)
+            if parameter.dim() >= 1 and parameter.shape[0] == self.num_experts
+        }
+        if not tensors and not self.expert_modules():
+            raise InputError(
+                f"{self.name} ({type(self.experts).__name__}) has no tensors with one slice per expert, so its routing can "
+                "be counted and masked, but its experts cannot be trained or saved; choose another model.path for that"
+            )
+        return tensors
+
+    def expert_modules(self) -> tuple[nn.Module, ...]:
+        """One module per expert, where they are modules of their own; empty where they share fused tensors."""
+        if not isinstance(self.experts, nn.ModuleList | nn.ModuleDict):
+            return ()
+        modules = [module for module in self.experts.children() if next(module.parameters(), None) is not None]
+        shapes = {tuple((name, p.shape) for name, p in module.named_parameters()) for module in modules}
+        return tuple(modules) if len(modules) == self.num_experts and len(shapes) == 1 else ()
+
+    def tensors_of(self, expert: int) -> dict[str, Tensor]:
+        """One expert's weights by name; they share memory with the model's own."""
+        modules = self.expert_modules()
+        if modules:
+            return dict(modules[expert].named_parameters())
+        return {name: tensor[expert] for name, tensor in self.expert_tensors().items()}
+
+    def selection_biases(self) -> list[Tensor]:
+        """One number per expert that is added to scores for the choice only, wherever in the block a family keeps it."""
+        return [
+            tensor
+            for name, tensor in [*self.block.named_parameters(), *self.block.named_buffers()]
+            if name.endswith(_SELECTION_BIAS_NAMES) and tensor.numel() == self.num_experts
+        ]
+
+    def has_expert_groups(self) -> bool:
+        """The router chooses groups of experts first, so a token may find too few allowed ones in those it chose."""
+        return any(getattr(self.router, name, None) not in (None, 0, 1) for name in _GROUP_NAMES)
+
+class MoELayers(tuple[MoELayer, ...]):
+    """The MoE layers of a model, by ascending layer index."""
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Decoder layer indices."""
+        return tuple(item.layer for item in self)
+
+    @property
+    def num_experts(self) -> int:
+        """Experts per layer."""
+        return self[0].num_experts
+
+    @property
+    def num_experts_per_tok(self) -> int:
+        """The router's k."""
+        return self[0].num_experts_per_tok
+
+    def row_of(self, layer: int) -> int:
+        """The row of a decoder layer in every `(layers, experts)` array."""
+        return self.layers.index(layer)
+
+def find_moe_layers(model: nn.Module) -> MoELayers:
+    """The MoE layers of a transformers model.
+
+    Raises:
+        InputError: the model has no experts module, keeps its experts in a form moe-ray does not know, or its layers
+            differ in their number of experts.
+    """
+    found = [_describe(model, name, module) for name, module in _experts_modules(model)]
+    if not found:
+        raise InputError(
+            f"{type(model).__name__} has no Mixture-of-Experts layer that moe-ray can read{_what_is_there(model)}; expected "
+            "a transformers model with an experts module that is called as (hidden_states, top_k_index, top_k_weights) and "
+            "says its num_experts (OLMoE, Mixtral, Qwen-MoE, DeepSeek, GPT-OSS, …); choose another model.path"
+        )
+    found.sort(key=lambda item: item.layer)
+    sizes = {(item.num_experts, item.num_experts_per_tok) for item in found}
+    if len(sizes) > 1 or len({item.layer for item in found}) < len(found):
+        raise InputError(
+            f"{type(model).__name__}: got MoE layers {[(item.name, item.num_experts) for item in found][:6]}, expected one "
+            "per decoder layer, all with the same number of experts"
+        )
+    return MoELayers(found)
+
+def _experts_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for name, module in model.named_modules():
+        count = getattr(module, "num_experts", None)
+        is_named_so = isinstance(count, int) and count > 1 and type(module).__name__.endswith("Experts")
+        # self, hidden_states, top_k_index, top_k_weights
+        if is_named_so and len(inspect.signature(type(module).forward).parameters) >= 4:
+            yield name, module
+
+def _what_is_there(model: nn.Module) -> str:
+    for name, module in model.named_modules():
+        if re.search(r"Experts$|MoE$|Moe$", type(module).__name__):
+            return f": {name} is a {type(module).__name__} of another kind"
+    return ""
+
+def _describe(model: nn.Module, name: str, experts: nn.Module) -> MoELayer:
+    numbers = re.findall(r"(?:^|\.)(\d+)(?=\.)", name)
+    parent_name, _, own_name = name.rpartition(".")
+    if not numbers:
+        raise InputError(
+            f"experts module {name!r} is not inside a numbered decoder layer; this family is not supported"
+        )
+    num_experts = int(getattr(experts, "num_experts"))  # noqa: B009 (nn.Module types attributes as Tensor | Module)
+    block = model.get_submodule(parent_name)
+    router, num_logits = _find_router(block, own_name, num_experts, name)
+    return MoELayer(
+        layer=int(numbers[0]),
+        name=name,
+        experts=experts,
+        block=block,
+        router=router,
+        num_experts=num_experts,
+        num_experts_per_tok=_experts_per_token(model, router, block, name),
+        num_logits=num_logits,
+    )
+
+def _find_router(block: nn.Module, experts_name: str, num_experts: int, name: str) -> tuple[nn.Module, int]:
+    """The smallest module beside the experts that owns a `(num_experts, hidden)` weight, and that weight's rows.
+
+    A router that weighs shared experts too says how many, and has a row for each of them. One with more rows than that
+    chooses something that is no expert, such as to skip the layer, so what the experts receive is not what it chose.
+    """
+    candidates: list[tuple[str, nn.Module, int]] = []
+    for path, module in block.named_modules():
+        if path.split(".")[0] == experts_name or "shared" in path:
+            continue
+        num_shared = getattr(module, "n_shared_experts", None)
+        num_logits = num_experts + (num_shared if isinstance(num_shared, int) else 0)
+        rows = {w.shape[0] for w in module.parameters(recurse=False) if w.dim() == 2}
+        candidates += [(path, module, size) for size in sorted({num_experts, num_logits} & rows)]
+    named = [item for item in candidates if any(part in _ROUTER_NAMES for part in item[0].split("."))]
+    chosen = named or candidates
+    if len(chosen) != 1:
+        raise InputError(
+            f"{name}: got router candidates {[path for path, _, _ in chosen]}, expected exactly one module with a "
+            f"({num_experts}, hidden) weight beside the experts; this family is not supported"
+        )
+    return chosen[0][1:]
+
+def _experts_per_token(model: nn.Module, router: nn.Module, block: nn.Module, name: str) -> int:
+    config: Any = getattr(model, "config", None)
+    text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    own = ("top_k", "num_experts_per_tok")
+    names = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
+    for source, attributes in ((router, own), (block, own), (text_config, names)):
+        for attribute in attributes:
+            value = getattr(source, attribute, None)
+            if isinstance(value, int):
+                return value
+    raise InputError(f"{name}: neither the router nor the configuration says how many experts a token uses")
+
+def uncompiled() -> AbstractContextManager[None]:
+    """In this context compiled models run uncompiled.
+
+    `torch.compile` ignores hooks that modules got after it compiled them, so a mask or a counter would silently do nothing.
+    """
+    stance: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
+    return stance
+
+def routing_of_call(layer: MoELayer, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """`(hidden_states, top_k_index, top_k_weights)` of a call of an experts module, whatever the names.
+
+    Raises:
+        InputError: the call does not follow the library's experts interface.
+    """
+    values = [*args, *kwargs.values()]
+    if len(values) >= 3 and all(isinstance(value, Tensor) for value in values[:3]):
+        index = values[1]
+        if not index.is_floating_point() and index.dim() == 2 and index.shape == values[2].shape:
+            return values[0], index, values[2]
+    raise InputError(
+        f"{layer.name} was called in another way than (hidden_states, top_k_index, top_k_weights); "
+        "this family is not supported"
+    )

@@ -1,0 +1,1 @@
+"""Connecting to Ray, and the processes and pools that hold a model."""

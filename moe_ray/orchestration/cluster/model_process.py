@@ -1,0 +1,102 @@
+"""What every model-holding process has in common, whether Ray Data or Ray Train runs it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import ray
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from moe_ray.config.model import ModelConfig
+from moe_ray.finetuning.adapter import ADAPTER_FILES, apply_adapter
+from moe_ray.finetuning.frozen import count_changed, hash_frozen
+from moe_ray.models.loading import load_model, load_tokenizer
+from moe_ray.models.moe_layers import find_moe_layers
+from moe_ray.routing.count_store import read_counts
+from moe_ray.routing.counts import RoutingCounts
+from moe_ray.storage.folder import Folder
+
+
+def quiet_and_threaded(num_processes: int) -> None:
+    """Gives a CPU process its share of the machine's cores; Ray would give it one thread per logical CPU it asked for."""
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_processes))
+
+
+def process_device() -> torch.device:
+    """The GPU that Ray gave to this process, else the CPU."""
+    return torch.device("cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")
+
+
+class ModelHolder:
+    """A process with the model and its tokenizer.
+
+    Args:
+        model: which one.
+        num_processes: how many such processes share a machine's cores.
+        adapter: URL of the folder of learned experts to put in; None = the base model.
+    """
+
+    def __init__(self, model: ModelConfig, num_processes: int, adapter: str | None = None) -> None:
+        quiet_and_threaded(num_processes)
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(model)
+        # A process that got several GPUs got them because one is not enough.
+        spread = "auto" if process_device().type == "cuda" and len(ray.get_gpu_ids()) > 1 else None
+        self.model: PreTrainedModel = load_model(model, device=process_device(), device_map=spread)
+        if adapter is not None:
+            _apply_from(Folder.open(adapter), self.model)
+
+
+def _apply_from(folder: Folder, model: PreTrainedModel) -> None:
+    with tempfile.TemporaryDirectory() as local:
+        for name in ADAPTER_FILES:
+            Path(local, name).write_bytes(folder.read_bytes(name))
+        apply_adapter(model, local)
+
+
+class BaseModel(ModelHolder):
+    """The base model, which every trial finds as it was loaded.
+
+    Args:
+        model: which one.
+        num_processes: how many such processes share a machine's cores.
+    """
+
+    def __init__(self, model: ModelConfig, num_processes: int) -> None:
+        super().__init__(model, num_processes)
+        self._hashes = self._hash()
+
+    def check(self) -> None:
+        """Makes sure that the trial before left every parameter and buffer as it was, bit for bit.
+
+        Raises:
+            RuntimeError: it did not.
+        """
+        changed = count_changed(self._hashes, self._hash())
+        if changed:
+            raise RuntimeError(
+                f"the trial before left {changed} numbers of the base model changed; this is a fault of ours"
+            )
+
+    def _hash(self) -> dict[str, tuple[str, int]]:
+        layers = find_moe_layers(self.model)
+        return hash_frozen(self.model, np.zeros((len(layers), layers.num_experts), dtype=bool))
+
+
+@lru_cache(maxsize=1)
+def base_model(model: ModelConfig, num_processes: int) -> BaseModel:
+    """The base model of this process, loaded when it is first asked for and checked every time."""
+    return BaseModel(model, num_processes)
+
+
+@lru_cache(maxsize=1)
+def stored_counts(url: str) -> RoutingCounts:
+    """The counts of a finished capture, read once per process."""
+    return read_counts(Folder.open(url))

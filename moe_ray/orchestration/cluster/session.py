@@ -1,0 +1,216 @@
+"""Connecting to Ray, and the settings that make a small job start fast.
+
+Ray's defaults cost a small job more than its work: workers at nice 15, a pool that lets idle workers go, a reader that
+starts actors for footers. Settings that the raylet reads are put into the environment of a local Ray only; those that Ray
+Data reads are put into its context.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from moe_ray.config.run import ClusterConfig
+from moe_ray.errors import InputError
+from moe_ray.storage.folder import Folder
+
+logger = logging.getLogger(__name__)
+
+_LOCAL_ENVIRONMENT = {
+    # Makes Ray take 127.0.0.1 for this node's address, and its servers listen there only. Read when ray is imported.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_worker_niceness": "0",
+    "RAY_num_workers_soft_limit": "8",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+_LOG_LEVELS = {
+    "ray.data": logging.WARNING,
+    "ray.train": logging.WARNING,
+    # Warns that the progress bars which moe-ray replaces by its own are off.
+    "ray.data._internal.progress": logging.ERROR,
+    # Warns that a local Ray is protected by a token, as it should be.
+    "ray._private.authentication.authentication_token_setup": logging.ERROR,
+}
+
+
+@contextmanager
+def ray_session(config: ClusterConfig) -> Iterator[None]:
+    """Ray, connected: a running cluster's if there is an address or one is connected already, else a local one.
+
+    A local Ray listens on loopback only and is stopped at the end; a cluster, or a connection made by the caller, is
+    left as it is.
+
+    Raises:
+        InputError: the address does not answer.
+    """
+    address = config.address or os.environ.get("RAY_ADDRESS", "")
+    if not address:
+        for name, value in _LOCAL_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        _tune_data()
+        yield
+        return
+    _quieten()
+    try:
+        if address:
+            logger.info("connecting to Ray at %s", address)
+            ray.init(address=address, log_to_driver=True, logging_level="warning")
+        else:
+            logger.info("starting a local Ray with %d logical CPUs", config.num_cpus)
+            if not sys.stderr.isatty():
+                os.environ.setdefault("RAY_COLOR_PREFIX", "0")
+            ray.init(
+                address="local",
+                num_cpus=config.num_cpus,
+                # Ray Train asks the dashboard process for the state of its actors, and complains without it.
+                include_dashboard=True,
+                dashboard_host="127.0.0.1",
+                logging_level="warning",
+            )
+    except ConnectionError as error:
+        raise InputError(f"no Ray cluster answers at {address!r}: {error}; check cluster.address") from error
+    _tune_data()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def require_cpus(wanted: int, what: str) -> None:
+    """Refuses work that would wait for CPUs for ever.
+
+    Raises:
+        InputError: a Ray on this machine alone has fewer CPUs; a cluster may still add nodes.
+    """
+    import ray
+
+    cpus = int(ray.cluster_resources().get("CPU", 0))
+    address: str = ray.get_runtime_context().gcs_address
+    if cpus < wanted and address.startswith("127.0.0.1"):
+        raise InputError(
+            f"{what} needs {wanted} logical CPUs, got {cpus}; raise cluster.num_cpus (it may exceed the cores) or use "
+            "fewer actors"
+        )
+
+
+@contextmanager
+def resources_released(what: str, *, timeout_seconds: float = 60.0) -> Iterator[None]:
+    """After this block, also after an error in it, the actors that it started have given back their GPUs and CPUs.
+
+    Ray ends actors some time after the work is done, and those of work that failed only when Python has collected the
+    error. A stage that asks for GPUs then waits, or for ever.
+    """
+    import ray
+
+    before = ray.available_resources()
+    try:
+        yield
+    finally:
+        gc.collect()
+        deadline = time.monotonic() + timeout_seconds
+        while missing := _missing(before, ray.available_resources()):
+            if time.monotonic() > deadline:
+                logger.warning("%s: %s not given back after %.0f s", what, ", ".join(missing), timeout_seconds)
+                break
+            time.sleep(0.05)
+
+
+def _missing(before: dict[str, float], now: dict[str, float]) -> list[str]:
+    return [f"{before[name] - now.get(name, 0):g} {name}" for name in ("CPU", "GPU") if _less(now, before, name)]
+
+
+def _less(now: dict[str, float], before: dict[str, float], name: str) -> bool:
+    return now.get(name, 0.0) < before.get(name, 0.0) - 1e-6
+
+
+def check_reachable(folder: Folder) -> None:
+    """Writes a file and has every node of the cluster read it and answer with another.
+
+    Raises:
+        InputError: a node does not see what this process wrote, or this process does not see what a node wrote.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) == 1 and "file" in folder.fs.protocol:
+        return
+    probe = f"probe-{uuid.uuid4().hex}"
+    folder.write_bytes(probe, probe.encode())
+    answer = ray.remote(num_cpus=0, max_retries=0)(_answer_probe)
+    names = [f"{probe}-{position}" for position in range(len(nodes))]
+    answers = [
+        answer.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+            folder.url, probe, name
+        )
+        for node, name in zip(nodes, names, strict=True)
+    ]
+    try:
+        reads = ray.get(answers, timeout=120)
+        blind = [
+            str(node["NodeManagerHostname"])
+            for node, name, read in zip(nodes, names, reads, strict=True)
+            if not (read and folder.exists(name))
+        ]
+    finally:
+        for name in [probe, *names]:
+            folder.remove(name)
+    if blind:
+        raise InputError(
+            f"run_dir {folder.url} cannot be reached from {len(blind)} of {len(nodes)} nodes ({', '.join(blind[:5])}), "
+            "expected a place that every node sees; set run_dir to a folder on a shared file system or to an object store "
+            "such as s3://BUCKET/PREFIX"
+        )
+
+
+def _answer_probe(url: str, probe: str, answer: str) -> bool:
+    """Whether this node reads what the driver wrote; answers with a file of its own."""
+    try:
+        folder = Folder.open(url)
+        if folder.read_bytes(probe) != probe.encode():
+            return False
+        folder.write_bytes(answer, b"")
+    except (OSError, InputError):
+        return False
+    return True
+
+
+def _tune_data() -> None:
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.use_datasource_v2 = False
+    # Ray Data sets its loggers' levels when it is imported.
+    _quieten()
+
+
+def _quieten() -> None:
+    for name, level in _LOG_LEVELS.items():
+        logging.getLogger(name).setLevel(level)
+
+
+def arrow_filesystem(folder: Folder) -> Any:
+    """The folder's file system as Ray takes it; None = local."""
+    if "file" in folder.fs.protocol:
+        return None
+    import pyarrow.fs
+
+    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(folder.fs))

@@ -1,0 +1,203 @@
+"""Distributed answering: Ray Data actors generate and score, and write what they have as they go.
+
+Each actor call writes its rows as one Parquet part, whole or not at all, so an evaluation that is killed goes on with the
+rows that have no part yet. Answers are on disk before anyone judges them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import ray.data
+
+from moe_ray.config.evaluate import EvaluateConfig
+from moe_ray.config.model import ModelConfig
+from moe_ray.errors import InputError
+from moe_ray.evaluation.evaluate import INPUT_COLUMNS, answer_and_count, rows_to_answer
+from moe_ray.experts import ShortLayers
+from moe_ray.identification.mask_files import read_masks
+from moe_ray.models.loss import text_losses
+from moe_ray.orchestration.cluster.model_process import ModelHolder
+from moe_ray.orchestration.cluster.progress import progress
+from moe_ray.orchestration.cluster.session import require_cpus
+from moe_ray.routing.count_tables import counts_to_table, table_to_counts
+from moe_ray.routing.counts import RoutingCounts, concat_counts
+from moe_ray.storage.fingerprint import content_hash
+from moe_ray.storage.folder import Folder
+
+_KEYS = ["routing", "id"]
+
+_COLUMNS = [*INPUT_COLUMNS, "place", "routing"]
+
+_NEUTRAL = "neutral"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What every actor needs to know; plain values and URLs.
+
+    Attributes:
+        model: which model.
+        config: lengths and sizes.
+        parts_url: where parts are written.
+        adapter: folder of learned experts; None = the base model.
+        masks_url: folder of the batches' masks; None = natural routing only.
+        count: also count the prompts' routing, where it is natural.
+        short_layers: for masked routing, `finetune.short_layers`.
+    """
+
+    model: ModelConfig
+    config: EvaluateConfig
+    parts_url: str
+    adapter: str | None = None
+    masks_url: str | None = None
+    count: bool = False
+    short_layers: ShortLayers = "allowed_only"
+
+
+class AnswerActor:
+    """Answers prompts greedily and scores their targets; for neutral texts, only scores them."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.holder = ModelHolder(job.model, job.config.num_actors, job.adapter)
+        self.parts = Folder.open(job.parts_url)
+        self.masks = None if job.masks_url is None else read_masks(Folder.open(job.masks_url))
+
+    def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
+        """Does one block of rows and writes its part; returns what was done."""
+        rows = pd.DataFrame(batch)
+        is_text = rows["routing"] == _NEUTRAL
+        for chosen, work in ((rows[is_text], self._score), (rows[~is_text], self._answer)):
+            if len(chosen):
+                work(chosen, content_hash(chosen[_KEYS].to_numpy().tolist()))
+        return {"place": rows["place"].to_numpy()}
+
+    def _score(self, rows: pd.DataFrame, name: str) -> None:
+        holder, size = self.holder, self.job.config.rows_per_forward
+        losses = text_losses(holder.model, holder.tokenizer, rows["target"].tolist(), rows_per_forward=size)
+        self.parts.write_table(f"neutral-{name}.parquet", losses.assign(text=rows["place"].to_numpy()))
+
+    def _answer(self, rows: pd.DataFrame, name: str) -> None:
+        job, holder = self.job, self.holder
+        done = answer_and_count(
+            *(holder.model, holder.tokenizer, rows, job.config, self.masks),
+            count=job.count,
+            short_layers=job.short_layers,
+        )
+        # The answers come last: with them the part is whole.
+        if done.routing is not None:
+            self.parts.write_table(f"routing-{name}.parquet", counts_to_table(done.routing))
+        self.parts.write_table(f"answers-{name}.parquet", as_table(done.answers))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What the parts of a finished job hold.
+
+    Attributes:
+        answers: a row per example and kind of routing, without verdicts, ordered by routing and place.
+        neutral: `text`, `loss` (summed nats), `num_tokens` per neutral text; None = none were scored.
+        routing: counts of the prompts under natural routing; None = not counted.
+    """
+
+    answers: pd.DataFrame
+    neutral: pd.DataFrame | None
+    routing: RoutingCounts | None
+
+
+def answer(
+    examples: pd.DataFrame, job: Job, *, what: str, routing: str = "natural", neutral: Sequence[str] = ()
+) -> Answers:
+    """Answers and target losses of the examples; what `job.parts_url` holds already is not done again.
+
+    Args:
+        examples: rows with `INPUT_COLUMNS`.
+        job: model, sizes, places.
+        what: what this is, for the progress bar.
+        routing: `natural`, `masked` or `both`.
+        neutral: plain texts whose loss is wanted.
+    """
+    parts = Folder.open(job.parts_url)
+    rows = rows_to_answer(examples, routing)[_COLUMNS]
+    if neutral:
+        rows = pd.concat([rows, pd.DataFrame([_text_row(place, text) for place, text in enumerate(neutral)])])
+    todo = _not_done(rows, parts)
+    if len(todo):
+        _run(todo, job, what)
+    return read_answers(parts)
+
+
+def _text_row(place: int, text: str) -> dict[str, Any]:
+    empty = dict.fromkeys(("label", "category", "messages"), "")
+    keys = {"id": str(place), "place": place, "routing": _NEUTRAL, "batch_idx": -1}
+    return {**empty, **keys, "target": text, "target_complete": False, "pair": None}
+
+
+def _not_done(rows: pd.DataFrame, parts: Folder) -> pd.DataFrame:
+    done = [parts.read_table(name).select(_KEYS).to_pandas() for name in _names(parts, "answers")]
+    for name in _names(parts, _NEUTRAL):
+        places = parts.read_frame(name)["text"].astype(str)
+        done.append(pd.DataFrame({"routing": _NEUTRAL, "id": places}))
+    if not done:
+        return rows
+    return rows[~pd.MultiIndex.from_frame(rows[_KEYS]).isin(pd.MultiIndex.from_frame(pd.concat(done)))]
+
+
+def _run(todo: pd.DataFrame, job: Job, what: str) -> None:
+    config = job.config
+    require_cpus(config.num_actors + 1, what)
+    # The masked rows of a batch stand together, since they share a forward pass.
+    masked = todo["routing"] == "masked"
+    ordered = todo.assign(group=todo["batch_idx"].where(masked, -1)).sort_values(["routing", "group"], kind="stable")
+    table = as_table(ordered[_COLUMNS])
+    size = config.rows_per_forward
+    blocks = [table.slice(start, size) for start in range(0, len(table), size)]
+    results = ray.data.from_arrow(blocks).map_batches(
+        AnswerActor,
+        fn_constructor_args=(job,),
+        compute=ray.data.ActorPoolStrategy(size=config.num_actors),
+        batch_size=None,
+        batch_format="numpy",
+        num_gpus=config.gpus_per_actor or None,
+    )
+    with progress(what, len(todo)) as meter:
+        for done in results.iter_batches(batch_size=None, batch_format="numpy"):
+            meter.advance(len(done["place"]))
+
+
+def read_answers(parts: Folder) -> Answers:
+    """What a finished job wrote.
+
+    Raises:
+        InputError: there are no answers.
+    """
+    names = _names(parts, "answers")
+    if not names:
+        raise InputError(f"no answers in {parts.url}; run the evaluation")
+    answers = pd.concat([parts.read_frame(name) for name in names], ignore_index=True)
+    answers = answers.sort_values(["routing", "place"], ascending=[False, True], ignore_index=True)
+    texts = [parts.read_frame(name) for name in _names(parts, _NEUTRAL)]
+    # Counts without answers are of a call that was killed in between, whose rows were done again.
+    counted = [name for name in _names(parts, "routing") if name.replace("routing", "answers", 1) in names]
+    counts = [table_to_counts(parts.read_table(name)) for name in counted]
+    return Answers(
+        answers=answers,
+        neutral=pd.concat(texts).sort_values("text", ignore_index=True) if texts else None,
+        routing=concat_counts(counts) if counts else None,
+    )
+
+
+def _names(parts: Folder, kind: str) -> list[str]:
+    return [name for name in parts.names() if name.startswith(f"{kind}-") and name.endswith(".parquet")]
+
+
+def as_table(frame: pd.DataFrame) -> pa.Table:
+    """The frame as Arrow, in which text columns are text even where every value is missing."""
+    texts = {name: "string" for name in ("target", "pair") if name in frame}
+    return pa.Table.from_pandas(frame.astype(texts), preserve_index=False)

@@ -1,0 +1,233 @@
+"""Distributed routing capture: Ray Data actors count, and write what they counted as they go.
+
+The driver plans windows of the stored examples that are not counted yet; an actor reads, counts and writes a window. So
+the driver holds 16 bytes and a bit per example and actors hold windows, whatever the number of prompts; a capture that is
+killed goes on with the examples that no part holds yet.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import ray.data
+
+from moe_ray.config.capture import CaptureConfig
+from moe_ray.config.model import ModelConfig
+from moe_ray.errors import InputError
+from moe_ray.orchestration.cluster.progress import progress
+from moe_ray.orchestration.cluster.session import require_cpus, resources_released
+from moe_ray.orchestration.jobs.capture_actor import CaptureActor, CaptureJob
+from moe_ray.orchestration.jobs.capture_window import WindowReport
+from moe_ray.prompts.example_tables import BATCHES
+from moe_ray.prompts.quarantine import QUARANTINE, TRUNCATED, quarantine_frame
+from moe_ray.report.run_text import describe_reasons
+from moe_ray.routing.count_store import count_tokens, keys_of, plan_windows, remove_doubles, rows_without
+from moe_ray.storage.folder import Folder
+
+__all__ = ["capture", "read_quarantine", "read_responses"]
+
+logger = logging.getLogger(__name__)
+
+MAX_WINDOW = 1024
+
+"""Examples of a window: enough of them to find rows of like length, few enough to hold and to lose."""
+
+MAX_GENERATED_WINDOW = 256
+
+"""The same where responses are generated, which takes longer."""
+
+_MIN_WINDOW = 64
+
+_WINDOWS_PER_ACTOR = 2
+
+
+def capture(
+    batches: Folder,
+    out: Folder,
+    model: ModelConfig,
+    config: CaptureConfig,
+    *,
+    seed: int = 0,
+    actor: type[CaptureActor] = CaptureActor,
+    seconds_per_part: float = CaptureJob.seconds_per_part,
+) -> dict[str, Any]:
+    """Counts the routing of every stored example that is not counted yet.
+
+    Args:
+        batches: folder with `batches.parquet`, one row per example.
+        out: gets `counts`, a folder of Parquet parts; `quarantine.parquet`; `truncated.parquet`; `responses`, a folder
+            of parts, where they are generated. May hold those of an unfinished capture.
+        model: which model.
+        config: actors, sizes and policies.
+        seed: of sampled responses.
+        actor: the process that counts.
+        seconds_per_part: how long a process may work before it writes.
+
+    Returns:
+        `examples`, counted and quarantined ones; `tokens`, counted ones of all parts; `padding_share`, of the tokens that
+        went through forward passes now (0 to 1; None where there were none); `forwards`, forward passes now; `halvings`,
+        how often memory ran out; `quarantined` and `truncated`, examples; `reasons`, quarantined examples by reason.
+
+    Raises:
+        InputError: more than `config.max_bad_share` of the examples cannot be captured, or one is too long and
+            `config.too_long` is `error`.
+    """
+    job = CaptureJob(
+        model=model,
+        config=config,
+        batches_url=batches.url,
+        out_url=out.url,
+        session=uuid.uuid4().hex,
+        seed=seed,
+        seconds_per_part=seconds_per_part,
+    )
+    batch_idx, todo = _examples_to_do(batches, out)
+    bad = _Quarantined(out, total=len(batch_idx), max_share=config.max_bad_share)
+    totals = WindowReport()
+    if len(todo):
+        require_cpus(config.num_actors + 1, "capture")
+        windows = [todo[window] for window in plan_windows(batch_idx[todo], max_rows=_window_size(len(todo), config))]
+        with resources_released("routing capture"):
+            _run(job, windows, actor, totals, bad)
+        # Processes that died did not report what they had set aside.
+        _Quarantined(out, total=len(batch_idx), max_share=config.max_bad_share)
+    return _finish(out, totals, examples=len(batch_idx))
+
+
+def _run(
+    job: CaptureJob,
+    windows: list[npt.NDArray[np.int64]],
+    actor: type[CaptureActor],
+    totals: WindowReport,
+    bad: _Quarantined,
+) -> None:
+    config = job.config
+    # One row is one window, so that a batch of one row, which Ray Data wants said where GPUs are asked for, is a window.
+    results = ray.data.from_arrow([pa.table({"positions": [window]}) for window in windows]).map_batches(
+        actor,
+        fn_constructor_args=(job,),
+        compute=ray.data.ActorPoolStrategy(
+            min_size=config.num_actors,
+            max_size=max(config.num_actors, config.max_actors),
+            max_tasks_in_flight_per_actor=2,
+            max_concurrent_calls_per_actor=2,
+            enable_true_multi_threading=True,
+        ),
+        batch_size=1,
+        batch_format="numpy",
+        num_gpus=config.gpus_per_actor or None,
+    )
+    with progress("routing capture", sum(map(len, windows))) as meter:
+        for columns in results.iter_batches(batch_size=None, batch_format="numpy"):
+            for row in pd.DataFrame(columns).to_dict("records"):
+                report = WindowReport(**{str(name): value for name, value in row.items()})
+                if report.fatal:
+                    raise InputError(report.fatal)
+                for name in ("tokens", "padded", "forwards", "halvings"):
+                    setattr(totals, name, getattr(totals, name) + int(getattr(report, name)))
+                bad.add(report.quarantined)
+                meter.advance(report.examples)
+
+
+class _Quarantined:
+    """Counts quarantined examples, and refuses too many of them."""
+
+    def __init__(self, out: Folder, *, total: int, max_share: float) -> None:
+        self.out, self.total, self.max_share = out, total, max_share
+        self.count = len(_quarantined_so_far(out))
+        self.add(0)
+
+    def add(self, more: int) -> None:
+        """Some more are quarantined.
+
+        Raises:
+            InputError: there are too many.
+        """
+        self.count += more
+        if self.count > self.max_share * self.total:
+            frame = _quarantined_so_far(self.out)
+            first = frame.iloc[0]
+            raise InputError(
+                f"{self.count} of {self.total} examples cannot be captured, expected at most a share of "
+                f"{self.max_share:g}: {describe_reasons(Counter(frame['reason']))}; the first is {first['id']!r} "
+                f"({first['detail']!r}), all are in {self.out.file('rejected')}; mend or remove them, or raise "
+                "capture.max_bad_share"
+            )
+
+
+def _examples_to_do(batches: Folder, out: Folder) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """`batch_idx` of every stored example, and the positions of those that are neither counted nor quarantined."""
+    with batches.open_parquet(BATCHES) as file:
+        table = file.read(columns=["batch_idx", "in_batch_idx"])
+    batch_idx = table["batch_idx"].to_numpy()
+    keys = keys_of(batch_idx, table["in_batch_idx"].to_numpy())
+    todo = np.arange(len(keys))
+    for folder in (out.sub("counts"), out.sub("rejected")):
+        todo = todo[rows_without(keys[todo], folder, folder.parquet_names())]
+    if out.exists(QUARANTINE):
+        todo = todo[rows_without(keys[todo], out, [QUARANTINE])]
+    return batch_idx, todo
+
+
+def _window_size(num_examples: int, config: CaptureConfig) -> int:
+    """Few enough examples that every actor gets some windows, and one can balance another's slow ones."""
+    actors = max(config.num_actors, config.max_actors)
+    fair = -(-num_examples // (_WINDOWS_PER_ACTOR * actors))
+    return min(max(fair, _MIN_WINDOW), MAX_GENERATED_WINDOW if config.generate else MAX_WINDOW)
+
+
+def _finish(out: Folder, totals: WindowReport, *, examples: int) -> dict[str, Any]:
+    doubled = remove_doubles(out.sub("counts"))
+    if doubled:
+        logger.info("routing capture: %d rows were written twice; one of each is kept", doubled)
+    quarantined = _quarantined_so_far(out)
+    out.write_table(QUARANTINE, quarantined)
+    shortened = quarantine_frame(_read_parts(out.sub("shortened")))
+    out.write_table(TRUNCATED, shortened)
+    if not out.sub("counts").parquet_names():
+        raise InputError("no example could be captured: " + describe_reasons(Counter(quarantined["reason"])))
+    for name in ("rejected", "shortened", "attempts"):
+        out.fs.rm(out.sub(name).path, recursive=True)
+    return {
+        "examples": examples,
+        "tokens": count_tokens(out.sub("counts")),
+        "padding_share": round(1 - totals.tokens / totals.padded, 4) if totals.padded else None,
+        "forwards": totals.forwards,
+        "halvings": totals.halvings,
+        "quarantined": len(quarantined),
+        "truncated": len(shortened),
+        "reasons": dict(Counter(quarantined["reason"].tolist())),
+    }
+
+
+def _quarantined_so_far(out: Folder) -> pd.DataFrame:
+    before = [out.read_frame(QUARANTINE)] if out.exists(QUARANTINE) else []
+    return quarantine_frame(pd.concat([*before, _read_parts(out.sub("rejected"))], ignore_index=True))
+
+
+def _read_parts(folder: Folder) -> pd.DataFrame:
+    frames = [folder.read_frame(name) for name in folder.parquet_names()]
+    return pd.concat(frames, ignore_index=True) if frames else quarantine_frame([])
+
+
+def read_quarantine(out: Folder) -> pd.DataFrame:
+    """The quarantined examples of a finished capture: `batch_idx, in_batch_idx, id, label, category, reason, detail`."""
+    return out.read_frame(QUARANTINE)
+
+
+def read_responses(out: Folder) -> pd.DataFrame:
+    """The generated responses of a finished capture: `batch_idx, in_batch_idx, id, response, ended`, in order."""
+    parts = out.sub("responses")
+    keys = ["batch_idx", "in_batch_idx"]
+    frames = [parts.read_frame(name) for name in parts.parquet_names()]
+    joined = (
+        pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*keys, "id", "response", "ended"])
+    )
+    return joined.drop_duplicates(keys).sort_values(keys, ignore_index=True)

@@ -1,0 +1,280 @@
+"""The process that counts: it takes a window of the stored examples, counts them, and writes what it counted.
+
+Nothing but positions goes to an actor and nothing but a few numbers comes back: it reads the examples from the stored
+batches and writes counts, responses and quarantined examples as Parquet parts, each whole or not at all. It holds the
+window it counts and the one that it prepares meanwhile.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from moe_ray.config.capture import CaptureConfig
+from moe_ray.config.model import ModelConfig
+from moe_ray.errors import InputError
+from moe_ray.models.generation import Response, example_seed, generate_responses
+from moe_ray.models.loading import context_length
+from moe_ray.models.tokenization import TokenizedRow, pad_token_id
+from moe_ray.orchestration.cluster.model_process import ModelHolder
+from moe_ray.orchestration.jobs.capture_window import Noted, StoredExample, Window, WindowReport
+from moe_ray.prompts.example_tables import BATCHES
+from moe_ray.prompts.quarantine import PROCESS_DIED, Rejected, quarantine_frame, rejected_row
+from moe_ray.routing.capture import count_rows, counts_from_forward
+from moe_ray.routing.count_store import keys_of, read_keys
+from moe_ray.routing.count_tables import counts_to_table
+from moe_ray.routing.counter import counting
+from moe_ray.routing.counts import RoutingCounts, concat_counts
+from moe_ray.routing.crash_markers import Attempt
+from moe_ray.routing.encode_example import Encoded, encode_example
+from moe_ray.routing.token_budget import TokenBudget, padded_tokens
+from moe_ray.storage.fingerprint import content_hash
+from moe_ray.storage.folder import Folder
+
+_COLUMNS = ["batch_idx", "in_batch_idx", "id", "label", "category", "messages", "response", "pair"]
+
+Columns = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptureJob:
+    """What every actor needs to know; plain values and URLs.
+
+    Attributes:
+        batches_url: folder of the stored batches.
+        out_url: folder of the capture, with `counts`, `responses`, `rejected` and `attempts` inside.
+        session: names this run of the program.
+        seed: of sampled responses.
+        seconds_per_part: a window that takes longer is written in several parts, so that less is lost with a process.
+    """
+
+    model: ModelConfig
+    config: CaptureConfig
+    batches_url: str
+    out_url: str
+    session: str
+    seed: int = 0
+    seconds_per_part: float = 20.0
+
+
+class CaptureActor:
+    """Counts the routing of the windows it is given.
+
+    Two threads call it: while one runs the model, the other reads and tokenises the next window.
+    """
+
+    def __init__(self, job: CaptureJob) -> None:
+        self.job = job
+        self.holder = self.load()
+        self.batches, out = Folder.open(job.batches_url), Folder.open(job.out_url)
+        self.parts, self.texts = out.sub("counts"), out.sub("responses")
+        self.rejects, self.shortened, self.attempts = out.sub("rejected"), out.sub("shortened"), out.sub("attempts")
+        self.budget = TokenBudget(job.config.tokens_per_forward)
+        self.model_lock = threading.RLock()
+
+    def load(self) -> ModelHolder:
+        """The model, which the counter stays attached to."""
+        config = self.job.config
+        holder = ModelHolder(self.job.model, max(config.num_actors, config.max_actors))
+        # Held for the process's life: a stack that is let go takes the hooks off.
+        self.attached = ExitStack()
+        self.counter = self.attached.enter_context(counting(holder.model, weights=config.weights, ids=config.ids))
+        return holder
+
+    def __call__(self, batch: Columns) -> Columns:
+        """Counts the examples at `positions`, one row with a list; returns the fields of `WindowReport`, one row."""
+        try:
+            report = self._count_window(np.asarray(batch["positions"][0]))
+        except InputError as error:
+            report = WindowReport(fatal=str(error))
+        return {name: np.array([value]) for name, value in asdict(report).items()}
+
+    def _count_window(self, positions: npt.NDArray[np.int64]) -> WindowReport:
+        name = f"{positions[0]:09d}-{content_hash(positions.tolist())[:8]}"
+        attempt = Attempt(self.attempts, name, self.job.session)
+        # What a repeated attempt notes as being tried must be the only thing that this process works on.
+        with self.model_lock if attempt.is_repeated else nullcontext():
+            window = Window(name=name, attempt=attempt, examples=self._read(positions))
+            window.report.examples = len(positions)
+            self._encode(window)
+            with self.model_lock:
+                self._generate(window)
+                self._count(window)
+            self._write(window)
+        attempt.finished()
+        return window.report
+
+    def _read(self, positions: npt.NDArray[np.int64]) -> list[StoredExample]:
+        with self.batches.open_parquet(BATCHES) as file:
+            sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+            starts = np.cumsum([0, *sizes])
+            groups = np.unique(np.searchsorted(starts, positions, side="right") - 1)
+            kept = np.concatenate([np.arange(starts[group], starts[group + 1]) for group in groups])
+            table = file.read_row_groups(groups.tolist(), columns=_COLUMNS)
+        examples: list[StoredExample] = table.take(np.searchsorted(kept, positions)).to_pylist()
+        return examples
+
+    def _done_before(self, window: Window) -> set[int]:
+        """Places of examples that a process which died had written."""
+        if not window.attempt.is_repeated:
+            return set()
+        written = [
+            read_keys(folder, part)
+            for folder in (self.parts, self.rejects)
+            for part in folder.parquet_names()
+            if part.startswith(f"part-{window.name}-")
+        ]
+        keys = keys_of(*([example[name] for example in window.examples] for name in _COLUMNS[:2]))
+        return set(np.flatnonzero(np.isin(keys, np.concatenate(written))).tolist()) if written else set()
+
+    def _encode(self, window: Window) -> None:
+        config, tokenizer = self.job.config, self.holder.tokenizer
+        limit = config.max_tokens or context_length(self.holder.model)
+        done = self._done_before(window)
+        for index, example in enumerate(window.examples):
+            if index in done:
+                continue
+            if index in window.attempt.guilty:
+                window.reject(index, Rejected(PROCESS_DIED, "processes that worked on it alone died"))
+                continue
+            window.attempt.trying([index])
+            own_limit = limit
+            if limit and config.generate and not example["response"]:
+                own_limit = limit - config.max_new_tokens
+            try:
+                encoded = encode_example(
+                    tokenizer,
+                    example["messages"],
+                    example["response"],
+                    limit=own_limit,
+                    too_long=config.too_long,
+                    template_tokens=config.template_tokens,
+                )
+            except InputError as error:
+                raise InputError(f"{example['id']}: {error}") from error
+            if isinstance(encoded, Encoded):
+                window.rows[index] = encoded.row
+                if encoded.full_length:
+                    why = Rejected("truncated", f"{encoded.full_length} tokens, cut to {own_limit}")
+                    window.shortened.append(rejected_row(example, why))
+            else:
+                window.reject(index, encoded)
+        window.attempt.trying([])
+
+    def _generate(self, window: Window) -> None:
+        """Gives a response to rows that have none, where that is asked for."""
+        config = self.job.config
+        without = [index for index in window.rows if config.generate and not window.examples[index]["response"]]
+        missing = {index: window.rows[index] for index in without}
+        lengths = {index: len(row.prompt_ids) + config.max_new_tokens for index, row in missing.items()}
+
+        def work(group: list[int]) -> list[Response]:
+            seeds = [
+                example_seed(self.job.seed, window.examples[i]["batch_idx"], window.examples[i]["in_batch_idx"])
+                for i in group
+            ]
+            return generate_responses(
+                self.holder.model,
+                self.holder.tokenizer,
+                [missing[index].prompt_ids for index in group],
+                max_new_tokens=config.max_new_tokens,
+                temperature=config.temperature,
+                seeds=seeds,
+            )
+
+        for group, responses in self._in_budget(window, lengths, work):
+            for index, response in zip(group, responses, strict=True):
+                window.rows[index] = _with_response(missing[index], response)
+                keys = {name: window.examples[index][name] for name in _COLUMNS[:3]}
+                window.responses[index] = {**keys, "response": response.text, "ended": response.ended}
+
+    def _count(self, window: Window) -> None:
+        lengths = {index: len(row.prompt_ids) + len(row.answer_ids) for index, row in window.rows.items()}
+        written = time.monotonic()
+
+        def work(group: list[int]) -> RoutingCounts:
+            return self.forward([window.examples[index] for index in group], [window.rows[index] for index in group])
+
+        for group, counts in self._in_budget(window, lengths, work):
+            window.counted.append(counts)
+            window.counted_rows += group
+            window.report.forwards += 1
+            window.report.tokens += sum(lengths[index] for index in group)
+            window.report.padded += padded_tokens(lengths, group)
+            if time.monotonic() - written > self.job.seconds_per_part:
+                self._write(window)
+                written = time.monotonic()
+
+    def _in_budget(self, window: Window, lengths: Mapping[int, int], work: Callable[[list[int]], Any]) -> Iterator[Any]:
+        """Yields groups of examples with what `work` gave for them; the others are rejected."""
+        halvings = self.budget.halvings
+        alone = [index for index in window.attempt.alone if index in lengths]
+        for indices in [*([index] for index in alone), sorted(lengths.keys() - set(alone))]:
+            noted = Noted(window.attempt, indices, work)
+            for places, outcome in self.budget.run([lengths[index] for index in indices], noted):
+                group = noted.indices_of(places)
+                if isinstance(outcome, Rejected):
+                    window.reject(group[0], outcome)
+                else:
+                    yield group, outcome
+        window.attempt.trying([])
+        window.report.halvings += self.budget.halvings - halvings
+
+    def forward(self, examples: list[StoredExample], rows: list[TokenizedRow]) -> RoutingCounts:
+        """The counts of one forward pass."""
+        counts, num_tokens = count_rows(
+            self.holder.model, self.counter, rows, pad_id=pad_token_id(self.holder.tokenizer)
+        )
+        part = counts_from_forward(
+            counts,
+            num_tokens,
+            **label_columns(examples),
+            weights=self.counter.last_weights,
+            ids=self.counter.last_ids,
+            moe_layers=self.counter.moe_layers,
+        )
+        part.check()
+        return part
+
+    def _write(self, window: Window) -> None:
+        """Writes what is not written yet; the counts last, since an example that has counts is done."""
+        window.attempt.trying([])
+        texts = [window.responses.pop(index) for index in window.counted_rows if index in window.responses]
+        for folder, rows in ((self.shortened, window.shortened), (self.rejects, window.rejected)):
+            if rows:
+                folder.write_table(window.part_name(quarantine_frame(rows)), quarantine_frame(rows))
+        if texts:
+            self.texts.write_table(window.part_name(pd.DataFrame(texts)), pd.DataFrame(texts))
+        if window.counted:
+            table = counts_to_table(concat_counts(window.counted))
+            self.parts.write_table(window.part_name(table.select(_COLUMNS[:2]).to_pandas()), table)
+        window.counted, window.counted_rows, window.rejected, window.shortened = [], [], [], []
+
+
+def _with_response(row: TokenizedRow, response: Response) -> TokenizedRow:
+    """The row with a generated response, whose end token belongs to the chat template."""
+    if row.counted is None:
+        return TokenizedRow(row.prompt_ids, response.ids)
+    from_response = [True] * len(response.ids)
+    if response.ended:
+        from_response[-1] = False
+    return TokenizedRow(row.prompt_ids, response.ids, row.counted + from_response)
+
+
+def label_columns(examples: list[StoredExample]) -> dict[str, Any]:
+    """What `counts_from_forward` needs to know of the examples."""
+    return {
+        "batch_idx": [example["batch_idx"] for example in examples],
+        "in_batch_idx": [example["in_batch_idx"] for example in examples],
+        "label": [example["label"] for example in examples],
+        "category": [example["category"] for example in examples],
+        "pair": [example["pair"] or "" for example in examples],
+    }

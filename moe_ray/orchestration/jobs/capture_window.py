@@ -1,0 +1,99 @@
+"""A window of examples while a process works on it: what is to be done, what is not written yet, what became of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from moe_ray.models.tokenization import TokenizedRow
+from moe_ray.prompts.quarantine import Rejected, rejected_row
+from moe_ray.routing.count_store import keys_of
+from moe_ray.routing.counts import RoutingCounts
+from moe_ray.routing.crash_markers import Attempt
+from moe_ray.storage.fingerprint import content_hash
+
+StoredExample = dict[str, Any]
+
+
+@dataclass(kw_only=True)
+class WindowReport:
+    """What became of a window.
+
+    Attributes:
+        examples: how many it has.
+        tokens: tokens that went through forward passes now.
+        padded: the same with padding.
+        forwards: forward passes.
+        halvings: how often memory ran out.
+        quarantined: examples that could not be counted.
+        fatal: what stops the whole capture; empty = nothing.
+    """
+
+    examples: int = 0
+    tokens: int = 0
+    padded: int = 0
+    forwards: int = 0
+    halvings: int = 0
+    quarantined: int = 0
+    fatal: str = ""
+
+
+@dataclass(kw_only=True)
+class Window:
+    """A window in the works.
+
+    Attributes:
+        name: of its positions.
+        attempt: which notes what is worked on.
+        examples: as they are stored.
+        rows: token ids of those that are to be counted, by index into `examples`.
+        counted: counts that are not written yet, of the examples `counted_rows`.
+        responses: generated ones that are not written yet.
+        rejected: rows of the quarantine table that are not written yet.
+        shortened: the same of examples that were cut.
+        report: for the driver.
+    """
+
+    name: str
+    attempt: Attempt
+    examples: list[StoredExample]
+    rows: dict[int, TokenizedRow] = field(default_factory=dict)
+    counted: list[RoutingCounts] = field(default_factory=list)
+    counted_rows: list[int] = field(default_factory=list)
+    responses: dict[int, dict[str, Any]] = field(default_factory=dict)
+    rejected: list[dict[str, Any]] = field(default_factory=list)
+    shortened: list[dict[str, Any]] = field(default_factory=list)
+    report: WindowReport = field(default_factory=WindowReport)
+
+    def reject(self, index: int, why: Rejected) -> None:
+        """Leaves an example out."""
+        self.rows.pop(index, None)
+        self.rejected.append(rejected_row(self.examples[index], why))
+        self.report.quarantined += 1
+
+    def part_name(self, rows: pd.DataFrame) -> str:
+        """A file name for these rows of the window."""
+        keys = keys_of(rows["batch_idx"], rows["in_batch_idx"])
+        return f"part-{self.name}-{content_hash(np.unique(keys).tolist())[:8]}.parquet"
+
+
+@dataclass(frozen=True)
+class Noted:
+    """Work on examples, of which the attempt notes which ones are worked on."""
+
+    attempt: Attempt
+    indices: list[int]
+    work: Callable[[list[int]], Any]
+
+    def indices_of(self, places: list[int]) -> list[int]:
+        """Indices of the examples at these places of `indices`."""
+        return [self.indices[place] for place in places]
+
+    def __call__(self, places: list[int]) -> Any:
+        """The work, on the examples at these places."""
+        self.attempt.trying(self.indices_of(places))
+        return self.work(self.indices_of(places))

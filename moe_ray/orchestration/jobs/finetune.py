@@ -1,0 +1,219 @@
+"""Distributed fine-tuning: the core's loop in Ray Train workers, with checkpoints that a restarted worker resumes from.
+
+Every worker reads all batches and takes those that the step plan gives its rank, so a batch is never split. With
+`finetune.num_workers: 0` the same loop runs in this process, without Ray Train's start-up of some fifteen seconds.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray.train
+from ray.train.torch import TorchTrainer
+
+from moe_ray.config.finetune import FinetuneConfig
+from moe_ray.config.model import ModelConfig
+from moe_ray.finetuning.adapter import ADAPTER_FILES
+from moe_ray.finetuning.checkpoint import save_checkpoint
+from moe_ray.finetuning.fine_tune import FineTuned, continue_fine_tuning, fine_tune
+from moe_ray.finetuning.history import HISTORY, read_history, write_history
+from moe_ray.finetuning.step_report import StepReport
+from moe_ray.finetuning.trainer import MaskedTrainer
+from moe_ray.identification.mask_files import read_masks
+from moe_ray.orchestration.cluster.model_process import ModelHolder
+from moe_ray.orchestration.cluster.session import arrow_filesystem, require_cpus
+from moe_ray.prompts.example_tables import frame_to_batches, row_to_example
+from moe_ray.prompts.quarantine import read_training_examples
+from moe_ray.storage.folder import Folder
+
+logger = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_SAVES = 5.0
+
+"""The history is written between checkpoints too, for those who watch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuneJob:
+    """What every worker needs to know; plain values and URLs.
+
+    `start_url` is the folder of learned experts to go on from (empty = the base model); `batch_weights` multiplies the
+    gradients of the batches it names.
+    """
+
+    model: ModelConfig
+    config: FinetuneConfig
+    seed: int
+    batches_url: str
+    masks_url: str
+    out_url: str
+    base: str
+    start_url: str = ""
+    batch_weights: Mapping[int, float] = field(default_factory=dict)
+    routing_url: str | None = None
+    """Folder with the quarantined examples, which are not trained on; None = there are none."""
+
+
+def finetune(job: FineTuneJob) -> dict[str, Any]:
+    """Trains, writes the adapter and the history to `job.out_url`, and returns the numbers of `FineTuned`.
+
+    A job that was killed is resumed from its last checkpoint when it is started again.
+    """
+    if job.config.num_workers == 0:
+        return _run_worker(job, rank=0, world_size=1, resume_from=None, report=None)
+    require_cpus(job.config.num_workers + 1, "fine-tuning")
+    out = Folder.open(job.out_url)
+    trainer = TorchTrainer(
+        _worker_loop,
+        train_loop_config={"job": job},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=job.config.num_workers,
+            use_gpu=job.config.gpus_per_worker > 0,
+            resources_per_worker=_worker_resources(job.config),
+        ),
+        run_config=ray.train.RunConfig(
+            name="ray_train",
+            storage_path=out.path,
+            storage_filesystem=arrow_filesystem(out),
+            failure_config=ray.train.FailureConfig(max_failures=1),
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+        ),
+    )
+    result = trainer.fit()
+    outcome: dict[str, Any] = result.return_value
+    out.fs.rm(f"{out.path}/ray_train", recursive=True)
+    return outcome
+
+
+def _worker_resources(config: FinetuneConfig) -> dict[str, float]:
+    resources = {"CPU": 1.0}
+    if config.gpus_per_worker > 0:
+        resources["GPU"] = config.gpus_per_worker
+    return resources
+
+
+def _worker_loop(loop_config: dict[str, Any]) -> dict[str, Any]:
+    # Ray Train would print every report with its checkpoint's path; the step lines say what people want to know.
+    logging.getLogger().setLevel(logging.WARNING)
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+
+    def report(trainer: MaskedTrainer) -> None:
+        """Hands a checkpoint of rank 0 to Ray Train; the other ranks report without one."""
+        if rank != 0:
+            ray.train.report({"next_step": trainer.next_step})
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            save_checkpoint(trainer, folder)
+            ray.train.report({"next_step": trainer.next_step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return _run_worker(loop_config["job"], rank=rank, world_size=world_size, resume_from=None, report=report)
+    with checkpoint.as_directory() as folder:
+        return _run_worker(loop_config["job"], rank=rank, world_size=world_size, resume_from=folder, report=report)
+
+
+def _run_worker(
+    job: FineTuneJob,
+    *,
+    rank: int,
+    world_size: int,
+    resume_from: str | None,
+    report: Callable[[MaskedTrainer], None] | None,
+) -> dict[str, Any]:
+    holder = ModelHolder(job.model, world_size)
+    prepared = Folder.open(job.batches_url)
+    routing = None if job.routing_url is None else Folder.open(job.routing_url)
+    batches = frame_to_batches(read_training_examples(prepared, routing))
+    watched = prepared.read_table("validation.parquet").to_pylist() if job.config.patience else []
+    out, masks = Folder.open(job.out_url), read_masks(Folder.open(job.masks_url))
+    history = _History(out, resumed=resume_from is not None)
+
+    def after_step(trainer: MaskedTrainer, step: StepReport) -> None:
+        every = job.config.checkpoint_every or trainer.steps_per_epoch
+        due = trainer.next_step % every == 0 or trainer.next_step == len(trainer.plan)
+        if rank == 0:
+            _say(step, len(trainer.plan))
+            history.add(step)
+            if due or history.seconds_since_saved > _SECONDS_BETWEEN_SAVES:
+                history.save()
+        if due and report is not None:
+            report(trainer)
+
+    def tune(adapter: str) -> FineTuned:
+        return fine_tune(
+            holder.model,
+            holder.tokenizer,
+            batches,
+            masks,
+            config=job.config,
+            seed=job.seed,
+            adapter=adapter,
+            base=job.base,
+            rank=rank,
+            world_size=world_size,
+            resume_from=resume_from,
+            validation=[row_to_example(row) for row in watched],
+            batch_weights=job.batch_weights,
+            after_step=after_step,
+        )
+
+    with tempfile.TemporaryDirectory() as start, tempfile.TemporaryDirectory() as adapter:
+        if job.start_url:
+            for name in ADAPTER_FILES:
+                Path(start, name).write_bytes(Folder.open(job.start_url).read_bytes(name))
+            outcome = continue_fine_tuning(holder.model, start, adapter, masks, tune, saves=rank == 0)
+        else:
+            outcome = tune(adapter)
+        if rank == 0:
+            for name in ADAPTER_FILES:
+                out.write_bytes(name, Path(adapter, name).read_bytes())
+    if rank == 0:
+        history.save()
+    return _plain(outcome)
+
+
+def _plain(outcome: FineTuned) -> dict[str, Any]:
+    plain = asdict(outcome)
+    del plain["reports"]
+    return plain
+
+
+def _say(step: StepReport, total: int) -> None:
+    # Standard output of a Ray worker is shown by the driver; its logging is not.
+    names = ", ".join(str(batch.batch_idx) for batch in step.batches)
+    print(  # noqa: T201
+        f"step {step.step + 1}/{total}  batch_idx {names}  experts {step.num_experts}  loss {step.loss:.4f}  "
+        f"{step.tokens_per_second:.0f} tokens/s",
+        flush=True,
+    )
+
+
+class _History:
+    """Step reports as JSON lines; a resumed run drops the lines of steps that it repeats."""
+
+    def __init__(self, folder: Folder, *, resumed: bool) -> None:
+        self.folder = folder
+        self._saved = time.monotonic()
+        self.lines: dict[int, dict[str, Any]] = {}
+        if resumed and folder.exists(HISTORY):
+            self.lines = {line["step"]: line for line in read_history(folder)}
+
+    def add(self, step: StepReport) -> None:
+        self.lines[step.step] = step.as_dict()
+
+    @property
+    def seconds_since_saved(self) -> float:
+        return time.monotonic() - self._saved
+
+    def save(self) -> None:
+        self._saved = time.monotonic()
+        write_history(self.folder, [self.lines[step] for step in sorted(self.lines)])

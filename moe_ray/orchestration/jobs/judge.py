@@ -1,0 +1,121 @@
+"""Judging stored answers: verdicts are written as they come, so a judge that fails costs no answer and no verdict."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import ray.data
+
+from moe_ray.config.evaluate import EvaluateConfig
+from moe_ray.evaluation.judges import make_judge, with_verdicts
+from moe_ray.evaluation.judges.verdict import Conversation, Verdict
+from moe_ray.orchestration.cluster.model_process import process_device, quiet_and_threaded
+from moe_ray.orchestration.cluster.progress import progress
+from moe_ray.orchestration.cluster.session import require_cpus
+from moe_ray.storage.fingerprint import content_hash
+from moe_ray.storage.folder import Folder
+
+_KEYS = ["routing", "id"]
+
+_SECONDS_BETWEEN_PARTS = 5.0
+
+
+class JudgeActor:
+    """Holds a classifier and judges the answers it is given."""
+
+    def __init__(self, config: EvaluateConfig, parts_url: str) -> None:
+        quiet_and_threaded(config.num_actors)
+        self.judge = make_judge(config, device=process_device())
+        self.parts = Folder.open(parts_url)
+
+    def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
+        """Judges one block of answers and writes its part; returns what was done."""
+        rows = pd.DataFrame(batch)
+        verdicts = dict(self.judge.verdicts(_conversations(rows)))
+        _write(self.parts, rows, verdicts)
+        return {"id": rows["id"].to_numpy()}
+
+
+def judge(answers: pd.DataFrame, config: EvaluateConfig, parts: Folder, *, what: str) -> pd.DataFrame:
+    """The answers with verdicts; those that `parts` holds already are not asked for again.
+
+    Args:
+        answers: rows with `routing`, `id`, `messages`, `answer`.
+        config: the judge.
+        parts: folder of Parquet parts; may hold those of an unfinished judging.
+        what: what this is, for the progress bar.
+
+    Raises:
+        InputError: a verdict could not be had; those that could are in `parts`.
+    """
+    known = _read(parts)
+    todo = answers[[key not in known for key in zip(answers["routing"], answers["id"], strict=True)]]
+    if len(todo):
+        with progress(what, len(todo)) as meter:
+            work = _in_actors if config.judge == "classifier" else _here
+            for num_judged in work(todo, config, parts):
+                meter.advance(num_judged)
+        known = _read(parts)
+    verdicts = [known[key] for key in zip(answers["routing"], answers["id"], strict=True)]
+    return with_verdicts(answers, verdicts, config.judge)
+
+
+def _here(answers: pd.DataFrame, config: EvaluateConfig, parts: Folder) -> Iterator[int]:
+    """Judges in this process; yields how many answers were judged since the last time."""
+    fresh: dict[int, Verdict] = {}
+    last_part = time.monotonic()
+    try:
+        for position, verdict in make_judge(config).verdicts(_conversations(answers)):
+            fresh[position] = verdict
+            yield 1
+            if time.monotonic() - last_part > _SECONDS_BETWEEN_PARTS:
+                _write(parts, answers, fresh)
+                fresh, last_part = {}, time.monotonic()
+    finally:
+        if fresh:
+            _write(parts, answers, fresh)
+
+
+def _in_actors(answers: pd.DataFrame, config: EvaluateConfig, parts: Folder) -> Iterator[int]:
+    require_cpus(config.num_actors + 1, "judging")
+    table = pa.Table.from_pandas(answers[[*_KEYS, "messages", "answer"]], preserve_index=False)
+    size = config.rows_per_forward
+    blocks = [table.slice(start, size) for start in range(0, len(table), size)]
+    results = ray.data.from_arrow(blocks).map_batches(
+        JudgeActor,
+        fn_constructor_args=(config, parts.url),
+        compute=ray.data.ActorPoolStrategy(size=config.num_actors),
+        batch_size=None,
+        batch_format="numpy",
+        num_gpus=config.gpus_per_actor or None,
+    )
+    for done in results.iter_batches(batch_size=None, batch_format="numpy"):
+        yield len(done["id"])
+
+
+def _conversations(rows: pd.DataFrame) -> list[Conversation]:
+    pairs = zip(rows["messages"], rows["answer"], strict=True)
+    return [Conversation(json.loads(messages), answer) for messages, answer in pairs]
+
+
+def _write(parts: Folder, rows: pd.DataFrame, verdicts: dict[int, Verdict]) -> None:
+    judged = rows.iloc[list(verdicts)][_KEYS].reset_index(drop=True)
+    table = judged.join(pd.DataFrame(list(verdicts.values()), columns=Verdict._fields))
+    name = content_hash(judged.to_numpy().tolist())
+    parts.write_table(f"verdicts-{name}.parquet", table.astype({"score": "float64"}))
+
+
+def _read(parts: Folder) -> dict[tuple[str, str], Verdict]:
+    known = {}
+    for name in parts.names():
+        if name.startswith("verdicts-"):
+            for row in parts.read_frame(name).to_dict("records"):
+                score = None if np.isnan(row["score"]) else float(row["score"])
+                known[row["routing"], row["id"]] = Verdict(bool(row["refused"]), score, str(row["said"]))
+    return known

@@ -1,0 +1,180 @@
+"""The sweep: Ray Tune over settings; a trial identifies from the one stored capture, trains and measures in one process.
+
+A trial process loads the model once and is reused; nothing is captured. What a trial found is written as one record per
+settings, so that a sweep that was killed, however hard, trains no finished trial again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from ray import tune
+from ray.tune.search import BasicVariantGenerator
+
+from moe_ray.config.io import to_yaml
+from moe_ray.config.run import Config
+from moe_ray.errors import InputError
+from moe_ray.orchestration.cluster.session import arrow_filesystem, require_cpus
+from moe_ray.orchestration.jobs.sweep_trial import SweepJob, read_trials, sweep_trial
+from moe_ray.storage.folder import Folder
+from moe_ray.studies.heat_map import draw_heat_map, map_of_trials
+from moe_ray.studies.objective import rank_trials
+from moe_ray.studies.search_space import Range, SearchSpace, read_space
+
+logger = logging.getLogger(__name__)
+
+_TUNE = "tune"
+
+_RANGES = {"uniform": tune.uniform, "loguniform": tune.loguniform, "randint": tune.randint}
+
+
+def sweep(job: SweepJob) -> pd.DataFrame:
+    """Runs every trial that has no record yet; returns all trials, the best first.
+
+    Args:
+        job: what trials need; its folder holds Ray Tune's state until all trials are done.
+
+    Raises:
+        InputError: no trial could be trained.
+    """
+    settings, folder = job.config.sweep, Folder.open(job.folder_url)
+    require_cpus(int(settings.max_concurrent_trials * settings.cpus_per_trial), "the sweep")
+    space = read_space(job.config)
+    total = len(space.grid()) if settings.search == "grid" else settings.num_trials
+    # Ray Tune's own tables would be printed beside ours.
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    logger.info("sweep: %d trials over %s", total, ", ".join(space.settings))
+    results = _tuner(job, folder, space, total).fit()
+    if results.errors:
+        raise RuntimeError(f"{len(results.errors)} trials failed; the first error is above") from results.errors[0]
+    folder.fs.rm(f"{folder.path}/{_TUNE}", recursive=True)
+    ranked = rank_trials(read_trials(job.records))
+    if not (ranked["state"] == "finished").any():
+        raise InputError(
+            f"sweep: none of {len(ranked)} trials could be trained to the end; widen sweep.space. The first says: "
+            f"{ranked['said'].iloc[0]}"
+        )
+    return ranked
+
+
+def _tuner(job: SweepJob, folder: Folder, space: SearchSpace, total: int) -> tune.Tuner:
+    settings = job.config.sweep
+    resources = {"CPU": settings.cpus_per_trial}
+    if settings.gpus_per_trial:
+        resources["GPU"] = settings.gpus_per_trial
+    trainable = tune.with_resources(tune.with_parameters(sweep_trial, job=job), resources)
+    path, filesystem = f"{folder.path}/{_TUNE}", arrow_filesystem(folder)
+    if tune.Tuner.can_restore(path, storage_filesystem=filesystem):
+        logger.info("sweep: going on where an earlier one stopped")
+        return tune.Tuner.restore(path, trainable, restart_errored=True, storage_filesystem=filesystem)
+    return tune.Tuner(
+        trainable,
+        param_space=_param_space(space, is_grid=settings.search == "grid"),
+        tune_config=tune.TuneConfig(
+            metric="value",
+            mode="max",
+            search_alg=_search(job.config),
+            scheduler=_scheduler(job.config, space),
+            num_samples=1 if settings.search == "grid" else settings.num_trials,
+            max_concurrent_trials=settings.max_concurrent_trials if settings.search == "optuna" else None,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name=_TUNE,
+            storage_path=folder.path,
+            storage_filesystem=filesystem,
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
+            callbacks=[_Lines(total)],
+            verbose=0,
+        ),
+    )
+
+
+def _param_space(space: SearchSpace, *, is_grid: bool) -> dict[str, Any]:
+    lists = {key: (tune.grid_search if is_grid else tune.choice)(list(values)) for key, values in space.choices.items()}
+    return lists | {key: _domain(span) for key, span in space.ranges.items()}
+
+
+def _domain(span: Range) -> Any:
+    low, high = (int(span.low), int(span.high)) if span.kind == "randint" else (span.low, span.high)
+    return _RANGES[span.kind](low, high)
+
+
+def _search(config: Config) -> Any:
+    if config.sweep.search != "optuna":
+        return BasicVariantGenerator(random_state=config.seed, max_concurrent=config.sweep.max_concurrent_trials)
+    try:
+        from ray.tune.search.optuna import OptunaSearch
+
+        return OptunaSearch(seed=config.seed)
+    except ImportError as error:
+        raise InputError("sweep.search=optuna: the package optuna is not installed; install it") from error
+
+
+def _scheduler(config: Config, space: SearchSpace) -> Any:
+    if config.sweep.scheduler == "none":
+        return None
+    epochs = [*space.choices.get("finetune.epochs", ()), config.finetune.epochs]
+    if "finetune.epochs" in space.ranges:
+        epochs.append(int(space.ranges["finetune.epochs"].ends()[1]))
+    return tune.schedulers.ASHAScheduler(max_t=max(epochs), grace_period=1, reduction_factor=3)
+
+
+class _Lines(tune.Callback):  # type: ignore[misc]
+    """A line in the log for every trial that ends."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        done = sum(other.status == "TERMINATED" or other is trial for other in trials)
+        result = trial.last_result
+        logger.info("sweep: trial %d of %d: %s: %s", done, self.total, _in_words(trial.config), result.get("said", ""))
+
+
+def _in_words(settings: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in settings.items()
+    )
+
+
+def write_results(folder: Folder, config: Config, ranked: pd.DataFrame) -> dict[str, Any]:
+    """Writes the table, the heat map and the winner's configuration; returns the notes of the stage."""
+    from moe_ray.studies.search_space import winning_config
+
+    space = read_space(config)
+    winner = ranked.iloc[0]
+    settings = {key: _plain(winner[key]) for key in space.settings}
+    folder.write_table("trials.parquet", ranked)
+    folder.write_bytes("winner.yaml", to_yaml(winning_config(config, settings)).encode())
+    shown = map_of_trials(ranked, space, settings)
+    star = (
+        f"\n* = forgets more than {config.sweep.max_forgetting:g} nats per token" if shown.over.any(axis=None) else ""
+    )
+    title = f"{config.sweep.objective} on the validation split (darker is better)\nframe: the winner{star}"
+    pictures = draw_heat_map(shown, title=title)
+    for kind, data in pictures.items():
+        folder.write_bytes(f"heat_map.{kind}", data)
+    states = ranked["state"].value_counts()
+    return {
+        "winner": settings,
+        "objective": config.sweep.objective,
+        "value": float(winner["objective"]),
+        "is_within_bound": bool(winner["is_within_bound"]),
+        "trials": len(ranked),
+        "stopped": int(states.get("stopped", 0)),
+        "failed": int(states.get("failed", 0)),
+        "identify_seconds_max": float(ranked["identify_seconds"].max()),
+        "train_seconds": float(ranked["train_seconds"].sum()),
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return value.item() if isinstance(value, np.generic) else value

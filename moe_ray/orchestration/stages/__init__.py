@@ -1,0 +1,1 @@
+"""The stages of a run, each reading what the ones before it made."""

@@ -1,0 +1,69 @@
+"""The repaired model in MLflow's registry: base and learned experts merged, loadable without moe-ray."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import requests
+
+from moe_ray.config.model import ModelConfig
+from moe_ray.finetuning.adapter import ADAPTER_FILES, apply_adapter
+from moe_ray.models.loading import load_model, load_tokenizer
+from moe_ray.orchestration.tracking.mlflow_run import MlflowTracker
+from moe_ray.storage.folder import Folder
+
+logger = logging.getLogger(__name__)
+
+_REQUIREMENTS = ("torch", "transformers")
+
+
+def register_repaired(tracker: MlflowTracker, model: ModelConfig, adapter: Folder, name: str) -> str | None:
+    """Logs the merged model to the tracker's run and registers it.
+
+    Args:
+        tracker: of the parent run.
+        model: the base.
+        adapter: folder of learned experts.
+        name: in the registry.
+
+    Returns:
+        the model's URI, `models:/NAME/VERSION`; None, after a warning that names it, where the server did not take it.
+    """
+    repaired: Any = load_model(model, device="cpu")
+    with tempfile.TemporaryDirectory() as local:
+        for file in ADAPTER_FILES:
+            Path(local, file).write_bytes(adapter.read_bytes(file))
+        apply_adapter(repaired, local)
+    before = mlflow.get_tracking_uri()
+    try:
+        mlflow.set_tracking_uri(tracker.uri)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with mlflow.start_run(run_id=tracker.run_id):
+                logged = mlflow.transformers.log_model(
+                    {"model": repaired, "tokenizer": load_tokenizer(model)},
+                    name="repaired_model",
+                    task="text-generation",
+                    registered_model_name=name,
+                    # Given, since MLflow would else start the model once more to find them out.
+                    pip_requirements=[f"{package}=={_public_version(package)}" for package in _REQUIREMENTS],
+                )
+    except (mlflow.exceptions.MlflowException, requests.RequestException, OSError) as error:
+        logger.warning("the repaired model was not registered as %s: %s; run again in this run_dir", name, error)
+        return None
+    finally:
+        mlflow.set_tracking_uri(before)
+    uri = f"models:/{name}/{logged.registered_model_version}"
+    logger.info("registered the repaired model as %s", uri)
+    return uri
+
+
+def _public_version(package: str) -> str:
+    """The version without a local part such as +cpu, which no index holds."""
+    return importlib.metadata.version(package).partition("+")[0]

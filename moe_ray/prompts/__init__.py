@@ -1,0 +1,1 @@
+"""Prompts as people have them, grouped into batches that keep their `batch_idx`."""

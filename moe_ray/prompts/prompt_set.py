@@ -1,0 +1,123 @@
+"""A run's prompts: read, checked, split and grouped into batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+
+from moe_ray.config.fields import EMBEDDED
+from moe_ray.config.run import Config
+from moe_ray.demo.examples import embedded_records
+from moe_ray.errors import InputError
+from moe_ray.prompts.batches import Assembly, assemble_batches
+from moe_ray.prompts.examples import Example, Split, records_to_examples
+from moe_ray.prompts.neutral_texts import neutral_texts
+from moe_ray.prompts.splits import check_both_labels, split_examples
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """The run's examples: batches to analyse and train, and what is held out.
+
+    Attributes:
+        examples: all of them, in file order.
+        assembly: the training batches.
+        validation: held out, for choosing settings.
+        test: held out, for the figures.
+        neutral: texts whose loss shows what was forgotten.
+    """
+
+    examples: Sequence[Example]
+    assembly: Assembly
+    validation: tuple[Example, ...]
+    test: tuple[Example, ...]
+    neutral: tuple[str, ...]
+
+
+def without_pairs(prompts: Prompts, dropped: Set[str], config: Config) -> Prompts:
+    """The prompts that are left, split and grouped anew, so that every batch is whole.
+
+    Raises:
+        InputError: what is left cannot be used.
+    """
+    try:
+        return _group([example for example in prompts.examples if example.pair not in dropped], config)
+    except InputError as error:
+        setting = f"prompts.keep_pairs={config.prompts.keep_pairs}"
+        raise InputError(f"after {setting} dropped {len(dropped)} pairs: {error}") from error
+
+
+def _group(examples: Sequence[Example], config: Config) -> Prompts:
+    settings = config.prompts
+    splits = split_examples(
+        examples,
+        test_fraction=settings.test_fraction,
+        validation_fraction=settings.validation_fraction,
+        seed=config.seed,
+    )
+    check_both_labels(splits["test"], "held-out prompts")
+    assembly = assemble_batches(
+        splits["train"],
+        safe_per_batch=settings.safe_per_batch,
+        unsafe_per_batch=settings.unsafe_per_batch,
+        by_category=settings.by_category,
+        seed=config.seed,
+    )
+    if settings.max_batches:
+        assembly = _first_batches(assembly, settings.max_batches)
+    _check_validation(config, splits["validation"])
+    return Prompts(
+        examples=examples,
+        assembly=assembly,
+        validation=tuple(_limit(splits["validation"], settings.max_test_examples)),
+        test=tuple(_limit(splits["test"], settings.max_test_examples)),
+        neutral=tuple(neutral_texts(config.evaluate.neutral_file)),
+    )
+
+
+def _check_validation(config: Config, validation: Sequence[Example]) -> None:
+    """Refuses work that needs a validation split where there is none.
+
+    Raises:
+        InputError: early stopping, a sweep or rounds are asked for without validation examples of both labels.
+    """
+    asks = {
+        "finetune.patience": config.finetune.patience > 0,
+        "sweep.run": config.sweep.run,
+        "rounds.max_rounds": config.rounds.max_rounds > 1,
+    }
+    if any(asks.values()) and not validation:
+        names = " and ".join(name for name, is_asked in asks.items() if is_asked)
+        raise InputError(
+            f"{names}: needs validation examples, but no example has split 'validation'; give some that split, or hold "
+            "out a share of the training examples with prompts.validation_fraction=0.2"
+        )
+    if config.sweep.run or config.rounds.max_rounds > 1:
+        check_both_labels(validation, "validation prompts")
+
+
+def _embedded_examples() -> list[Example]:
+    splits: tuple[Split, ...] = ("train", "validation", "test")
+    records = [{**record, "split": split} for split in splits for record in embedded_records(split)]
+    return records_to_examples(records, source=EMBEDDED)
+
+
+def _first_batches(assembly: Assembly, limit: int) -> Assembly:
+    """The first batches, taken evenly over the list so that categories stay represented."""
+    total = len(assembly.batches)
+    chosen = sorted({position * total // limit for position in range(min(limit, total))})
+    dropped = tuple(
+        example for i, batch in enumerate(assembly.batches) if i not in chosen for example in batch.examples
+    )
+    kept = tuple(assembly.batches[position] for position in chosen)
+    return Assembly(batches=kept, left_over=assembly.left_over + dropped)
+
+
+def _limit(examples: Sequence[Example], per_label: int) -> Sequence[Example]:
+    if not per_label:
+        return examples
+    kept: list[Example] = []
+    for label in ("safe", "unsafe"):
+        own = [example for example in examples if example.label == label]
+        kept += [own[position * len(own) // per_label] for position in range(min(per_label, len(own)))]
+    return kept

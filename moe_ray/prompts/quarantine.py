@@ -1,0 +1,85 @@
+"""Quarantine: examples that cannot be captured, each with its reason, so that the rest can.
+
+A quarantined example is out of its batch for every later stage: its batch has fewer examples in identification, in the
+pandas export and in training. A batch that loses all examples of a label has no mask and is not trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from moe_ray.prompts.example_tables import BATCHES
+from moe_ray.storage.folder import Folder
+
+QUARANTINE = "quarantine.parquet"
+
+TRUNCATED = "truncated.parquet"
+
+COLUMNS = ("batch_idx", "in_batch_idx", "id", "label", "category", "reason", "detail")
+
+EMPTY = "empty"
+
+NOT_ENCODED = "not_encoded"
+
+TOO_LONG = "too_long"
+
+OUT_OF_MEMORY = "out_of_memory"
+
+FORWARD_FAILED = "forward_failed"
+
+PROCESS_DIED = "process_died"
+
+
+class Rejected(NamedTuple):
+    """Why an example cannot be captured: one of the reasons above, and a sentence."""
+
+    reason: str
+    detail: str
+
+
+def rejected_row(example: Mapping[str, Any], rejected: Rejected) -> dict[str, Any]:
+    """A row of the quarantine table."""
+    return {
+        **{name: example[name] for name in COLUMNS[:5]},
+        "reason": rejected.reason,
+        "detail": rejected.detail,
+    }
+
+
+def quarantine_frame(rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> pd.DataFrame:
+    """Rows of `rejected_row` as a table with fixed types, ordered by batch and place, each example once."""
+    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    types = {name: "int64" if name.endswith("_idx") else "object" for name in COLUMNS}
+    keys = ["batch_idx", "in_batch_idx"]
+    return frame.astype(types).drop_duplicates(keys).sort_values(keys, ignore_index=True)
+
+
+def without_quarantined(examples: pd.DataFrame, quarantined: pd.DataFrame) -> pd.DataFrame:
+    """The examples that are not in quarantine, in their order."""
+    keys = ["batch_idx", "in_batch_idx"]
+    out = pd.MultiIndex.from_frame(examples[keys]).isin(pd.MultiIndex.from_frame(quarantined[keys]))
+    return examples[np.logical_not(out)]
+
+
+def read_training_examples(batches: Folder, routing: Folder | None) -> pd.DataFrame:
+    """The stored examples of all batches that can be trained on: not in quarantine, and with a target.
+
+    An example without a target is one that was too long to be answered and was counted in part.
+
+    Args:
+        batches: folder of the `batches` stage.
+        routing: folder of the finished capture; None = nothing is in quarantine.
+    """
+    examples = batches.read_frame(BATCHES)
+    if routing is None:
+        return examples
+    kept = without_quarantined(examples, routing.read_frame(QUARANTINE))
+    no_target = kept[kept["target"].isna()]
+    if no_target.empty:
+        return kept
+    cut = no_target[~no_target.index.isin(without_quarantined(no_target, routing.read_frame(TRUNCATED)).index)]
+    return kept.drop(index=cut.index)

@@ -1,0 +1,236 @@
+"""The figures of a run.
+
+They are read in grey as in colour: magnitudes run from dark to light (cividis), series differ in marker, line or hatch too.
+
+Shape suffixes: B batches, L MoE layers, E experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from moe_ray.experts import ExpertMasks
+from moe_ray.report.html.svg import draw, label
+from moe_ray.studies.heat_map import HeatMap, heat_map_size, plot_heat_map
+
+_DARK, _MIDDLE, _LIGHT, _ACCENT = "#17365c", "#7d9cc0", "#e2d289", "#8a6d00"
+
+_MAP = "cividis"
+
+_MARKERS, _LINES = "osD^v<>P", ("-", "--", ":", "-.")
+
+_MOST_TICKS, _MOST_POINTS, _MOST_EXPERTS, _MOST_CATEGORIES, _MOST_NUMBERED = 12, 2000, 24, 24, 10
+
+
+def risk_grid(risk: pd.DataFrame, masks: ExpertMasks, batch_idx: int | None = None) -> npt.NDArray[np.float64]:
+    """(L, E) risk differences of a batch, or their mean over all."""
+    own = risk if batch_idx is None else risk[risk["batch_idx"] == batch_idx]
+    means = own.groupby(["layer", "expert"])["risk_diff"].mean().unstack("expert")
+    return np.asarray(means.reindex(index=masks.layers), dtype=np.float64)
+
+
+def heat_map(
+    name: str,
+    title: str,
+    grid_LE: npt.NDArray[np.float64],
+    selected_LE: npt.NDArray[np.bool_],
+    layers: Sequence[int],
+    *,
+    limit: float,
+    is_small: bool = False,
+) -> str:
+    """Layer x expert risk differences; a ring marks the selected experts.
+
+    Args:
+        name: of the figure.
+        title: for those who cannot see it.
+        grid_LE: (L, E) differences of fractions.
+        selected_LE: (L, E) experts to mark.
+        layers: L decoder layer indices.
+        limit: the scale runs from minus this to this.
+        is_small: one of many, without a scale of its own.
+    """
+    num_layers, num_experts = grid_LE.shape
+    width = 3.0 if is_small else 5.4
+    body = width - (0.7 if is_small else 1.5)
+    height = float(np.clip(body * num_layers / num_experts, 0.9 if is_small else 1.6, 2.4 if is_small else 5.0)) + 0.7
+
+    def plot(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        image = axes.imshow(grid_LE, cmap=_MAP, vmin=-limit, vmax=limit, aspect="auto", interpolation="none")
+        rows, columns = np.nonzero(selected_LE)
+        cell = 72 * min(body / num_experts, (height - 0.7) / num_layers)
+        size = float(np.clip(0.45 * cell, 0.8, 6.0))
+        axes.plot(columns, rows, "o", markersize=size, markerfacecolor="white", markeredgecolor="black", mew=size / 6)
+        _ticks(axes, "x", range(num_experts), "expert")
+        _ticks(axes, "y", layers, "layer")
+        if not is_small:
+            bar = figure.colorbar(image, ax=axes, shrink=0.9)
+            bar.set_label("risk difference")
+
+    return draw(name, title, plot, width=width, height=height)
+
+
+def _ticks(axes: Axes, side: str, names: Sequence[Any], what: str) -> None:
+    every = max(1, -(-len(names) // _MOST_TICKS))
+    places = list(range(0, len(names), every))
+    axis = axes.xaxis if side == "x" else axes.yaxis
+    axis.set_ticks(places, [str(names[place]) for place in places])
+    axis.set_label_text(what)
+
+
+def overlap(name: str, title: str, table: pd.DataFrame, order: Sequence[int]) -> str:
+    """Jaccard index of every two batches' masks.
+
+    Args:
+        name: of the figure.
+        title: for those who cannot see it.
+        table: from `batch_overlap`.
+        order: `batch_idx` in the order to show.
+    """
+    places = {batch: place for place, batch in enumerate(order)}
+    jaccard_BB = np.eye(len(order))
+    first, second = (table[side].map(places).to_numpy() for side in ("batch_a", "batch_b"))
+    jaccard_BB[first, second] = jaccard_BB[second, first] = table["jaccard"].fillna(0.0)
+
+    def plot(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        image = axes.imshow(jaccard_BB, cmap=_MAP, vmin=0, vmax=1, interpolation="none")
+        if len(order) <= _MOST_NUMBERED:
+            for (row, column), value in np.ndenumerate(jaccard_BB):
+                ink = "black" if value > 0.5 else "white"
+                axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=ink, fontsize=8)
+        _ticks(axes, "x", order, "batch_idx")
+        _ticks(axes, "y", order, "batch_idx")
+        figure.colorbar(image, ax=axes, shrink=0.8).set_label("Jaccard index")
+
+    return draw(name, title, plot, height=4.2)
+
+
+def trials(name: str, title: str, shown: HeatMap) -> str:
+    """The objective of a sweep's trials over two settings."""
+
+    def plot(figure: Figure) -> None:
+        plot_heat_map(figure, shown)
+
+    width, height = heat_map_size(shown)
+    return draw(name, title, plot, width=width, height=height)
+
+
+def experts_by_category(name: str, title: str, by_category: pd.DataFrame) -> str:
+    """Share of each category's batches in which an expert is unsafe; the experts of most categories.
+
+    Args:
+        name: of the figure.
+        title: for those who cannot see it.
+        by_category: from `expert_categories`.
+    """
+    shares = by_category.pivot_table(index="category", columns="name", values="share", fill_value=0.0)
+    top = shares.sum().sort_values(ascending=False, kind="stable").index[:_MOST_EXPERTS]
+    shares = shares.loc[shares.index[:_MOST_CATEGORIES], sorted(top)]
+
+    def plot(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        image = axes.imshow(shares, cmap=_MAP, vmin=0, vmax=1, aspect="auto", interpolation="none")
+        axes.set_xticks(range(len(shares.columns)), shares.columns, rotation=90, fontsize=8.5)
+        axes.set_yticks(range(len(shares)), [label(str(category)) for category in shares.index])
+        figure.colorbar(image, ax=axes).set_label("share of batches")
+
+    return draw(name, title, plot, height=1.6 + 0.24 * len(shares))
+
+
+def union_growth(name: str, title: str, table: pd.DataFrame, threshold: float) -> str:
+    """Experts in the union over threshold, a line for each top_k.
+
+    Args:
+        name: of the figure.
+        title: for those who cannot see it.
+        table: from `sweep_union`.
+        threshold: the run's own.
+    """
+
+    def plot(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        for number, (top_k, own) in enumerate(table.groupby("top_k")):
+            shade = 0.75 * number / max(1, table["top_k"].nunique() - 1)
+            axes.plot(
+                own["threshold"],
+                own["union"],
+                color=(shade * 0.9, shade * 0.85, 0.4),
+                marker=_MARKERS[number % len(_MARKERS)],
+                linestyle=_LINES[number % len(_LINES)],
+                ms=4,
+                label=f"top_k {top_k}",
+            )
+        axes.axvline(threshold, color="black", linewidth=0.8, linestyle=(0, (1, 3)), label="this run")
+        axes.set_xlabel("identify.threshold")
+        axes.set_ylabel("experts in the union")
+        axes.set_ylim(bottom=0)
+        axes.legend(frameon=False, fontsize=8)
+
+    return draw(name, title, plot)
+
+
+def training_curves(name: str, title: str, history: pd.DataFrame) -> str:
+    """Loss of every step and its mean over each epoch, validation loss, and gradient norm."""
+    steps = history[:: -(-len(history) // _MOST_POINTS)]
+    epochs = history.groupby("epoch").agg(step=("step", "mean"), loss=("loss", "mean"))
+    watched = history[history["validation_loss"].notna()]
+
+    def plot(figure: Figure) -> None:
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+        above.plot(steps["step"], steps["loss"], ".", color=_ACCENT, ms=4, alpha=0.6, label="step")
+        above.plot(epochs["step"], epochs["loss"], "-o", color=_DARK, ms=5, label="mean of the epoch")
+        if len(watched):
+            above.plot(watched["step"], watched["validation_loss"], "--D", color="black", ms=5, label="validation")
+        above.set_ylabel("loss (nats/token)")
+        above.set_ylim(bottom=0)
+        above.legend(frameon=False, fontsize=8)
+        below.plot(steps["step"], steps["grad_norm"], ".", color=_DARK, ms=4)
+        below.set_ylabel("gradient norm")
+        below.set_xlabel("step")
+        below.set_ylim(bottom=0)
+
+    return draw(name, title, plot, height=4.4)
+
+
+def before_after(name: str, title: str, rows: Sequence[Mapping[str, Any]], *, what: str) -> str:
+    """Two bars with 95% intervals for every row.
+
+    Args:
+        name: of the figure.
+        title: for those who cannot see it.
+        rows: with `name`, and `before` and `after` as plain rates (`value`, `low`, `high`, `n`), either may be None.
+        what: the rates' name, for the axis.
+    """
+    shown = [row for row in rows[:_MOST_CATEGORIES] if any(_is_rate(row[when]) for when in ("before", "after"))]
+
+    def plot(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        for when, shift, colour, hatch in (("before", -0.19, _LIGHT, "////"), ("after", 0.19, _MIDDLE, "")):
+            own = [(place + shift, row[when]) for place, row in enumerate(shown) if _is_rate(row[when])]
+            places, rates = [place for place, _ in own], [rate for _, rate in own]
+            values = np.array([rate["value"] for rate in rates])
+            axes.barh(places, values, height=0.36, color=colour, hatch=hatch, edgecolor="black", lw=0.6, label=when)
+            reach = [[rate["value"] - rate["low"] for rate in rates], [rate["high"] - rate["value"] for rate in rates]]
+            axes.errorbar(values, places, xerr=np.abs(reach), fmt="o", color="black", ms=2.5, elinewidth=1, capsize=2.5)
+        names = [f"{label(str(row['name']))} (n={(row['after'] or row['before'])['n']})" for row in shown]
+        axes.set_yticks(range(len(shown)), names)
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        axes.set_xlabel(what)
+        figure.legend(loc="outside upper right", ncols=2, frameon=False, fontsize=9)
+
+    return draw(name, title, plot, height=1.3 + 0.38 * len(shown))
+
+
+def _is_rate(value: Mapping[str, Any] | None) -> bool:
+    return value is not None and value.get("value") is not None

@@ -1,0 +1,84 @@
+"""Matplotlib figures as SVG that can stand many on one page.
+
+Text stays text, so it is small, sharp and can be searched; every id carries the figure's name, since those that matplotlib
+gives repeat from figure to figure. Nothing in the file points outside of it.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from typing import Any
+
+import matplotlib
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from moe_ray.report.printable import printable
+
+_SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
+
+_STYLE = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.size": 10.0,
+    "font.family": "sans-serif",
+    "axes.titlesize": 10.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "image.composite_image": False,
+    "hatch.linewidth": 0.6,
+}
+
+_LONGEST_LABEL = 24
+
+
+def draw(name: str, title: str, plot: Callable[[Figure], None], *, width: float = 5.4, height: float = 3.4) -> str:
+    """The figure that `plot` draws, as SVG text.
+
+    Args:
+        name: of the figure on its page; starts every id.
+        title: what it shows, for those who cannot see it.
+        plot: draws on an empty figure.
+        width: in inches; the page scales it.
+        height: in inches.
+    """
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
+        # Labels may hold any script; the reader's own fonts draw them, matplotlib's only measure.
+        warnings.filterwarnings("ignore", message="Glyph")
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasSVG(figure)
+        plot(figure)
+        buffer = io.StringIO()
+        nothing: Any = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(buffer, format="svg", metadata=nothing, transparent=True)
+    return _own_ids(buffer.getvalue(), name, title)
+
+
+def label(text: str) -> str:
+    """Untrusted text as a label: without control characters, and not too long."""
+    clean = printable(text) or "uncategorised"
+    return clean if len(clean) <= _LONGEST_LABEL else clean[: _LONGEST_LABEL - 1] + "…"
+
+
+def _own_ids(svg: str, name: str, title: str) -> str:
+    ET.register_namespace("", _SVG)
+    root = ET.fromstring(svg.partition("<svg")[1] + svg.partition("<svg")[2])
+    for element in root.iter():
+        for key, value in list(element.attrib.items()):
+            if key == "id":
+                element.set(key, f"{name}-{value}")
+            elif key == f"{{{_XLINK}}}href":
+                del element.attrib[key]
+                element.set("href", f"#{name}-{value[1:]}" if value.startswith("#") else value)
+            elif "url(#" in value:
+                element.set(key, value.replace("url(#", f"url(#{name}-"))
+    for key in ("width", "height"):
+        root.attrib.pop(key, None)
+    root.set("role", "img")
+    described = ET.Element(f"{{{_SVG}}}title")
+    described.text = title
+    root.insert(0, described)
+    return ET.tostring(root, encoding="unicode")

@@ -1,0 +1,8 @@
+"""Untrusted text made safe to print."""
+
+from __future__ import annotations
+
+
+def printable(text: str) -> str:
+    """Untrusted text without control characters, so that it cannot steer a terminal."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)

@@ -1,0 +1,1 @@
+"""Routing: tokens counted where they were really routed, and routed through masks."""

@@ -1,0 +1,175 @@
+"""Routing capture: which experts each example's tokens were really routed to.
+
+A forward pre-hook on every experts module sees the ids that the router selected, so no routing rule is ever derived a
+second time. Counts are kept per segment (an example and role) on the device of each layer: one addition and one scatter-add
+a layer, no copy to the host and no wait for the device until the forward is done.
+
+Shape suffixes: B rows, S positions, T = B*S tokens, K experts per token, N examples and roles, L MoE layers, E experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from moe_ray.errors import NotFinite
+from moe_ray.models.moe_layers import MoELayers
+from moe_ray.models.tokenization import PROMPT, RESPONSE, TokenizedRow, encode_row, pad_rows, pad_token_id
+from moe_ray.prompts.batches import Batch
+from moe_ray.routing.counter import RoutingCounter, counting
+from moe_ray.routing.counts import ROLES, RoutingCounts, concat_counts
+
+
+def count_rows(
+    model: PreTrainedModel, counter: RoutingCounter, rows: Sequence[TokenizedRow], *, pad_id: int
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """Routing counts of one forward pass over `rows`, without the language-model head.
+
+    Args:
+        model: a causal language model, in eval mode.
+        counter: attached to it by `counting`.
+        rows: B prompts with their answers (may be empty), from `encode_row`.
+        pad_id: token id that fills padding.
+
+    Returns:
+        counts (B, 2, L, E) int32 and number of counted tokens (B, 2) int64; the second axis is (prompt, response). The
+        counter's `last_weights` and `last_ids` have B * 2 segments in the same order.
+
+    Raises:
+        NotFinite: hidden states are not finite.
+    """
+    padded = pad_rows(rows, pad_id=pad_id).to(model.device)
+    places_B1 = torch.arange(len(rows), device=model.device).unsqueeze(1)
+    segments_BS = torch.where(padded.roles_BS < 0, -1, places_B1 * len(ROLES) + padded.roles_BS)
+    counter.start(segments_BS, len(rows) * len(ROLES))
+    try:
+        with torch.inference_mode():
+            body: Any = model.base_model
+            output = body(input_ids=padded.input_ids_BS, attention_mask=padded.attention_mask_BS, use_cache=False)
+        hidden_BSH = output.last_hidden_state
+        # A model that is spread over several devices ends on another one than it began on.
+        is_padding_BS1 = (padded.attention_mask_BS == 0).unsqueeze(-1).to(hidden_BSH.device)
+        if not (hidden_BSH.isfinite() | is_padding_BS1).all():
+            raise NotFinite(
+                "the model's hidden states are not finite, so its routing means nothing; try another model.dtype"
+            )
+        counts = counter.finish().view(len(rows), len(ROLES), len(counter.moe_layers), -1)
+    finally:
+        counter.stop()
+    num_tokens = torch.stack([(padded.roles_BS == role).sum(dim=1) for role in (PROMPT, RESPONSE)], dim=1)
+    return counts.numpy(), num_tokens.cpu().numpy()
+
+
+def count_batches(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    batches: Sequence[Batch],
+    *,
+    rows_per_forward: int = 32,
+    weights: bool = False,
+    ids: bool = False,
+    template_tokens: bool = True,
+) -> RoutingCounts:
+    """Routing counts of every example of the batches: one row for its prompt, one for its response if it has one.
+
+    Args:
+        model: a causal language model; its training mode is restored afterwards.
+        tokenizer: its tokenizer; the chat template is applied where there is one.
+        batches: from `assemble_batches`.
+        rows_per_forward: examples in one forward pass; changes memory and speed, not the counts.
+        weights: also sum the weights that tokens are routed with.
+        ids: also keep which experts each token was routed to.
+        template_tokens: count tokens of the chat template too; see `encode_row`.
+
+    Raises:
+        InputError: the model has no experts, or belongs to a family that cannot be captured; or as `encode_row`.
+    """
+    was_training = model.training
+    model.eval()
+    parts = []
+    try:
+        with counting(model, weights=weights, ids=ids) as counter:
+            for batch in batches:
+                rows = [
+                    encode_row(tokenizer, example.messages, example.response, template_tokens=template_tokens)
+                    for example in batch.examples
+                ]
+                for start in range(0, len(rows), rows_per_forward):
+                    places = range(start, min(start + rows_per_forward, len(rows)))
+                    parts.append(_count_slice(model, counter, batch, rows, places, pad_token_id(tokenizer)))
+    finally:
+        model.train(was_training)
+    return concat_counts(parts)
+
+
+def _count_slice(
+    model: PreTrainedModel,
+    counter: RoutingCounter,
+    batch: Batch,
+    rows: Sequence[TokenizedRow],
+    places: range,
+    pad_id: int,
+) -> RoutingCounts:
+    examples = [batch.examples[place] for place in places]
+    counts, num_tokens = count_rows(model, counter, [rows[place] for place in places], pad_id=pad_id)
+    return counts_from_forward(
+        counts,
+        num_tokens,
+        batch_idx=np.full(len(examples), batch.batch_idx),
+        in_batch_idx=np.asarray(places),
+        label=[example.label for example in examples],
+        category=[example.category for example in examples],
+        pair=[example.pair or "" for example in examples],
+        weights=counter.last_weights,
+        ids=counter.last_ids,
+        moe_layers=counter.moe_layers,
+    )
+
+
+def counts_from_forward(
+    counts: npt.NDArray[np.int32],
+    num_tokens: npt.NDArray[np.int64],
+    *,
+    batch_idx: npt.ArrayLike,
+    in_batch_idx: npt.ArrayLike,
+    label: Sequence[str],
+    category: Sequence[str],
+    moe_layers: MoELayers,
+    pair: Sequence[str] | None = None,
+    weights: Tensor | None = None,
+    ids: Sequence[npt.NDArray[Any]] | None = None,
+) -> RoutingCounts:
+    """`RoutingCounts` of what `count_rows` returned: one row per example and role, roles without tokens left out.
+
+    `weights` and `ids` are the counter's `last_weights` and `last_ids`.
+    """
+    rows, roles = np.nonzero(num_tokens)
+    return RoutingCounts(
+        batch_idx=np.asarray(batch_idx, dtype=np.int64)[rows],
+        in_batch_idx=np.asarray(in_batch_idx, dtype=np.int64)[rows],
+        label=np.asarray(label, dtype=object)[rows],
+        category=np.asarray(category, dtype=object)[rows],
+        role=np.asarray(ROLES, dtype=object)[roles],
+        num_tokens=num_tokens[rows, roles].astype(np.int64),
+        counts_NLE=counts[rows, roles],
+        layers=moe_layers.layers,
+        num_experts_per_tok=moe_layers.num_experts_per_tok,
+        pair=None if pair is None else np.asarray(pair, dtype=object)[rows],
+        weights_NLE=None if weights is None else weights.view(*counts.shape).numpy()[rows, roles],
+        ids=None if ids is None else _array_of(ids[segment] for segment in (rows * len(ROLES) + roles).tolist()),
+    )
+
+
+def _array_of(arrays: Iterable[npt.NDArray[Any]]) -> npt.NDArray[np.object_]:
+    """One entry per array, whatever their shapes."""
+    listed = list(arrays)
+    entries = np.empty(len(listed), dtype=object)
+    for place, array in enumerate(listed):
+        entries[place] = array
+    return entries

@@ -1,0 +1,109 @@
+"""Forward passes of like-length rows within a budget of tokens, and what happens to a row that does not fit.
+
+Rows are sorted by length and cut where a forward pass would exceed the budget or would be more than a tenth padding, so
+padding stays under a tenth whatever the lengths. A pass that runs out of memory halves the budget and is tried again.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeVar
+
+import torch
+
+from moe_ray.errors import NotFinite
+from moe_ray.prompts.quarantine import FORWARD_FAILED, OUT_OF_MEMORY, Rejected
+
+MAX_PADDING = 0.1
+
+"""Share of a forward pass's tokens that may be padding (0 to 1)."""
+
+T = TypeVar("T")
+
+
+def plan_forwards(lengths: Sequence[int], *, tokens_per_forward: int) -> list[list[int]]:
+    """Groups of rows, each for one forward pass; the longest rows first.
+
+    Args:
+        lengths: tokens of each row, 1 or more.
+        tokens_per_forward: rows x longest row of a group is at most this; a row that is longer gets a group of its own.
+
+    Returns:
+        indices into `lengths`, each in exactly one group. At most a tenth of each group is padding.
+    """
+    groups: list[list[int]] = []
+    real = 0
+    for row in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        if groups:
+            padded = (len(groups[-1]) + 1) * lengths[groups[-1][0]]
+            real += lengths[row]
+            if padded <= tokens_per_forward and padded - real <= MAX_PADDING * padded:
+                groups[-1].append(row)
+                continue
+        groups.append([row])
+        real = lengths[row]
+    return groups
+
+
+def padded_tokens(lengths: Sequence[int] | Mapping[int, int], group: Sequence[int]) -> int:
+    """Tokens of a forward pass over the rows of `group`, padding included."""
+    return len(group) * max(lengths[row] for row in group)
+
+
+class TokenBudget:
+    """How many tokens one forward pass may hold in this process; it shrinks when memory runs out.
+
+    Attributes:
+        tokens: padding included.
+        halvings: how often memory ran out.
+    """
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens, self.halvings = tokens, 0
+
+    def run(self, lengths: Sequence[int], work: Callable[[list[int]], T]) -> Iterator[tuple[list[int], T | Rejected]]:
+        """Does `work` on all rows, a group at a time.
+
+        Args:
+            lengths: tokens of each row.
+            work: one forward pass over the rows of a group.
+
+        Yields:
+            a group with what `work` returned, or a single row with why it cannot be done. A group that runs out of
+            memory is cut smaller, and so are all groups after it; one that fails in another way is tried row by row.
+        """
+        waiting = plan_forwards(lengths, tokens_per_forward=self.tokens)
+        while waiting:
+            group = waiting.pop(0)
+            outcome = _attempt(work, group)
+            if not isinstance(outcome, Rejected) or len(group) == 1:
+                yield group, outcome
+            elif outcome.reason == OUT_OF_MEMORY:
+                self.tokens = max(1, min(self.tokens, padded_tokens(lengths, group)) // 2)
+                self.halvings += 1
+                rest = [row for rows in (group, *waiting) for row in rows]
+                smaller = plan_forwards([lengths[row] for row in rest], tokens_per_forward=self.tokens)
+                waiting = [[rest[position] for position in rows] for rows in smaller]
+            else:
+                waiting = [*([row] for row in group), *waiting]
+
+
+def _attempt(work: Callable[[list[int]], T], group: list[int]) -> T | Rejected:
+    try:
+        return work(group)
+    except torch.OutOfMemoryError as error:
+        rejected = Rejected(OUT_OF_MEMORY, f"a forward pass over it alone runs out of memory: {_first_line(error)}")
+    except (RuntimeError, IndexError, NotFinite) as error:
+        if torch.cuda.is_available() and isinstance(error, torch.AcceleratorError):
+            raise  # Nothing runs on this device in this process any more.
+        rejected = Rejected(FORWARD_FAILED, f"{type(error).__name__}: {_first_line(error)}")
+    # Only here, where the error and with it the frames that hold tensors are gone, can memory be given back.
+    if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()
+    return rejected
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().split("\n")[0] or type(error).__name__)[:200]

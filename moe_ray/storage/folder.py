@@ -1,0 +1,164 @@
+"""What a run writes: one folder per stage under a run directory, each finished by a manifest.
+
+A stage's manifest is written last and holds everything its output depends on. A stage whose manifest matches is reused;
+one without a manifest is begun anew or resumed by its own means. The run directory is a local path or any fsspec URL.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import fsspec
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from moe_ray.errors import InputError
+from moe_ray.storage.fingerprint import environment
+
+MANIFEST, STARTED = "manifest.json", "inputs.json"
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder on any file system that fsspec knows."""
+
+    url: str
+    fs: Any = field(repr=False, compare=False)
+    path: str = field(repr=False)
+
+    @classmethod
+    def open(cls, url: str) -> Folder:
+        """The folder at a local path or URL; made if missing.
+
+        Raises:
+            InputError: the place cannot be written.
+        """
+        try:
+            fs, path = fsspec.url_to_fs(url)
+            fs.makedirs(path, exist_ok=True)
+        except (OSError, ValueError, ImportError) as error:
+            raise InputError(f"run_dir {url!r} cannot be opened: {error}; give a writable folder or URL") from error
+        return cls(url=str(fs.unstrip_protocol(path)), fs=fs, path=path)
+
+    def sub(self, name: str) -> Folder:
+        """A folder inside, made if missing."""
+        path = f"{self.path}/{name}"
+        self.fs.makedirs(path, exist_ok=True)
+        return Folder(url=f"{self.url}/{name}", fs=self.fs, path=path)
+
+    def file(self, name: str) -> str:
+        """The path of a file inside, for messages and for this file system."""
+        return f"{self.path}/{name}"
+
+    def exists(self, name: str) -> bool:
+        """Whether the file is there."""
+        return bool(self.fs.exists(self.file(name)))
+
+    def names(self) -> list[str]:
+        """Names of the files inside, sorted."""
+        return sorted(str(path).rpartition("/")[2] for path in self.fs.ls(self.path, detail=False))
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Writes a file so that readers see all of it or nothing."""
+        temporary = self.file(f".{name}.part")
+        self.fs.pipe_file(temporary, data)
+        self.fs.mv(temporary, self.file(name))
+
+    def read_bytes(self, name: str) -> bytes:
+        """A file's bytes."""
+        data: bytes = self.fs.cat_file(self.file(name))
+        return data
+
+    def write_json(self, name: str, value: object) -> None:
+        """Writes plain values as JSON."""
+        self.write_bytes(name, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+    def read_json(self, name: str) -> Any:
+        """What `write_json` wrote."""
+        return json.loads(self.read_bytes(name))
+
+    def remove(self, name: str) -> None:
+        """Removes a file if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.rm_file(self.file(name))
+
+    def write_table(self, name: str, table: pa.Table | pd.DataFrame, *, row_group_size: int | None = None) -> None:
+        """Writes a Parquet file, with at most `row_group_size` rows in what a reader must load at once."""
+        if isinstance(table, pd.DataFrame):
+            table = pa.Table.from_pandas(table, preserve_index=False)
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd", row_group_size=row_group_size)
+        self.write_bytes(name, buffer.getvalue())
+
+    @contextlib.contextmanager
+    def open_parquet(self, name: str) -> Iterator[pq.ParquetFile]:
+        """A Parquet file of which only what is asked for is read."""
+        with self.fs.open(self.file(name), "rb") as file, pq.ParquetFile(file) as parquet:
+            yield parquet
+
+    def parquet_names(self) -> list[str]:
+        """Names of the finished Parquet files inside, sorted."""
+        return [name for name in self.names() if name.endswith(".parquet") and not name.startswith(".")]
+
+    def read_table(self, name: str) -> pa.Table:
+        """A Parquet file's table."""
+        return pq.read_table(io.BytesIO(self.read_bytes(name)))
+
+    def read_frame(self, name: str) -> pd.DataFrame:
+        """A Parquet file's rows."""
+        frame: pd.DataFrame = self.read_table(name).to_pandas()
+        return frame
+
+    def finish(self, inputs: Mapping[str, Any], **notes: Any) -> None:
+        """Marks the folder as a finished stage.
+
+        Args:
+            inputs: everything the output depends on; the stage is reused while they are equal.
+            notes: plain values worth keeping, such as seconds.
+        """
+        self.write_json(MANIFEST, {"inputs": dict(inputs), "notes": notes, "environment": environment()})
+
+    def finished(self, inputs: Mapping[str, Any]) -> bool:
+        """Whether a stage with equal inputs was finished here."""
+        return self.changed_inputs(inputs) == []
+
+    def start(self, inputs: Mapping[str, Any]) -> None:
+        """Empties the folder and marks it as a stage that was begun with these inputs."""
+        self.clear()
+        self.write_json(STARTED, {"inputs": dict(inputs)})
+
+    def changed_inputs(self, inputs: Mapping[str, Any], *, marker: str = MANIFEST) -> list[str] | None:
+        """Names of the inputs that differ from those of the stage that was finished here.
+
+        Args:
+            inputs: as given to `finish`.
+            marker: MANIFEST, or STARTED to compare with those of the stage that was begun here.
+
+        Returns:
+            None when there is no such stage.
+        """
+        if not self.exists(marker):
+            return None
+        stored = self.read_json(marker)["inputs"]
+        wanted = json.loads(json.dumps(dict(inputs), default=str))
+        return sorted(key for key in stored.keys() | wanted.keys() if stored.get(key) != wanted.get(key))
+
+    def notes(self) -> dict[str, Any]:
+        """The notes of the finished stage."""
+        notes: dict[str, Any] = self.read_json(MANIFEST)["notes"]
+        return notes
+
+    def delete(self) -> None:
+        """Removes the folder with everything inside."""
+        self.fs.rm(self.path, recursive=True)
+
+    def clear(self) -> None:
+        """Removes everything inside."""
+        self.delete()
+        self.fs.makedirs(self.path, exist_ok=True)

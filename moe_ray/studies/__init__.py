@@ -1,0 +1,1 @@
+"""Studies: what runs many trainings, such as sweeps, baselines and rounds."""

@@ -1,0 +1,82 @@
+"""Per-batch masks held against baselines: one row per arm, paired differences, and what they say in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from moe_ray.evaluation.metrics import compare, summarise
+from moe_ray.studies.baselines import OURS
+from moe_ray.studies.trial import Measured
+
+BASE = "base"
+
+"""The arm that trains nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmResult:
+    """What an arm gave on the held-out examples.
+
+    Attributes:
+        name: of the arm.
+        measured: answers under natural routing, and losses on neutral text.
+        experts_per_batch: mean over trained batches; None = no mask.
+        trainable_parameters: numbers that were allowed to change.
+        train_seconds: of fine-tuning alone.
+    """
+
+    name: str
+    measured: Measured
+    experts_per_batch: float | None
+    trainable_parameters: int
+    train_seconds: float
+
+
+def comparison_table(results: Sequence[ArmResult]) -> pd.DataFrame:
+    """One row per arm.
+
+    Args:
+        results: with those of `BASE` and `OURS` among them, all of the same examples.
+
+    Returns:
+        columns `arm, experts_per_batch, trainable_parameters, train_seconds`; for `unsafe_refusal_rate` and
+        `safe_refusal_rate` the rate with `_low`, `_high`, `_n` and, as `ours_minus_<rate>` with the same endings, the paired
+        difference of per-batch masks to the arm; for `safe_target_loss` and `neutral_loss` the rise above the base model
+        with `_low`, `_high`: what was forgotten (nats per token; NaN where it was not measured); `ours_minus_neutral_loss`,
+        how much more per-batch masks forgot than the arm. All intervals are 95%.
+    """
+    by_name = {result.name: result for result in results}
+    ours, base = by_name[OURS].measured, by_name[BASE].measured
+    rows = []
+    for result in results:
+        measured = result.measured
+        row: dict[str, Any] = {
+            "arm": result.name,
+            "experts_per_batch": result.experts_per_batch,
+            "trainable_parameters": result.trainable_parameters,
+            "train_seconds": result.train_seconds,
+        }
+        rates = summarise(measured.answers)
+        neutral = {"neutral_before": measured.neutral, "neutral_after": ours.neutral}
+        to_ours = compare(measured.answers, ours.answers, **neutral)
+        for name in ("unsafe_refusal_rate", "safe_refusal_rate"):
+            row |= _flat(name, rates[name]) | _flat(f"ours_minus_{name}", to_ours[name])
+        row |= _flat("safe_target_loss", _forgotten(base, measured)["target_loss"])
+        row |= _flat("neutral_loss", _forgotten(base, measured)["neutral_loss"])
+        row |= _flat("ours_minus_neutral_loss", to_ours["neutral_loss"])
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _forgotten(base: Measured, after: Measured) -> dict[str, Any]:
+    safe = [answers[answers["label"] == "safe"] for answers in (base.answers, after.answers)]
+    return compare(*safe, neutral_before=base.neutral, neutral_after=after.neutral)
+
+
+def _flat(name: str, figure: Mapping[str, Any] | None) -> dict[str, Any]:
+    figure = figure or {}
+    return {f"{name}{'' if key == 'value' else f'_{key}'}": figure.get(key) for key in ("value", "low", "high", "n")}

@@ -1,0 +1,226 @@
+"""One trial: fine-tune the base model, measure it, and put the base back, all in one process.
+
+Trials of a sweep and baselines run one after another on the same loaded model; what each changed is undone bit for bit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from moe_ray.config.evaluate import EvaluateConfig
+from moe_ray.config.finetune import FinetuneConfig
+from moe_ray.config.identify import IdentifyConfig
+from moe_ray.evaluation.evaluate import answer_examples
+from moe_ray.experts import ExpertMasks
+from moe_ray.finetuning.adapter import experts_restored
+from moe_ray.finetuning.fine_tune import configured_weights, fine_tune, target_rows
+from moe_ray.finetuning.full_fine_tune import model_restored, tune_all_parameters
+from moe_ray.finetuning.step_report import StepReport
+from moe_ray.finetuning.trainer import MaskedTrainer
+from moe_ray.identification.identify import identify
+from moe_ray.identification.selection import select
+from moe_ray.models.loss import text_losses
+from moe_ray.models.tokenization import pad_token_id
+from moe_ray.prompts.batches import Batch
+from moe_ray.prompts.examples import Example
+from moe_ray.routing.counts import RoutingCounts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Held-out answers of a model, and its losses on neutral text.
+
+    Attributes:
+        answers: from `answer_examples`, under natural routing.
+        neutral: from `text_losses`, None = no neutral text was given.
+    """
+
+    answers: pd.DataFrame
+    neutral: pd.DataFrame | None
+
+
+Measure = Callable[[], Measured]
+
+"""Measures the model as it is now."""
+
+
+def measurer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    frame: pd.DataFrame,
+    config: EvaluateConfig,
+    neutral_texts: Sequence[str] = (),
+) -> Measure:
+    """A function that measures the model on held-out examples, under natural routing.
+
+    Args:
+        model: in memory.
+        tokenizer: its tokenizer.
+        frame: held-out examples, see `answer_examples`.
+        config: sizes and the judge; its `routing` is not used.
+        neutral_texts: whose loss shows what was forgotten.
+    """
+    natural = replace(config, routing="natural")
+
+    def measure() -> Measured:
+        neutral = None
+        if neutral_texts:
+            neutral = text_losses(model, tokenizer, neutral_texts, rows_per_forward=config.rows_per_forward)
+        return Measured(answers=answer_examples(model, tokenizer, frame, natural), neutral=neutral)
+
+    return measure
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialOutcome:
+    """What a trial gave.
+
+    Attributes:
+        measured: what `measure` returned at the end.
+        trainable_parameters: numbers that were allowed to change.
+        frozen_parameters_changed: numbers in frozen tensors whose bytes changed; 0, or something is wrong.
+        losses: per step done now, the mean loss over the batch's target-response tokens (nats per token).
+        train_seconds: of fine-tuning, without what `after_step` took.
+        evaluate_seconds: of the last measurement.
+    """
+
+    measured: Measured
+    trainable_parameters: int
+    frozen_parameters_changed: int
+    losses: tuple[float, ...]
+    train_seconds: float
+    evaluate_seconds: float
+
+
+def identify_masks(counts: RoutingCounts, selection: IdentifyConfig, *, seed: int) -> ExpertMasks:
+    """The masks that a run with these settings would train, from stored counts alone.
+
+    What only says how sure a selection is, and does not change it, is left out; this is what makes a trial's identification
+    take a fraction of a second.
+
+    Raises:
+        InputError: no batch has any unsafe expert.
+    """
+    needed = replace(
+        selection,
+        permutations=selection.permutations if selection.alpha else 0,
+        resamples=selection.resamples if selection.stability else 0,
+    )
+    return select(identify(counts, needed, seed=seed), needed, seed=seed)
+
+
+def in_one_process(config: FinetuneConfig) -> FinetuneConfig:
+    """The same training with one worker: as many batches in a step as its workers would have taken."""
+    return replace(config, batches_per_step=config.batches_per_step or max(1, config.num_workers), num_workers=1)
+
+
+def run_trial(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    batches: Sequence[Batch],
+    masks: ExpertMasks,
+    *,
+    config: FinetuneConfig,
+    seed: int,
+    measure: Measure,
+    validation: Sequence[Example] = (),
+    resume_from: str | Path | None = None,
+    after_step: Callable[[MaskedTrainer, StepReport], None] | None = None,
+) -> TrialOutcome:
+    """Masked fine-tuning of the base model, measured; the model ends as it was, also after an error.
+
+    Args:
+        model: the base model.
+        tokenizer: its tokenizer.
+        batches: with a target for every example.
+        masks: by `batch_idx`.
+        config: hyperparameters.
+        seed: of the batch order.
+        measure: called once when training is done.
+        validation: what `config.patience` watches.
+        resume_from: folder of a training checkpoint.
+        after_step: called with the trainer and the report of each step; `measure` may be called there too.
+    """
+    callback_seconds = 0.0
+
+    def timed(trainer: MaskedTrainer, report: StepReport) -> None:
+        nonlocal callback_seconds
+        began = time.perf_counter()
+        if after_step is not None:
+            after_step(trainer, report)
+        callback_seconds += time.perf_counter() - began
+
+    with experts_restored(model, masks.union_experts):
+        started = time.perf_counter()
+        tuned = fine_tune(
+            model,
+            tokenizer,
+            batches,
+            masks,
+            config=in_one_process(config),
+            seed=seed,
+            validation=validation if config.patience else (),
+            resume_from=resume_from,
+            after_step=timed,
+        )
+        trained = time.perf_counter()
+        measured = measure()
+        return TrialOutcome(
+            measured=measured,
+            trainable_parameters=tuned.trainable_parameters,
+            frozen_parameters_changed=tuned.frozen_parameters_changed,
+            losses=tuple(report.loss for report in tuned.reports),
+            train_seconds=trained - started - callback_seconds,
+            evaluate_seconds=time.perf_counter() - trained,
+        )
+
+
+def run_full_trial(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    batches: Sequence[Batch],
+    *,
+    only: Collection[int],
+    config: FinetuneConfig,
+    seed: int,
+    measure: Measure,
+) -> TrialOutcome:
+    """Full fine-tuning of the base model, measured; the model ends as it was, also after an error.
+
+    Args:
+        model: the base model.
+        tokenizer: its tokenizer.
+        batches: with a target for every example.
+        only: the `batch_idx`s to train on.
+        config: hyperparameters.
+        seed: of the batch order.
+        measure: called once when training is done.
+    """
+    rows = {batch.batch_idx: target_rows(tokenizer, batch.examples) for batch in batches if batch.batch_idx in only}
+    config = in_one_process(config)
+    with model_restored(model):
+        started = time.perf_counter()
+        tuned = tune_all_parameters(
+            model,
+            rows,
+            config=config,
+            pad_id=pad_token_id(tokenizer),
+            seed=seed,
+            batch_weights=configured_weights(config.batch_weights, batches),
+        )
+        trained = time.perf_counter()
+        measured = measure()
+        return TrialOutcome(
+            measured=measured,
+            trainable_parameters=tuned.trainable_parameters,
+            frozen_parameters_changed=0,
+            losses=tuned.losses,
+            train_seconds=trained - started,
+            evaluate_seconds=time.perf_counter() - trained,
+        )

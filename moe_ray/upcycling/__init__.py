@@ -1,0 +1,1 @@
+"""Dense models turned into MoEs."""

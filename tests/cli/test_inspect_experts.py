@@ -1,0 +1,71 @@
+"""The inspection script answers every question of a run directory, and refuses others clearly."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from moe_ray.cli.inspect_experts import main
+from moe_ray.config.io import to_yaml
+from moe_ray.config.run import Config
+from moe_ray.experts import Expert
+from moe_ray.identification.identify import identify
+from moe_ray.identification.mask_files import write_masks
+from moe_ray.identification.risk import risk_differences
+from moe_ray.identification.selection import select
+from moe_ray.routing.count_tables import counts_to_table
+from moe_ray.storage.folder import Folder
+from moe_ray.testing.simulated_counts import Population, simulate
+
+
+@pytest.fixture(scope="module", params=["with statistics", "without"])
+def run_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    config = Config()
+    folder = Folder.open(str(tmp_path_factory.mktemp("run")))
+    counts = simulate(Population(), num_batches=4, planted=(Expert(1, 3), Expert(2, 2)), shift=0.7)
+    rows = [
+        {
+            "batch_idx": int(batch),
+            "in_batch_idx": int(place),
+            "id": f"{batch}-{place}",
+            "label": label,
+            "category": ["fraud", "wea\x1bpons"][batch % 2],
+            "messages": json.dumps([{"role": "user", "content": f"text {batch} {place}"}]),
+            "pair": None,
+        }
+        for batch, place, label in zip(counts.batch_idx, counts.in_batch_idx, counts.label, strict=True)
+    ]
+    risk = identify(counts, config.identify)
+    folder.write_bytes("config.yaml", to_yaml(config).encode())
+    folder.sub("batches").write_table("batches.parquet", pd.DataFrame(rows))
+    folder.sub("routing").sub("counts").write_table("part-0.parquet", counts_to_table(counts))
+    stored = risk if request.param == "with statistics" else risk_differences(counts)
+    folder.sub("unsafe_experts").write_table("risk_differences.parquet", stored)
+    write_masks(folder.sub("unsafe_experts"), select(risk, config.identify))
+    return folder.path
+
+
+def test_every_question_is_answered(run_dir: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([run_dir, "--export", str(tmp_path / "out.pkl")]) == 0
+    out = capsys.readouterr().out
+    assert "4 of 4 batches have at least one selected expert with corrected p" in out
+    assert "L01_E03" in out
+    assert "fraud, wea\N{REPLACEMENT CHARACTER}pons" in out
+    assert "6 pairs of batches: mean Jaccard" in out
+    assert "esft_token" in out
+    assert "\x1b" not in out
+    assert len(pd.read_pickle(tmp_path / "out.pkl")["batch_expert_masks"]) == 4
+
+
+def test_an_unknown_category_names_the_known_ones(run_dir: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([run_dir, "--ask", "categories", "--category", "spam"]) == 2
+    assert "got 'spam', expected one of fraud" in capsys.readouterr().err
+
+
+def test_a_folder_without_a_run_is_refused_and_not_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "nowhere")]) == 2
+    assert "holds no unsafe_experts/masks.npz" in capsys.readouterr().err
+    assert not (tmp_path / "nowhere").exists()

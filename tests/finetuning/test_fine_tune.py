@@ -1,0 +1,104 @@
+"""Fine-tuning from text: what the configuration asks for is what the trainer does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from families import batch_masks, build, routing_spied, state_of
+from text_batches import BATCHES, EXPERTS
+from training_runs import assert_only_these_moved
+from word_tokenizer import make_tokenizer
+
+from moe_ray.config.finetune import FinetuneConfig
+from moe_ray.errors import InputError
+from moe_ray.finetuning.fine_tune import configured_weights, fine_tune
+
+
+def tune(model, *, after_step=None, caller_weights=None, **settings):
+    config = FinetuneConfig(**{"epochs": 2, "learning_rate": 1e-2, "schedule": "constant", **settings})
+    return fine_tune(
+        model,
+        make_tokenizer(),
+        BATCHES,
+        batch_masks(model, EXPERTS),
+        config=config,
+        after_step=after_step,
+        batch_weights=caller_weights,
+    )
+
+
+def test_nothing_but_the_union_changes():
+    model = build("olmoe")
+    before = state_of(model)
+    tuned = tune(model, weight_decay=0.1)
+    assert tuned.frozen_parameters_changed == 0
+    assert_only_these_moved(model, before, {pair for pairs in EXPERTS.values() for pair in pairs})
+
+
+@pytest.mark.parametrize("entry", ["theft=0", "6=0.0"])
+def test_a_weight_from_the_configuration_reaches_the_batch(entry):
+    model = build("olmoe")
+    before = state_of(model)
+    tune(model, batch_weights=(entry,))
+    assert_only_these_moved(model, before, EXPERTS[4])
+
+
+def test_a_weight_of_the_caller_multiplies_the_configured_one():
+    model = build("olmoe")
+    before = state_of(model)
+    tune(model, caller_weights={6: 0.0}, batch_weights=("theft=3",))
+    assert_only_these_moved(model, before, EXPERTS[4])
+
+
+def test_the_batchs_own_index_wins_over_its_category():
+    assert configured_weights(["theft=2", "6=5", "fraud=0.5"], BATCHES) == {4: 0.5, 6: 5.0}
+
+
+def test_a_weight_for_no_batch_is_refused():
+    with pytest.raises(
+        InputError, match=r"got 'arson', expected a batch_idx or one of the categories \['fraud', 'theft'\]"
+    ):
+        configured_weights(["arson=2"], BATCHES)
+
+
+@pytest.mark.parametrize("entry", ["fraud", "=2", "fraud=-1", "fraud=much", "3=inf"])
+def test_what_is_no_weight_is_refused(entry):
+    with pytest.raises(InputError, match=r"finetune\.batch_weights"):
+        FinetuneConfig(batch_weights=(entry,))
+
+
+@pytest.mark.parametrize(("setting", "dtype"), [("float32", torch.float32), ("model", torch.bfloat16)])
+def test_trained_copies_have_the_type_that_was_asked_for(setting, dtype):
+    seen = set()
+
+    def after_step(trainer, report):
+        seen.update(parameter.dtype for parameter in trainer.trainable.all_parameters())
+        seen.update(state["exp_avg"].dtype for state in trainer.optimizer.state.values())
+
+    model = build("olmoe", dtype=torch.bfloat16)
+    assert tune(model, dtype=setting, after_step=after_step).frozen_parameters_changed == 0
+    assert seen == {dtype}
+
+
+def test_the_monitor_is_on_unless_it_is_switched_off():
+    monitors = []
+
+    def after_step(trainer, report):
+        monitors.append(trainer.monitor is not None)
+
+    tune(build("olmoe"), epochs=1, after_step=after_step)
+    tune(build("olmoe"), epochs=1, after_step=after_step, monitor=False)
+    assert monitors == [True, True, False, False]
+
+
+def test_activation_checkpointing_runs_layers_again_and_changes_no_weight():
+    plain, checkpointed = build("olmoe"), build("olmoe")
+    with routing_spied(plain) as once:
+        tune(plain)
+    with routing_spied(checkpointed) as twice:
+        tune(checkpointed, activation_checkpointing=True)
+    assert len(twice) == 2 * len(once)
+    assert not checkpointed.is_activation_checkpointing
+    expected = state_of(plain)
+    for name, tensor in state_of(checkpointed).items():
+        torch.testing.assert_close(tensor, expected[name], atol=1e-6, rtol=0)

@@ -1,0 +1,513 @@
+"""Masked fine-tuning: what moves, what does not, and that only the batch decides (invariants 9 to 16)."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pytest
+import torch
+from families import FAMILIES, SOME_FAMILIES, batch_masks, build, hooks_left, rows, state_of, token_ids
+from training_runs import BATCHES, CONFIG, EXPERTS, assert_only_these_moved, train, union_of
+
+from moe_ray.errors import InputError
+from moe_ray.experts import Expert
+from moe_ray.finetuning.gradients import accumulate_gradient, without_noise
+from moe_ray.finetuning.trainable_experts import trainable_experts
+from moe_ray.finetuning.trainer import MaskedTrainer
+from moe_ray.models.loss import answer_loss, micro_batches
+from moe_ray.models.moe_layers import find_moe_layers
+from moe_ray.models.tokenization import TokenizedRow
+from moe_ray.routing.masking import route_through
+
+GRADIENT_TOLERANCE = 1e-5  # float32, relative to the largest entry of an expert's gradient
+
+
+# Invariants 10 and 11: what moves
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_after_training_with_weight_decay_only_the_union_differs(family):
+    model = build(family)
+    before = state_of(model)
+    train(model)
+    assert_only_these_moved(model, before, union_of(EXPERTS))
+
+
+@pytest.mark.parametrize("routing", ["natural", "boosted"])
+@pytest.mark.parametrize("family", ["olmoe", "deepseek_v3", "gpt_oss", "jamba"])
+def test_after_training_under_another_policy_only_the_union_differs(family, routing):
+    model = build(family)
+    before = state_of(model)
+    train(model, replace(CONFIG, routing=routing, boost=2.0 if routing == "boosted" else 0.0))
+    assert_only_these_moved(model, before, union_of(EXPERTS))
+
+
+def test_after_training_with_short_layers_routed_naturally_only_the_union_differs():
+    model = build("olmoe")
+    before = state_of(model)
+    reports = train(model, replace(CONFIG, short_layers="natural"))
+    assert_only_these_moved(model, before, union_of(EXPERTS))
+    assert max(batch.num_experts_routed for report in reports for batch in report.batches) <= 4
+
+
+def test_the_trainer_notices_a_token_outside_a_layer_that_is_not_short(monkeypatch):
+    # Layer 0 of batch 7 has as many experts as a token uses, so it is restricted though short layers are not.
+    monkeypatch.setattr("moe_ray.finetuning.trainable_experts.route_through", lambda model, mask_LE: nullcontext())
+    with pytest.raises(RuntimeError, match="tokens reached L00"):
+        train(build("olmoe"), replace(CONFIG, short_layers="natural"), per_batch={7: EXPERTS[7]})
+
+
+def test_a_bfloat16_models_frozen_numbers_are_bit_identical():
+    model = build("olmoe", dtype=torch.bfloat16)
+    before = state_of(model)
+    train(model)
+    assert_only_these_moved(model, before, union_of(EXPERTS))
+
+
+def step_by_step(model, trainer_check) -> None:
+    """Trains; calls `trainer_check(batch_idx, before)` after each step with the state before that step."""
+    before = [state_of(model)]
+
+    def after_step(trainer, report):
+        trainer_check(report.batch_idx, before[0])
+        before[0] = state_of(model)
+
+    train(model, after_step=after_step)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_step_moves_the_batchs_own_experts_and_no_others(family):
+    # Over two epochs each expert is absent from a batch after it has gained momentum in another.
+    model = build(family)
+    step_by_step(model, lambda batch, before: assert_only_these_moved(model, before, EXPERTS[batch]))
+
+
+def train_fused_with_gradient_hook(model, per_batch) -> None:
+    """The naive way: AdamW on the fused tensors, gradients of other experts set to zero by a hook."""
+    masks = batch_masks(model, per_batch)
+    model.requires_grad_(False)
+    fused = [(row, t) for row, layer in enumerate(find_moe_layers(model)) for t in layer.expert_tensors().values()]
+    optimizer = torch.optim.AdamW([t.requires_grad_(True) for _, t in fused], lr=1e-2, weight_decay=0.1)
+    for batch_idx in per_batch:
+        mask_LE = torch.as_tensor(masks[batch_idx])
+        hooks = [
+            t.register_hook(lambda g, keep=mask_LE[row]: g * keep.view(-1, *[1] * (g.dim() - 1))) for row, t in fused
+        ]
+        with route_through(model, masks[batch_idx]):
+            answer_loss(model, BATCHES[batch_idx], pad_id=0).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        for hook in hooks:
+            hook.remove()
+
+
+def test_a_gradient_hook_on_the_fused_tensor_is_caught_moving_other_experts():
+    model = build("olmoe")
+    before = state_of(model)
+    train_fused_with_gradient_hook(model, {3: EXPERTS[3]})
+    with pytest.raises(AssertionError):
+        assert_only_these_moved(model, before, EXPERTS[3])
+
+
+def test_a_gradient_hook_on_the_fused_tensor_is_caught_moving_absent_experts_by_momentum():
+    model = build("olmoe")
+    train_fused_with_gradient_hook(model, {3: EXPERTS[3]})
+    before = state_of(model)
+    train_fused_with_gradient_hook(model, {9: EXPERTS[9]})
+    with pytest.raises(AssertionError):
+        assert_only_these_moved(model, before, EXPERTS[9])
+
+
+def test_an_absent_experts_optimiser_state_does_not_advance():
+    model, seen = build("olmoe"), {pair: 0 for pair in union_of(EXPERTS)}
+
+    def after_step(trainer, report):
+        for pair in EXPERTS[report.batch_idx]:
+            seen[pair] += 1
+        for (row, expert), steps in seen.items():
+            for parameter in trainer.trainable.parameters[Expert(row, expert)].values():
+                assert trainer.optimizer.state.get(parameter, {}).get("step", 0) == steps
+
+    train(model, after_step=after_step)
+    assert sorted(set(seen.values())) == [2, 4]
+
+
+# Invariant 12
+
+
+def test_gradients_and_optimiser_state_exist_for_the_union_only():
+    model = build("olmoe")
+
+    def after_step(trainer, report):
+        per_expert = 3 * 12 * 24
+        held = sum(v.numel() for state in trainer.optimizer.state.values() for n, v in state.items() if n != "step")
+        assert held <= 2 * per_expert * len(union_of(EXPERTS))
+        assert all(parameter.grad is None for parameter in model.parameters())
+
+    train(model, after_step=after_step)
+
+
+# Invariants 6 and 9: each batch under its own mask
+
+
+def assert_every_step_trains_the_batchs_own_experts(masks, model, **options) -> None:
+    """The property, for any way of looking masks up."""
+    before = [state_of(model)]
+
+    def after_step(report):
+        assert_only_these_moved(model, before[0], EXPERTS[report.batch_idx])
+        before[0] = state_of(model)
+
+    with trainable_experts(model, masks.union) as trainable:
+        MaskedTrainer(model, trainable, BATCHES, masks, CONFIG, pad_id=0, seed=0, **options).run(after_step)
+
+
+class MasksByPosition:
+    """The naive way: the mask of the n-th batch of the original list, looked up after a batch was dropped."""
+
+    def __init__(self, masks, kept):
+        self.masks, self.kept = masks, kept
+        self.union, self.selected, self.trained_batches = masks.union, masks.selected, kept
+
+    def __getitem__(self, batch_idx):
+        return self.masks.masks_BLE[self.kept.index(batch_idx)]
+
+
+def test_after_dropping_a_batch_the_others_keep_their_masks():
+    model = build("olmoe")
+    kept = {batch: EXPERTS[batch] for batch in (3, 9)}
+    assert_every_step_trains_the_batchs_own_experts(batch_masks(model, kept), model)
+
+
+def test_masks_by_position_after_dropping_a_batch_are_caught():
+    model = build("olmoe")
+    with pytest.raises(AssertionError):
+        assert_every_step_trains_the_batchs_own_experts(
+            MasksByPosition(batch_masks(model, EXPERTS), (3, 9)), model, monitor=None
+        )
+
+
+def test_the_trainer_itself_notices_masks_by_position():
+    model = build("olmoe")
+    with pytest.raises(RuntimeError, match="the mask in force was not its own"):
+        assert_every_step_trains_the_batchs_own_experts(MasksByPosition(batch_masks(model, EXPERTS), (3, 9)), model)
+
+
+def test_the_trainer_notices_a_token_at_a_disallowed_expert(monkeypatch):
+    model = build("olmoe")
+    monkeypatch.setattr("moe_ray.finetuning.trainable_experts.route_through", lambda model, mask_LE: nullcontext())
+    with pytest.raises(RuntimeError, match="tokens reached"):
+        train(model)
+
+
+def test_the_trainer_notices_experts_that_were_never_called(monkeypatch):
+    model = build("olmoe")
+    monkeypatch.setattr("moe_ray.finetuning.expert_forward.TrainedForward.put_in", lambda self: None)
+    monkeypatch.setattr("moe_ray.finetuning.expert_forward.TrainedForward.take_out", lambda self: None)
+    monkeypatch.setattr("moe_ray.finetuning.gradients.torch.Tensor.backward", lambda loss: None)
+    with pytest.raises(RuntimeError, match="never called under its mask"):
+        train(model)
+
+
+def test_no_hook_is_left_after_training():
+    model = build("olmoe")
+    train(model)
+    assert hooks_left(model) == 0
+
+
+def test_the_models_training_modes_are_restored():
+    model = build("olmoe")
+    model.model.layers[1].train()
+    modes = [module.training for module in model.modules()]
+    train(model)
+    assert [module.training for module in model.modules()] == modes
+
+
+# Invariant 13
+
+
+def gradient_of(model, trainable, config, **options):
+    masks = batch_masks(model, EXPERTS)
+    with without_noise(model):
+        result = accumulate_gradient(model, trainable, BATCHES[9], masks[9], config=config, pad_id=0, **options)
+    gradient = [p.grad for e in trainable.experts_of(masks[9]) for p in trainable.parameters[e].values()]
+    for parameter in trainable.all_parameters():
+        parameter.grad = None
+    return result, gradient
+
+
+@pytest.mark.parametrize("family", SOME_FAMILIES)
+@pytest.mark.parametrize("limits", [{"rows_per_forward": 1}, {"rows_per_forward": 3}, {"tokens_per_forward": 12}])
+def test_micro_batching_changes_no_gradient(family, limits):
+    model = build(family)
+    model.train()
+    with trainable_experts(model, batch_masks(model, EXPERTS).union) as trainable:
+        whole, expected = gradient_of(model, trainable, CONFIG)
+        cut, got = gradient_of(model, trainable, replace(CONFIG, **limits))
+    assert cut.loss == pytest.approx(whole.loss, rel=1e-6)
+    for one, other in zip(got, expected, strict=True):
+        scale = other.abs().max().clamp(min=1e-3)
+        torch.testing.assert_close(one / scale, other / scale, atol=GRADIENT_TOLERANCE, rtol=0)
+
+
+def test_micro_batches_hold_every_row_once():
+    some = rows((5, 4), (3, 2), (7, 3), (1, 1), (9, 9), seed=4)
+    for tokens in (0, 1, 10, 20, 100):
+        groups = micro_batches(some, rows_per_forward=2, tokens_per_forward=tokens)
+        assert sorted(row for group in groups for row in group) == sorted(some)
+
+
+def test_micro_batches_stay_within_the_token_budget_unless_one_row_is_longer():
+    some = rows((5, 4), (3, 2), (7, 3), (1, 1), (9, 9), seed=4)
+    for group in micro_batches(some, rows_per_forward=16, tokens_per_forward=12):
+        widest = max(len(row.prompt_ids) + len(row.answer_ids) for row in group)
+        assert len(group) * widest <= 12 or len(group) == 1
+
+
+@pytest.mark.parametrize("family", ["phimoe", "mixtral"])
+def test_router_noise_is_off_while_training(family):
+    model = build(family)
+    model.train()
+    for layer in find_moe_layers(model):
+        layer.block.jitter_noise = layer.block.input_jitter_noise = 0.5
+    with trainable_experts(model, batch_masks(model, EXPERTS).union) as trainable:
+        first, second = (gradient_of(model, trainable, CONFIG)[1] for _ in range(2))
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("family", SOME_FAMILIES)
+def test_under_autocast_the_float32_copies_get_a_finite_float32_gradient(family):
+    model = build(family)
+    with trainable_experts(model, batch_masks(model, EXPERTS).union) as trainable:
+        with torch.autocast("cpu", torch.bfloat16):
+            result, gradient = gradient_of(model, trainable, CONFIG)
+        expected = gradient_of(model, trainable, CONFIG)[0]
+    assert result.loss == pytest.approx(expected.loss, rel=0.05)  # bfloat16 has 8 bits
+    assert all(g.dtype == torch.float32 and g.isfinite().all() for g in gradient)
+    assert any(g.abs().max() > 0 for g in gradient)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["olmoe", "deepseek_v3", "gpt_oss", "phimoe"])
+def test_a_compiled_model_trains_to_the_same_weights(family):
+    plain, compiled = build(family), build(family)
+    compiled.compile(backend="eager")
+    with torch.no_grad():
+        compiled(token_ids(2, 7))
+    train(plain)
+    train(compiled)
+    expected = state_of(plain)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in state_of(compiled).items())
+
+
+def test_a_model_that_accelerate_has_spread_trains_to_the_same_weights():
+    # What `device_map` does to a model, on one device: every module's forward is wrapped to move its inputs.
+    import accelerate
+
+    plain, spread = build("olmoe"), build("olmoe")
+    places = {
+        name: "cpu" for name in ("model.embed_tokens", "model.layers.0", "model.layers.1", "model.norm", "lm_head")
+    }
+    places["model.rotary_emb"] = "cpu"
+    spread = accelerate.dispatch_model(spread, places, main_device="cpu", force_hooks=True)
+    assert hasattr(find_moe_layers(spread)[0].experts, "_hf_hook")
+    train(plain)
+    train(spread)
+    expected = state_of(plain)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in state_of(spread).items())
+    assert_only_these_moved(spread, state_of(build("olmoe")), union_of(EXPERTS))
+
+
+# Invariant 15
+
+
+def test_the_loss_is_of_answer_tokens_only():
+    model, row = build("olmoe"), BATCHES[7][0]
+    logits = model(torch.tensor([row.prompt_ids + row.answer_ids])).logits[0].log_softmax(dim=-1)
+    start = len(row.prompt_ids)
+    expected = -sum(logits[start + n - 1, token] for n, token in enumerate(row.answer_ids))
+    assert answer_loss(model, [row], pad_id=0).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_padding_changes_no_rows_loss():
+    model = build("olmoe")
+    together = answer_loss(model, BATCHES[9], pad_id=0)
+    alone = torch.cat([answer_loss(model, [row], pad_id=5) for row in BATCHES[9]])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+
+
+def test_a_row_without_answer_has_no_loss():
+    assert answer_loss(
+        build("olmoe"), [TokenizedRow([3, 4, 5], []), TokenizedRow([6, 7, 8], [])], pad_id=0
+    ).tolist() == [0, 0]
+
+
+def test_a_prompt_of_one_token_has_a_loss():
+    assert answer_loss(build("olmoe"), [TokenizedRow([3], [4, 5])], pad_id=0).item() > 0
+
+
+def test_the_load_balancing_loss_is_off():
+    model = build("olmoe")
+    expected = answer_loss(model, BATCHES[7], pad_id=0)
+    model.config.output_router_logits, model.config.router_aux_loss_coef = True, 100.0
+    assert torch.equal(answer_loss(model, BATCHES[7], pad_id=0), expected)
+
+
+def test_a_prompt_token_can_change_without_changing_which_tokens_count():
+    some = [replace_last_prompt_token(row) for row in BATCHES[7]]
+    assert [len(row.answer_ids) for row in some] == [4, 2, 3]
+    assert not torch.equal(
+        answer_loss(build("olmoe"), some, pad_id=0), answer_loss(build("olmoe"), BATCHES[7], pad_id=0)
+    )
+
+
+def replace_last_prompt_token(row):
+    return TokenizedRow([*row.prompt_ids[:-1], 63 - row.prompt_ids[-1]], row.answer_ids)
+
+
+# The loop
+
+
+def test_training_lowers_the_loss_of_its_batches():
+    reports = train(build("olmoe"), replace(CONFIG, epochs=12))
+    assert sum(r.loss for r in reports[-3:]) < 0.8 * sum(r.loss for r in reports[:3])
+
+
+def test_the_same_seed_gives_the_same_weights():
+    first, second = build("olmoe"), build("olmoe")
+    train(first)
+    train(second)
+    assert all(torch.equal(tensor, state_of(second)[name]) for name, tensor in state_of(first).items())
+
+
+def test_training_leaves_the_callers_random_numbers_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train(build("olmoe"))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_report_says_what_the_step_did():
+    report = next(r for r in train(build("olmoe")) if r.batch_idx == 7)
+    assert (report.num_experts, report.num_tokens, report.epoch) == (4, 9, 0)
+    (batch,) = report.batches
+    assert (batch.num_experts, batch.num_tokens, batch.num_input_tokens) == (4, 9, 24)
+    assert 1 <= batch.num_experts_routed <= 4
+    assert report.learning_rate == 1e-2
+    assert report.tokens_per_second == pytest.approx(24 / report.seconds)
+    assert report.validation_loss is None
+
+
+def test_a_batchs_weight_multiplies_its_gradient():
+    model = build("olmoe")
+    with trainable_experts(model, batch_masks(model, EXPERTS).union) as trainable:
+        plain, expected = gradient_of(model, trainable, CONFIG)
+        weighted, got = gradient_of(model, trainable, CONFIG, weight=3.0)
+    assert weighted.loss == plain.loss
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, 3 * other, atol=1e-6, rtol=1e-5)
+
+
+def test_a_batchs_weight_multiplies_the_step_of_its_experts():
+    # One step, before which AdamW has no memory: the step is proportional to the weight, but for gradients near its epsilon.
+    moved = {}
+    for weight in (1.0, 3.0, 0.5):
+        model = build("olmoe")
+        before = state_of(model)
+        config = replace(CONFIG, epochs=1, weight_decay=0.0, max_grad_norm=0.0)
+        train(model, config, per_batch={3: EXPERTS[3]}, batch_weights={3: weight})
+        moved[weight] = {name: tensor - before[name] for name, tensor in state_of(model).items()}
+    assert any(step.abs().max() > 1e-3 for step in moved[1.0].values())
+    for name, step in moved[1.0].items():
+        for weight in (3.0, 0.5):
+            torch.testing.assert_close(moved[weight][name], weight * step, atol=2e-5, rtol=1e-3)
+
+
+def test_in_a_step_of_several_batches_gradients_count_by_weight():
+    def after(weights):
+        model = build("olmoe")
+        config = replace(CONFIG, epochs=1, batches_per_step=2, weight_decay=0.0)
+        train(model, config, per_batch={3: EXPERTS[3], 7: EXPERTS[7]}, batch_weights=weights)
+        return state_of(model)
+
+    # Expert (0, 5) is shared; a batch of weight 0 leaves it to the other, which then moves it by half a step.
+    alone = build("olmoe")
+    before = state_of(alone)
+    train(alone, replace(CONFIG, epochs=1, weight_decay=0.0), per_batch={3: EXPERTS[3]})
+    name = "model.layers.0.mlp.experts.down_proj"
+    shared = after({7: 0.0})[name][5] - before[name][5]
+    torch.testing.assert_close(shared, 0.5 * (state_of(alone)[name][5] - before[name][5]), atol=1e-6, rtol=1e-3)
+    assert not torch.equal(after({7: 3.0})[name][5], after({})[name][5])
+
+
+def test_a_batch_of_weight_zero_teaches_nothing():
+    model = build("olmoe")
+    before = state_of(model)
+    config = replace(CONFIG, weight_decay=0.0)
+    train(model, config, per_batch={3: EXPERTS[3]}, batch_weights={3: 0.0})
+    assert_only_these_moved(model, before, set())
+
+
+def test_a_warm_up_is_seen_in_the_reports():
+    reports = train(build("olmoe"), replace(CONFIG, warmup=0.5, schedule="linear"))
+    assert [r.learning_rate for r in reports] == pytest.approx([1e-2 / 3, 2e-2 / 3, 1e-2, 1e-2, 2e-2 / 3, 1e-2 / 3])
+
+
+def losses_then_stop(losses, patience, epochs=6):
+    values = iter(losses)
+    config = replace(CONFIG, epochs=epochs, patience=patience)
+    return train(build("olmoe"), config, per_batch={3: EXPERTS[3]}, validate=lambda: next(values))
+
+
+def test_training_stops_when_the_validation_loss_has_stopped_falling():
+    assert len(losses_then_stop([3.0, 2.0, 2.5, 2.0, 1.0, 0.5], patience=2)) == 4
+
+
+def test_without_patience_all_epochs_are_trained():
+    reports = losses_then_stop([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], patience=0)
+    assert [report.validation_loss for report in reports] == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+
+
+def test_validation_sees_the_tuned_model_under_natural_routing():
+    model, seen = build("olmoe"), []
+    ids = token_ids(1, 7)
+    train(model, per_batch={3: EXPERTS[3]}, validate=lambda: seen.append(model(ids).logits.detach()) or 1.0)
+    assert not torch.equal(seen[0], seen[1])
+    assert torch.equal(seen[-1], model(ids).logits)
+
+
+# Invariant 17
+
+
+def test_patience_without_validation_is_refused():
+    with pytest.raises(InputError, match=r"finetune\.patience is on"):
+        train(build("olmoe"), replace(CONFIG, patience=1))
+
+
+def test_a_batch_without_rows_is_refused():
+    with pytest.raises(InputError, match=r"no training rows for batches \[4\]"):
+        train(build("olmoe"), per_batch={**EXPERTS, 4: [(0, 0)]})
+
+
+def test_a_batch_without_answer_tokens_is_refused(monkeypatch):
+    monkeypatch.setitem(BATCHES, 3, [TokenizedRow([3, 4], [])])
+    with pytest.raises(InputError, match="nothing to learn"):
+        train(build("olmoe"))
+
+
+def test_a_batch_without_unsafe_experts_is_not_trained():
+    reports = train(build("olmoe"), per_batch={**EXPERTS, 3: []})
+    assert {report.batch_idx for report in reports} == {7, 9}
+
+
+def test_a_gradient_that_is_not_finite_stops_training_before_it_moves_anything():
+    model = build("olmoe")
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] = math.inf
+    before = state_of(model)
+    with pytest.raises(InputError, match=r"lower finetune\.learning_rate"):
+        train(model)
+    assert_only_these_moved(model, before, set())

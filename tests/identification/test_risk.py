@@ -1,0 +1,163 @@
+"""Risk differences are the design's, whatever the row order and whoever is called unsafe."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from moe_ray.errors import InputError
+from moe_ray.identification.risk import RISK_COLUMNS, add_rates, aggregate_risk, example_counts, risk_differences
+from moe_ray.routing.counts import RoutingCounts, concat_counts
+from moe_ray.testing.simulated_counts import Population, simulate
+
+# Simulating prompts takes milliseconds, which on a busy machine looks like slow drawing of data.
+IN_PEACE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+ROUNDING = 1e-12  # sums of up to a few hundred fractions in float64
+
+
+def by_hand() -> RoutingCounts:
+    """Two batches, one layer (decoder layer 3), three experts, two per token; the second batch has a response too."""
+    return RoutingCounts(
+        batch_idx=np.array([7, 7, 7, 9, 9, 9]),
+        in_batch_idx=np.array([0, 1, 2, 0, 1, 1]),
+        label=np.array(["safe", "safe", "unsafe", "safe", "unsafe", "unsafe"], dtype=object),
+        category=np.full(6, "", dtype=object),
+        role=np.array(["prompt"] * 5 + ["response"], dtype=object),
+        num_tokens=np.array([4, 6, 5, 2, 4, 4]),
+        counts_NLE=np.array([[4, 3, 1], [6, 5, 1], [1, 5, 4], [2, 1, 1], [4, 0, 4], [0, 4, 4]], dtype=np.int32)[
+            :, None
+        ],
+        layers=(3,),
+        num_experts_per_tok=2,
+    )
+
+
+def shuffled(counts: RoutingCounts, seed: int) -> RoutingCounts:
+    return counts.take(np.random.default_rng(seed).permutation(len(counts)))
+
+
+@st.composite
+def some_counts(draw: st.DrawFn) -> RoutingCounts:
+    """One or two batches of any make-up, with prompts of very different length."""
+    population = Population(
+        num_layers=draw(st.integers(1, 3)),
+        num_experts=draw(st.integers(2, 6)),
+        num_experts_per_tok=draw(st.integers(1, 2)),
+        own_taste=draw(st.sampled_from([0.0, 0.5, 2.0])),
+        unsafe_tokens=(1, draw(st.integers(1, 40))),
+    )
+    return simulate(
+        population,
+        num_batches=draw(st.integers(1, 2)),
+        safe_per_batch=draw(st.integers(1, 5)),
+        unsafe_per_batch=draw(st.integers(1, 5)),
+        seed=draw(st.integers(0, 10_000)),
+    )
+
+
+def test_counts_give_the_hand_worked_table() -> None:
+    risk = risk_differences(by_hand())
+    assert tuple(risk.columns) == RISK_COLUMNS
+    first = risk[risk["batch_idx"] == 7]
+    assert first["layer"].tolist() == [3, 3, 3]
+    assert first["expert"].tolist() == [0, 1, 2]
+    assert first["a_safe"].tolist() == [10, 8, 2]
+    assert first["d_safe"].tolist() == [0, 2, 8]
+    assert first["a_unsafe"].tolist() == [1, 5, 4]
+    assert first["d_unsafe"].tolist() == [4, 0, 1]
+    assert first["a_safe_n"].tolist() == [1.0, 0.8, 0.2]
+    assert first["a_unsafe_n"].tolist() == [0.2, 1.0, 0.8]
+    assert first["risk_diff"].tolist() == [-0.8, 0.2, 0.6]
+    second = risk[risk["batch_idx"] == 9]
+    assert second["risk_diff"].tolist() == [0.0, -0.5, 0.5]
+
+
+def test_roles_of_an_example_are_added_up() -> None:
+    batch = list(example_counts(by_hand(), roles=("prompt", "response")))[1]
+    assert batch.tokens_N.tolist() == [2, 8]
+    assert batch.counts_NX.tolist() == [[2, 1, 1], [4, 4, 8]]
+
+
+@given(some_counts(), st.integers(0, 1000))
+@settings(IN_PEACE, max_examples=40)
+def test_row_order_changes_nothing(counts: RoutingCounts, seed: int) -> None:
+    pd.testing.assert_frame_equal(risk_differences(shuffled(counts, seed)), risk_differences(counts))
+
+
+@given(some_counts())
+@settings(IN_PEACE, max_examples=40)
+def test_swapping_the_labels_flips_the_sign_exactly(counts: RoutingCounts) -> None:
+    swapped = replace(counts, label=np.where(counts.label == "safe", "unsafe", "safe").astype(object))
+    there, back = risk_differences(counts), risk_differences(swapped)
+    np.testing.assert_array_equal(back["risk_diff"], -there["risk_diff"])
+    np.testing.assert_array_equal(back["a_safe"], there["a_unsafe"])
+
+
+@given(some_counts())
+@settings(IN_PEACE, max_examples=40)
+def test_differences_sum_to_zero_within_a_layer(counts: RoutingCounts) -> None:
+    sums = risk_differences(counts).groupby(["batch_idx", "layer"])["risk_diff"].sum()
+    np.testing.assert_allclose(sums, 0.0, atol=ROUNDING)
+
+
+@given(some_counts())
+@settings(IN_PEACE, max_examples=40)
+def test_difference_is_that_of_the_rates(counts: RoutingCounts) -> None:
+    risk = risk_differences(counts)
+    np.testing.assert_allclose(risk["risk_diff"], risk["a_unsafe_n"] - risk["a_safe_n"], atol=ROUNDING)
+
+
+@given(some_counts())
+@settings(IN_PEACE, max_examples=20)
+def test_a_batch_depends_on_its_own_rows_only(counts: RoutingCounts) -> None:
+    whole = risk_differences(counts)
+    for batch in np.unique(counts.batch_idx):
+        alone = risk_differences(counts.take(counts.batch_idx == batch))
+        pd.testing.assert_frame_equal(alone, whole[whole["batch_idx"] == batch].reset_index(drop=True))
+
+
+def test_rates_of_a_table_from_elsewhere() -> None:
+    table = pd.DataFrame({"a_safe": [3, 0], "d_safe": [1, 8], "a_unsafe": [1, 5], "d_unsafe": [1, 5]})
+    rated = add_rates(table)
+    assert rated["a_safe_n"].tolist() == [0.75, 0.0]
+    assert rated["risk_diff"].tolist() == [-0.25, 0.5]
+
+
+def test_aggregate_has_sums_and_means_over_batches() -> None:
+    table = aggregate_risk(risk_differences(by_hand())).set_index("expert")
+    assert table.index[0] == 2
+    assert table.loc[2, "risk_diff"] == pytest.approx(0.55)
+    assert table.loc[2, "risk_diff_sum"] == pytest.approx(1.1)
+    assert table.loc[2, ["a_safe_sum", "d_safe_sum", "a_unsafe_sum", "d_unsafe_sum"]].tolist() == [3, 9, 8, 1]
+    assert table.loc[2, "risk_diff_pooled"] == pytest.approx(8 / 9 - 3 / 12)
+    assert table["num_batches"].tolist() == [2, 2, 2]
+
+
+def test_a_batch_without_a_label_is_an_error_that_names_it() -> None:
+    counts = by_hand()
+    with pytest.raises(InputError, match="batch 9: got 2 safe and 0 unsafe tokens, expected both"):
+        risk_differences(counts.take(np.array([0, 1, 2, 3])))
+
+
+def test_an_unknown_label_is_an_error() -> None:
+    counts = replace(by_hand(), label=np.array(["harmful"] * 6, dtype=object))
+    with pytest.raises(InputError, match="got \\['harmful'\\], expected 'safe' or 'unsafe'"):
+        risk_differences(counts)
+
+
+def test_a_role_nobody_has_is_an_error() -> None:
+    with pytest.raises(InputError, match="no routing counts of role response"):
+        risk_differences(by_hand().take(np.array([0, 1, 2])), roles=("response",))
+
+
+def test_examples_without_tokens_are_left_out() -> None:
+    empty = by_hand().take(np.array([0]))
+    empty = replace(
+        empty, in_batch_idx=np.array([5]), num_tokens=np.array([0]), counts_NLE=np.zeros((1, 1, 3), np.int32)
+    )
+    assert len(next(example_counts(concat_counts([by_hand(), empty]))).tokens_N) == 3

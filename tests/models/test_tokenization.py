@@ -1,0 +1,223 @@
+"""From messages to ids: the template where there is one, every role and label at its place."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+from word_tokenizer import TEMPLATE, WORDS, make_tokenizer
+
+from moe_ray.errors import InputError
+from moe_ray.models.tokenization import (
+    IGNORED,
+    TokenizedRow,
+    encode_answer,
+    encode_prompt,
+    encode_row,
+    pad_rows,
+    pad_token_id,
+)
+
+MESSAGES = [{"role": "user", "content": "how are you"}]
+
+
+
+
+def words_of(ids) -> list[str]:
+    return [WORDS[n] for n in ids]
+
+
+def test_a_prompt_is_the_template_up_to_the_assistants_turn():
+    ids = encode_prompt(make_tokenizer(chat_template=TEMPLATE), MESSAGES)
+    assert words_of(ids) == ["<user>", "how", "are", "you", "<end>", "<assistant>"]
+
+
+def test_the_template_alone_decides_about_start_tokens():
+    assert WORDS.index("<start>") not in encode_prompt(make_tokenizer(chat_template=TEMPLATE), MESSAGES)
+
+
+def test_a_tokenizer_without_template_gets_the_contents():
+    ids = encode_prompt(make_tokenizer(), [{"role": "system", "content": "thanks"}, *MESSAGES])
+    assert words_of(ids) == ["<start>", "thanks", "how", "are", "you"]
+
+
+def test_a_prompt_without_tokens_is_refused():
+    tokenizer = make_tokenizer(chat_template="{{ messages[0]['content'] }}")
+    with pytest.raises(InputError, match="no tokens"):
+        encode_prompt(tokenizer, [{"role": "user", "content": " "}])
+
+
+def test_a_complete_answer_ends_with_the_end_token():
+    assert words_of(encode_answer(make_tokenizer(eos_token="<end>"), "fine thanks")) == ["fine", "thanks", "<end>"]
+
+
+def test_an_answer_that_was_cut_off_has_no_end_token():
+    assert words_of(encode_answer(make_tokenizer(eos_token="<end>"), "fine", complete=False)) == ["fine"]
+
+
+def test_a_tokenizer_without_end_token_adds_none():
+    assert words_of(encode_answer(make_tokenizer(), "fine")) == ["fine"]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"), [({"pad_token": "<pad>", "eos_token": "<end>"}, 0), ({"eos_token": "<end>"}, 1), ({}, 0)]
+)
+def test_padding_uses_the_pad_token_or_else_the_end_token(options, expected):
+    assert pad_token_id(make_tokenizer(**options)) == expected
+
+
+ROWS = [TokenizedRow([5, 6, 7], [8]), TokenizedRow([5], [])]
+
+
+def test_right_padded_rows_have_ids_labels_and_roles_at_their_places():
+    padded = pad_rows(ROWS, pad_id=0)
+    assert padded.input_ids_BS.tolist() == [[5, 6, 7, 8], [5, 0, 0, 0]]
+    assert padded.attention_mask_BS.tolist() == [[1, 1, 1, 1], [1, 0, 0, 0]]
+    assert padded.labels_BS.tolist() == [[IGNORED, IGNORED, IGNORED, 8], [IGNORED] * 4]
+    assert padded.roles_BS.tolist() == [[0, 0, 0, 1], [0, -1, -1, -1]]
+
+
+def test_left_padded_rows_hold_the_same_at_other_places():
+    right, left = pad_rows(ROWS, pad_id=0), pad_rows(ROWS, pad_id=0, left=True)
+    for name, tensor in vars(left).items():
+        assert torch.equal(tensor[0], vars(right)[name][0])
+        assert torch.equal(tensor[1], vars(right)[name][1].roll(3))
+    assert left.attention_mask_BS[1].tolist() == [0, 0, 0, 1]
+
+
+def test_a_pad_id_that_is_also_a_token_of_the_prompt_is_still_counted_there():
+    assert pad_rows(ROWS, pad_id=5).roles_BS.tolist() == [[0, 0, 0, 1], [0, -1, -1, -1]]
+
+
+# Which tokens come from the messages
+
+
+def counted_words(tokenizer, messages, response=None, **options) -> list[str]:
+    row = encode_row(tokenizer, messages, response, template_tokens=False, **options)
+    ids = row.prompt_ids + row.answer_ids
+    assert row.prompt_ids == encode_prompt(tokenizer, messages)
+    assert len(row.counted) == len(ids)
+    return tokenizer.convert_ids_to_tokens([n for n, is_counted in zip(ids, row.counted, strict=True) if is_counted])
+
+
+def byte_tokenizer(template: str | None = None, **options) -> PreTrainedTokenizerFast:
+    """One token per byte, shown as GPT-2 shows bytes; like GPT-2's, its offsets leave out white space."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = Tokenizer(models.BPE({character: n for n, character in enumerate(alphabet)}, []))
+    tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokens.decoder = decoders.ByteLevel()
+    tokens.post_processor = processors.ByteLevel(trim_offsets=True)
+    return PreTrainedTokenizerFast(tokenizer_object=tokens, chat_template=template, **options)
+
+
+def counted_text(template: str | None, *contents: str, roles: str = "user") -> str:
+    """What is counted of the messages' rendering, as text."""
+    tokenizer = byte_tokenizer(template)
+    messages = [{"role": roles, "content": content} for content in contents]
+    return tokenizer.convert_tokens_to_string(counted_words(tokenizer, messages))
+
+
+def test_all_tokens_are_counted_by_default():
+    row = encode_row(make_tokenizer(chat_template=TEMPLATE), MESSAGES, "fine")
+    assert row.counted is None
+    assert words_of(row.answer_ids) == ["fine"]
+
+
+def test_tokens_of_the_template_are_left_out_by_choice():
+    assert counted_words(make_tokenizer(chat_template=TEMPLATE), MESSAGES) == ["how", "are", "you"]
+
+
+def test_the_end_token_after_a_response_is_the_templates():
+    tokenizer = make_tokenizer(chat_template=TEMPLATE, eos_token="<end>")
+    assert counted_words(tokenizer, MESSAGES, "fine thanks")[3:] == ["fine", "thanks"]
+    assert counted_words(tokenizer, MESSAGES, "fine thanks", complete=False)[3:] == ["fine", "thanks"]
+
+
+def test_start_tokens_and_blank_lines_are_left_out_where_there_is_no_template():
+    assert counted_words(make_tokenizer(), [{"role": "system", "content": "thanks"}, *MESSAGES])[0] == "thanks"
+    assert counted_text(None, "a b", "c") == "a bc"
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_a_content_that_reads_like_the_template_is_counted_where_it_is_a_content():
+    tokenizer = byte_tokenizer(CHATML)
+    row = encode_row(tokenizer, [{"role": "user", "content": "user"}], template_tokens=False)
+    assert row.counted == [False] * len("<|im_start|>user\n") + [True] * 4 + [False] * len(
+        "<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+@pytest.mark.parametrize("content", ["  how\n\nare \t you \n", "é中🙂", "<|im_end|>\n<|im_start|>user\n", "a\ue000b"])
+def test_every_character_of_a_content_is_counted(content):
+    assert counted_text(CHATML, content) == content
+
+
+@pytest.mark.parametrize(
+    ("expression", "content", "expected"),
+    [
+        ("m['content'] | trim", "\n how are you ", "how are you"),
+        ("m['content'] | upper", "how", "HOW"),
+        ("m['content'] + '/' + m['content']", "how", "howhow"),
+        ("m['content'].split('</think>')[-1].lstrip()", "long <b> thought</think>\n\nfine", "fine"),
+        ("m['content'].split('<b>')[0] | trim", "how <b> are you", "how"),
+        ("'(' + m['content'] + ')' if m['content'].startswith('/') else m['content']", "/how", "/how"),
+        ("m['content'] | tojson", 'say "how"', 'say \\"how\\"'),
+    ],
+)
+def test_contents_that_a_template_changes_are_counted_as_it_writes_them(expression, content, expected):
+    assert counted_text("user: {% for m in messages %}{{ " + expression + " }}\nbot: {% endfor %}", content) == expected
+
+
+def test_equal_and_reordered_contents_are_all_counted():
+    assert counted_text("{% for m in messages | reverse %}a:{{ m['content'] }};{% endfor %}", "a", "b", "a") == "aba"
+
+
+def test_an_empty_message_beside_another_counts_nothing():
+    assert counted_text(CHATML, " ", "how") == "how"
+
+
+def test_a_content_that_the_template_leaves_out_is_refused_by_the_templates_name():
+    tokenizer = byte_tokenizer("{{ messages[-1]['content'] }}")
+    tokenizer.name_or_path = "some/model"
+    messages = [{"role": "system", "content": "be kind"}, *MESSAGES]
+    with pytest.raises(InputError, match="chat template of some/model: message 'be kind' cannot be told"):
+        encode_row(tokenizer, messages, template_tokens=False)
+
+
+def test_a_content_whose_place_is_ambiguous_is_refused():
+    template = "{% for m in messages %}user {{ m['content'] if m['content'] == 'user' else 'other' }}{% endfor %}"
+    with pytest.raises(InputError, match="its text appears 2 times"):
+        encode_row(byte_tokenizer(template), [{"role": "user", "content": "user"}], template_tokens=False)
+
+
+def test_a_prompt_of_template_tokens_only_is_refused():
+    with pytest.raises(InputError, match="no token that comes from its messages"):
+        encode_row(byte_tokenizer(CHATML), [{"role": "user", "content": ""}], template_tokens=False)
+
+
+def test_a_prompt_that_the_template_refuses_is_the_users_error():
+    tokenizer = byte_tokenizer("{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(InputError, match=r"refuses a prompt: roles must alternate.*change the prompt"):
+        encode_prompt(tokenizer, MESSAGES)
+
+
+def test_a_slow_tokenizer_cannot_leave_template_tokens_out():
+    class Slow:
+        name_or_path, is_fast, chat_template = "slow", False, None
+
+    with pytest.raises(InputError, match="slow tokenizer does not say"):
+        encode_row(Slow(), MESSAGES, template_tokens=False)
+
+
+def test_tokens_that_are_not_counted_are_still_seen_and_learned():
+    row = TokenizedRow([5, 6], [7, 8], [False, True, True, False])
+    padded = pad_rows([row, TokenizedRow([5], [])], pad_id=0, left=True)
+    assert padded.roles_BS.tolist() == [[-1, 0, 1, -1], [-1, -1, -1, 0]]
+    assert padded.attention_mask_BS.tolist() == [[1, 1, 1, 1], [0, 0, 0, 1]]
+    assert padded.labels_BS[0].tolist() == [IGNORED, IGNORED, 7, 8]

@@ -1,0 +1,133 @@
+"""Ray Train around the core's loop: a killed worker, and the same result as without Ray Train."""
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from moe_ray.config.finetune import FinetuneConfig
+from moe_ray.config.model import ModelConfig
+from moe_ray.demo.examples import embedded_records
+from moe_ray.finetuning.history import HISTORY, read_history
+from moe_ray.identification.mask_files import write_masks
+from moe_ray.identification.risk import risk_differences
+from moe_ray.identification.selection import select_unsafe_experts
+from moe_ray.models.loading import load_model, load_tokenizer
+from moe_ray.orchestration.jobs.finetune import FineTuneJob, finetune
+from moe_ray.prompts.batches import assemble_batches
+from moe_ray.prompts.example_tables import batches_to_frame
+from moe_ray.prompts.examples import records_to_examples
+from moe_ray.routing.capture import count_batches
+from moe_ray.storage.folder import Folder
+
+pytestmark = [pytest.mark.needs_ray, pytest.mark.slow, pytest.mark.filterwarnings("default")]
+
+# Threads may split a sum differently in another process; learned weights are of order 0.1.
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def job(tiny_model_path, tmp_path_factory):
+    """A small job whose inputs are on disk; `out_url` is for each test to set."""
+    root = tmp_path_factory.mktemp("job")
+    model = ModelConfig(path=str(tiny_model_path))
+    records = [record for record in embedded_records("train") if record["category"] in ("fraud", "theft")]
+    batches = assemble_batches(records_to_examples(records)).batches[:6]
+    counts = count_batches(load_model(model, device="cpu"), load_tokenizer(model), batches)
+    write_masks(Folder.open(str(root)), select_unsafe_experts(risk_differences(counts)))
+    Folder.open(str(root)).write_table("batches.parquet", batches_to_frame(batches))
+    return FineTuneJob(
+        model=model,
+        config=FinetuneConfig(epochs=10, checkpoint_every=5, weight_decay=0.01),
+        seed=3,
+        batches_url=str(root),
+        masks_url=str(root),
+        out_url="",
+        base="tiny",
+    )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(job, tmp_path_factory):
+    """The job done in this process, without Ray Train."""
+    out = tmp_path_factory.mktemp("uninterrupted")
+    finetune(replace(job, out_url=str(out), config=replace(job.config, num_workers=0)))
+    return out
+
+
+def own_processes(name):
+    """Ids of the processes with `name` in their title that this process or its children started."""
+    table = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    rows = {int(pid): (int(parent), args) for pid, parent, args in (line.split(None, 2) for line in table.splitlines())}
+    for pid, (parent, args) in rows.items():
+        while parent in rows and parent != os.getpid():
+            parent = rows[parent][0]
+        if parent == os.getpid() and name in args:
+            yield pid
+
+
+def kill_one_worker_once(out, killed):
+    """Ends the training worker the hard way when the first checkpointed steps are there."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if (out / HISTORY).exists() and len(read_history(Folder.open(str(out)))) >= 10:
+            for pid in own_processes("RayTrainWorker"):
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+                return
+        time.sleep(0.01)
+
+
+@pytest.mark.exhaustive
+def test_a_killed_worker_resumes_and_ends_with_the_weights_of_an_uninterrupted_run(
+    ray_cluster, job, uninterrupted, tmp_path
+):
+    killed = []
+    killer = threading.Thread(target=kill_one_worker_once, args=(tmp_path, killed))
+    killer.start()
+    outcome = finetune(replace(job, out_url=str(tmp_path)))
+    killer.join()
+    assert killed
+    steps = [step["step"] for step in read_history(Folder.open(str(tmp_path)))]
+    assert steps == list(range(60))
+    assert outcome["frozen_parameters_changed"] == 0
+    assert_same_weights(tmp_path, uninterrupted)
+
+
+@pytest.fixture(scope="module")
+def shared(ray_cluster, job, tmp_path_factory):
+    """Two workers that share each step's two batches."""
+    out = tmp_path_factory.mktemp("shared")
+    finetune(replace(job, out_url=str(out), config=replace(job.config, num_workers=2, batches_per_step=2, epochs=2)))
+    return out
+
+
+def test_two_workers_end_with_the_weights_of_one(job, shared, tmp_path):
+    alone = replace(job.config, num_workers=0, batches_per_step=2, epochs=2)
+    finetune(replace(job, out_url=str(tmp_path), config=alone))
+    assert_same_weights(shared, tmp_path)
+
+
+def test_two_workers_history_has_the_batches_of_both(shared):
+    steps = read_history(Folder.open(str(shared)))
+    assert [len(step["batches"]) for step in steps] == [2] * 6
+    for epoch in (0, 1):
+        trained = [batch["batch_idx"] for step in steps if step["epoch"] == epoch for batch in step["batches"]]
+        assert sorted(trained) == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_finished_training_leaves_no_ray_train_state_behind(shared):
+    assert not (shared / "ray_train").exists()
+
+
+def assert_same_weights(left, right):
+    first, second = load_file(left / "experts.safetensors"), load_file(right / "experts.safetensors")
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        torch.testing.assert_close(tensor, second[name], atol=TOLERANCE, rtol=0, msg=name)

@@ -1,0 +1,266 @@
+"""MLflow as it is, SQLite and a server that is killed: what a run says of itself is all there in the end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+import torch
+from mlflow_server import Server
+
+from moe_ray.cli.run_workflow import main
+from moe_ray.config.model import ModelConfig
+from moe_ray.config.run import TrackingConfig
+from moe_ray.errors import InputError
+from moe_ray.finetuning.adapter import merge_adapter
+from moe_ray.orchestration.tracking.mlflow_run import MlflowTracker
+from moe_ray.orchestration.tracking.outbox import SPOOL
+from moe_ray.storage.folder import STARTED, Folder
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
+
+SETTINGS = {"identify.top_k": "50"}
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory) -> Path:
+    """An empty MLflow database; making one takes MLflow eight seconds."""
+    path = tmp_path_factory.mktemp("database") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path, database) -> Folder:
+    """A run directory whose SQLite file is there."""
+    (tmp_path / "run" / "mlflow").mkdir(parents=True)
+    shutil.copy(database, tmp_path / "run" / "mlflow" / "mlflow.db")
+    return Folder.open(str(tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, database):
+    folder = tmp_path_factory.mktemp("server")
+    shutil.copy(database, folder / "server.db")
+    server = Server(folder)
+    server.start()
+    yield server
+    server.kill()
+
+
+def runs_by_name(uri: str, experiment: str = "moe-ray"):
+    client = mlflow.MlflowClient(uri)
+    found = client.get_experiment_by_name(experiment)
+    return {run.info.run_name: run for run in client.search_runs([found.experiment_id])}
+
+
+def test_a_parent_its_stages_and_its_trials_are_nested(folder):
+    with MlflowTracker(TrackingConfig(), "parent", folder, settings=SETTINGS) as parent:
+        with parent.child("stage", {"kind": "x"}) as stage, stage.child("trial") as trial:
+            trial.log_metrics(
+                [(step, {"loss": 1.0 / (1 + step), "none": None, "nan": float("nan")}) for step in range(3)]
+            )
+        frame = pd.DataFrame({"id": ["a", "b"], "text": ["secret", "words"]})
+        parent.log_dataset(frame, name="batches", source="/x/batches.parquet", context="training")
+        parent.log_bytes("figure.svg", b"<svg/>", "figures")
+    runs = runs_by_name(parent.uri)
+    parents = {name: run.data.tags.get("mlflow.parentRunId") for name, run in runs.items()}
+    assert parents == {"parent": None, "stage": parent.run_id, "trial": stage.run_id}
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    assert runs["parent"].data.params == SETTINGS
+    assert runs["stage"].data.tags["kind"] == "x"
+    client = mlflow.MlflowClient(parent.uri)
+    history = client.get_metric_history(trial.run_id, "loss")
+    assert [(metric.step, metric.value) for metric in history] == [(0, 1.0), (1, 0.5), (2, 1 / 3)]
+    assert set(runs["trial"].data.metrics) == {"loss"}
+    (used,) = runs["parent"].inputs.dataset_inputs
+    assert (used.dataset.name, json.loads(used.dataset.profile)["num_rows"]) == ("batches", 2)
+    assert "secret" not in str(used.dataset)
+    assert [item.path for item in client.list_artifacts(parent.run_id, "figures")] == ["figures/figure.svg"]
+
+
+def test_an_error_ends_the_run_as_failed_and_an_interruption_as_killed(folder):
+    def work() -> None:
+        with MlflowTracker(TrackingConfig(), "failed", folder) as parent:
+            with suppress(KeyboardInterrupt), parent.child("killed"):
+                raise KeyboardInterrupt
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        work()
+    statuses = {
+        name: run.info.status for name, run in runs_by_name(f"sqlite:///{folder.path}/mlflow/mlflow.db").items()
+    }
+    assert statuses == {"failed": "FAILED", "killed": "KILLED"}
+
+
+def test_an_unfinished_run_is_gone_on_with_and_a_finished_one_is_followed(folder):
+    first = MlflowTracker(TrackingConfig(), "first", folder, settings=SETTINGS)
+    again = MlflowTracker(TrackingConfig(), "first", folder, settings=SETTINGS)
+    assert again.run_id == first.run_id
+    other = MlflowTracker(TrackingConfig(), "other", folder, settings={"identify.top_k": "9"})
+    assert other.run_id != first.run_id
+    other.end()
+    last = MlflowTracker(TrackingConfig(), "last", folder, settings={"identify.top_k": "9"})
+    last.end()
+    tags = runs_by_name(last.uri)["last"].data.tags
+    assert tags["moe_ray.previous_run"] == other.run_id != last.run_id
+
+
+def test_a_run_that_was_deleted_meanwhile_is_not_gone_on_with(folder):
+    first = MlflowTracker(TrackingConfig(), "first", folder, settings=SETTINGS)
+    mlflow.MlflowClient(first.uri).delete_run(first.run_id)
+    with MlflowTracker(TrackingConfig(), "second", folder, settings=SETTINGS) as second:
+        assert second.run_id != first.run_id
+
+
+def test_a_refused_item_is_named_and_nothing_else_is_lost(folder, caplog):
+    with MlflowTracker(TrackingConfig(), "run", folder) as tracker:
+        tracker.log_params({"a": 1})
+        tracker.log_params({"a": 2})
+        tracker.log_metrics([(0, {"loss": 1.0})])
+    run = runs_by_name(tracker.uri)["run"]
+    assert (run.data.params, run.data.metrics) == ({"a": "1"}, {"loss": 1.0})
+    assert "MLflow refused 1 items: params" in caplog.text
+
+
+def test_a_remote_run_directory_needs_a_server():
+    with pytest.raises(InputError, match=r"tracking\.uri: got none"):
+        MlflowTracker(TrackingConfig(), "run", Folder.open("memory://run"))
+
+
+def test_a_server_that_is_not_there_is_refused_at_once(tmp_path):
+    started = time.monotonic()
+    with pytest.raises(InputError, match=r"check tracking\.uri"):
+        MlflowTracker(TrackingConfig(uri="http://127.0.0.1:9"), "run", Folder.open(str(tmp_path)))
+    assert time.monotonic() - started < 30
+
+
+def test_the_registered_model_gives_the_merged_models_logits(folder, tmp_path, tiny_model_path, monkeypatch):
+    from moe_ray.models.loading import load_model, load_tokenizer
+    from moe_ray.orchestration.tracking.registry import register_repaired
+
+    config = ModelConfig(path=str(tiny_model_path))
+    base = load_model(config, device="cpu")
+    ids = torch.arange(3, 30)[None]
+    before = base(ids).logits
+    learn_on(base, tmp_path / "adapter")
+    with MlflowTracker(TrackingConfig(), "run", folder) as tracker:
+        uri = register_repaired(tracker, config, Folder.open(str(tmp_path / "adapter")), "tiny-repaired")
+    assert uri == "models:/tiny-repaired/1"
+    merge_adapter(load_model(config, device="cpu"), tmp_path / "adapter", tmp_path / "merged")
+    merged = load_model(ModelConfig(path=str(tmp_path / "merged")), device="cpu")
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", tracker.uri)
+    loaded = mlflow.transformers.load_model(uri, return_type="components")
+    got = loaded["model"].eval()
+    got.set_experts_implementation("eager")
+    assert torch.equal(got(ids).logits, merged(ids).logits)
+    assert not torch.equal(got(ids).logits, before)
+    assert loaded["tokenizer"].get_vocab() == load_tokenizer(config).get_vocab()
+    (version,) = mlflow.MlflowClient(tracker.uri).search_model_versions("name='tiny-repaired'")
+    assert version.run_id == tracker.run_id
+
+
+def learn_on(model, folder):
+    """An adapter that moves two experts of the model by a known amount; the model is changed too."""
+    from moe_ray.experts import Expert, masks_from_experts
+    from moe_ray.finetuning.adapter import expert_weights, hash_weights, save_adapter
+    from moe_ray.finetuning.trainable_experts import trainable_experts
+    from moe_ray.models.moe_layers import find_moe_layers
+
+    layers = find_moe_layers(model)
+    experts = [Expert(layers.layers[0], 1), Expert(layers.layers[-1], 3)]
+    masks = masks_from_experts({0: experts}, layers=layers.layers, num_experts=layers.num_experts)
+    base_hash = hash_weights(expert_weights(model, experts))
+    with trainable_experts(model, masks.union) as trainable:
+        with torch.no_grad():
+            for parameters in trainable.parameters.values():
+                for parameter in parameters.values():
+                    parameter.add_(0.05)
+        save_adapter(folder, trainable, base="tiny", base_hash=base_hash, mask_hash=masks.digest())
+
+
+def test_a_server_that_is_killed_and_started_again_has_everything_in_the_end(server, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    folder = Folder.open(str(tmp_path))
+    with MlflowTracker(TrackingConfig(uri=server.uri, experiment="killed"), "parent", folder) as parent:
+        with parent.child("before") as stage:
+            stage.log_metrics([(0, {"loss": 3.0})])
+            server.kill()
+            started = time.monotonic()
+            stage.log_metrics([(1, {"loss": 2.0})])
+            with stage.child("born in the outage") as trial:
+                trial.log_metrics([(0, {"loss": 9.0})])
+                trial.log_bytes("plot.svg", b"<svg/>")
+            assert time.monotonic() - started < 15
+        assert folder.exists(SPOOL)
+        server.start()
+    assert "MLflow does not answer" in caplog.text
+    assert not folder.exists(SPOOL)
+    runs = runs_by_name(server.uri, "killed")
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    assert runs["born in the outage"].data.tags["mlflow.parentRunId"] == stage.run_id == runs["before"].info.run_id
+    client = mlflow.MlflowClient(server.uri)
+    assert [metric.value for metric in client.get_metric_history(stage.run_id, "loss")] == [3.0, 2.0]
+    assert [item.path for item in client.list_artifacts(trial.run_id)] == ["plot.svg"]
+    assert not trial.run_id.startswith("pending")
+
+
+@pytest.mark.needs_ray
+@pytest.mark.exhaustive
+def test_training_outlives_its_server_and_the_next_run_sends_what_was_kept(
+    server, ray_cluster, tiny_model_path, tmp_path, caplog
+):
+    run_dir = tmp_path / "run"
+    arguments = [
+        *(f"run_dir={run_dir}", f"model.path={tiny_model_path}", f"tracking.uri={server.uri}"),
+        *("prompts.max_batches=2", "prompts.max_test_examples=4", "finetune.epochs=1", "finetune.num_workers=0"),
+        *("tracking.experiment=outage", "identify.permutations=200", "identify.resamples=0"),
+    ]
+
+    def kill_when_training_begins() -> None:
+        while not (run_dir / "experts" / STARTED).exists():
+            time.sleep(0.02)
+        server.kill()
+
+    killer = threading.Thread(target=kill_when_training_begins, daemon=True)
+    killer.start()
+    assert main("full", "run_all", arguments) == 0
+    killer.join(timeout=10)
+    assert "the next run in this directory sends them" in caplog.text
+    assert (run_dir / SPOOL).exists()
+    first = json.loads((run_dir / "summary.json").read_text())["mlflow_run_id"]
+    server.start()
+    assert main("full", "run_all", arguments) == 0
+    assert not (run_dir / SPOOL).exists()
+
+    client = mlflow.MlflowClient(server.uri)
+    experiment = client.get_experiment_by_name("outage").experiment_id
+    runs = client.search_runs([experiment])
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    second, original = parents if parents[1].info.run_id == first else parents[::-1]
+    assert original.info.run_id == first
+    assert second.data.tags["moe_ray.previous_run"] == first
+
+    stages = {run.info.run_name: run for run in runs if run.data.tags.get("mlflow.parentRunId") == first}
+    assert {"batches", "routing", "unsafe_experts", "experts", "evaluation_after"} <= set(stages)
+    trained = stages["experts"]
+    steps = [json.loads(line) for line in (run_dir / "experts" / "history.jsonl").read_text().splitlines()]
+    losses = client.get_metric_history(trained.info.run_id, "train/loss")
+    assert [(metric.step, metric.value) for metric in losses] == [(step["step"], step["loss"]) for step in steps]
+    assert not [run for run in runs if run.data.tags.get("mlflow.parentRunId") == second.info.run_id]
+    assert second.data.tags["stage.experts"].startswith("reused from run ")
+    for parent in parents:
+        names = {item.path for item in client.list_artifacts(parent.info.run_id, "unsafe_experts")}
+        assert "unsafe_experts/masks.npz" in names
+        assert "report.html" in {item.path for item in client.list_artifacts(parent.info.run_id)}
+        assert parent.data.metrics["held_out/unsafe_refusal_rate"] is not None

@@ -1,0 +1,203 @@
+"""Invariants 1 to 3 in every causal family with experts that the installed transformers has.
+
+A family that moe-ray cannot read is in `REFUSED` with the reason; one that is listed and works, or works not and is not
+listed, fails here. So does a family that comes with a new transformers and fits neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from families import FAMILIES as KNOWN_FAMILIES
+from families import hooks_left, rows, token_ids
+from moe_families import causal_moe_families, tiny_model
+from torch import nn
+
+from moe_ray.errors import InputError
+from moe_ray.models.moe_layers import find_moe_layers
+from moe_ray.models.tokenization import TokenizedRow, pad_rows
+from moe_ray.routing.capture import count_rows
+from moe_ray.routing.counter import counting
+from moe_ray.routing.masking import route_through, route_towards
+
+pytestmark = pytest.mark.slow
+
+REFUSED = {
+    # Product keys: a layer has thousands of one-neuron experts and neither experts module nor router module.
+    "doge": "is a DogeCDMoE of another kind",
+    # Experts receive tokens sorted by expert, and the attention has experts of its own.
+    "jetmoe": "is a JetMoeMoE of another kind",
+    # Every expert computes every token, scaled by a score that is 0 where it is not chosen; no ids are passed.
+    "llama4": "is a Llama4TextMoe of another kind",
+    "llama4_text": "is a Llama4TextMoe of another kind",
+    # Some ids are of experts that compute nothing, so a token has from 0 to K experts with weights.
+    "longcat_flash": "is a LongcatFlashMoE of another kind",
+    # The router may choose to skip the layer; the experts then receive id 0 with weight 0, which is not what was routed.
+    "zaya": "expected exactly one module with a (8, hidden) weight",
+}
+"""Families without counts: why, and what the user is told."""
+
+MOVED_BY_LEFT_PADDING = (
+    # Attention over nothing but padding gives NaN, which reaches the row's tokens. (moe-ray counts right-padded rows.)
+    "granitemoe_swa",
+)
+"""Families whose own forward differs under left padding."""
+
+FAMILIES = causal_moe_families()
+SUPPORTED = tuple(family for family in FAMILIES if family not in REFUSED)
+ROWS = rows((7, 4), (3, 2), (5, 6), (9, 0))
+
+
+def captured(model, some_rows) -> np.ndarray:
+    with counting(model) as counter:
+        return count_rows(model, counter, some_rows, pad_id=0)[0]
+
+
+@contextmanager
+def experts_spied(model: nn.Module, *, masked: bool = False) -> Iterator[list[torch.Tensor]]:
+    """Ids that every module named `experts` receives, in order of calls; found by name and without hooks.
+
+    A choice that arrives with weight 0 was none: some families write that where a token was to skip the layer.
+    """
+    received: list[torch.Tensor] = []
+    spied = [module for name, module in model.named_modules() if name.endswith(".experts")]
+    for module in spied:
+
+        def spy(*args: Any, original: Any = module.forward, **kwargs: Any) -> Any:
+            _, ids, weights = [*args, *kwargs.values()][:3]
+            received.append(ids.clone())
+            assert masked or weights.all()
+            return original(*args, **kwargs)
+
+        module.forward = spy
+    try:
+        yield received
+    finally:
+        for module in spied:
+            del module.forward
+
+
+def routed_of_one_row(model, row: TokenizedRow) -> np.ndarray:
+    """(2, L, E) counts of prompt and response, of this row alone without padding."""
+    num_experts = find_moe_layers(model).num_experts
+    with experts_spied(model) as received, torch.inference_mode():
+        model(torch.tensor([row.prompt_ids + row.answer_ids]))
+    middle = len(row.prompt_ids)
+    parts = [[ids[:middle] for ids in received], [ids[middle:] for ids in received]]
+    return np.array([[np.bincount(ids.ravel(), minlength=num_experts) for ids in part] for part in parts])
+
+
+def test_the_library_has_more_than_forty_families_and_those_known_are_among_them():
+    assert len({type(tiny_model(family).config).__name__ for family in SUPPORTED}) > 40
+    assert set(KNOWN_FAMILIES) <= set(SUPPORTED)
+    assert set(REFUSED) | set(MOVED_BY_LEFT_PADDING) <= set(FAMILIES)
+
+
+@pytest.mark.parametrize("family", REFUSED)
+def test_a_family_that_does_not_fit_is_refused_with_the_reason(family):
+    with pytest.raises(InputError) as refused:
+        find_moe_layers(tiny_model(family))
+    assert REFUSED[family] in str(refused.value)
+
+
+@pytest.mark.parametrize("family", SUPPORTED)
+def test_capturing_leaves_logits_bit_identical_and_no_hook_also_after_an_error(family):
+    model, ids = tiny_model(family), token_ids(2, 9)
+    with torch.inference_mode():
+        plain = model(ids).logits
+        with counting(model) as counter:
+            counter.start(torch.zeros(2, 9, dtype=torch.long), 1)
+            assert torch.equal(model(ids).logits, plain)
+    with pytest.raises(RuntimeError, match="from the caller"), counting(model):
+        raise RuntimeError("from the caller")
+    assert hooks_left(model) == 0
+
+
+@pytest.mark.parametrize("family", SUPPORTED)
+def test_counts_are_of_what_the_experts_received_for_each_row_alone(family):
+    model = tiny_model(family)
+    counts = captured(model, ROWS)
+    assert np.array_equal(counts, np.stack([routed_of_one_row(model, row) for row in ROWS]))
+    sizes = np.array([[len(row.prompt_ids), len(row.answer_ids)] for row in ROWS])
+    assert (counts.sum(axis=3) == sizes[:, :, None] * find_moe_layers(model).num_experts_per_tok).all()
+
+
+@pytest.mark.parametrize("family", ["mixtral", "deepseek_v3", "gpt_oss"])
+def test_a_router_that_chooses_one_expert_is_counted(family):
+    model = tiny_model(family, num_experts_per_tok=1)
+    counts = captured(model, ROWS)
+    assert np.array_equal(counts, np.stack([routed_of_one_row(model, row) for row in ROWS]))
+    assert (counts[:, 0].sum(axis=2) == [[len(row.prompt_ids)] for row in ROWS]).all()
+
+
+@pytest.mark.parametrize("family", SUPPORTED)
+def test_left_padding_and_row_order_change_no_count(family, monkeypatch):
+    model, order = tiny_model(family), [2, 0, 3, 1]
+    right = captured(model, ROWS)
+    monkeypatch.setattr(
+        "moe_ray.routing.capture.pad_rows", lambda some, pad_id: pad_rows(some, pad_id=pad_id, left=True)
+    )
+    if family in MOVED_BY_LEFT_PADDING:
+        with pytest.raises(InputError, match="hidden states are not finite"):
+            captured(model, ROWS)
+    else:
+        assert np.array_equal(captured(model, [ROWS[place] for place in order]), right[order])
+
+
+@pytest.mark.parametrize("family", SUPPORTED)
+def test_an_expert_takes_part_in_the_output_exactly_when_it_is_counted(family):
+    model, row = tiny_model(family), ROWS[0]
+    counts_LE = captured(model, [row]).sum(axis=(0, 1))
+    layers = find_moe_layers(model)
+    with torch.inference_mode():
+        plain = model(torch.tensor([row.prompt_ids + row.answer_ids])).logits
+        for layer, counts_E in zip(layers, counts_LE, strict=True):
+            idle, busy = (counts_E == 0).nonzero()[0], counts_E.argmax()
+            for experts, changes in ((idle, False), ([busy], True)):
+                with zeroed(layer.experts, experts, layer.num_experts):
+                    changed = model(torch.tensor([row.prompt_ids + row.answer_ids])).logits
+                assert torch.equal(changed, plain) is not changes
+
+
+def test_experts_without_a_slice_each_are_counted_but_not_trained():
+    layer = find_moe_layers(tiny_model("dbrx"))[0]
+    with pytest.raises(InputError, match="can be counted and masked, but its experts cannot be trained"):
+        layer.expert_tensors()
+
+
+def test_a_router_that_weighs_shared_experts_too_is_masked_in_its_own_experts_only():
+    model = tiny_model("inkling_text")
+    layers = find_moe_layers(model)
+    assert layers[0].num_logits > layers.num_experts
+    mask_LE = np.zeros((len(layers), layers.num_experts), dtype=bool)
+    mask_LE[:, [1, 4, 6]] = True
+    inputs = torch.tensor([ROWS[0].prompt_ids])
+    with torch.inference_mode():
+        with experts_spied(model) as natural:
+            plain = model(inputs).logits
+        with route_through(model, ~np.zeros_like(mask_LE)):
+            assert torch.equal(model(inputs).logits, plain)
+        with route_through(model, mask_LE), experts_spied(model, masked=True) as through:
+            model(inputs)
+        with route_towards(model, mask_LE, boost=2.0), experts_spied(model) as boosted:
+            model(inputs)
+    shares = [mask_LE[0, torch.cat(ids)].mean() for ids in (natural, boosted, through)]
+    assert shares[0] < shares[1] < shares[2] == 1
+
+
+@contextmanager
+def zeroed(module: nn.Module, experts: Any, num_experts: int) -> Iterator[None]:
+    """The module with all weights of the given experts 0, whatever the weights' shape."""
+    kept = [(parameter, parameter.detach().clone()) for parameter in module.parameters()]
+    for parameter, _ in kept:
+        parameter.view(num_experts, -1)[torch.as_tensor(experts)] = 0
+    try:
+        yield
+    finally:
+        for parameter, values in kept:
+            parameter.copy_(values)

@@ -1,0 +1,359 @@
+"""Capture: counts are of what the model really routed, and capturing leaves no trace (invariants 1 to 3)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from families import (
+    BIASED,
+    FAMILIES,
+    NUM_EXPERTS,
+    SOME_FAMILIES,
+    build,
+    hooks_left,
+    routing_spied,
+    rows,
+    shared,
+    token_ids,
+)
+from transformers import AutoModelForCausalLM, OlmoeConfig
+from word_tokenizer import TEMPLATE, make_tokenizer
+
+from moe_ray.errors import InputError
+from moe_ray.models.moe_layers import find_moe_layers
+from moe_ray.models.tokenization import TokenizedRow, pad_rows
+from moe_ray.prompts.batches import Batch
+from moe_ray.prompts.examples import Example
+from moe_ray.routing.capture import count_batches, count_rows, counts_from_forward
+from moe_ray.routing.count_tables import counts_to_table, table_to_counts
+from moe_ray.routing.counter import counting
+from moe_ray.routing.counts import concat_counts
+
+ROWS = rows((7, 4), (3, 2), (5, 6), (9, 0))
+
+
+def captured(model, some_rows):
+    with counting(model) as counter:
+        return count_rows(model, counter, some_rows, pad_id=0)
+
+
+def routed_of_one_row(model, row: TokenizedRow) -> np.ndarray:
+    """(2, L, E) counts of prompt and response, from what the experts modules received for this row alone."""
+    moe_layers = find_moe_layers(model)
+    with routing_spied(model) as calls, torch.inference_mode():
+        model(torch.tensor([row.prompt_ids + row.answer_ids]))
+    counts = np.zeros((2, len(moe_layers), NUM_EXPERTS), dtype=np.int32)
+    for layer, (index, _) in enumerate(calls):
+        for position, experts in enumerate(index.tolist()):
+            for expert in experts:
+                counts[int(position >= len(row.prompt_ids)), layer, expert] += 1
+    return counts
+
+
+# Invariant 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_capturing_leaves_logits_bit_identical(family):
+    model, ids = shared(family), token_ids(2, 9)
+    plain = model(ids).logits
+    with counting(model) as counter:
+        counter.start(torch.zeros(2, 9, dtype=torch.long), 1)
+        assert torch.equal(model(ids).logits, plain)
+
+
+def test_capturing_leaves_no_hook_behind():
+    model = shared("olmoe")
+    captured(model, ROWS)
+    assert hooks_left(model) == 0
+
+
+def test_capturing_leaves_no_hook_behind_after_an_error():
+    model = shared("olmoe")
+    with pytest.raises(RuntimeError, match="from the caller"), counting(model):
+        raise RuntimeError("from the caller")
+    assert hooks_left(model) == 0
+
+
+def test_a_forward_outside_count_rows_is_not_counted():
+    model = shared("olmoe")
+    with counting(model) as counter:
+        model(token_ids(2, 9))
+        counts, _ = count_rows(model, counter, ROWS, pad_id=0)
+    assert np.array_equal(counts, captured(model, ROWS)[0])
+
+
+# Invariant 2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_counts_are_of_what_the_experts_modules_received(family):
+    model = shared(family, torch.float64)
+    counts, _ = captured(model, ROWS)
+    assert np.array_equal(counts, np.stack([routed_of_one_row(model, row) for row in ROWS]))
+
+
+def counts_from_raw_logits(model, row: TokenizedRow) -> np.ndarray:
+    """The naive way: top-k derived once more from the router's raw logits."""
+    moe_layers, logits = find_moe_layers(model), []
+    handles = [
+        layer.router.register_forward_hook(lambda module, args, output: logits.append(output[0]))
+        for layer in moe_layers
+    ]
+    with torch.inference_mode():
+        model(torch.tensor([row.prompt_ids + row.answer_ids]))
+    for handle in handles:
+        handle.remove()
+    tops = [layer_logits.topk(moe_layers.num_experts_per_tok).indices.flatten().numpy() for layer_logits in logits]
+    return np.stack([np.bincount(top, minlength=NUM_EXPERTS) for top in tops])
+
+
+@pytest.mark.parametrize("family", BIASED)
+def test_top_k_of_raw_logits_is_caught_as_wrong(family):
+    model = shared(family, torch.float64)
+    naive = np.stack([counts_from_raw_logits(model, row) for row in ROWS])
+    with pytest.raises(AssertionError):
+        assert np.array_equal(naive, np.stack([routed_of_one_row(model, row).sum(axis=0) for row in ROWS]))
+
+
+# Invariant 3. float64, in which the model's own rounding under padding (about 1e-7 where a family's router or rotary
+# embedding stays in float32) is far below the distance between any two of these random router logits.
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_counts_sum_to_tokens_times_experts_per_token(family):
+    model = shared(family)
+    counts, num_tokens = captured(model, ROWS)
+    assert np.array_equal(
+        counts.sum(axis=-1),
+        np.broadcast_to(num_tokens[:, :, None] * find_moe_layers(model).num_experts_per_tok, (4, 2, 2)),
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_batch_size_changes_no_count(family):
+    model = shared(family, torch.float64)
+    one_by_one = np.concatenate([captured(model, [row])[0] for row in ROWS])
+    assert np.array_equal(captured(model, ROWS)[0], one_by_one)
+
+
+@pytest.mark.parametrize("family", SOME_FAMILIES)
+def test_row_order_changes_no_count(family):
+    model, order = shared(family, torch.float64), [2, 0, 3, 1]
+    assert np.array_equal(captured(model, [ROWS[n] for n in order])[0], captured(model, ROWS)[0][order])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_left_padding_changes_no_count(family, monkeypatch):
+    model = shared(family, torch.float64)
+    right = captured(model, ROWS)[0]
+    monkeypatch.setattr(
+        "moe_ray.routing.capture.pad_rows", lambda some, pad_id: pad_rows(some, pad_id=pad_id, left=True)
+    )
+    assert np.array_equal(captured(model, ROWS)[0], right)
+
+
+@pytest.mark.parametrize("family", SOME_FAMILIES)
+def test_which_token_fills_padding_changes_no_count(family):
+    model = shared(family, torch.float64)
+    with counting(model) as counter:
+        first, _ = count_rows(model, counter, ROWS, pad_id=0)
+        second, _ = count_rows(model, counter, ROWS, pad_id=17)
+    assert np.array_equal(first, second)
+
+
+def test_numbers_of_tokens_are_of_prompt_and_response():
+    assert captured(shared("olmoe"), ROWS)[1].tolist() == [[7, 4], [3, 2], [5, 6], [9, 0]]
+
+
+def as_counts(model, some_rows, batch_idx, *, ids=False):
+    with counting(model, ids=ids) as counter:
+        counts, num_tokens = count_rows(model, counter, some_rows, pad_id=0)
+    return counts_from_forward(
+        counts,
+        num_tokens,
+        batch_idx=[batch_idx] * len(some_rows),
+        in_batch_idx=range(len(some_rows)),
+        label=["safe"] * len(some_rows),
+        category=[""] * len(some_rows),
+        ids=counter.last_ids,
+        moe_layers=find_moe_layers(model),
+    )
+
+
+def test_a_role_without_tokens_has_no_row():
+    counts = as_counts(shared("olmoe"), ROWS, 5)
+    assert list(zip(counts.in_batch_idx.tolist(), counts.role, strict=True))[-2:] == [(2, "response"), (3, "prompt")]
+
+
+def test_parts_in_any_order_give_the_same_counts():
+    model = shared("olmoe")
+    parts = [as_counts(model, ROWS[:2], 5), as_counts(model, ROWS[2:], 1)]
+    first, second = concat_counts(parts), concat_counts(parts[::-1])
+    assert np.array_equal(first.counts_NLE, second.counts_NLE)
+    assert first.batch_idx.tolist() == second.batch_idx.tolist() == [1, 1, 1, 5, 5, 5, 5]
+
+
+def test_counts_of_different_models_are_not_joined():
+    with pytest.raises(InputError, match="different models"):
+        concat_counts([as_counts(shared("olmoe"), ROWS, 0), as_counts(shared("deepseek_v3"), ROWS, 1)])
+
+
+def test_no_parts_are_refused():
+    with pytest.raises(InputError, match="at least one batch"):
+        concat_counts([])
+
+
+def test_damaged_counts_are_refused():
+    counts = as_counts(shared("olmoe"), ROWS, 0)
+    counts.check()
+    counts.counts_NLE[1, 0, 0] += 1
+    with pytest.raises(InputError, match="capture them again"):
+        counts.check()
+
+
+def test_a_family_that_routes_part_of_the_tokens_is_refused():
+    model = shared("olmoe")
+    with counting(model) as counter:
+        counter.start(torch.zeros(2, 9, dtype=torch.long), 1)
+        with pytest.raises(InputError, match="a part of the tokens only"):
+            model(token_ids(2, 8))
+
+
+def test_a_model_whose_hidden_states_are_not_finite_is_refused():
+    model = build("olmoe")
+    with torch.no_grad():
+        model.model.norm.weight.fill_(torch.nan)
+    with pytest.raises(InputError, match="not finite"):
+        captured(model, ROWS)
+
+
+def test_after_a_pass_that_failed_other_forwards_run_and_are_not_counted():
+    model = build("olmoe")
+    with counting(model) as counter:
+        model.model.norm.forward = lambda hidden: (_ for _ in ()).throw(torch.OutOfMemoryError("of the device"))
+        with pytest.raises(torch.OutOfMemoryError):
+            count_rows(model, counter, ROWS, pad_id=0)
+        del model.model.norm.forward
+        model.generate(token_ids(2, 5), max_new_tokens=2, do_sample=False)
+        counts, _ = count_rows(model, counter, ROWS, pad_id=0)
+    assert np.array_equal(counts, captured(model, ROWS)[0])
+
+
+def test_routed_weights_sum_to_one_per_token_where_the_family_normalises_them():
+    model = shared("mixtral")
+    with counting(model, weights=True) as counter:
+        _, num_tokens = count_rows(model, counter, ROWS, pad_id=0)
+    sums = counter.last_weights.sum(dim=2)
+    expected = torch.as_tensor(num_tokens).reshape(-1, 1).float().expand_as(sums)
+    torch.testing.assert_close(sums, expected, atol=1e-4, rtol=0)
+
+
+def test_an_expert_without_routed_tokens_has_no_routed_weight_and_the_other_way_round():
+    model = shared("deepseek_v3")
+    with counting(model, weights=True) as counter:
+        counts, _ = count_rows(model, counter, ROWS, pad_id=0)
+    weights = counter.last_weights.view(*counts.shape).numpy()
+    assert np.array_equal(weights > 0, counts > 0)
+
+
+# Raw routed ids
+
+
+def counts_of_ids(ids: np.ndarray, num_experts: int) -> np.ndarray:
+    return np.stack([np.bincount(ids[:, layer].ravel(), minlength=num_experts) for layer in range(ids.shape[1])])
+
+
+def test_routed_ids_agree_with_the_counts():
+    counts = as_counts(shared("deepseek_v3"), ROWS, 0, ids=True)
+    for ids, num_tokens, counts_LE in zip(counts.ids, counts.num_tokens, counts.counts_NLE, strict=True):
+        assert (ids.dtype, ids.shape) == (np.uint8, (num_tokens, 2, 2))
+        assert np.array_equal(counts_of_ids(ids, NUM_EXPERTS), counts_LE)
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_routed_ids_are_in_token_order_without_padding(left, monkeypatch):
+    model = shared("deepseek_v3", torch.float64)
+    monkeypatch.setattr(
+        "moe_ray.routing.capture.pad_rows", lambda some, pad_id: pad_rows(some, pad_id=pad_id, left=left)
+    )
+    with counting(model, ids=True) as counter:
+        count_rows(model, counter, ROWS, pad_id=0)
+    for place, row in enumerate(ROWS):
+        with routing_spied(model) as calls, torch.inference_mode():
+            model(torch.tensor([row.prompt_ids + row.answer_ids]))
+        received = torch.stack([index for index, _ in calls], dim=1).numpy()
+        assert np.array_equal(np.concatenate(counter.last_ids[2 * place : 2 * place + 2]), received)
+
+
+def test_ids_above_256_experts_are_uint16():
+    config = OlmoeConfig(
+        vocab_size=64,
+        hidden_size=8,
+        intermediate_size=2,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        num_experts=300,
+        num_experts_per_tok=40,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    model = AutoModelForCausalLM.from_config(config, experts_implementation="eager").eval()
+    counts = as_counts(model, ROWS, 0, ids=True)
+    assert counts.ids[0].dtype == np.uint16
+    assert max(ids.max() for ids in counts.ids) > 256
+    assert np.array_equal(counts_of_ids(counts.ids[0], 300), counts.counts_NLE[0])
+
+
+def test_routed_ids_survive_a_table_and_keep_their_rows():
+    model = shared("olmoe")
+    counts = concat_counts([as_counts(model, ROWS[:2], 5, ids=True), as_counts(model, ROWS[2:], 1, ids=True)])
+    kept = counts.take(counts.in_batch_idx == 0)
+    got = table_to_counts(counts_to_table(kept))
+    assert [ids.shape for ids in got.ids] == [(5, 2, 3), (6, 2, 3), (7, 2, 3), (4, 2, 3)]
+    for ids, counts_LE in zip(got.ids, got.counts_NLE, strict=True):
+        assert ids.dtype == np.uint8
+        assert np.array_equal(counts_of_ids(ids, NUM_EXPERTS), counts_LE)
+
+
+# Tokens that are left out
+
+
+def test_tokens_that_are_not_counted_are_in_no_count_and_change_no_other():
+    model = shared("olmoe", torch.float64)
+    left_out = [[n % 3 == 0 for n in range(len(row.prompt_ids) + len(row.answer_ids))] for row in ROWS]
+    some = [row._replace(counted=[not out for out in flags]) for row, flags in zip(ROWS, left_out, strict=True)]
+    rest = [row._replace(counted=flags) for row, flags in zip(ROWS, left_out, strict=True)]
+    parts = [captured(model, rows_) for rows_ in (some, rest, ROWS)]
+    assert np.array_equal(parts[0][0] + parts[1][0], parts[2][0])
+    assert np.array_equal(parts[0][1] + parts[1][1], parts[2][1])
+    assert parts[1][1].tolist() == [[3, 1], [1, 1], [2, 2], [3, 0]]
+
+
+def test_count_batches_leaves_template_tokens_out_by_choice():
+    tokenizer = make_tokenizer(chat_template=TEMPLATE, eos_token="<end>")
+    example = Example(id="a", messages=({"role": "user", "content": "how are you"},), label="safe", response="fine")
+    batch = Batch(batch_idx=3, category="", examples=(example, example))
+    full = count_batches(shared("olmoe"), tokenizer, [batch])
+    contents = count_batches(shared("olmoe"), tokenizer, [batch], template_tokens=False, ids=True, rows_per_forward=1)
+    assert full.num_tokens.tolist() == [6, 2] * 2
+    assert contents.num_tokens.tolist() == [3, 1] * 2
+    assert [len(ids) for ids in contents.ids] == [3, 1] * 2
+    contents.check()
+
+
+def test_a_layer_that_runs_twice_is_refused():
+    model = build("olmoe")
+    model.model.layers[1].mlp = model.model.layers[0].mlp
+    with pytest.raises(InputError, match="ran twice in one forward pass"):
+        captured(model, ROWS)
+
+
+def test_a_layer_that_does_not_run_is_refused():
+    model = build("olmoe")
+    model.model.layers[1].forward = lambda hidden_states, *args, **kwargs: hidden_states
+    with pytest.raises(InputError, match=r"layers\.1\.mlp\.experts did not run"):
+        captured(model, ROWS)
