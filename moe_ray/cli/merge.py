@@ -16,7 +16,7 @@ from pathlib import Path
 
 from moe_ray.config.model import ModelConfig
 from moe_ray.errors import InputError
-from moe_ray.finetuning.adapter import ADAPTER_FILES, load_adapter, merge_adapter
+from moe_ray.finetuning.adapter_files import ADAPTER_FILES, local_adapter, read_adapter_header
 from moe_ray.storage.folder import Folder
 
 logger = logging.getLogger("moe_ray.merge")
@@ -67,14 +67,15 @@ def merge(run: str, out: Path, *, base: str = "", dtype: str = "auto") -> None:
     missing = [name for name in ADAPTER_FILES if not folder.exists(f"experts/{name}")]
     if missing:
         raise InputError(f"{run!r} has no learned experts ({', '.join(missing)} missing); finish its fine-tuning first")
-    with tempfile.TemporaryDirectory() as adapter:
-        for name in ADAPTER_FILES:
-            Path(adapter, name).write_bytes(folder.read_bytes(f"experts/{name}"))
-        _write(adapter, out, base=base or str(load_adapter(adapter)[0]["base"]), dtype=dtype)
+    experts = folder.sub("experts")
+    base = base or str(read_adapter_header(experts)["base"])
+    with local_adapter(experts) as adapter:
+        _write(adapter, out, base=base, dtype=dtype)
 
 
-def _write(adapter: str, out: Path, *, base: str, dtype: str) -> None:
+def _write(adapter: Path, out: Path, *, base: str, dtype: str) -> None:
     # Torch and the model only once the input is known to be there.
+    from moe_ray.finetuning.adapter import merge_adapter
     from moe_ray.models.loading import load_model, load_tokenizer
 
     config = ModelConfig(path=base, dtype=dtype)  # type: ignore[arg-type]

@@ -21,16 +21,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_ray.errors import InputError
 from moe_ray.experts import Expert
+from moe_ray.finetuning.adapter_files import ADAPTER_FILES as ADAPTER_FILES
+from moe_ray.finetuning.adapter_files import ADAPTER_FORMAT, HEADER, TENSORS, read_adapter_header
 from moe_ray.finetuning.trainable_experts import TrainableExperts
 from moe_ray.models.moe_layers import find_moe_layers
-
-_TENSORS, _ABOUT = "experts.safetensors", "adapter.json"
-
-_FORMAT = 1
-
-ADAPTER_FILES = (_TENSORS, _ABOUT)
-
-"""The files of an adapter, the one that marks it finished last."""
 
 ExpertTensors = Mapping[Expert, Mapping[str, Tensor]]
 
@@ -67,7 +61,7 @@ def save_adapter(folder: str | Path, trainable: TrainableExperts, *, base: str, 
         mask_hash: `ExpertMasks.digest()`.
     """
     about = {
-        "format": _FORMAT,
+        "format": ADAPTER_FORMAT,
         "base": base,
         "base_hash": base_hash,
         "mask_hash": mask_hash,
@@ -114,33 +108,29 @@ def compose_adapters(
 def _write(folder: str | Path, about: Mapping[str, Any], tensors: ExpertTensors) -> None:
     Path(folder).mkdir(parents=True, exist_ok=True)
     # A folder that held an older adapter is unfinished until the new description is there.
-    Path(folder, _ABOUT).unlink(missing_ok=True)
+    Path(folder, HEADER).unlink(missing_ok=True)
     flat = {
         f"{expert.layer}.{expert.expert}.{name}": tensor.detach().contiguous()
         for expert, own in tensors.items()
         for name, tensor in own.items()
     }
-    save_file(flat, Path(folder, _TENSORS))
+    save_file(flat, Path(folder, TENSORS))
     described = {**about, "experts": [list(expert) for expert in tensors]}
-    Path(folder, _ABOUT).write_text(json.dumps(described, indent=1), encoding="utf-8")
+    Path(folder, HEADER).write_text(json.dumps(described, indent=1), encoding="utf-8")
 
 
 def load_adapter(folder: str | Path) -> tuple[dict[str, Any], dict[Expert, dict[str, Tensor]]]:
-    """An adapter's description and tensors.
+    """An adapter's header and tensors.
 
     Raises:
         InputError: the folder holds no finished adapter.
     """
-    if not Path(folder, _ABOUT).is_file():
-        raise InputError(f"{str(folder)!r} holds no adapter (no {_ABOUT}); give a folder written by save_adapter")
-    about = json.loads(Path(folder, _ABOUT).read_text(encoding="utf-8"))
-    if about.get("format") != _FORMAT:
-        raise InputError(f"{str(folder)!r}: got adapter format {about.get('format')}, expected {_FORMAT}")
-    tensors: dict[Expert, dict[str, Tensor]] = {Expert(*pair): {} for pair in about["experts"]}
-    for key, tensor in load_file(Path(folder, _TENSORS)).items():
+    header = read_adapter_header(folder)
+    tensors: dict[Expert, dict[str, Tensor]] = {Expert(*pair): {} for pair in header["experts"]}
+    for key, tensor in load_file(Path(folder, TENSORS)).items():
         layer, expert, name = key.split(".", 2)
         tensors[Expert(int(layer), int(expert))][name] = tensor
-    return about, tensors
+    return header, tensors
 
 
 def apply_adapter(model: nn.Module, folder: str | Path) -> None:
