@@ -10,7 +10,7 @@ from moe_ray.config.run import Config
 from moe_ray.demo.examples import embedded_records
 from moe_ray.errors import InputError
 from moe_ray.prompts.batches import Assembly, assemble_batches
-from moe_ray.prompts.examples import Example, Split, records_to_examples
+from moe_ray.prompts.examples import Example, Split, read_examples, records_to_examples
 from moe_ray.prompts.neutral_texts import neutral_texts
 from moe_ray.prompts.splits import check_both_labels, split_examples
 
@@ -32,6 +32,23 @@ class Prompts:
     validation: tuple[Example, ...]
     test: tuple[Example, ...]
     neutral: tuple[str, ...]
+
+
+def read_prompts(config: Config) -> Prompts:
+    """Reads, checks, splits and groups the examples; nothing is written and no model is loaded.
+
+    Raises:
+        InputError: files are missing or wrong, a label is missing in training or test, no batch can be filled.
+    """
+    settings = config.prompts
+    files = [name for name in settings.files if name != EMBEDDED]
+    examples = read_examples(files, paired_records=settings.paired_records) if files else []
+    if EMBEDDED in settings.files:
+        examples += _embedded_examples()
+    check_both_labels(examples, "prompts")
+    if settings.keep_pairs != "all" and not any(example.pair for example in examples):
+        raise InputError("prompts.keep_pairs is on, but there is no goal + all_prompt record; set it to 'all'")
+    return _group(examples, config)
 
 
 def without_pairs(prompts: Prompts, dropped: Set[str], config: Config) -> Prompts:

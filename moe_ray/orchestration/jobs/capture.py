@@ -29,6 +29,7 @@ from moe_ray.prompts.example_tables import BATCHES
 from moe_ray.prompts.quarantine import QUARANTINE, TRUNCATED, quarantine_frame
 from moe_ray.report.run_text import describe_reasons
 from moe_ray.routing.count_store import count_tokens, keys_of, plan_windows, remove_doubles, rows_without
+from moe_ray.run_directory import CAPTURE, PROMPTS, RunDirectory
 from moe_ray.storage.folder import Folder
 
 __all__ = ["capture", "read_quarantine", "read_responses"]
@@ -49,8 +50,7 @@ _WINDOWS_PER_ACTOR = 2
 
 
 def capture(
-    batches: Folder,
-    out: Folder,
+    run: RunDirectory,
     model: ModelConfig,
     config: CaptureConfig,
     *,
@@ -61,9 +61,9 @@ def capture(
     """Counts the routing of every stored example that is not counted yet.
 
     Args:
-        batches: folder with `batches.parquet`, one row per example.
-        out: gets `counts`, a folder of Parquet parts; `quarantine.parquet`; `truncated.parquet`; `responses`, a folder
-            of parts, where they are generated. May hold those of an unfinished capture.
+        run: its prepared batches are read. Its capture folder gets `counts`, a folder of Parquet parts;
+            `quarantine.parquet`; `truncated.parquet`; `responses`, a folder of parts, where they are generated. It may
+            hold those of an unfinished capture.
         model: which model.
         config: actors, sizes and policies.
         seed: of sampled responses.
@@ -82,13 +82,13 @@ def capture(
     job = CaptureJob(
         model=model,
         config=config,
-        batches_url=batches.url,
-        out_url=out.url,
+        run_url=run.folder.url,
         session=uuid.uuid4().hex,
         seed=seed,
         seconds_per_part=seconds_per_part,
     )
-    batch_idx, todo = _examples_to_do(batches, out)
+    out = run.sub(CAPTURE)
+    batch_idx, todo = _examples_to_do(run.sub(PROMPTS), out)
     bad = _Quarantined(out, total=len(batch_idx), max_share=config.max_bad_share)
     totals = WindowReport()
     if len(todo):
