@@ -37,8 +37,8 @@ import torch
 from transformers import OlmoeConfig, OlmoeForCausalLM
 
 from moe_ray.config.capture import CaptureConfig
+from moe_ray.config.cluster import ClusterConfig
 from moe_ray.config.model import ModelConfig
-from moe_ray.config.run import ClusterConfig
 from moe_ray.demo.examples import embedded_records
 from moe_ray.demo.tokenizer import train_tokenizer
 from moe_ray.models.loading import load_model, load_tokenizer

@@ -12,8 +12,8 @@ import pandas as pd
 import torch
 
 from moe_ray.config.capture import CaptureConfig
+from moe_ray.config.cluster import ClusterConfig
 from moe_ray.config.model import ModelConfig
-from moe_ray.config.run import ClusterConfig
 from moe_ray.models.loading import load_model, load_tokenizer
 from moe_ray.orchestration.cluster.session import ray_session
 from moe_ray.orchestration.jobs.capture import capture

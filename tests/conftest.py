@@ -19,7 +19,7 @@ def tiny_model_path() -> Path:
 @pytest.fixture(scope="session")
 def ray_cluster():
     """One local Ray for all tests that need it."""
-    from moe_ray.config.run import ClusterConfig
+    from moe_ray.config.cluster import ClusterConfig
     from moe_ray.orchestration.cluster.session import ray_session
 
     os.environ.pop("RAY_ADDRESS", None)

@@ -17,8 +17,8 @@ from capture_helpers import SlowActor
 from ray.cluster_utils import Cluster
 
 from moe_ray.config.capture import CaptureConfig
+from moe_ray.config.cluster import ClusterConfig
 from moe_ray.config.model import ModelConfig
-from moe_ray.config.run import ClusterConfig
 from moe_ray.errors import InputError
 from moe_ray.orchestration.cluster.session import check_reachable, ray_session
 from moe_ray.orchestration.jobs.capture import capture

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from moe_ray.config.io import describe_keys, load_config
-from moe_ray.config.run import ReportConfig
+from moe_ray.config.report import ReportConfig
 from moe_ray.errors import InputError
 
 BAD_INPUT = 2

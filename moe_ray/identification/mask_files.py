@@ -10,7 +10,6 @@ from moe_ray.errors import InputError
 from moe_ray.experts import Expert, ExpertMasks, masks_from_experts
 from moe_ray.storage.folder import Folder
 
-
 MASKS, UNSAFE_EXPERTS = "masks.npz", "unsafe_experts.json"
 
 

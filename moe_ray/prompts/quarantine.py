@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-
 QUARANTINE = "quarantine.parquet"
 
 TRUNCATED = "truncated.parquet"

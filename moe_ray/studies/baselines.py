@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
+from moe_ray.config.compare import BASELINES, CompareConfig
 from moe_ray.config.finetune import FinetuneConfig
-from moe_ray.config.studies import BASELINES, CompareConfig
 from moe_ray.errors import InputError
 from moe_ray.experts import Expert, ExpertMasks, masks_from_experts
 from moe_ray.identification.risk import aggregate_risk

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from moe_ray.config.studies import RoundsConfig
+from moe_ray.config.rounds import RoundsConfig
 from moe_ray.evaluation.intervals import Rate, rate
 from moe_ray.experts import ExpertMasks, masks_from_experts
 

@@ -27,7 +27,10 @@ def test_overrides_win_over_the_file(tmp_path):
     [
         ("identify.treshold=1", "did you mean identify.threshold"),
         ("treshold=1", "unknown configuration key 'treshold'; did you mean identify.threshold"),
-        ("top_k=3", "did you mean identify.top_k"),
+        ("finetune.top_k=3", "did you mean identify.top_k?"),
+        ("gpus_per_actor=1", "did you mean capture.gpus_per_actor or evaluate.gpus_per_actor?"),
+        ("epoch=1", "did you mean finetune.epochs?"),
+        ("xyzzy=1", "unknown configuration key 'xyzzy'; see --help for all keys"),
         ("identify=3", "expected a group of settings"),
         ("identify.top_k=many", "identify.top_k: got 'many', expected whole number"),
         ("identify.top_k=1.5", "identify.top_k: got 1.5, expected whole number"),
@@ -37,7 +40,7 @@ def test_overrides_win_over_the_file(tmp_path):
         ("identify.roles=[prompt,answer]", "expected prompt, response or both"),
         ("identify.top_k", "expected key=value"),
         ("prompts.files=[]", "prompts.files: got (), expected at least one file"),
-        ("run_dir.sub=1", "got {'sub': 1}, expected text"),
+        ("run_dir.sub=1", "run_dir.sub: run_dir is a value, not a group of settings"),
     ],
 )
 def test_a_wrong_setting_is_named_with_what_was_expected(override, said):

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moe_ray.config.compare import BASELINES, CompareConfig
 from moe_ray.config.finetune import FinetuneConfig
-from moe_ray.config.studies import BASELINES, CompareConfig
 from moe_ray.errors import InputError
 from moe_ray.experts import Expert, masks_from_experts
 from moe_ray.studies.baselines import (

@@ -10,7 +10,7 @@ import torch
 from families import batch_masks, build, rows
 
 from moe_ray.config.finetune import FinetuneConfig
-from moe_ray.config.studies import RoundsConfig
+from moe_ray.config.rounds import RoundsConfig
 from moe_ray.errors import InputError
 from moe_ray.experts import Expert, masks_from_experts
 from moe_ray.finetuning.adapter import adapter_applied, expert_weights, hash_weights, load_adapter, save_adapter

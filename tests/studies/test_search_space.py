@@ -3,7 +3,7 @@ import yaml
 
 from moe_ray.config.io import load_config, to_yaml, with_settings
 from moe_ray.config.run import Config
-from moe_ray.config.studies import SweepConfig
+from moe_ray.config.sweep import SweepConfig
 from moe_ray.errors import InputError
 from moe_ray.studies.search_space import Range, read_space
 

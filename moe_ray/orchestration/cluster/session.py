@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from moe_ray.config.run import ClusterConfig
+from moe_ray.config.cluster import ClusterConfig
 from moe_ray.errors import InputError, MoeRayError
 from moe_ray.storage.folder import Folder
 

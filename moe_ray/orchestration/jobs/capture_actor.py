@@ -36,8 +36,8 @@ from moe_ray.routing.counts import RoutingCounts, concat_counts
 from moe_ray.routing.crash_markers import Attempt
 from moe_ray.routing.encode_example import Encoded, encode_example
 from moe_ray.routing.token_budget import TokenBudget, padded_tokens
-from moe_ray.storage.fingerprint import content_hash
 from moe_ray.run_directory import CAPTURE, PROMPTS
+from moe_ray.storage.fingerprint import content_hash
 from moe_ray.storage.folder import Folder
 
 _COLUMNS = ["batch_idx", "in_batch_idx", "id", "label", "category", "messages", "response", "pair"]

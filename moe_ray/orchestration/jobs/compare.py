@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import ray
 
-from moe_ray.config.evaluate import EvaluateConfig
 from moe_ray.config.effects import settings_affecting
+from moe_ray.config.evaluate import EvaluateConfig
 from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.config.model import ModelConfig
 from moe_ray.config.run import Config

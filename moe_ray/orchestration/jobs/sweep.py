@@ -148,7 +148,9 @@ class _Lines(tune.Callback):  # type: ignore[misc]
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         done = sum(other.status == "TERMINATED" or other is trial for other in trials)
         result = trial.last_result
-        logger.info("sweep: trial %d of %d: %s: %s", done, self.total, _in_words(trial.config), result.get("message", ""))
+        logger.info(
+            "sweep: trial %d of %d: %s: %s", done, self.total, _in_words(trial.config), result.get("message", "")
+        )
 
 
 def _in_words(settings: Mapping[str, Any]) -> str:

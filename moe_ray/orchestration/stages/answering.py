@@ -35,9 +35,7 @@ def answered(
     config: EvaluateConfig = run.config.evaluate
     if max_new_tokens is not None:
         config = replace(config, max_new_tokens=max_new_tokens)
-    job = AnswerJob(
-        model=run.model, config=config, run_url=run.directory.folder.url, parts=parts, adapter=adapter
-    )
+    job = AnswerJob(model=run.model, config=config, run_url=run.directory.folder.url, parts=parts, adapter=adapter)
     return answer(frame, job, what=what).answers
 
 

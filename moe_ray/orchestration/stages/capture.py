@@ -7,8 +7,8 @@ from typing import Any
 from moe_ray.orchestration.jobs import capture as job
 from moe_ray.orchestration.stages.context import Context
 from moe_ray.prompts.quarantine import QUARANTINE, TRUNCATED
-from moe_ray.run_directory import CAPTURE, COUNTS, PROMPTS
 from moe_ray.routing.count_store import digest_of_parts
+from moe_ray.run_directory import CAPTURE, COUNTS, PROMPTS
 from moe_ray.storage.fingerprint import content_hash
 from moe_ray.storage.folder import Folder
 from moe_ray.storage.stage import MADE, Outcome, Stage

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from moe_ray.finetuning.adapter_files import adapter_digest
-from moe_ray.orchestration.jobs.finetune import FinetuneJob, finetune as train
+from moe_ray.orchestration.jobs.finetune import FinetuneJob
+from moe_ray.orchestration.jobs.finetune import finetune as train
 from moe_ray.orchestration.stages.context import Context
 from moe_ray.orchestration.stages.rounds import Rounds
 from moe_ray.run_directory import CAPTURE, FINETUNE, IDENTIFY, PROMPTS

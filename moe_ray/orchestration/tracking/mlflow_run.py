@@ -16,7 +16,7 @@ import pandas as pd
 import requests
 from mlflow.exceptions import MlflowException
 
-from moe_ray.config.run import TrackingConfig
+from moe_ray.config.tracking import TrackingConfig
 from moe_ray.errors import InputError
 from moe_ray.orchestration.tracking.mlflow_connection import _Connection
 from moe_ray.orchestration.tracking.outbox import SPOOL

@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
-from moe_ray.config.run import ReportConfig
+from moe_ray.config.report import ReportConfig
 from moe_ray.experts import Expert
 from moe_ray.identification.overlap import batch_overlap, shared_experts, sweep_union
 from moe_ray.identification.risk import aggregate_risk

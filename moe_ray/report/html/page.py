@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from moe_ray.config.fields import EMBEDDED
 from moe_ray.config.io import flatten
-from moe_ray.config.run import ReportConfig
+from moe_ray.config.report import ReportConfig
 from moe_ray.identification.identify import certainty_per_batch
 from moe_ray.report.html.examples import _examples, _printable_lines
 from moe_ray.report.html.experts import _certainty_rows, _experts_part, _limited

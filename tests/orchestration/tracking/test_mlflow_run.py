@@ -18,7 +18,7 @@ from mlflow_server import Server
 
 from moe_ray.cli.run_workflow import main
 from moe_ray.config.model import ModelConfig
-from moe_ray.config.run import TrackingConfig
+from moe_ray.config.tracking import TrackingConfig
 from moe_ray.errors import InputError
 from moe_ray.finetuning.adapter import merge_adapter
 from moe_ray.orchestration.tracking.mlflow_run import MlflowTracker

@@ -19,7 +19,8 @@ from run_directory import PLANTED, write_identified, write_repaired, write_swept
 from moe_ray.cli.report import main
 from moe_ray.config.identify import IdentifyConfig
 from moe_ray.config.io import to_yaml
-from moe_ray.config.run import Config, ReportConfig
+from moe_ray.config.report import ReportConfig
+from moe_ray.config.run import Config
 from moe_ray.report.html.first_paragraph import Findings, first_paragraph
 from moe_ray.run_directory import FinishedRun
 from moe_ray.storage.folder import Folder
