@@ -8,4 +8,4 @@ import sys
 from moe_ray.cli.run_workflow import main
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, "run_evaluate"))
+    sys.exit(main(__doc__, "evaluate"))

@@ -31,15 +31,13 @@ class Command:
 
 
 COMMANDS = {
-    "full": Command(
-        "every stage: capture, unsafe experts, fine-tuning, evaluation before and after, report", "run_all"
-    ),
-    "capture": Command("prompts to batches to routing counts", "run_capture"),
-    "identify": Command("... to risk differences, unsafe experts and masks of every batch", "run_identify"),
-    "finetune": Command("... to learned experts", "run_finetune"),
-    "evaluate": Command("... to held-out answers and losses, before and after", "run_evaluate"),
-    "sweep": Command("search thresholds, top_k and other settings on one stored capture", "run_sweep"),
-    "compare": Command("hold per-batch masks against the baselines at equal budget", "run_compare"),
+    "full": Command("every stage: capture, unsafe experts, fine-tuning, evaluation before and after, report", "full"),
+    "capture": Command("prompts to batches to routing counts", "capture"),
+    "identify": Command("... to risk differences, unsafe experts and masks of every batch", "identify"),
+    "finetune": Command("... to learned experts", "finetune"),
+    "evaluate": Command("... to held-out answers and losses, before and after", "evaluate"),
+    "sweep": Command("search thresholds, top_k and other settings on one stored capture", "sweep"),
+    "compare": Command("hold per-batch masks against the baselines at equal budget", "compare"),
     "report": Command("make the HTML report of a finished run anew", module="moe_ray.cli.report"),
     "merge": Command("write the repaired model of a run as a plain checkpoint", module="moe_ray.cli.merge"),
     "inspect": Command("answer questions about a finished run", module="moe_ray.cli.inspect_experts"),

@@ -17,6 +17,7 @@ from pathlib import Path
 from moe_ray.config.model import ModelConfig
 from moe_ray.errors import InputError
 from moe_ray.finetuning.adapter_files import ADAPTER_FILES, local_adapter, read_adapter_header
+from moe_ray.run_directory import FINETUNE
 from moe_ray.storage.folder import Folder
 
 logger = logging.getLogger("moe_ray.merge")
@@ -64,10 +65,10 @@ def merge(run: str, out: Path, *, base: str = "", dtype: str = "auto") -> None:
     if "://" not in run and not Path(run).is_dir():
         raise InputError(f"{run!r} is not a run directory; give one that workflows/full.py or finetune.py has finished")
     folder = Folder.open(run)
-    missing = [name for name in ADAPTER_FILES if not folder.exists(f"experts/{name}")]
+    missing = [name for name in ADAPTER_FILES if not folder.exists(f"{FINETUNE}/{name}")]
     if missing:
         raise InputError(f"{run!r} has no learned experts ({', '.join(missing)} missing); finish its fine-tuning first")
-    experts = folder.sub("experts")
+    experts = folder.sub(FINETUNE)
     base = base or str(read_adapter_header(experts)["base"])
     with local_adapter(experts) as adapter:
         _write(adapter, out, base=base, dtype=dtype)

@@ -39,9 +39,9 @@ def _write(config_file: str | None, overrides: Sequence[str]) -> str:
                 f"{key}: a report takes run_dir and report.* only, all else is the finished run's; leave it out"
             )
     from moe_ray.report.html.page import REPORT, write_report
-    from moe_ray.run_directory import FinishedRun
+    from moe_ray.run_directory import open_run
 
-    run = FinishedRun.open(config.run_dir)
+    run = open_run(config.run_dir)
     write_report(run, config.report)
     return f"{run.folder.url}/{REPORT}"
 

@@ -6,14 +6,12 @@ import argparse
 import logging
 import os
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from moe_ray.config.fields import EMBEDDED
-from moe_ray.config.io import describe_keys, load_config, to_yaml, with_settings
+from moe_ray.config.io import describe_keys, load_config, with_settings
 from moe_ray.config.run import Config
 from moe_ray.errors import InputError
 
@@ -27,7 +25,7 @@ INTERRUPTED = 130
 
 """Exit status after Ctrl-C, as shells have it."""
 
-_IMPLIED: Mapping[str, Mapping[str, Any]] = {"run_sweep": {"sweep.run": True}, "run_compare": {"compare.run": True}}
+_IMPLIED: Mapping[str, Mapping[str, Any]] = {"sweep": {"sweep.run": True}, "compare": {"compare.run": True}}
 
 """Settings that a workflow stands for; they win over what is given."""
 
@@ -61,31 +59,9 @@ def main(description: str, work: str, argv: Sequence[str] | None = None) -> int:
 
 
 def _run(config: Config, work: str) -> None:
-    started = time.perf_counter()
-    # Everything that can be refused is, before Ray starts; libraries are imported as they are needed.
-    from moe_ray.orchestration.inputs import read_prompts, resolve_model
+    from moe_ray.orchestration.launch import launch
 
-    prompts = read_prompts(config)
-    if config.model.path != EMBEDDED:
-        config.model.local_folder()
-    _quieten_libraries()
-    model = resolve_model(config, _log_build, trained=work not in ("run_capture", "run_identify"))
-    from moe_ray.orchestration import run as pipeline
-    from moe_ray.storage.folder import Folder
-
-    folder = Folder.open(config.run_dir)
-    logger.info("run directory %s", folder.url)
-    folder.write_bytes("config.yaml", to_yaml(config).encode())
-    run = pipeline.Run(config, model, prompts, folder)
-    run.seconds["start"] = round(time.perf_counter() - started, 2)
-    from moe_ray.orchestration import workflows as stages
-    from moe_ray.orchestration.cluster.session import check_reachable, ray_session
-
-    before_ray = time.perf_counter()
-    with ray_session(config.cluster):
-        check_reachable(folder)
-        run.seconds["ray"] = round(time.perf_counter() - before_ray, 2)
-        getattr(stages, work)(run)
+    launch(config, work)
 
 
 def _place_run_dir(config: Config) -> Config:
@@ -101,20 +77,6 @@ def _place_run_dir(config: Config) -> Config:
         path = Path.home() / "moe-ray" / path
         logger.info("run_dir is relative and this is a submitted job: writing to %s", path)
     return replace(config, run_dir=str(path.absolute()))
-
-
-def _quieten_libraries() -> None:
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    for name in ("httpx", "httpx2"):  # a line with the address for every call of a judge endpoint
-        logging.getLogger(name).setLevel(logging.WARNING)
-
-
-def _log_build(done: int, total: int, loss: float) -> None:
-    if done in (1, total) or done % max(1, total // 10) == 0:
-        logger.info("building the embedded model (once): step %d of %d, loss %.3f", done, total, loss)
 
 
 def _parser(description: str) -> argparse.ArgumentParser:

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from moe_ray.report.printable import printable
+from moe_ray.run_directory import FINETUNE, IDENTIFY, REPORT, SUMMARY
 from moe_ray.storage.folder import Folder
 
 _FIGURES = (
@@ -45,7 +46,7 @@ def print_result(summary: Mapping[str, Any], reused: Sequence[str], artifacts: M
 
 def artifacts_of(folder: Folder, tracking_uri: str, run_id: str) -> dict[str, str]:
     """What a person opens next."""
-    names = ("report.html", "summary.json", "unsafe_experts", "experts")
+    names = (REPORT, SUMMARY, IDENTIFY, FINETUNE)
     return {name: f"{folder.url}/{name}" for name in names} | {"MLflow": tracking_uri, "MLflow run": run_id}
 
 

@@ -86,11 +86,13 @@ class Decision:
 
 def decide(folder: Folder, inputs: Mapping[str, Any]) -> Decision:
     """What is to become of a stage with these inputs, from what its folder holds; changes nothing."""
-    for marker, action in ((MANIFEST, "reuse"), (STARTED, "resume")):
-        changed = _changed_inputs(folder, marker, inputs)
-        if changed is not None:
-            return Decision(action=action, changed=()) if not changed else Decision(action="begin", changed=changed)
-    return Decision(action="begin")
+    finished = _changed_inputs(folder, MANIFEST, inputs)
+    if finished is not None:
+        return Decision(action="begin", changed=finished) if finished else Decision(action="reuse")
+    started = _changed_inputs(folder, STARTED, inputs)
+    if started is None or started:
+        return Decision(action="begin", changed=started or ())
+    return Decision(action="resume")
 
 
 def _changed_inputs(folder: Folder, marker: str, inputs: Mapping[str, Any]) -> tuple[str, ...] | None:

@@ -11,10 +11,10 @@ import pandas as pd
 from moe_ray.messages import prompt_text
 from moe_ray.report.html.experts import _spread
 from moe_ray.report.printable import printable
-from moe_ray.run_directory import FinishedRun
+from moe_ray.run_directory import RunDirectory
 
 
-def _examples(run: FinishedRun, limit: int) -> dict[str, Any]:
+def _examples(run: RunDirectory, limit: int) -> dict[str, Any]:
     """Held-out examples of each label, spread evenly over all, and after the repair those that went wrong."""
     answers = {when: _natural(run.answers(when)) for when in ("before", "after")}
     tables = [table for table in answers.values() if table is not None]

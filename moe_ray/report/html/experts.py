@@ -14,14 +14,14 @@ from moe_ray.identification.overlap import batch_overlap, shared_experts, sweep_
 from moe_ray.identification.risk import aggregate_risk
 from moe_ray.report.html import figures
 from moe_ray.report.printable import printable
-from moe_ray.run_directory import FinishedRun
+from moe_ray.run_directory import RunDirectory
 
 _TOP_EXPERTS, _BATCHES_IN_SIGHT, _MOST_BATCHES_COMPARED, _MOST_ROWS = 20, 6, 120, 200
 
 _TOP_KS = (10, 25, 50, 100)
 
 
-def _experts_part(drawn: dict[str, str], run: FinishedRun, config: ReportConfig) -> dict[str, Any]:
+def _experts_part(drawn: dict[str, str], run: RunDirectory, config: ReportConfig) -> dict[str, Any]:
     masks, risk = run.masks, run.risk
     overall = figures.risk_grid(risk, masks)
     limit = max(float(np.nanmax(np.abs(overall))), 1e-3)
@@ -61,7 +61,7 @@ def _spread(items: Sequence[int], limit: int) -> list[int]:
     return [items[place * len(items) // limit] for place in range(limit)] if len(items) > limit else list(items)
 
 
-def _top_experts(run: FinishedRun) -> list[dict[str, Any]]:
+def _top_experts(run: RunDirectory) -> list[dict[str, Any]]:
     table = aggregate_risk(run.risk).head(_TOP_EXPERTS)
     in_batches = run.masks.masks_BLE.sum(axis=0)
     rows = []
@@ -72,7 +72,7 @@ def _top_experts(run: FinishedRun) -> list[dict[str, Any]]:
     return rows
 
 
-def _overlap_part(drawn: dict[str, str], run: FinishedRun) -> dict[str, Any] | None:
+def _overlap_part(drawn: dict[str, str], run: RunDirectory) -> dict[str, Any] | None:
     kept = _spread(run.masks.batch_idx, _MOST_BATCHES_COMPARED)
     if len(kept) < 2:
         return None
@@ -84,7 +84,7 @@ def _overlap_part(drawn: dict[str, str], run: FinishedRun) -> dict[str, Any] | N
     return {"pairs": len(table), "left_out": len(run.masks.batch_idx) - len(kept), **means}
 
 
-def _categories_part(drawn: dict[str, str], run: FinishedRun) -> dict[str, Any] | None:
+def _categories_part(drawn: dict[str, str], run: RunDirectory) -> dict[str, Any] | None:
     by_category = run.by_category
     if by_category["category"].nunique() < 2:
         return None
@@ -101,8 +101,8 @@ def _categories_part(drawn: dict[str, str], run: FinishedRun) -> dict[str, Any] 
     }
 
 
-def _growth_part(drawn: dict[str, str], run: FinishedRun) -> dict[str, Any]:
-    selection = run.selection
+def _growth_part(drawn: dict[str, str], run: RunDirectory) -> dict[str, Any]:
+    selection = run.identify_config
     largest = float(run.risk["risk_diff"].max())
     thresholds = sorted({*np.linspace(0, max(largest, 1e-3), 12).round(4).tolist(), selection.threshold})
     table = sweep_union(run.risk, thresholds=thresholds, top_ks=sorted({*_TOP_KS, selection.top_k}))
@@ -113,7 +113,7 @@ def _growth_part(drawn: dict[str, str], run: FinishedRun) -> dict[str, Any]:
     return {"is_plain": is_plain, "total": int(run.masks.union.size)}
 
 
-def _certainty_rows(run: FinishedRun, certainty: pd.DataFrame) -> list[dict[str, Any]]:
+def _certainty_rows(run: RunDirectory, certainty: pd.DataFrame) -> list[dict[str, Any]]:
     rows = cast("list[dict[str, Any]]", certainty.to_dict("records"))
     return [{**row, "category": printable(run.categories[row["batch_idx"]])} for row in rows]
 

@@ -7,20 +7,20 @@ from typing import Any
 
 from moe_ray.report.html import figures
 from moe_ray.report.printable import printable
-from moe_ray.run_directory import FinishedRun
+from moe_ray.run_directory import RunDirectory, figures_of
 
 _RATES = (("unsafe_refusal_rate", "refused, unsafe prompts"), ("safe_refusal_rate", "refused, safe prompts"))
 
 _LOSSES = (("target_loss", "loss on target responses"), ("neutral_loss", "loss on neutral text"))
 
 
-def _held_out(run: FinishedRun, when: str) -> Mapping[str, Any] | None:
+def _held_out(run: RunDirectory, when: str) -> Mapping[str, Any] | None:
     """Figures of the held-out evaluation `before` or `after`, or their paired `change`."""
     if run.summary is not None:
         found: Mapping[str, Any] | None = run.summary.get(when)
         return found
     stage, key = ("after", "change") if when == "change" else (when, "metrics")
-    manifest = run.manifest(f"evaluation_{stage}")
+    manifest = run.manifest(figures_of(stage))
     return None if manifest is None else manifest["notes"].get(key)
 
 

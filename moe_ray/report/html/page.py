@@ -23,9 +23,7 @@ from moe_ray.report.html.first_paragraph import Findings, first_paragraph
 from moe_ray.report.html.held_out import _held_out, _held_out_part
 from moe_ray.report.html.studies import _baselines_part, _rounds_part, _sweep_part, _training_part
 from moe_ray.report.printable import printable
-from moe_ray.run_directory import FinishedRun
-
-REPORT = "report.html"
+from moe_ray.run_directory import FINETUNE, REPORT, RunDirectory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +39,10 @@ class Report:
     figures: Mapping[str, str]
 
 
-def build_report(run: FinishedRun, config: ReportConfig) -> Report:
+def build_report(run: RunDirectory, config: ReportConfig) -> Report:
     """The report of what the run directory holds; parts whose stage was not run are left out."""
     drawn: dict[str, str] = {}
-    certainty = certainty_per_batch(run.risk, run.masks, run.selection)
+    certainty = certainty_per_batch(run.risk, run.masks, run.identify_config)
     before, after, change = (_held_out(run, when) for when in ("before", "after", "change"))
     findings = _findings(run, certainty, before, after, change)
     page = {
@@ -79,9 +77,9 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def _findings(run: FinishedRun, certainty: pd.DataFrame, before: Any, after: Any, change: Any) -> Findings:
+def _findings(run: RunDirectory, certainty: pd.DataFrame, before: Any, after: Any, change: Any) -> Findings:
     labels = run.batches["label"].value_counts()
-    tuned = run.manifest("experts")
+    tuned = run.manifest(FINETUNE)
     return Findings(
         model="the embedded model" if run.config.model.path == EMBEDDED else printable(run.config.model.path),
         num_safe=int(labels.get("safe", 0)),
@@ -89,17 +87,17 @@ def _findings(run: FinishedRun, certainty: pd.DataFrame, before: Any, after: Any
         num_union=len(run.masks.union_experts),
         num_experts=int(run.masks.union.size),
         certainty=certainty,
-        selection=run.selection,
+        selection=run.identify_config,
         routing=run.config.finetune.routing,
         frozen_changed=None if tuned is None else tuned["notes"].get("frozen_parameters_changed"),
         before=before,
         after=after,
         change=change,
-        against_baselines="" if run.baselines is None else _printable_lines(run.baselines[1]),
+        against_baselines="" if run.comparison is None else _printable_lines(run.comparison[1]),
     )
 
 
-def _stages(run: FinishedRun) -> dict[str, Any]:
+def _stages(run: RunDirectory) -> dict[str, Any]:
     manifests = {name: run.manifest(name) for name in run.stages}
     done = {name: manifest for name, manifest in manifests.items() if manifest is not None}
     latest = list(done.values())[-1]["environment"] if done else {}
@@ -111,7 +109,7 @@ def _stages(run: FinishedRun) -> dict[str, Any]:
     }
 
 
-def write_report(run: FinishedRun, config: ReportConfig) -> Report:
+def write_report(run: RunDirectory, config: ReportConfig) -> Report:
     """Builds the report and writes it to the run directory."""
     report = build_report(run, config)
     run.folder.write_bytes(REPORT, report.html.encode())

@@ -12,16 +12,16 @@ from moe_ray.report.html import figures
 from moe_ray.report.html.examples import _printable_lines
 from moe_ray.report.html.experts import _limited
 from moe_ray.report.printable import printable
-from moe_ray.run_directory import FinishedRun
+from moe_ray.run_directory import FINETUNE, SWEEP, RunDirectory
 from moe_ray.studies.heat_map import map_of_trials
 from moe_ray.studies.search_space import read_space
 
 
-def _baselines_part(run: FinishedRun) -> dict[str, Any] | None:
+def _baselines_part(run: RunDirectory) -> dict[str, Any] | None:
     """A row for every arm: its rates, what it forgot, and how ours differ from it."""
-    if run.baselines is None:
+    if run.comparison is None:
         return None
-    table, verdict = run.baselines
+    table, verdict = run.comparison
     rows = []
     for arm in cast("list[dict[str, Any]]", table.to_dict("records")):
         rates = ("unsafe_refusal_rate", "safe_refusal_rate", "neutral_loss")
@@ -37,9 +37,9 @@ def _figure_of(row: Mapping[str, Any], name: str) -> dict[str, Any] | None:
     return {"value": row[name], "low": row[f"{name}_low"], "high": row[f"{name}_high"], "n": row.get(f"{name}_n")}
 
 
-def _sweep_part(drawn: dict[str, str], run: FinishedRun) -> dict[str, Any] | None:
+def _sweep_part(drawn: dict[str, str], run: RunDirectory) -> dict[str, Any] | None:
     """The trials, the best first, and a heat map of those that were finished."""
-    manifest = run.manifest("sweep")
+    manifest = run.manifest(SWEEP)
     if run.trials is None or manifest is None:
         return None
     notes, trials = manifest["notes"], run.trials
@@ -70,21 +70,21 @@ def _sweep_part(drawn: dict[str, str], run: FinishedRun) -> dict[str, Any] | Non
     }
 
 
-def _winner_rate(run: FinishedRun, trials: pd.DataFrame) -> dict[str, Any] | None:
+def _winner_rate(run: RunDirectory, trials: pd.DataFrame) -> dict[str, Any] | None:
     """The winner's refusal rate on unsafe validation prompts, and how many other finished trials lie in its interval."""
-    labels = run.validation_labels
+    validation = run.validation
     finished = trials[trials["state"] == "finished"]
-    if labels is None or finished.empty:
+    if validation is None or finished.empty:
         return None
-    n = int((labels == "unsafe").sum())
+    n = int((validation["label"] == "unsafe").sum())
     won = rate(round(float(finished["unsafe_refusal_rate"].iloc[0]) * n), n)
     others = finished["unsafe_refusal_rate"].iloc[1:]
     return won.as_dict() | {"alike": int(others.between(won.low, won.high).sum()), "others": len(others)}
 
 
-def _rounds_part(run: FinishedRun) -> dict[str, Any] | None:
+def _rounds_part(run: RunDirectory) -> dict[str, Any] | None:
     """What each round of fine-tuning did on the validation split."""
-    tuned = run.manifest("experts")
+    tuned = run.manifest(FINETUNE)
     if tuned is None or "rounds" not in tuned["notes"]:
         return None
     notes, settings = tuned["notes"], run.config.rounds
@@ -98,8 +98,8 @@ def _rounds_part(run: FinishedRun) -> dict[str, Any] | None:
     }
 
 
-def _training_part(drawn: dict[str, str], run: FinishedRun) -> dict[str, Any] | None:
-    history, tuned = run.history, run.manifest("experts")
+def _training_part(drawn: dict[str, str], run: RunDirectory) -> dict[str, Any] | None:
+    history, tuned = run.history, run.manifest(FINETUNE)
     if history is None:
         return None
     drawn["training"] = figures.training_curves("training", "Training loss and gradient norm by step", history)

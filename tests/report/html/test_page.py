@@ -22,7 +22,7 @@ from moe_ray.config.io import to_yaml
 from moe_ray.config.report import ReportConfig
 from moe_ray.config.run import Config
 from moe_ray.report.html.first_paragraph import Findings, first_paragraph
-from moe_ray.run_directory import FinishedRun
+from moe_ray.run_directory import RunDirectory, open_run
 from moe_ray.storage.folder import Folder
 
 ATTACK = "<script>alert(1)</script><img src=http://evil.test/x onerror=alert(2)> {{ 7*7 }} $\\frac{1}$ \x1b[2J"
@@ -232,8 +232,8 @@ def test_the_selection_is_that_of_the_masks_also_where_a_sweep_chose_it(tmp_path
     folder = Folder.open(str(tmp_path))
     folder.write_bytes("config.yaml", to_yaml(Config()).encode())
     folder.sub("unsafe_experts").finish({"selection": asdict(IdentifyConfig(threshold=0.2, roles=("response",)))})
-    assert FinishedRun(folder).selection == IdentifyConfig(threshold=0.2, roles=("response",))
-    assert FinishedRun(folder).config.identify == IdentifyConfig()
+    assert RunDirectory(folder).identify_config == IdentifyConfig(threshold=0.2, roles=("response",))
+    assert RunDirectory(folder).config.identify == IdentifyConfig()
 
 
 @pytest.mark.slow
@@ -259,7 +259,7 @@ def test_hundreds_of_batches_make_a_small_page(tmp_path):
     from moe_ray.report.html.page import build_report
 
     write_identified(Folder.open(str(tmp_path)), num_batches=80)
-    report = build_report(FinishedRun.open(str(tmp_path)), ReportConfig(batches=8))
+    report = build_report(open_run(str(tmp_path)), ReportConfig(batches=8))
     assert len(report.html) < 1_000_000
     assert sum(name.startswith("risk_batch_") for name in report.figures) == 8
     assert "72 batches are not drawn" in report.html
