@@ -38,8 +38,8 @@ def _write(config_file: str | None, overrides: Sequence[str]) -> str:
             raise InputError(
                 f"{key}: a report takes run_dir and report.* only, all else is the finished run's; leave it out"
             )
-    from moe_ray.report.html.page import REPORT, write_report
-    from moe_ray.run_directory import open_run
+    from moe_ray.report.html.page import write_report
+    from moe_ray.run_directory import REPORT, open_run
 
     run = open_run(config.run_dir)
     write_report(run, config.report)

@@ -7,7 +7,7 @@ from typing import Any
 
 from moe_ray.report.html import figures
 from moe_ray.report.printable import printable
-from moe_ray.run_directory import RunDirectory, figures_of
+from moe_ray.run_directory import RunDirectory, When, figures_of
 
 _RATES = (("unsafe_refusal_rate", "refused, unsafe prompts"), ("safe_refusal_rate", "refused, safe prompts"))
 
@@ -19,9 +19,9 @@ def _held_out(run: RunDirectory, when: str) -> Mapping[str, Any] | None:
     if run.summary is not None:
         found: Mapping[str, Any] | None = run.summary.get(when)
         return found
-    stage, key = ("after", "change") if when == "change" else (when, "metrics")
+    stage: When = "before" if when == "before" else "after"
     manifest = run.manifest(figures_of(stage))
-    return None if manifest is None else manifest["notes"].get(key)
+    return None if manifest is None else manifest["notes"].get("change" if when == "change" else "metrics")
 
 
 def _held_out_part(drawn: dict[str, str], before: Any, after: Any, change: Any) -> list[dict[str, Any]]:
