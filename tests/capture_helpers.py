@@ -20,6 +20,7 @@ from moe_ray.orchestration.jobs.capture import capture
 from moe_ray.orchestration.jobs.capture_actor import CaptureActor
 from moe_ray.prompts.example_tables import BATCHES, ROWS_PER_GROUP, frame_to_batches
 from moe_ray.routing.capture import count_batches
+from moe_ray.run_directory import RunDirectory
 from moe_ray.storage.folder import Folder
 
 WORDS = [
@@ -121,12 +122,11 @@ class SlowActor(CaptureActor):
 
 
 def main():
-    """A driver: address, model, folder of the batches, folder of the capture."""
-    address, model, batches, out = sys.argv[1:]
+    """A driver: address, model, run directory."""
+    address, model, run = sys.argv[1:]
     with ray_session(ClusterConfig(address=address)):
         capture(
-            Folder.open(batches),
-            Folder.open(out),
+            RunDirectory.open(run),
             ModelConfig(path=model),
             CaptureConfig(tokens_per_forward=256),
             actor=SlowActor,

@@ -19,7 +19,7 @@ IDS = token_ids(2, 9)
 @pytest.fixture
 def run(tmp_path):
     """A base checkpoint, a run directory with its learned experts, and the tuned model."""
-    base, experts = tmp_path / "base", tmp_path / "run" / "experts"
+    base, experts = tmp_path / "base", tmp_path / "run" / "finetune"
     model, tokenizer = build("olmoe"), make_tokenizer()
     model.save_pretrained(base)
     tokenizer.save_pretrained(base)
@@ -64,4 +64,4 @@ def test_a_folder_without_learned_experts_is_refused(run, name, reason, tmp_path
     assert main([name, "repaired"]) == 2
     assert reason in caplog.text
     assert not (tmp_path / "repaired").exists()
-    assert not (tmp_path / name / "experts").exists()
+    assert not (tmp_path / name / "finetune").exists()

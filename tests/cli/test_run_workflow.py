@@ -122,7 +122,7 @@ def test_every_workflow_script_has_its_command_and_runs_the_same():
         (["zzz"], "unknown command 'zzz'; `moe-ray --help` lists them"),
         ([], "no command"),
         (["full", "finetune.epoch=3"], "did you mean finetune.epochs"),
-        (["inspect", "none"], "holds no unsafe_experts/masks.npz"),
+        (["inspect", "none"], "is not a run directory"),
     ],
 )
 def test_bad_input_to_moe_ray_gets_one_line_and_status_2(arguments, said, capsys, monkeypatch):

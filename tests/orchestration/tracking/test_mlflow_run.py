@@ -15,8 +15,8 @@ import pandas as pd
 import pytest
 import torch
 from mlflow_server import Server
+from workflow import run_workflow
 
-from moe_ray.cli.run_workflow import main
 from moe_ray.config.model import ModelConfig
 from moe_ray.config.tracking import TrackingConfig
 from moe_ray.errors import InputError
@@ -227,19 +227,19 @@ def test_training_outlives_its_server_and_the_next_run_sends_what_was_kept(
     ]
 
     def kill_when_training_begins() -> None:
-        while not (run_dir / "experts" / STARTED).exists():
+        while not (run_dir / "finetune" / STARTED).exists():
             time.sleep(0.02)
         server.kill()
 
     killer = threading.Thread(target=kill_when_training_begins, daemon=True)
     killer.start()
-    assert main("full", "run_all", arguments) == 0
+    assert run_workflow("full", arguments) == 0
     killer.join(timeout=10)
     assert "the next run in this directory sends them" in caplog.text
     assert (run_dir / SPOOL).exists()
     first = json.loads((run_dir / "summary.json").read_text())["mlflow_run_id"]
     server.start()
-    assert main("full", "run_all", arguments) == 0
+    assert run_workflow("full", arguments) == 0
     assert not (run_dir / SPOOL).exists()
 
     client = mlflow.MlflowClient(server.uri)
@@ -254,13 +254,13 @@ def test_training_outlives_its_server_and_the_next_run_sends_what_was_kept(
     stages = {run.info.run_name: run for run in runs if run.data.tags.get("mlflow.parentRunId") == first}
     assert {"batches", "routing", "unsafe_experts", "experts", "evaluation_after"} <= set(stages)
     trained = stages["experts"]
-    steps = [json.loads(line) for line in (run_dir / "experts" / "history.jsonl").read_text().splitlines()]
+    steps = [json.loads(line) for line in (run_dir / "finetune" / "history.jsonl").read_text().splitlines()]
     losses = client.get_metric_history(trained.info.run_id, "train/loss")
     assert [(metric.step, metric.value) for metric in losses] == [(step["step"], step["loss"]) for step in steps]
     assert not [run for run in runs if run.data.tags.get("mlflow.parentRunId") == second.info.run_id]
     assert second.data.tags["stage.experts"].startswith("reused from run ")
     for parent in parents:
         names = {item.path for item in client.list_artifacts(parent.info.run_id, "unsafe_experts")}
-        assert "unsafe_experts/masks.npz" in names
+        assert "identify/masks.npz" in names
         assert "report.html" in {item.path for item in client.list_artifacts(parent.info.run_id)}
         assert parent.data.metrics["held_out/unsafe_refusal_rate"] is not None

@@ -6,7 +6,7 @@ import base64
 import io
 import re
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from chromium import CHROMIUM, browser
 from run_directory import PLANTED, write_identified, write_repaired, write_swept
 
 from moe_ray.cli.report import main
+from moe_ray.config.effects import settings_affecting
 from moe_ray.config.identify import IdentifyConfig
 from moe_ray.config.io import to_yaml
 from moe_ray.config.report import ReportConfig
@@ -24,6 +25,7 @@ from moe_ray.config.run import Config
 from moe_ray.report.html.first_paragraph import Findings, first_paragraph
 from moe_ray.run_directory import RunDirectory, open_run
 from moe_ray.storage.folder import Folder
+from moe_ray.storage.stage import finish
 
 ATTACK = "<script>alert(1)</script><img src=http://evil.test/x onerror=alert(2)> {{ 7*7 }} $\\frac{1}$ \x1b[2J"
 HOSTILE = ("fraud </text><script>alert(3)</script>", "$theft_{")
@@ -231,7 +233,8 @@ def test_what_was_not_run_is_left_out(tmp_path):
 def test_the_selection_is_that_of_the_masks_also_where_a_sweep_chose_it(tmp_path):
     folder = Folder.open(str(tmp_path))
     folder.write_bytes("config.yaml", to_yaml(Config()).encode())
-    folder.sub("unsafe_experts").finish({"selection": asdict(IdentifyConfig(threshold=0.2, roles=("response",)))})
+    chosen = Config(identify=IdentifyConfig(threshold=0.2, roles=("response",)))
+    finish(folder.sub("identify"), settings_affecting(chosen, "masks"), {}, seconds=0.0)
     assert RunDirectory(folder).identify_config == IdentifyConfig(threshold=0.2, roles=("response",))
     assert RunDirectory(folder).config.identify == IdentifyConfig()
 
@@ -244,8 +247,8 @@ def test_a_comparison_with_baselines_is_shown_and_told(tmp_path):
     rates = {"unsafe_refusal_rate": 0.5, "safe_refusal_rate": 0.25, "ours_minus_unsafe_refusal_rate": 0.125}
     row = {f"{name}{end}": value for name, value in rates.items() for end in ("", "_low", "_high", "_n")}
     table = pd.DataFrame([{"arm": name, **row, "neutral_loss": float("nan")} for name in ("random", "<b>shuffled</b>")])
-    folder.sub("baselines").write_table("comparison.parquet", table)
-    folder.sub("baselines").write_json("verdict.json", "As often as random.\nEach interval is 95%.")
+    folder.sub("compare").write_table("comparison.parquet", table)
+    folder.sub("compare").write_json("verdict.json", "As often as random.\nEach interval is 95%.")
     assert main([f"run_dir={tmp_path}/run"]) == 0
     page = Page((tmp_path / "run" / "report.html").read_text())
     assert "how other experts do is below. As often as random." in page.text
@@ -297,7 +300,7 @@ def test_the_browser_check_sees_a_page_that_is_too_wide_or_complains(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["run_dir={}/none"], "holds no unsafe_experts/masks.npz"),
+        (["run_dir={}/none"], "is not a run directory"),
         (["run_dir={}", "finetune.epochs=2"], "finetune.epochs: a report takes run_dir and report.* only"),
         (["run_dir={}", "report.example=2"], "did you mean report.examples"),
     ],
