@@ -23,7 +23,8 @@ from moe_ray.errors import InputError
 from moe_ray.finetuning.adapter import merge_adapter
 from moe_ray.orchestration.tracking.mlflow_run import MlflowTracker
 from moe_ray.orchestration.tracking.outbox import SPOOL
-from moe_ray.storage.folder import STARTED, Folder
+from moe_ray.storage.folder import Folder
+from moe_ray.storage.stage import STARTED
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
@@ -252,15 +253,15 @@ def test_training_outlives_its_server_and_the_next_run_sends_what_was_kept(
     assert second.data.tags["moe_ray.previous_run"] == first
 
     stages = {run.info.run_name: run for run in runs if run.data.tags.get("mlflow.parentRunId") == first}
-    assert {"batches", "routing", "unsafe_experts", "experts", "evaluation_after"} <= set(stages)
-    trained = stages["experts"]
+    assert {"prompts", "capture", "identify", "finetune", "evaluate/after/figures"} <= set(stages)
+    trained = stages["finetune"]
     steps = [json.loads(line) for line in (run_dir / "finetune" / "history.jsonl").read_text().splitlines()]
     losses = client.get_metric_history(trained.info.run_id, "train/loss")
     assert [(metric.step, metric.value) for metric in losses] == [(step["step"], step["loss"]) for step in steps]
     assert not [run for run in runs if run.data.tags.get("mlflow.parentRunId") == second.info.run_id]
-    assert second.data.tags["stage.experts"].startswith("reused from run ")
+    assert second.data.tags["stage.finetune"].startswith("reused from run ")
     for parent in parents:
-        names = {item.path for item in client.list_artifacts(parent.info.run_id, "unsafe_experts")}
+        names = {item.path for item in client.list_artifacts(parent.info.run_id, "identify")}
         assert "identify/masks.npz" in names
         assert "report.html" in {item.path for item in client.list_artifacts(parent.info.run_id)}
         assert parent.data.metrics["held_out/unsafe_refusal_rate"] is not None
