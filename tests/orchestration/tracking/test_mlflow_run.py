@@ -19,7 +19,7 @@ from workflow import run_workflow
 
 from moe_ray.config.model import ModelConfig
 from moe_ray.config.tracking import TrackingConfig
-from moe_ray.errors import InputError
+from moe_ray.errors import InputError, OutsideFailed
 from moe_ray.finetuning.adapter import merge_adapter
 from moe_ray.orchestration.tracking.mlflow_run import MlflowTracker
 from moe_ray.orchestration.tracking.outbox import SPOOL
@@ -140,7 +140,7 @@ def test_a_remote_run_directory_needs_a_server():
 
 def test_a_server_that_is_not_there_is_refused_at_once(tmp_path):
     started = time.monotonic()
-    with pytest.raises(InputError, match=r"check tracking\.uri"):
+    with pytest.raises(OutsideFailed, match=r"check tracking\.uri"):
         MlflowTracker(TrackingConfig(uri="http://127.0.0.1:9"), "run", Folder.open(str(tmp_path)))
     assert time.monotonic() - started < 30
 
