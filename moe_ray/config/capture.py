@@ -59,7 +59,7 @@ class CaptureConfig(Section):
         "skip",
         "what is done with a longer example: skip = it is put in quarantine; truncate = its first max_tokens tokens are "
         "counted, and it is listed; error = the capture stops",
-        affects=("examples", "counts"),
+        affects="counts",
     )
     max_bad_share: float = setting(
         0.05,

@@ -16,8 +16,8 @@ class IdentifyConfig(Section):
 
     group: ClassVar[str] = "identify"
 
-    roles: tuple[str, ...] = setting(
-        ("prompt",), "which tokens' routing counts: prompt, response or both", affects="masks"
+    roles: tuple[Literal["prompt", "response"], ...] = setting(
+        ("prompt",), "whose tokens count: those of the prompt, of the response, or of both", affects="masks"
     )
     rule: Literal["risk_diff", "per_layer", "esft_token", "esft_gate", "random"] = setting(
         "risk_diff",
@@ -87,7 +87,7 @@ class IdentifyConfig(Section):
 
     def faults(self) -> Iterator[str]:
         """Yields what is wrong with the roles, and filters that miss what they need."""
-        if not self.roles or not set(self.roles) <= {"prompt", "response"}:
+        if not self.roles:
             yield self.wrong("roles", "prompt, response or both")
         if self.alpha and not self.permutations:
             yield self.wrong("permutations", "1 or more, since identify.alpha is on")

@@ -7,6 +7,8 @@ overrides alike.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -99,6 +101,15 @@ def settings_as_text(config: Config) -> dict[str, str]:
     return {key: str(value) for key, value in flatten(config).items()}
 
 
+def in_one_line(value: Any) -> str:
+    """`value` as YAML in one line, as it stands behind `key:` or `key=`."""
+    text: str = yaml.safe_dump(
+        plain_value(value), default_flow_style=True, allow_unicode=True, width=math.inf, sort_keys=False
+    )
+    # YAML ends a document that is a single plain value with three dots.
+    return text.removesuffix("...\n").strip()
+
+
 class _Given:
     """What was given so far, by dotted key, later entries in place of earlier ones, and the faults on the way."""
 
@@ -160,6 +171,7 @@ class _Given:
         return config
 
 
+@functools.cache
 def _known() -> dict[str, Key]:
     return {key.name: key for key in keys_of()}
 
