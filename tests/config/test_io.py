@@ -32,6 +32,8 @@ def test_overrides_win_over_the_file(tmp_path):
         ("finetune.top_k=3", "did you mean identify.top_k?"),
         ("gpus_per_actor=1", "did you mean capture.gpus_per_actor or evaluate.gpus_per_actor?"),
         ("epoch=1", "did you mean finetune.epochs?"),
+        ("finetune.lr=1", "did you mean finetune.learning_rate?"),
+        ("model.revision=1234", "model.revision: got 1234, expected text in quotes"),
         ("xyzzy=1", "unknown configuration key 'xyzzy'; see --help for all keys"),
         ("identify=3", "expected a group of settings"),
         ("identify.top_k=many", "identify.top_k: got 'many', expected whole number"),
@@ -71,6 +73,26 @@ def test_all_faults_of_file_and_overrides_are_in_one_error_a_line_each(tmp_path)
         "finetune.warmup: got 1.0, expected 0 to below 1",
         "evaluate.judge_model: got '', expected the name of a model, since evaluate.judge=endpoint",
         "run_dir: got '', expected a folder or URL",
+    ]
+
+
+def test_each_wrong_item_of_a_list_is_named():
+    with pytest.raises(InputError) as error:
+        load_config(None, ["compare.names=[best, global, worst]"])
+    assert [line.split(",")[0] for line in str(error.value).splitlines()[1:]] == [
+        "  compare.names: got 'best'",
+        "  compare.names: got 'worst'",
+    ]
+
+
+def test_a_key_that_stands_twice_in_a_file_is_a_fault_like_the_others(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("identify:\n  top_k: 3\n  threshold: 2\nidentify:\n  alpha: 2\n")
+    with pytest.raises(InputError) as error:
+        load_config(str(path))
+    assert str(error.value).splitlines()[1:] == [
+        "  identify: stands twice, again in line 4; put both into one",
+        "  identify.alpha: got 2.0, expected 0 to below 1; change it in the YAML file or with identify.alpha=VALUE",
     ]
 
 
