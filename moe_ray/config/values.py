@@ -77,7 +77,8 @@ def fit(value: Any, hint: Any, setting: Setting, key: str) -> Any:
 
 
 def _fit_all(items: Sequence[Any], hint: Any, setting: Setting, key: str) -> tuple[Any, ...]:
-    fitting, faults = [], []
+    fitting: list[Any] = []
+    faults: list[str] = []
     for item in items:
         try:
             fitting.append(fit(item, hint, setting, key))
