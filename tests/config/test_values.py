@@ -28,7 +28,8 @@ def test_what_means_the_same_becomes_the_type_of_the_setting(given, hint, kept):
 
 @pytest.mark.parametrize(
     ("given", "hint"),
-    [(True, int), (True, float), (1, bool), (1.0, int), ("1", int), ("x", float), (None, str), (float("inf"), float), ("nan", float)],
+    [(True, int), (True, float), (1, bool), (1.0, int), ("1", int),
+     ("x", float), (None, str), (float("inf"), float), ("nan", float)],
 )  # fmt: skip
 def test_nothing_else_is_guessed(given, hint):
     with pytest.raises(WrongSettings, match="key: got"):
