@@ -39,7 +39,8 @@ class CaptureConfig(Section):
     )
     weights: bool = setting(
         False,
-        "also sum the router weights of routed tokens, which identify.weighting=activation and rule esft_gate need",
+        "also sum the routing weights of each expert's tokens (the factors that the router puts on its output), which "
+        "identify.weighting=activation and identify.rule=esft_gate need",
         affects="counts",
     )
     ids: bool = setting(
@@ -59,11 +60,12 @@ class CaptureConfig(Section):
         "skip",
         "what is done with a longer example: skip = it is put in quarantine; truncate = its first max_tokens tokens are "
         "counted, and it is listed; error = the capture stops",
-        affects=("examples", "counts"),
+        affects="counts",
     )
     max_bad_share: float = setting(
         0.05,
-        "examples that cannot be used are put in quarantine; above this fraction of them the run stops",
+        "largest fraction of the examples that may be unusable, such as too long; these are put in quarantine, and the run "
+        "goes on without them; with more of them it stops",
         affects="speed",
         at_least=0,
         at_most=1,

@@ -11,7 +11,7 @@ from moe_ray.config.section import Section
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterConfig(Section):
-    """Ray."""
+    """The Ray cluster that the run uses."""
 
     group: ClassVar[str] = "cluster"
 

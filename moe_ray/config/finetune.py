@@ -13,7 +13,7 @@ from moe_ray.config.section import Section
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(Section):
-    """Masked fine-tuning of the union of unsafe experts."""
+    """Fine-tuning of the unsafe experts, each batch through its own mask."""
 
     group: ClassVar[str] = "finetune"
 
@@ -36,7 +36,8 @@ class FinetuneConfig(Section):
     )
     schedule: Literal["constant", "linear", "cosine"] = setting(
         "linear",
-        "learning rate after the warm-up: constant, or falling to 0 at the end of the run in a line or a cosine",
+        "learning rate after the warm-up: constant = stays; linear, cosine = falls to 0 until the end of the run, along a "
+        "straight line or a cosine",
         affects="weights",
     )
     warmup: float = setting(

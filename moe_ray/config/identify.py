@@ -16,21 +16,21 @@ class IdentifyConfig(Section):
 
     group: ClassVar[str] = "identify"
 
-    roles: tuple[str, ...] = setting(
-        ("prompt",), "which tokens' routing counts: prompt, response or both", affects="masks"
+    roles: tuple[Literal["prompt", "response"], ...] = setting(
+        ("prompt",), "whose tokens count: those of the prompt, of the response, or of both", affects="masks"
     )
     rule: Literal["risk_diff", "per_layer", "esft_token", "esft_gate", "random"] = setting(
         "risk_diff",
         "which experts of a batch are unsafe: risk_diff = the top_k largest risk differences above threshold; per_layer "
         "= the per_layer_quota largest of each layer; esft_token, esft_gate = the experts of each layer that together "
-        "take the share top_p of the unsafe tokens, or of their router weights; random = as many of each layer as "
+        "take the share top_p of the unsafe tokens, or of their routing weights; random = as many of each layer as "
         "risk_diff gives, drawn at random (a control)",
         affects="masks",
     )
     weighting: Literal["tokens", "prompts", "activation"] = setting(
         "tokens",
         "what an expert's rate is: tokens = tokens routed to it / all tokens; prompts = mean of each prompt's own rate, so "
-        "that long prompts count no more than short ones; activation = router weight it received / all tokens",
+        "that long prompts count no more than short ones; activation = routing weight it received / all tokens",
         affects="masks",
     )
     threshold: float = setting(
@@ -49,7 +49,7 @@ class IdentifyConfig(Section):
     per_layer_quota: int = setting(4, "rule per_layer: most unsafe experts of each layer", affects="masks", at_least=1)
     top_p: float = setting(
         0.2,
-        "rules esft_token and esft_gate: share of a layer's tokens or router weight to cover",
+        "rules esft_token and esft_gate: share of a layer's tokens or routing weight to cover",
         affects="masks",
         above=0,
         at_most=1,
@@ -87,7 +87,7 @@ class IdentifyConfig(Section):
 
     def faults(self) -> Iterator[str]:
         """Yields what is wrong with the roles, and filters that miss what they need."""
-        if not self.roles or not set(self.roles) <= {"prompt", "response"}:
+        if not self.roles:
             yield self.wrong("roles", "prompt, response or both")
         if self.alpha and not self.permutations:
             yield self.wrong("permutations", "1 or more, since identify.alpha is on")

@@ -7,6 +7,8 @@ overrides alike.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from moe_ray.config.keys import ALIASES, GROUP_VALUES, Key, groups, keys_of, unknown_key
+from moe_ray.config.keys import GROUP_VALUES, Key, full_key, groups, keys_of, unknown_key
 from moe_ray.config.run import Config
 from moe_ray.config.section import Section
 from moe_ray.config.values import WrongSettings, fit, plain_value
@@ -30,7 +32,8 @@ def load_config(path: str | None = None, overrides: Sequence[str] = ()) -> Confi
     """
     given = _Given()
     if path is not None:
-        given.take(list(_leaves(_read_yaml(path))))
+        tree, given.faults = _read_yaml(path)
+        given.take(list(_leaves(tree)))
     entries: list[tuple[str, Any]] = []
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -99,6 +102,15 @@ def settings_as_text(config: Config) -> dict[str, str]:
     return {key: str(value) for key, value in flatten(config).items()}
 
 
+def in_one_line(value: Any) -> str:
+    """`value` as YAML in one line, as it stands behind `key:` or `key=`."""
+    text: str = yaml.safe_dump(
+        plain_value(value), default_flow_style=True, allow_unicode=True, width=math.inf, sort_keys=False
+    )
+    # YAML ends a document that is a single plain value with three dots.
+    return text.removesuffix("...\n").strip()
+
+
 class _Given:
     """What was given so far, by dotted key, later entries in place of earlier ones, and the faults on the way."""
 
@@ -110,8 +122,7 @@ class _Given:
         """Adds the entries of one place, a file or the command line, where no setting may come under two names."""
         written: dict[str, str] = {}
         for name, value in entries:
-            key = GROUP_VALUES.get(name, name) if not isinstance(value, Mapping) else name
-            key = ALIASES.get(key, key)
+            key = full_key(name if isinstance(value, Mapping) else GROUP_VALUES.get(name, name))
             first = written.setdefault(key, name)
             if first != name:
                 self.faults.append(f"{first} and {name} are both given, and mean the same setting; leave one out")
@@ -160,6 +171,7 @@ class _Given:
         return config
 
 
+@functools.cache
 def _known() -> dict[str, Key]:
     return {key.name: key for key in keys_of()}
 
@@ -185,15 +197,36 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield key, value
 
 
-def _read_yaml(path: str) -> dict[str, Any]:
+class _Loader(yaml.SafeLoader):
+    """Keeps note of keys that stand twice in the same mapping, of which YAML drops the first without a word."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.twice: list[str] = []
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping, with its repeated keys noted."""
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                self.twice.append(
+                    f"{key.value}: stands twice, again in line {key.start_mark.line + 1}; put both into one"
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)
+
+
+def _read_yaml(path: str) -> tuple[dict[str, Any], list[str]]:
+    """The tree of a file, and a sentence for each key that stands twice."""
     if not Path(path).is_file():
         raise InputError(f"configuration file {path!r} does not exist; give the path of a YAML file")
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        loader = _Loader(Path(path).read_text(encoding="utf-8"))
+        tree = loader.get_single_data()
     except yaml.YAMLError as error:
         raise InputError(f"{path} is not valid YAML: {error}") from error
     if tree is None:
-        return {}
+        return {}, []
     if not isinstance(tree, dict):
         raise InputError(f"{path}: got a {type(tree).__name__}, expected a mapping of configuration keys")
-    return tree
+    return tree, loader.twice

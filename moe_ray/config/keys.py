@@ -82,6 +82,11 @@ def groups() -> dict[str, type[Section]]:
     return {name: hint for name, hint in types if isinstance(hint, type) and issubclass(hint, Section)}
 
 
+def full_key(name: str) -> str:
+    """The dotted key that a short name stands for; any other name as it is."""
+    return ALIASES.get(name, name)
+
+
 def unknown_key(key: str) -> str:
     """The sentence about a key that names no setting, with those that it may have meant."""
     meant = _nearest(key)
@@ -94,8 +99,8 @@ def _nearest(key: str) -> list[str]:
     known = [item.name for item in keys_of()]
     last = key.rpartition(".")[2]
     elsewhere = [name for name in known if name.rpartition(".")[2] == last]
-    if elsewhere:
-        return elsewhere
+    if elsewhere or last in ALIASES:
+        return elsewhere or [ALIASES[last]]
     spelled = {name: [name] for name in known}
     if "." not in key:
         for name in known:

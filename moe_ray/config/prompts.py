@@ -35,7 +35,7 @@ class PromptsConfig(Section):
     )
     test_fraction: float = setting(
         0.25,
-        "fraction of the examples that is held out for evaluation; rows with a `split` of their own keep it",
+        "fraction of the examples that is held out for evaluation; a row with a `split` of its own stays in that split",
         affects="examples",
         above=0,
         below=1,
@@ -51,7 +51,7 @@ class PromptsConfig(Section):
     keep_pairs: Literal["all", "jailbroken"] = setting(
         "all",
         "which pairs are used, held-out ones too: jailbroken = only those whose safe form the model refuses and whose "
-        "attack it answers, as evaluate.judge says; examples without a partner are always used",
+        "attack it complies with, as evaluate.judge says; examples without a partner are always used",
         affects="examples",
     )
     max_batches: int = setting(0, "use at most this many batches; 0 = all", affects="examples", at_least=0)

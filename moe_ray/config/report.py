@@ -11,7 +11,7 @@ from moe_ray.config.section import Section
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig(Section):
-    """The HTML report."""
+    """What the HTML report shows."""
 
     group: ClassVar[str] = "report"
 

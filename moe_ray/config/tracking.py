@@ -12,7 +12,7 @@ from moe_ray.config.section import Section
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingConfig(Section):
-    """MLflow."""
+    """Where the run is tracked (MLflow)."""
 
     group: ClassVar[str] = "tracking"
 

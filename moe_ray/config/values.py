@@ -6,7 +6,7 @@ import contextlib
 import math
 import numbers
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from moe_ray.config.fields import Setting
@@ -53,7 +53,7 @@ def fit(value: Any, hint: Any, setting: Setting, key: str) -> Any:
     origin = typing.get_origin(hint)
     if origin is tuple:
         items = value if isinstance(value, (list, tuple)) else [value]
-        return tuple(fit(item, typing.get_args(hint)[0], setting, key) for item in items)
+        return _fit_all(items, typing.get_args(hint)[0], setting, key)
     if origin is Literal:
         choices = typing.get_args(hint)
         if isinstance(value, str) and value in choices:
@@ -65,13 +65,28 @@ def fit(value: Any, hint: Any, setting: Setting, key: str) -> Any:
         raise WrongSettings(wrong_value(key, value, "a mapping"))
     plain = _as_number(value, hint) if hint in (int, float) else value
     if not isinstance(plain, hint):
-        raise WrongSettings(wrong_value(key, value, type_name(hint)))
+        # YAML reads a revision such as 1234 as a number.
+        quoted = " in quotes" if hint is str and not isinstance(value, (list, tuple, Mapping)) else ""
+        raise WrongSettings(wrong_value(key, value, f"{type_name(hint)}{quoted}"))
     if hint in (int, float):
         if not math.isfinite(plain):
             raise WrongSettings(wrong_value(key, value, "a finite number"))
         if not setting.allows(plain):
             raise WrongSettings(wrong_value(key, plain, setting.bounds))
     return plain
+
+
+def _fit_all(items: Sequence[Any], hint: Any, setting: Setting, key: str) -> tuple[Any, ...]:
+    fitting: list[Any] = []
+    faults: list[str] = []
+    for item in items:
+        try:
+            fitting.append(fit(item, hint, setting, key))
+        except WrongSettings as error:
+            faults += error.args
+    if faults:
+        raise WrongSettings(*faults)
+    return tuple(fitting)
 
 
 def _as_number(value: Any, kind: type) -> Any:

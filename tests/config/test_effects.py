@@ -44,7 +44,7 @@ def test_several_effects_give_the_settings_of_each_once():
         ("capture.num_actors", ("speed",)),
         ("capture.max_bad_share", ("speed",)),
         ("capture.weights", ("counts",)),
-        ("capture.too_long", ("examples", "counts")),
+        ("capture.too_long", ("counts",)),
         ("identify.permutations", ("masks",)),
         ("identify.resamples", ("masks",)),
         ("finetune.rows_per_forward", ("speed",)),

@@ -6,6 +6,7 @@ import yaml
 
 from moe_ray.config import CaptureConfig, Config, FinetuneConfig, IdentifyConfig, ModelConfig, SweepConfig
 from moe_ray.config.io import load_config
+from moe_ray.config.keys import groups
 from moe_ray.config.values import WrongSettings
 from moe_ray.errors import InputError
 
@@ -71,6 +72,10 @@ def test_all_faults_of_a_section_are_in_one_error_that_survives_a_process():
     assert [line.split(":")[0].strip() for line in str(again).splitlines()[1:]] == [
         "identify.threshold", "identify.top_k", "identify.alpha",
     ]  # fmt: skip
+
+
+def test_a_section_names_the_group_that_it_is_in_the_tree():
+    assert {name: kind.group for name, kind in groups().items()} == {name: name for name in groups()}
 
 
 def test_a_configuration_is_plain_data_for_dataclasses():

@@ -154,5 +154,5 @@ def test_every_baseline_is_described():
 
 
 def test_an_unknown_baseline_is_named():
-    with pytest.raises(InputError, match=r"compare\.names: got \['lora'\]"):
+    with pytest.raises(InputError, match=r"compare\.names: got 'lora'"):
         CompareConfig(names=("lora",))

@@ -26,6 +26,15 @@ def test_groups_dotted_keys_and_dotted_overrides_say_the_same():
     assert dotted == grouped == overridden
 
 
+def test_short_names_are_searched_as_the_settings_that_they_mean():
+    assert space_of("{lr: [1e-4], k: [3]}") == space_of("{finetune.learning_rate: [1e-4], identify.top_k: [3]}")
+
+
+def test_a_setting_under_two_names_is_refused():
+    with pytest.raises(InputError, match=r"finetune\.learning_rate is given twice"):
+        space_of("{lr: [1e-4], finetune: {learning_rate: [1e-3]}}")
+
+
 def test_a_range_survives_yaml_and_keeps_its_ends(tmp_path):
     config = load_config(
         None, ["sweep.search=random", "sweep.space={finetune.learning_rate: {loguniform: [1e-4, 0.01]}}"]
