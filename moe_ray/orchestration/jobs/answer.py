@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import ray.data
 
 from moe_ray.config.evaluate import EvaluateConfig
 from moe_ray.config.model import ModelConfig
@@ -22,9 +21,9 @@ from moe_ray.evaluation.evaluate import INPUT_COLUMNS, answer_and_count, rows_to
 from moe_ray.experts import ShortLayers
 from moe_ray.identification.mask_files import read_masks
 from moe_ray.models.loss import text_losses
+from moe_ray.orchestration.cluster.actor_pool import blocks_of, in_actors
 from moe_ray.orchestration.cluster.model_process import ModelHolder
 from moe_ray.orchestration.cluster.progress import progress
-from moe_ray.orchestration.cluster.session import require_cpus
 from moe_ray.routing.count_tables import counts_to_table, table_to_counts
 from moe_ray.routing.counts import RoutingCounts, concat_counts
 from moe_ray.storage.fingerprint import content_hash
@@ -156,23 +155,19 @@ def _not_done(rows: pd.DataFrame, parts: Folder) -> pd.DataFrame:
 
 def _run(todo: pd.DataFrame, job: AnswerJob, what: str) -> None:
     config = job.config
-    require_cpus(config.num_actors + 1, what)
     # The masked rows of a batch stand together, since they share a forward pass.
     masked = todo["routing"] == "masked"
     ordered = todo.assign(group=todo["batch_idx"].where(masked, -1)).sort_values(["routing", "group"], kind="stable")
-    table = as_table(ordered[_COLUMNS])
-    size = config.rows_per_forward
-    blocks = [table.slice(start, size) for start in range(0, len(table), size)]
-    results = ray.data.from_arrow(blocks).map_batches(
+    pool = in_actors(
+        blocks_of(as_table(ordered[_COLUMNS]), config.rows_per_forward),
         AnswerActor,
-        fn_constructor_args=(job,),
-        compute=ray.data.ActorPoolStrategy(size=config.num_actors),
-        batch_size=None,
-        batch_format="numpy",
-        num_gpus=config.gpus_per_actor or None,
+        (job,),
+        what=what,
+        num_actors=config.num_actors,
+        gpus_per_actor=config.gpus_per_actor,
     )
-    with progress(what, len(todo)) as meter:
-        for done in results.iter_batches(batch_size=None, batch_format="numpy"):
+    with pool as results, progress(what, len(todo)) as meter:
+        for done in results:
             meter.advance(len(done["place"]))
 
 
