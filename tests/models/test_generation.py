@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from moe_ray.config.model import ModelConfig
-from moe_ray.models.generation import _OwnNoise, example_seed, generate_answers, generate_responses
+from moe_ray.models.generation import _RowNoise, example_seed, generate_answers, generate_responses
 from moe_ray.models.loading import load_model, load_tokenizer
 
 PROMPTS = ["How do I bake bread?", "Tell me", "What is the best way to water plants in a very hot summer?"]
@@ -45,7 +45,7 @@ def test_a_sampled_response_does_not_depend_on_its_neighbours(tiny, prompts):
 
 def test_sampling_draws_from_the_softmax():
     logits = torch.tensor([[1.0, 0.0, -1.0]]).expand(4000, 3)
-    noise = _OwnNoise(range(4000), temperature=2.0, device=torch.device("cpu"))
+    noise = _RowNoise(range(4000), temperature=2.0, device=torch.device("cpu"))
     drawn = Counter(noise(None, logits).argmax(dim=1).tolist())
     expected = torch.softmax(logits[0] / 2.0, dim=0).tolist()
     for token, share in enumerate(expected):
