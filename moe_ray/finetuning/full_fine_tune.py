@@ -1,7 +1,7 @@
 """Full fine-tuning: every parameter trains, under natural routing. A baseline, not the method.
 
 Same batches in the same order, same loss over target responses, same optimiser, schedule and clipping as masked
-fine-tuning; nothing is frozen, masked or balanced.
+fine-tuning; nothing is masked or balanced, and only buffers are frozen.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.errors import InputError
+from moe_ray.finetuning.frozen import check_unchanged, hash_buffers
 from moe_ray.finetuning.gradients import without_noise
 from moe_ray.finetuning.schedule import learning_rate_factor, plan_steps
 from moe_ray.models.loss import answer_loss, micro_batches
@@ -29,11 +30,13 @@ class FullyTuned:
 
     Attributes:
         losses: per step, its batches' mean loss over target-response tokens (nats per token), before the update.
-        trainable_parameters: numbers that were allowed to change: all of the model.
+        trainable_parameters: numbers that were allowed to change: all parameters of the model.
+        frozen_parameters_changed: numbers in buffers that changed: 0, as anything else raises.
     """
 
     losses: tuple[float, ...]
     trainable_parameters: int
+    frozen_parameters_changed: int
 
 
 def tune_all_parameters(
@@ -58,11 +61,13 @@ def tune_all_parameters(
 
     Raises:
         InputError: the gradient is not finite.
+        FrozenChanged: a buffer changed, such as a family's running balance of its experts.
     """
     size = config.batches_per_step or 1
     plan = plan_steps(sorted(rows), epochs=config.epochs, batches_per_step=size, seed=seed)
     weights = batch_weights or {}
     losses = []
+    buffers = hash_buffers(model)
     with _everything_trainable(model), without_noise(model):
         masters = _Masters(model)
         optimizer = torch.optim.AdamW(masters.parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
@@ -84,7 +89,9 @@ def tune_all_parameters(
             optimizer.zero_grad(set_to_none=True)
             masters.write_back()
     return FullyTuned(
-        losses=tuple(losses), trainable_parameters=sum(parameter.numel() for parameter in model.parameters())
+        losses=tuple(losses),
+        trainable_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        frozen_parameters_changed=check_unchanged(buffers, hash_buffers(model)),
     )
 
 

@@ -10,7 +10,7 @@ from tiny_classifier import save_tiny_classifier
 
 from moe_ray.config.evaluate import EvaluateConfig
 from moe_ray.config.io import load_config, to_yaml
-from moe_ray.errors import InputError
+from moe_ray.errors import InputError, OutsideFailed
 from moe_ray.evaluation.judges import check_judge, judge_answers, judge_identity, make_judge
 from moe_ray.evaluation.judges.endpoint import KEY_VARIABLE, URL_VARIABLE, parse_reply, question
 from moe_ray.evaluation.judges.phrases import is_refusal
@@ -198,7 +198,7 @@ def test_a_call_that_keeps_failing_is_an_error_after_what_was_judged(ask):
         return (500, f"no {KEY}") if "3" in answer_in(request) else says_truth(request, call)
 
     got = []
-    with endpoint(half_broken) as server, pytest.raises(InputError, match="the call failed") as error:
+    with endpoint(half_broken) as server, pytest.raises(OutsideFailed, match="the call failed") as error:
         got.extend(place for place, _ in ask(server, [conversation(f"Yes {n}") for n in range(8)], concurrency=1))
     assert got[:3] == [0, 1, 2]
     assert 3 not in got
@@ -219,10 +219,24 @@ def test_a_call_that_keeps_failing_is_an_error_after_what_was_judged(ask):
         (200, b"{}"),
         (200, b'{"choices": []}'),
         (401, "wrong key"),
+        (403, "no access"),
+        (429, "too many calls"),
+        (500, "out of order"),
     ],
 )
 def test_what_is_not_a_verdict_is_an_error(ask, reply):
-    with endpoint(lambda request, call: reply) as server, pytest.raises(InputError, match="judge endpoint"):
+    with endpoint(lambda request, call: reply) as server, pytest.raises(OutsideFailed, match="judge endpoint"):
+        list(ask(server, [conversation("No")], retries=0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("status", [400, 404, 422])
+def test_a_call_that_the_endpoint_has_no_use_for_is_the_settings_fault(ask, status):
+    """A wrong model name, say: the same call will never work."""
+    with (
+        endpoint(lambda request, call: (status, "no such model")) as server,
+        pytest.raises(InputError, match=r"refused: .*check evaluate\.judge_model"),
+    ):
         list(ask(server, [conversation("No")], retries=0))
 
 
@@ -232,7 +246,7 @@ def test_a_reply_that_does_not_come_is_an_error(ask):
         time.sleep(1.0)
         return says_truth(request, call)
 
-    with endpoint(slow) as server, pytest.raises(InputError, match="Timeout"):
+    with endpoint(slow) as server, pytest.raises(OutsideFailed, match="Timeout"):
         list(ask(server, [conversation("No")], retries=0, timeout=0.2))
 
 
@@ -240,7 +254,7 @@ def test_a_reply_that_does_not_come_is_an_error(ask):
 def test_an_endpoint_that_is_not_there_is_an_error(ask):
     with endpoint() as server:
         pass
-    with pytest.raises(InputError, match="Connection error"):
+    with pytest.raises(OutsideFailed, match="Connection error"):
         list(ask(server, [conversation("No")], retries=0))
 
 

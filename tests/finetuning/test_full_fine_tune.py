@@ -8,6 +8,7 @@ import torch
 from families import build, rows
 
 from moe_ray.config.finetune import FinetuneConfig
+from moe_ray.errors import FrozenChanged
 from moe_ray.finetuning.full_fine_tune import model_restored, tune_all_parameters
 from moe_ray.finetuning.schedule import plan_steps
 from moe_ray.models.loss import answer_loss
@@ -73,6 +74,19 @@ def test_the_model_is_back_bit_for_bit_also_after_an_error():
     with pytest.raises(RuntimeError, match="in between"):
         train_and_fail()
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_buffer_that_changes_ends_the_training():
+    model = build("deepseek_v3")
+    name, buffer = next((name, buffer) for name, buffer in model.named_buffers() if "correction_bias" in name)
+    assert tuned(model=model)[1].frozen_parameters_changed == 0
+
+    def drift(module, args, output):
+        buffer.add_(1)
+
+    model.register_forward_hook(drift)
+    with pytest.raises(FrozenChanged, match=name):
+        tuned(model=model)
 
 
 def test_which_parameters_ask_for_a_gradient_is_as_it_was():

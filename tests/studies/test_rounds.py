@@ -11,7 +11,7 @@ from families import batch_masks, build, rows
 
 from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.config.studies import RoundsConfig
-from moe_ray.errors import InputError
+from moe_ray.errors import FrozenChanged, InputError
 from moe_ray.experts import Expert, masks_from_experts
 from moe_ray.finetuning.adapter import adapter_applied, expert_weights, hash_weights, load_adapter, save_adapter
 from moe_ray.finetuning.fine_tune import FineTuned, continue_fine_tuning
@@ -172,7 +172,7 @@ def test_frozen_and_trainable_are_counted_against_the_original_base(two_rounds):
     assert count_changed(hash_frozen(build("olmoe"), union), hash_frozen(model, union)) == 0
 
 
-def test_a_parameter_that_a_later_round_moves_outside_the_union_is_counted(two_rounds, tmp_path):
+def test_a_parameter_that_a_later_round_moves_outside_the_union_ends_it_and_no_adapter_is_written(two_rounds, tmp_path):
     root, _, _, (_, second), _ = two_rounds
     model = build("olmoe")
 
@@ -182,8 +182,10 @@ def test_a_parameter_that_a_later_round_moves_outside_the_union_is_counted(two_r
             next(model.parameters())[0, 0] += 1
         return outcome
 
-    outcome = continue_fine_tuning(model, root / "first", tmp_path, second, meddle, saves=True)
-    assert outcome.frozen_parameters_changed == next(model.parameters()).numel()
+    size = next(model.parameters()).numel()
+    with pytest.raises(FrozenChanged, match=f"{size:,} numbers"):
+        continue_fine_tuning(model, root / "first", tmp_path / "out", second, meddle, saves=True)
+    assert not Path(tmp_path, "out").exists()
 
 
 def test_a_worker_that_does_not_save_writes_nothing(two_rounds, tmp_path):
