@@ -13,8 +13,8 @@ PROMPTS = ["How do I bake bread?", "Tell me", "What is the best way to water pla
 
 
 @pytest.fixture(scope="module")
-def tiny(tiny_model_path):
-    config = ModelConfig(path=str(tiny_model_path))
+def tiny(untrained_model_path):
+    config = ModelConfig(path=str(untrained_model_path))
     return load_model(config, device="cpu"), load_tokenizer(config)
 
 
@@ -23,13 +23,24 @@ def prompts(tiny):
     return [tiny[1](text)["input_ids"] for text in PROMPTS]
 
 
-def test_greedy_responses_are_those_of_evaluation(tiny, prompts):
-    responses = generate_responses(*tiny, prompts, max_new_tokens=12)
-    answers = generate_answers(*tiny, prompts, max_new_tokens=12, rows_per_forward=3)
-    assert [(response.text, response.ended) for response in responses] == answers
-    for response in responses:
-        assert response.ended == (response.ids[-1] == tiny[1].eos_token_id)
-        assert len(response.ids) <= 12
+@pytest.mark.parametrize("rows_per_forward", [1, 2, 3])
+def test_answers_are_the_greedy_responses_in_the_prompts_order(tiny, prompts, rows_per_forward):
+    expected = [generate_responses(*tiny, [prompt], max_new_tokens=12)[0] for prompt in prompts]
+    answers = generate_answers(*tiny, prompts, max_new_tokens=12, rows_per_forward=rows_per_forward)
+    assert answers == [(response.text, response.ended) for response in expected]
+    assert len({text for text, _ in answers}) == len(prompts)
+    assert all(len(response.ids) <= 12 for response in expected)
+
+
+def test_a_response_ends_with_the_first_token_that_ends_one(tiny, prompts, monkeypatch):
+    model, tokenizer = tiny
+    whole = generate_responses(model, tokenizer, prompts, max_new_tokens=12)
+    end = next(token for token in whole[0].ids[1:] if token != whole[0].ids[0])
+    monkeypatch.setattr(model.generation_config, "eos_token_id", [end])
+    for response, before in zip(generate_responses(model, tokenizer, prompts, max_new_tokens=12), whole, strict=True):
+        assert response.ended == (end in before.ids)
+        assert response.ids == before.ids[: before.ids.index(end) + 1 if response.ended else None]
+    assert generate_answers(model, tokenizer, prompts[:1], max_new_tokens=12, rows_per_forward=1)[0][1]
 
 
 def test_a_sampled_response_does_not_depend_on_its_neighbours(tiny, prompts):
