@@ -14,8 +14,8 @@ class EvaluateConfig:
 
     routing: Literal["natural", "masked", "both"] = _setting(
         "natural",
-        "how held-out prompts are routed: natural = as the model routes; masked = through the mask of the batch that a "
-        "prompt is held against; both = one after the other",
+        "how held-out prompts are routed: natural = as the model routes; masked = through the mask of a "
+        "prompt's reference batch; both = one after the other",
     )
     num_actors: int = _setting(1, "Ray Data actors, each holding one copy of the model")
     gpus_per_actor: float = _setting(0.0, "GPUs of one actor; 0 runs on CPU")

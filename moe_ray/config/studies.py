@@ -61,12 +61,12 @@ BASELINES = (
     "full",
 )
 
-"""What per-batch masks can be held against; `baselines.py` says what each is."""
+"""What per-batch masks can be compared with; `baselines.py` says what each is."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig:
-    """Other ways to spend the same budget, held against per-batch masks on the same held-out prompts."""
+    """Other ways to spend the same budget, compared with per-batch masks on the same held-out prompts."""
 
     run: bool = _setting(False, "full.py runs the baselines too; compare.py always does")
     names: tuple[str, ...] = _setting((), f"which of {', '.join(BASELINES)}; empty = all that the stored counts allow")

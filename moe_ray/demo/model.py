@@ -75,7 +75,7 @@ def build_tiny_model(
 
     The folder is an ordinary Hugging Face checkpoint with tokenizer, chat template and greedy generation settings. Its
     name ends in a hash of examples, recipe, recipe version and seed. It appears complete or not at all: it is written
-    under a temporary name beside its place and then renamed.
+    under a temporary name beside it and then renamed.
 
     Args:
         cache_dir: Folder that holds such checkpoints; made if it does not exist.

@@ -241,11 +241,11 @@ def continue_fine_tuning(
     frozen = hash_frozen(model, both.union)
     base_weights = expert_weights(model, list(both.union_experts))
     apply_adapter(model, start)
-    with TemporaryDirectory() as own:
-        tuned = tune(own)
+    with TemporaryDirectory() as continued:
+        tuned = tune(continued)
         frozen_parameters_changed = check_unchanged(frozen, hash_frozen(model, both.union))
         if saves:
-            compose_adapters([start, own], out, base_weights=base_weights, mask_hash=masks.digest())
+            compose_adapters([start, continued], out, base_weights=base_weights, mask_hash=masks.digest())
     return replace(
         tuned,
         trainable_parameters=sum(tensor.numel() for tensors in base_weights.values() for tensor in tensors.values()),

@@ -73,12 +73,14 @@ def tune_all_parameters(
         optimizer = torch.optim.AdamW(masters.parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
         for step, batch_ids in enumerate(plan):
             factor = learning_rate_factor(step, len(plan), schedule=config.schedule, warmup=config.warmup)
-            own = [batch_idx for batch_idx in batch_ids if batch_idx >= 0]
-            total = sum(weights.get(batch_idx, 1.0) for batch_idx in own)
+            batches = [batch_idx for batch_idx in batch_ids if batch_idx >= 0]
+            total = sum(weights.get(batch_idx, 1.0) for batch_idx in batches)
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * factor * total / len(own)
-            of_step = [_accumulate(model, rows[b], config, pad_id, weights.get(b, 1.0) / (total or 1.0)) for b in own]
-            losses.append(sum(of_step) / len(own))
+                group["lr"] = config.learning_rate * factor * total / len(batches)
+            of_step = [
+                _accumulate(model, rows[b], config, pad_id, weights.get(b, 1.0) / (total or 1.0)) for b in batches
+            ]
+            losses.append(sum(of_step) / len(batches))
             masters.take_gradients()
             norm = torch.nn.utils.clip_grad_norm_(masters.parameters, config.max_grad_norm or math.inf).item()
             if not math.isfinite(norm):
@@ -112,21 +114,22 @@ class _Masters:
     """The parameters that the optimiser moves: float32, as masked fine-tuning has them; the model's own where they are."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._own = list(model.parameters())
+        self._model_parameters = list(model.parameters())
         self.parameters = [
-            own if own.dtype == torch.float32 else nn.Parameter(own.detach().float()) for own in self._own
+            parameter if parameter.dtype == torch.float32 else nn.Parameter(parameter.detach().float())
+            for parameter in self._model_parameters
         ]
 
     def take_gradients(self) -> None:
-        for master, own in zip(self.parameters, self._own, strict=True):
-            if master is not own and own.grad is not None:
-                master.grad, own.grad = own.grad.float(), None
+        for master, parameter in zip(self.parameters, self._model_parameters, strict=True):
+            if master is not parameter and parameter.grad is not None:
+                master.grad, parameter.grad = parameter.grad.float(), None
 
     @torch.no_grad()
     def write_back(self) -> None:
-        for master, own in zip(self.parameters, self._own, strict=True):
-            if master is not own:
-                own.copy_(master)
+        for master, parameter in zip(self.parameters, self._model_parameters, strict=True):
+            if master is not parameter:
+                parameter.copy_(master)
 
 
 @contextmanager

@@ -112,8 +112,8 @@ class TrainableExperts:
             elif routing == "boosted":
                 stack.enter_context(route_towards(self.model, mask_LE, boost=boost))
             for forward in forwards:
-                forward.put_in()
-                stack.callback(forward.take_out)
+                forward.install()
+                stack.callback(forward.remove)
             yield RoutingMonitor(self.moe_layers, forwards)
 
     @torch.no_grad()

@@ -22,9 +22,9 @@ from moe_ray.config.fields import EMBEDDED
 from moe_ray.config.model import ModelConfig
 from moe_ray.config.run import Config
 from moe_ray.errors import InputError
-from moe_ray.evaluation.evaluate import INPUT_COLUMNS, hold_against
+from moe_ray.evaluation.evaluate import INPUT_COLUMNS, assign_reference_batches
 from moe_ray.evaluation.judges import judge_identity
-from moe_ray.evaluation.metrics import compare, summarise
+from moe_ray.evaluation.metrics import paired_changes, summarise
 from moe_ray.experts import ExpertMasks
 from moe_ray.identification.identify import certainty_per_batch
 from moe_ray.identification.mask_files import read_masks, write_masks
@@ -171,7 +171,7 @@ class Run:
         left_out: list[dict[str, Any]] = []
         for split, examples in held_out.items():
             frame = self._without_unanswerable(examples_to_frame(examples), split, left_out)
-            frame["batch_idx"] = hold_against(frame, train)
+            frame["batch_idx"] = assign_reference_batches(frame, train)
             frame = self._with_targets(frame, own_answers.sub(split), f"own answers, {split}")
             folder.write_table(f"{split}.parquet", frame)
         train = self._with_targets(train, own_answers.sub("train"), "own answers, training")
@@ -462,7 +462,7 @@ class Run:
             first = read_answers(self.folder.sub(_stage_name("answers", "before", split)).sub("parts"))
             metrics = summarise(judged, neutral=done.neutral, routing=done.routing, routing_before=first.routing)
             judged_before = self.folder.sub(before).read_frame("answers.parquet")
-            change = compare(judged_before, judged, neutral_before=first.neutral, neutral_after=done.neutral)
+            change = paired_changes(judged_before, judged, neutral_before=first.neutral, neutral_after=done.neutral)
             return {"metrics": metrics, "change": change}
 
         inputs = {

@@ -105,9 +105,9 @@ def test_a_classifiers_verdict_is_its_likeliest_label_with_its_probability(class
     assert {verdict.refused for verdict in got.values()} == {True, False}
     assert all(verdict.refused == (verdict.score > 0.5) for verdict in got.values())
     other = classified(classifier, ANSWERS, refusal_label="normal")
-    for place, verdict in got.items():
-        assert other[place].score == pytest.approx(1 - verdict.score, abs=1e-5)
-        assert other[place].refused is not verdict.refused
+    for position, verdict in got.items():
+        assert other[position].score == pytest.approx(1 - verdict.score, abs=1e-5)
+        assert other[position].refused is not verdict.refused
 
 
 @pytest.mark.slow
@@ -166,7 +166,7 @@ def test_an_endpoint_gives_each_answer_its_own_verdict(ask):
     answers = [f"{'No' if n % 3 else 'Yes'}, {n}" for n in range(12)]
     with endpoint() as server:
         got = dict(ask(server, [conversation(answer) for answer in answers], concurrency=3))
-    assert [got[place].refused for place in range(12)] == [answer.startswith("No") for answer in answers]
+    assert [got[position].refused for position in range(12)] == [answer.startswith("No") for answer in answers]
     assert 1 < server.most_at_once <= 3
     assert all(request["temperature"] == 0 and request["model"] == "m" for request in server.requests)
     assert sorted(answer_in(request) for request in server.requests) == sorted(answers)
@@ -199,7 +199,7 @@ def test_a_call_that_keeps_failing_is_an_error_after_what_was_judged(ask):
 
     got = []
     with endpoint(half_broken) as server, pytest.raises(OutsideFailed, match="the call failed") as error:
-        got.extend(place for place, _ in ask(server, [conversation(f"Yes {n}") for n in range(8)], concurrency=1))
+        got.extend(position for position, _ in ask(server, [conversation(f"Yes {n}") for n in range(8)], concurrency=1))
     assert got[:3] == [0, 1, 2]
     assert 3 not in got
     assert len(got) < 7
@@ -301,7 +301,7 @@ def test_neither_address_nor_key_gets_into_what_is_stored(monkeypatch):
 
 def test_another_model_or_another_judge_is_another_identity():
     settings = [{}, {"judge": "endpoint", "judge_model": "m"}, {"judge": "endpoint", "judge_model": "n"}]
-    assert len({json.dumps(judge_identity(EvaluateConfig(**own))) for own in settings}) == 3
+    assert len({json.dumps(judge_identity(EvaluateConfig(**changes))) for changes in settings}) == 3
 
 
 def test_the_server_says_what_a_real_one_does():

@@ -40,8 +40,8 @@ def test_it_is_adamw_on_all_parameters_over_the_same_batches_in_the_same_order()
         losses.append(loss.item())
     model, outcome = tuned()
     assert outcome.losses == pytest.approx(losses, abs=TOLERANCE)
-    for (name, got), own in zip(model.named_parameters(), expected.parameters(), strict=True):
-        torch.testing.assert_close(got, own, atol=TOLERANCE, rtol=0, msg=name)
+    for (name, got), parameter in zip(model.named_parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(got, parameter, atol=TOLERANCE, rtol=0, msg=name)
     assert outcome.trainable_parameters == sum(parameter.numel() for parameter in model.parameters())
 
 

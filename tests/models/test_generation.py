@@ -44,7 +44,7 @@ def test_a_response_ends_with_the_first_token_that_ends_one(tiny, prompts, monke
 
 
 def test_a_sampled_response_does_not_depend_on_its_neighbours(tiny, prompts):
-    seeds = [example_seed(0, 0, place) for place in range(3)]
+    seeds = [example_seed(0, 0, index) for index in range(3)]
     together = generate_responses(*tiny, prompts, max_new_tokens=12, temperature=1.0, seeds=seeds)
     turned = generate_responses(*tiny, prompts[::-1], max_new_tokens=12, temperature=1.0, seeds=seeds[::-1])
     alone = generate_responses(*tiny, prompts[:1], max_new_tokens=12, temperature=1.0, seeds=seeds[:1])

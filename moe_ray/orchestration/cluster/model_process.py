@@ -62,7 +62,7 @@ def _apply_from(folder: Folder, model: PreTrainedModel) -> None:
 
 
 class BaseModel(ModelHolder):
-    """The base model, which every trial finds as it was loaded.
+    """The base model: each trial starts from the loaded weights.
 
     Args:
         model: which one.
