@@ -111,7 +111,7 @@ def measure(model: PreTrainedModel, length: int, args: argparse.Namespace) -> li
         with counting(model) as counter:
             observing, forward = Stopwatch(counter, "observe"), Stopwatch(model.base_model, "forward")
             total, _ = timed(lambda: count_rows(model, counter, rows, pad_id=0), args)
-        forward.take_out()
+        forward.remove()
         models = forward.seconds - observing.seconds
         return (total - models) / models
 
@@ -136,7 +136,7 @@ class Stopwatch:
 
     def __init__(self, owner: Any, name: str) -> None:
         self.seconds = 0.0
-        self.take_out = lambda: delattr(owner, name)
+        self.remove = lambda: delattr(owner, name)
         method = getattr(owner, name)
 
         def measured(*args: Any, **kwargs: Any) -> Any:

@@ -41,6 +41,7 @@ from moe_ray.config.cluster import ClusterConfig
 from moe_ray.config.model import ModelConfig
 from moe_ray.demo.examples import embedded_records
 from moe_ray.demo.tokenizer import train_tokenizer
+from moe_ray.models.forward_groups import group_by_length
 from moe_ray.models.loading import load_model, load_tokenizer
 from moe_ray.models.tokenization import TokenizedRow, encode_row, pad_rows
 from moe_ray.orchestration.cluster.model_process import ModelHolder
@@ -49,7 +50,7 @@ from moe_ray.orchestration.jobs.capture import MAX_WINDOW, capture
 from moe_ray.orchestration.jobs.capture_actor import CaptureActor, label_columns
 from moe_ray.prompts.example_tables import BATCHES, ROWS_PER_GROUP
 from moe_ray.routing.counts import RoutingCounts
-from moe_ray.routing.token_budget import padded_tokens, plan_forwards
+from moe_ray.routing.token_budget import MAX_PADDING, padded_tokens
 from moe_ray.run_directory import CAPTURE, COUNTS, PROMPTS, RunDirectory
 from moe_ray.storage.folder import Folder
 
@@ -191,7 +192,7 @@ def bare_loop(model: ModelConfig, batches: Path, config: CaptureConfig, threads:
     for start in range(0, len(rows), size):
         window = rows[start : start + size]
         lengths = [len(row.prompt_ids) for row in window]
-        for group in plan_forwards(lengths, tokens_per_forward=config.tokens_per_forward):
+        for group in group_by_length(lengths, max_tokens=config.tokens_per_forward, max_padding=MAX_PADDING):
             forward = pad_rows([window[row] for row in group], pad_id=0)
             with torch.inference_mode():
                 loaded.base_model(forward.input_ids_BS, attention_mask=forward.attention_mask_BS, use_cache=False)
@@ -313,7 +314,7 @@ def forwards_per_window(args: argparse.Namespace) -> float:
         make_batches(work, 640)
         messages = pq.read_table(work / BATCHES, columns=["messages"])["messages"].to_pylist()
         lengths = [len(encode_row(tokenizer, json.loads(text)).prompt_ids) for text in messages]
-    plans = [plan_forwards(lengths[i : i + 64], tokens_per_forward=1 << 20) for i in range(0, 640, 64)]
+    plans = [group_by_length(lengths[i : i + 64], max_padding=MAX_PADDING) for i in range(0, 640, 64)]
     return float(np.mean([len(plan) for plan in plans]))
 
 

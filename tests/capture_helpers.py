@@ -44,17 +44,17 @@ def write_batches(folder, num_batches, *, changes=()):
     """Stored batches of 2 + 2 examples of mixed lengths; `changes` are (row, columns) to replace."""
     rng = np.random.default_rng(0)
     rows = []
-    for place in range(4 * num_batches):
+    for index in range(4 * num_batches):
         content = " ".join(rng.choice(WORDS, size=int(rng.lognormal(2.5, 0.9)) + 1))
         rows.append(
             {
-                "batch_idx": place // 4,
-                "in_batch_idx": place % 4,
-                "id": f"row{place}",
-                "label": "safe" if place % 4 < 2 else "unsafe",
+                "batch_idx": index // 4,
+                "in_batch_idx": index % 4,
+                "id": f"row{index}",
+                "label": "safe" if index % 4 < 2 else "unsafe",
                 "category": "",
                 "messages": json.dumps([{"role": "user", "content": content}]),
-                "response": "I can help with that." if place % 3 == 0 else None,
+                "response": "I can help with that." if index % 3 == 0 else None,
                 "target": "No.",
                 "target_complete": True,
                 "pair": None,

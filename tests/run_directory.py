@@ -12,7 +12,7 @@ import pandas as pd
 from moe_ray.config.effects import settings_affecting
 from moe_ray.config.io import to_yaml, with_settings
 from moe_ray.config.run import Config
-from moe_ray.evaluation.metrics import compare, summarise
+from moe_ray.evaluation.metrics import paired_changes, summarise
 from moe_ray.experts import Expert
 from moe_ray.identification.identify import identify
 from moe_ray.identification.mask_files import write_masks
@@ -66,7 +66,7 @@ def write_repaired(folder: Folder, *, prompt: str = "How?", categories: tuple[st
     answers = {when: _answers(prompt, categories, refuse=when == "after") for when in ("before", "after")}
     for when, table in answers.items():
         folder.sub(f"evaluate/{when}/figures").write_table("answers.parquet", table)
-    change = compare(answers["before"], answers["after"])
+    change = paired_changes(answers["before"], answers["after"])
     folder.write_json("summary.json", {when: summarise(table) for when, table in answers.items()} | {"change": change})
 
 

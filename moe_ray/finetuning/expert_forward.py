@@ -44,8 +44,8 @@ class TrainedForward:
         self.original = layer.experts.forward
         self._replaced = layer.experts.__dict__.get("forward")
         self.dtypes = {name: tensor.dtype for name, tensor in layer.expert_tensors().items()}
-        self.place_E = torch.full((layer.num_experts,), -1, device=device)
-        self.place_E[torch.tensor(experts, device=device)] = torch.arange(len(experts), device=device)
+        self.slot_E = torch.full((layer.num_experts,), -1, device=device)
+        self.slot_E[torch.tensor(experts, device=device)] = torch.arange(len(experts), device=device)
         self.routed_E = torch.zeros(layer.num_experts, dtype=torch.long, device=device)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -53,40 +53,40 @@ class TrainedForward:
         hidden_TH, index_TK, weights_TK = routing_of_call(self.layer, args, kwargs)
         rest = [*args, *kwargs.values()][3:]
         self._note(index_TK, weights_TK)
-        places_TK = self.place_E[index_TK]
+        slots_TK = self.slot_E[index_TK]
         if self.only_these:
-            return self._run_stacked(hidden_TH, places_TK.clamp(min=0), weights_TK, rest)
-        is_trained_TK = places_TK >= 0
+            return self._run_stacked(hidden_TH, slots_TK.clamp(min=0), weights_TK, rest)
+        is_trained_TK = slots_TK >= 0
         output_TH: Tensor = self.original(hidden_TH, index_TK, weights_TK.masked_fill(is_trained_TK, 0.0), *rest)
         tokens = is_trained_TK.any(dim=1).nonzero().squeeze(1)
         if not len(tokens):
             return output_TH
         weights_TK = weights_TK.masked_fill(~is_trained_TK, 0.0)[tokens]
-        tuned_TH = self._run_stacked(hidden_TH[tokens], places_TK[tokens].clamp(min=0), weights_TK, rest)
+        tuned_TH = self._run_stacked(hidden_TH[tokens], slots_TK[tokens].clamp(min=0), weights_TK, rest)
         return output_TH.index_add(0, tokens, tuned_TH.to(output_TH.dtype))
 
     def _note(self, index_TK: Tensor, weights_TK: Tensor) -> None:
         self.routed_E.index_add_(0, index_TK.flatten(), (weights_TK.detach() != 0).flatten().long())
 
-    def _run_stacked(self, hidden_TH: Tensor, places_TK: Tensor, weights_TK: Tensor, rest: list[Any]) -> Tensor:
+    def _run_stacked(self, hidden_TH: Tensor, slots_TK: Tensor, weights_TK: Tensor, rest: list[Any]) -> Tensor:
         # An entry in the instance's dictionary hides the registered parameter of the same name.
         attributes = self.layer.experts.__dict__
         try:
             for name, dtype in self.dtypes.items():
                 attributes[name] = torch.stack([tensors[name].to(dtype) for tensors in self.tensors])
             attributes["num_experts"] = len(self.tensors)
-            output_TH: Tensor = self.original(hidden_TH, places_TK, weights_TK, *rest)
+            output_TH: Tensor = self.original(hidden_TH, slots_TK, weights_TK, *rest)
             return output_TH
         finally:
             for name in self.dtypes:
                 attributes.pop(name, None)
             attributes["num_experts"] = self.layer.num_experts
 
-    def put_in(self) -> None:
+    def install(self) -> None:
         """Replaces the module's forward."""
         self.layer.experts.__dict__["forward"] = self
 
-    def take_out(self) -> None:
+    def remove(self) -> None:
         """Gives the module the forward it had."""
         del self.layer.experts.__dict__["forward"]
         if self._replaced is not None:

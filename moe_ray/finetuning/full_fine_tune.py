@@ -1,7 +1,7 @@
 """Full fine-tuning: every parameter trains, under natural routing. A baseline, not the method.
 
 Same batches in the same order, same loss over target responses, same optimiser, schedule and clipping as masked
-fine-tuning; nothing is frozen, masked or balanced.
+fine-tuning; nothing is masked or balanced, and only buffers are frozen.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.errors import InputError
+from moe_ray.finetuning.frozen import check_unchanged, hash_buffers
 from moe_ray.finetuning.gradients import without_noise
 from moe_ray.finetuning.schedule import learning_rate_factor, plan_steps
 from moe_ray.models.loss import answer_loss, micro_batches
@@ -29,11 +30,13 @@ class FullyTuned:
 
     Attributes:
         losses: per step, its batches' mean loss over target-response tokens (nats per token), before the update.
-        trainable_parameters: numbers that were allowed to change: all of the model.
+        trainable_parameters: numbers that were allowed to change: all parameters of the model.
+        frozen_parameters_changed: numbers in buffers that changed: 0, as anything else raises.
     """
 
     losses: tuple[float, ...]
     trainable_parameters: int
+    frozen_parameters_changed: int
 
 
 def tune_all_parameters(
@@ -58,22 +61,26 @@ def tune_all_parameters(
 
     Raises:
         InputError: the gradient is not finite.
+        FrozenChanged: a buffer changed, such as a family's running balance of its experts.
     """
     size = config.batches_per_step or 1
     plan = plan_steps(sorted(rows), epochs=config.epochs, batches_per_step=size, seed=seed)
     weights = batch_weights or {}
     losses = []
+    buffers = hash_buffers(model)
     with _everything_trainable(model), without_noise(model):
         masters = _Masters(model)
         optimizer = torch.optim.AdamW(masters.parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
         for step, batch_ids in enumerate(plan):
             factor = learning_rate_factor(step, len(plan), schedule=config.schedule, warmup=config.warmup)
-            own = [batch_idx for batch_idx in batch_ids if batch_idx >= 0]
-            total = sum(weights.get(batch_idx, 1.0) for batch_idx in own)
+            batches = [batch_idx for batch_idx in batch_ids if batch_idx >= 0]
+            total = sum(weights.get(batch_idx, 1.0) for batch_idx in batches)
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * factor * total / len(own)
-            of_step = [_accumulate(model, rows[b], config, pad_id, weights.get(b, 1.0) / (total or 1.0)) for b in own]
-            losses.append(sum(of_step) / len(own))
+                group["lr"] = config.learning_rate * factor * total / len(batches)
+            of_step = [
+                _accumulate(model, rows[b], config, pad_id, weights.get(b, 1.0) / (total or 1.0)) for b in batches
+            ]
+            losses.append(sum(of_step) / len(batches))
             masters.take_gradients()
             norm = torch.nn.utils.clip_grad_norm_(masters.parameters, config.max_grad_norm or math.inf).item()
             if not math.isfinite(norm):
@@ -84,7 +91,9 @@ def tune_all_parameters(
             optimizer.zero_grad(set_to_none=True)
             masters.write_back()
     return FullyTuned(
-        losses=tuple(losses), trainable_parameters=sum(parameter.numel() for parameter in model.parameters())
+        losses=tuple(losses),
+        trainable_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        frozen_parameters_changed=check_unchanged(buffers, hash_buffers(model)),
     )
 
 
@@ -105,21 +114,22 @@ class _Masters:
     """The parameters that the optimiser moves: float32, as masked fine-tuning has them; the model's own where they are."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._own = list(model.parameters())
+        self._model_parameters = list(model.parameters())
         self.parameters = [
-            own if own.dtype == torch.float32 else nn.Parameter(own.detach().float()) for own in self._own
+            parameter if parameter.dtype == torch.float32 else nn.Parameter(parameter.detach().float())
+            for parameter in self._model_parameters
         ]
 
     def take_gradients(self) -> None:
-        for master, own in zip(self.parameters, self._own, strict=True):
-            if master is not own and own.grad is not None:
-                master.grad, own.grad = own.grad.float(), None
+        for master, parameter in zip(self.parameters, self._model_parameters, strict=True):
+            if master is not parameter and parameter.grad is not None:
+                master.grad, parameter.grad = parameter.grad.float(), None
 
     @torch.no_grad()
     def write_back(self) -> None:
-        for master, own in zip(self.parameters, self._own, strict=True):
-            if master is not own:
-                own.copy_(master)
+        for master, parameter in zip(self.parameters, self._model_parameters, strict=True):
+            if master is not parameter:
+                parameter.copy_(master)
 
 
 @contextmanager

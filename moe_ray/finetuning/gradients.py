@@ -73,7 +73,7 @@ def accumulate_gradient(
             (loss * weight).backward()  # type: ignore[no-untyped-call]
             total += loss.item()
         routed_LE = monitor.routed()
-    num_input_tokens = sum(len(row.prompt_ids) + len(row.answer_ids) for row in rows)
+    num_input_tokens = sum(row.num_tokens for row in rows)
     return BatchGradient(total, num_tokens, num_input_tokens, routed_LE)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from moe_ray.errors import InputError
+from moe_ray.errors import InputError, NothingSelected
 from moe_ray.experts import Expert, Mask, ShortLayers, mask_to_experts, restrict_routing
 from moe_ray.finetuning.expert_forward import TrainedForward, trained_forward
 from moe_ray.models.moe_layers import MoELayers, find_moe_layers, uncompiled
@@ -112,8 +112,8 @@ class TrainableExperts:
             elif routing == "boosted":
                 stack.enter_context(route_towards(self.model, mask_LE, boost=boost))
             for forward in forwards:
-                forward.put_in()
-                stack.callback(forward.take_out)
+                forward.install()
+                stack.callback(forward.remove)
             yield RoutingMonitor(self.moe_layers, forwards)
 
     @torch.no_grad()
@@ -158,14 +158,17 @@ def trainable_experts(
         dtype: of the trained copies; the model itself keeps its own.
 
     Raises:
-        InputError: the union is empty or has another shape than the model's layers and experts.
+        InputError: the union has another shape than the model's layers and experts.
+        NothingSelected: it is empty.
     """
     moe_layers = find_moe_layers(model)
     expected = (len(moe_layers), moe_layers.num_experts)
     if tuple(union_LE.shape) != expected:
         raise InputError(f"union: got shape {tuple(union_LE.shape)}, expected (layers, experts) = {expected}")
     if not union_LE.any():
-        raise InputError("the union of unsafe experts is empty, so nothing can be trained; lower identify.threshold")
+        raise NothingSelected(
+            "the union of unsafe experts is empty, so nothing can be trained; lower identify.threshold"
+        )
     flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     model.requires_grad_(False)
     try:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from moe_ray.errors import InputError
+from moe_ray.errors import InputError, NothingSelected
 from moe_ray.experts import Expert, ExpertMasks, masks_from_experts
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def select(risk: pd.DataFrame, selection: IdentifyConfig, *, seed: int = 0) -> E
     """
     selected = {batch: unsafe_experts(table, selection, seed=seed) for batch, table in batch_tables(risk)}
     if not any(selected.values()):
-        raise InputError(_nothing_selected(risk, selection, len(selected)))
+        raise NothingSelected(_nothing_selected(risk, selection, len(selected)))
     layers = [int(layer) for layer in np.unique(risk["layer"])]
     return masks_from_experts(selected, layers=layers, num_experts=int(risk["expert"].max()) + 1)
 
@@ -226,7 +226,7 @@ def select_unsafe_experts(risk: pd.DataFrame, *, threshold: float = 0.05, top_k:
         for batch_idx, table in risk.groupby("batch_idx", sort=True)
     }
     if not any(selected.values()):
-        raise InputError(
+        raise NothingSelected(
             f"no expert of any of {len(selected)} batches has risk_diff above {threshold}; the largest is "
             f"{risk['risk_diff'].max():.4f}; lower identify.threshold"
         )

@@ -210,9 +210,9 @@ def _find_router(block: nn.Module, experts_name: str, num_experts: int, name: st
 def _experts_per_token(model: nn.Module, router: nn.Module, block: nn.Module, name: str) -> int:
     config: Any = getattr(model, "config", None)
     text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    own = ("top_k", "num_experts_per_tok")
+    of_module = ("top_k", "num_experts_per_tok")
     names = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
-    for source, attributes in ((router, own), (block, own), (text_config, names)):
+    for source, attributes in ((router, of_module), (block, of_module), (text_config, names)):
         for attribute in attributes:
             value = getattr(source, attribute, None)
             if isinstance(value, int):

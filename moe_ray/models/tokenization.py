@@ -44,6 +44,11 @@ class TokenizedRow(NamedTuple):
     answer_ids: list[int]
     counted: list[bool] | None = None
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of prompt and answer."""
+        return len(self.prompt_ids) + len(self.answer_ids)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PaddedRows:
@@ -195,7 +200,7 @@ def pad_rows(rows: Sequence[TokenizedRow], *, pad_id: int, left: bool = False) -
         pad_id: token id that fills padding.
         left: pad on the left, as generation needs.
     """
-    length = max(len(row.prompt_ids) + len(row.answer_ids) for row in rows)
+    length = max(row.num_tokens for row in rows)
     shape = (len(rows), length)
     input_ids_BS = torch.full(shape, pad_id, dtype=torch.long)
     attention_mask_BS = torch.zeros(shape, dtype=torch.long)

@@ -79,7 +79,9 @@ def plan_windows(batch_idx: npt.NDArray[np.int64], *, max_rows: int) -> list[npt
 
 
 def remove_doubles(parts: Folder) -> int:
-    """Removes rows that an earlier part holds too, which a process that outlived its run may leave; returns how many.
+    """Removes rows that an earlier part holds too; returns how many.
+
+    Such rows are left by a worker of an earlier run that was still writing.
 
     Holds 8 bytes per example.
     """
@@ -127,7 +129,10 @@ def digest_of_parts(parts: Folder) -> str:
 
 
 def read_counts(parts: Folder) -> RoutingCounts:
-    """All counts of a finished capture, without raw ids, ordered by batch and place; of a large one see `read_batches`."""
+    """All counts of a finished capture, without raw ids, ordered by batch and position in it.
+
+    Of a large capture, read some at a time with `read_batches`.
+    """
     return concat_counts([table_to_counts(_without_ids(parts, name)) for name in parts.parquet_names()])
 
 
@@ -136,9 +141,9 @@ def read_batches(parts: Folder, names: Sequence[str], batch_idx: Sequence[int]) 
     chosen = []
     for name in names:
         table = _without_ids(parts, name)
-        own = table.filter(pc.is_in(table["batch_idx"], pa.array(batch_idx)))
-        if own.num_rows:
-            chosen.append(table_to_counts(own))
+        wanted = table.filter(pc.is_in(table["batch_idx"], pa.array(batch_idx)))
+        if wanted.num_rows:
+            chosen.append(table_to_counts(wanted))
     return concat_counts(chosen)
 
 

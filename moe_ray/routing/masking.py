@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from moe_ray.errors import InputError
+from moe_ray.errors import InputError, NothingSelected
 from moe_ray.experts import Mask
 from moe_ray.models.moe_layers import MoELayer, find_moe_layers, routing_of_call, uncompiled
 
@@ -192,7 +192,9 @@ def _layers_with_experts(model: nn.Module, mask_LE: Mask) -> list[tuple[MoELayer
     if tuple(mask_LE.shape) != expected:
         raise InputError(f"expert mask: got shape {tuple(mask_LE.shape)}, expected (layers, experts) = {expected}")
     if not mask_LE.any():
-        raise InputError("expert mask allows no expert in any layer; it would do nothing; lower identify.threshold")
+        raise NothingSelected(
+            "expert mask allows no expert in any layer; it would do nothing; lower identify.threshold"
+        )
     return [
         (layer, torch.as_tensor(row, dtype=torch.bool, device=next(layer.experts.parameters()).device))
         for layer, row in zip(moe_layers, mask_LE, strict=True)

@@ -30,7 +30,7 @@ class Folder:
         """The folder at a local path or URL; made if missing.
 
         Raises:
-            InputError: the place cannot be written.
+            InputError: it cannot be made or reached.
         """
         try:
             fs, path = fsspec.url_to_fs(url)

@@ -24,7 +24,7 @@ from moe_ray.identification.selection import batch_tables
 
 OURS = "per_batch"
 
-"""The arm that all others are held against."""
+"""The arm that all others are compared with."""
 
 _ESFT_COLUMN = {"esft_token": "a_unsafe", "esft_gate": "w_unsafe"}
 
@@ -132,7 +132,7 @@ def random_masks(ours: ExpertMasks, *, seed: int) -> ExpertMasks:
 
 
 def shuffled_masks(ours: ExpertMasks, *, seed: int) -> ExpertMasks:
-    """Every batch gets the mask of another one, none its own.
+    """Masks permuted among batches without fixed points: no batch keeps its own.
 
     Batches of one category may have much alike in their masks, so this takes away less than random experts do.
 

@@ -1,4 +1,4 @@
-"""Per-batch masks held against baselines: one row per arm, paired differences, and what they say in words."""
+"""Per-batch masks compared with baselines: one row per arm, paired differences, and what they say in words."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from moe_ray.evaluation.metrics import compare, summarise
+from moe_ray.evaluation.metrics import paired_changes, summarise
 from moe_ray.studies.baselines import OURS
 from moe_ray.studies.trial import Measured
 
@@ -62,7 +62,7 @@ def comparison_table(results: Sequence[ArmResult]) -> pd.DataFrame:
         }
         rates = summarise(measured.answers)
         neutral = {"neutral_before": measured.neutral, "neutral_after": ours.neutral}
-        to_ours = compare(measured.answers, ours.answers, **neutral)
+        to_ours = paired_changes(measured.answers, ours.answers, **neutral)
         for name in ("unsafe_refusal_rate", "safe_refusal_rate"):
             row |= _flat(name, rates[name]) | _flat(f"ours_minus_{name}", to_ours[name])
         row |= _flat("safe_target_loss", _forgotten(base, measured)["target_loss"])
@@ -74,7 +74,7 @@ def comparison_table(results: Sequence[ArmResult]) -> pd.DataFrame:
 
 def _forgotten(base: Measured, after: Measured) -> dict[str, Any]:
     safe = [answers[answers["label"] == "safe"] for answers in (base.answers, after.answers)]
-    return compare(*safe, neutral_before=base.neutral, neutral_after=after.neutral)
+    return paired_changes(*safe, neutral_before=base.neutral, neutral_after=after.neutral)
 
 
 def _flat(name: str, figure: Mapping[str, Any] | None) -> dict[str, Any]:

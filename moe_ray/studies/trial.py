@@ -84,7 +84,7 @@ class TrialOutcome:
     Attributes:
         measured: what `measure` returned at the end.
         trainable_parameters: numbers that were allowed to change.
-        frozen_parameters_changed: numbers in frozen tensors whose bytes changed; 0, or something is wrong.
+        frozen_parameters_changed: numbers in frozen tensors whose bytes changed: 0, as anything else raises.
         losses: per step done now, the mean loss over the batch's target-response tokens (nats per token).
         train_seconds: of fine-tuning, without what `after_step` took.
         evaluate_seconds: of the last measurement.
@@ -219,7 +219,7 @@ def run_full_trial(
         return TrialOutcome(
             measured=measured,
             trainable_parameters=tuned.trainable_parameters,
-            frozen_parameters_changed=0,
+            frozen_parameters_changed=tuned.frozen_parameters_changed,
             losses=tuned.losses,
             train_seconds=trained - started,
             evaluate_seconds=time.perf_counter() - trained,

@@ -22,8 +22,8 @@ from moe_ray.storage.folder import Folder
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tiny_model_path):
-    return load_tokenizer(ModelConfig(path=str(tiny_model_path)))
+def tokenizer(untrained_model_path):
+    return load_tokenizer(ModelConfig(path=str(untrained_model_path)))
 
 
 def text(content, role="user"):

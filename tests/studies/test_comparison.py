@@ -18,15 +18,15 @@ N = 40
 def arm(name, unsafe_refused, safe_refused=(), *, loss=1.0, neutral=2.0):
     refused = np.zeros(2 * N, dtype=bool)
     refused[list(unsafe_refused)] = True
-    refused[[N + place for place in safe_refused]] = True
+    refused[[N + index for index in safe_refused]] = True
     answers = pd.DataFrame(
         {
-            "id": [f"e{place}" for place in range(2 * N)],
+            "id": [f"e{index}" for index in range(2 * N)],
             "label": ["unsafe"] * N + ["safe"] * N,
             "category": "c",
             "batch_idx": 0,
             "routing": "natural",
-            "messages": [json.dumps([{"role": "user", "content": f"prompt {place}"}]) for place in range(2 * N)],
+            "messages": [json.dumps([{"role": "user", "content": f"prompt {index}"}]) for index in range(2 * N)],
             "pair": None,
             "refused": refused,
             "target_loss": [9.0] * N + [loss * 4] * N,

@@ -61,7 +61,7 @@ def test_settings_of_a_trial_are_checked_like_those_of_a_file():
 
 
 @pytest.mark.parametrize(
-    ("space", "said"),
+    ("space", "message"),
     [
         ("{capture.weights: [true]}", "needs another capture"),
         ("{prompts.safe_per_batch: [4, 8]}", "needs another capture"),
@@ -87,10 +87,10 @@ def test_settings_of_a_trial_are_checked_like_those_of_a_file():
         ("3", "expected a mapping"),
     ],
 )
-def test_a_space_that_cannot_be_searched_is_refused_with_the_reason(space, said):
+def test_a_space_that_cannot_be_searched_is_refused_with_the_reason(space, message):
     with pytest.raises(InputError) as error:
         space_of(space)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_settings_that_exclude_each_other_are_refused_before_any_trial():

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from moe_ray.evaluation.judges import judge_identity
-from moe_ray.evaluation.metrics import compare, summarise
+from moe_ray.evaluation.metrics import paired_changes, summarise
 from moe_ray.orchestration.jobs.answer import AnswerJob, answer, read_answers
 from moe_ray.orchestration.stages.answering import judged
 from moe_ray.orchestration.stages.context import Context
@@ -85,7 +85,7 @@ def evaluate(run: Context, when: When) -> Outcome:
         first = read_answers(run.directory.sub(answers_of("before")).sub(_PARTS))
         metrics = summarise(with_verdicts, neutral=done.neutral, routing=done.routing, routing_before=first.routing)
         before = run.outcomes[figures_of("before")].folder.read_frame(ANSWERS)
-        change = compare(before, with_verdicts, neutral_before=first.neutral, neutral_after=done.neutral)
+        change = paired_changes(before, with_verdicts, neutral_before=first.neutral, neutral_after=done.neutral)
         return {"metrics": metrics, "change": change, **made}
 
     inputs = {

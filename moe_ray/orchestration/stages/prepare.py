@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from moe_ray.errors import InputError
-from moe_ray.evaluation.evaluate import hold_against
+from moe_ray.evaluation.evaluate import assign_reference_batches
 from moe_ray.evaluation.judges import judge_identity
 from moe_ray.models.loading import context_length, load_tokenizer
 from moe_ray.orchestration.stages.answering import answered, judged
@@ -89,7 +89,7 @@ def _write_prompts(run: Context, folder: Folder) -> dict[str, Any]:
     for file, examples in held_out.items():
         split = file.partition(".")[0]
         frame = _without_unanswerable(run, examples_to_frame(examples), split, left_out)
-        frame["batch_idx"] = hold_against(frame, train)
+        frame["batch_idx"] = assign_reference_batches(frame, train)
         frame = _with_targets(run, frame, split)
         folder.write_table(file, frame)
         made[split] = frame_hash(frame)

@@ -14,7 +14,7 @@ from moe_ray.config.evaluate import EvaluateConfig
 from moe_ray.config.model import ModelConfig
 from moe_ray.demo.examples import embedded_records
 from moe_ray.errors import InputError
-from moe_ray.evaluation.evaluate import answer_and_count, hold_against, rows_to_answer
+from moe_ray.evaluation.evaluate import answer_and_count, assign_reference_batches, rows_to_answer
 from moe_ray.evaluation.judges import judge_answers, make_judge
 from moe_ray.evaluation.judges.endpoint import URL_VARIABLE
 from moe_ray.identification.mask_files import write_masks
@@ -45,7 +45,7 @@ def tiny(tiny_model_path):
     batches = assemble_batches(records_to_examples(records)).batches[:3]
     masks = select_unsafe_experts(risk_differences(count_batches(model, tokenizer, batches)))
     held_out = examples_to_frame(records_to_examples(embedded_records("test"))[:20])
-    held_out["batch_idx"] = hold_against(held_out, batches_to_frame(batches))
+    held_out["batch_idx"] = assign_reference_batches(held_out, batches_to_frame(batches))
     return config, model, tokenizer, held_out, masks
 
 
