@@ -1,1 +1,0 @@
-"""Models and tokenizers: where the experts are, token ids, losses and generation."""
