@@ -11,19 +11,16 @@ Shape suffixes: B rows, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from moe_ray.models.tokenization import TokenizedRow
-from moe_ray.models.tokenization import pad_rows
-from moe_ray.models.tokenization import pad_token_id
-from torch import Tensor
-from transformers import GenerationConfig
-from transformers import LogitsProcessor
-from transformers import PreTrainedModel
-from transformers import PreTrainedTokenizerBase
-from typing import Any
-from typing import NamedTuple
 import hashlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
 import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
+
+from moe_ray.models.tokenization import TokenizedRow, pad_rows, pad_token_id
+
 
 class Response(NamedTuple):
     """A generated response: its tokens, the end token among them if it ended by itself, and its text."""
@@ -32,10 +29,12 @@ class Response(NamedTuple):
     text: str
     ended: bool
 
+
 def example_seed(seed: int, batch_idx: int, in_batch_idx: int) -> int:
     """The seed of an example's random numbers."""
     digest = hashlib.sha256(f"{seed}/{batch_idx}/{in_batch_idx}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
 
 class _OwnNoise(LogitsProcessor):  # type: ignore[misc]
     """Turns greedy decoding into sampling: row b's noise comes from generator b."""
@@ -52,6 +51,7 @@ class _OwnNoise(LogitsProcessor):  # type: ignore[misc]
         # 1 - u is in (0, 1], so the inner logarithm is finite; the outer one is clamped away from log(0).
         exponential_BV = -torch.log1p(-uniform_BV)
         return scores_BV / self.temperature - exponential_BV.clamp_min(torch.finfo(torch.float32).tiny).log()
+
 
 def generate_responses(
     model: PreTrainedModel,
@@ -90,10 +90,12 @@ def generate_responses(
     new_ids = output_BS[:, padded.input_ids_BS.shape[1] :].tolist()
     return [_until_end(tokenizer, ids, ends) for ids in new_ids]
 
+
 def _until_end(tokenizer: PreTrainedTokenizerBase, ids: list[int], ends: set[int]) -> Response:
     stop = next((place for place, token in enumerate(ids) if token in ends), None)
     kept = ids if stop is None else ids[: stop + 1]
     return Response(kept, str(tokenizer.decode(kept, skip_special_tokens=True)).strip(), stop is not None)
+
 
 def generate_answers(
     model: PreTrainedModel,
@@ -137,6 +139,7 @@ def generate_answers(
             text = str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
             answers[index] = (text, bool(ends & set(ids)))
     return answers
+
 
 def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     configured = getattr(model.generation_config, "eos_token_id", None)

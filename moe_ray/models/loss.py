@@ -6,16 +6,15 @@ Shape suffixes: B rows, S positions, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from moe_ray.models.tokenization import IGNORED
-from moe_ray.models.tokenization import TokenizedRow
-from moe_ray.models.tokenization import pad_rows
-from moe_ray.models.tokenization import pad_token_id
-from torch import Tensor
-from transformers import PreTrainedModel
-from transformers import PreTrainedTokenizerBase
+
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from moe_ray.models.tokenization import IGNORED, TokenizedRow, pad_rows, pad_token_id
+
 
 def answer_loss(model: PreTrainedModel, rows: Sequence[TokenizedRow], *, pad_id: int) -> Tensor:
     """(B,) summed loss of each row's answer tokens, in nats; prompts and padding do not count."""
@@ -33,6 +32,7 @@ def answer_loss(model: PreTrainedModel, rows: Sequence[TokenizedRow], *, pad_id:
     labels_BS = padded.labels_BS[:, first:]
     losses = F.cross_entropy(logits_BSV.flatten(0, 1), labels_BS.flatten(), ignore_index=IGNORED, reduction="none")
     return losses.view(labels_BS.shape).sum(dim=1)
+
 
 def micro_batches(
     rows: Sequence[TokenizedRow], *, rows_per_forward: int, tokens_per_forward: int = 0
@@ -56,14 +56,17 @@ def micro_batches(
         groups[-1].append(row)
     return groups
 
+
 def _length(row: TokenizedRow) -> int:
     return len(row.prompt_ids) + len(row.answer_ids)
+
 
 _MAX_TEXT_TOKENS = 1_024
 
 _TOKENS_PER_FORWARD = 8_192
 
 """Of texts whose every token is predicted: the logits of more would not fit beside a large model."""
+
 
 def target_losses(
     model: PreTrainedModel, rows: Sequence[TokenizedRow], *, rows_per_forward: int, pad_id: int
@@ -74,6 +77,7 @@ def target_losses(
         with torch.inference_mode():
             losses += answer_loss(model, rows[start : start + rows_per_forward], pad_id=pad_id).tolist()
     return losses
+
 
 def _losses_by_length(
     model: PreTrainedModel,
@@ -91,6 +95,7 @@ def _losses_by_length(
         found = target_losses(model, group, rows_per_forward=len(group), pad_id=pad_id)
         losses |= {id(row): loss for row, loss in zip(group, found, strict=True)}
     return [losses[id(row)] for row in rows]
+
 
 def text_losses(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, rows_per_forward: int

@@ -10,11 +10,9 @@ refused where that is ambiguous.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from collections.abc import Iterator
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
+
 from moe_ray.errors import InputError
 
 Span = tuple[int, int]
@@ -24,6 +22,7 @@ Span = tuple[int, int]
 _PRIVATE_USE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 
 """Code points that Unicode leaves to private agreement: no template knows them, and none is white space."""
+
 
 def content_spans(
     render: Callable[[Sequence[Mapping[str, str]]], str], messages: Sequence[Mapping[str, str]]
@@ -56,9 +55,11 @@ def content_spans(
             return text, [span for pair in pairs for span in _between(text, places, *pair)]
     return text, _found_by_text(text, messages)
 
+
 def _unused_characters(text: str) -> Iterator[str]:
     used = set(text)
     return (chr(point) for point in chain(*_PRIVATE_USE) if chr(point) not in used)
+
 
 def _places(marked: str, text: str, marks: set[str]) -> list[tuple[str, int]] | None:
     """The marks in order, each with its place in `text`; None where they changed what the template wrote."""
@@ -70,6 +71,7 @@ def _places(marked: str, text: str, marks: set[str]) -> list[tuple[str, int]] | 
         else:
             kept.append(character)
     return places if "".join(kept) == text else None
+
 
 def _between(text: str, places: Sequence[tuple[str, int]], start: str, end: str, content: str) -> Iterator[Span]:
     """Spans between a content's two marks; beside a mark whose partner was cut off, what is still the content's text."""
@@ -88,6 +90,7 @@ def _between(text: str, places: Sequence[tuple[str, int]], start: str, end: str,
         else:
             yield place - _common_prefix(text[:place][::-1], content[::-1]), place
 
+
 def _common_prefix(first: str, second: str) -> int:
     length = 0
     for one, other in zip(first, second, strict=False):
@@ -95,6 +98,7 @@ def _common_prefix(first: str, second: str) -> int:
             break
         length += 1
     return length
+
 
 def _found_by_text(text: str, messages: Sequence[Mapping[str, str]]) -> list[Span]:
     """Spans of contents that occur in the text as often as in the messages."""
@@ -111,6 +115,7 @@ def _found_by_text(text: str, messages: Sequence[Mapping[str, str]]) -> list[Spa
             spans.append((place, place + len(content)))
             place += len(content) - 1
     return spans
+
 
 class _NotLocated(InputError):
     def __init__(self, content: str, why: str) -> None:
