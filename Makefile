@@ -48,9 +48,10 @@ test-exhaustive: $(VENV)/.ready ## run the tests that take half a minute or more
 quick: $(VENV)/.ready ## run the quick tests, which need no Ray
 	$(BIN)/python -m pytest -m 'not slow and not needs_ray'
 
-check: $(VENV)/.ready ## lint, type-check, quick tests
+check: $(VENV)/.ready ## lint, hold the floors, type-check, quick tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -m 'not slow and not needs_ray'
 
