@@ -8,7 +8,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from moe_ray.cli.inspect_experts import main
+from moe_ray.cli.arguments import QUESTIONS
+from moe_ray.cli.inspect_experts import ANSWERS
+from moe_ray.cli.main import main
 from moe_ray.config.io import to_yaml
 from moe_ray.config.run import Config
 from moe_ray.experts import Expert
@@ -49,7 +51,7 @@ def run_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def test_every_question_is_answered(run_dir: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([run_dir, "--export", str(tmp_path / "out.pkl")]) == 0
+    assert main(["inspect", run_dir, "--export", str(tmp_path / "out.pkl")]) == 0
     out = capsys.readouterr().out
     assert "4 of 4 batches have at least one selected expert with corrected p" in out
     assert "L01_E03" in out
@@ -61,11 +63,21 @@ def test_every_question_is_answered(run_dir: str, tmp_path: Path, capsys: pytest
 
 
 def test_an_unknown_category_names_the_known_ones(run_dir: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([run_dir, "--ask", "categories", "--category", "spam"]) == 2
+    assert main(["inspect", run_dir, "--ask", "categories", "--category", "spam"]) == 2
     assert "got 'spam', expected one of fraud" in capsys.readouterr().err
 
 
-def test_a_folder_without_a_run_is_refused_and_not_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(tmp_path / "nowhere")]) == 2
+def test_every_question_of_the_help_has_an_answer() -> None:
+    assert list(ANSWERS) == list(QUESTIONS)
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(tmp_path)]) == 2
     assert "holds no unsafe_experts/masks.npz" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_not_there_is_refused_and_not_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(tmp_path / "nowhere")]) == 2
+    assert "is not a run directory" in capsys.readouterr().err
     assert not (tmp_path / "nowhere").exists()
