@@ -68,7 +68,9 @@ def _parser() -> CommandParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    tree.add_argument("--version", action=_Version, nargs=0, help="say which version this is")
+    tree.add_argument(
+        "--version", action=_Version, nargs=0, default=argparse.SUPPRESS, help="say which version this is"
+    )
     commands = tree.add_subparsers(
         prog="moe-ray",
         dest="command",
