@@ -8,10 +8,10 @@ from moe_ray.cli.main import main
 from moe_ray.config.io import describe_keys, load_config
 
 
-def test_the_schema_is_json_with_every_section(capsys):
+def test_the_schema_is_json_that_knows_every_section(capsys):
     assert main(["config", "schema"]) == 0
     schema = json.loads(capsys.readouterr().out)
-    assert set(schema["properties"]) == {key.partition(".")[0] for key, *_ in describe_keys()}
+    assert set(schema["properties"]) >= {key.partition(".")[0] for key, *_ in describe_keys()}
 
 
 def test_the_commented_file_is_printed_and_means_the_defaults(tmp_path, capsys):
