@@ -50,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         can_resume = bool(COMMANDS[arguments.command].work)
         _run(arguments)
     except MoeRayError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # An error of another process comes as Ray's, which is of the same class, but whose text is that process's traceback.
+        print(f"error: {getattr(error, 'cause', error)}", file=sys.stderr)
         return next(status for kind, status in _STATUSES if isinstance(error, kind))
     except KeyboardInterrupt:
         what_next = "; the same command goes on where this one stopped" if can_resume else ""

@@ -8,6 +8,7 @@ import tomllib
 
 import pytest
 from paths import ROOT
+from ray.exceptions import RayTaskError
 
 from moe_ray.cli import main as console
 from moe_ray.cli.commands import COMMANDS
@@ -46,6 +47,13 @@ def moe_ray(*arguments):
 def test_an_error_is_one_line_and_its_class_gives_the_status(error, status, monkeypatch, capsys):
     monkeypatch.setattr("moe_ray.cli.config.run", raising(error))
     assert main(["config", "init"]) == status
+    assert capsys.readouterr().err == "error: why\n"
+
+
+def test_an_error_of_another_process_is_its_line_without_the_traceback_that_ray_adds(monkeypatch, capsys):
+    error = RayTaskError("judge", "Traceback (most recent call last):\nOutsideFailed: why", OutsideFailed("why"))
+    monkeypatch.setattr("moe_ray.cli.config.run", raising(error.as_instanceof_cause()))
+    assert main(["config", "init"]) == 4
     assert capsys.readouterr().err == "error: why\n"
 
 
