@@ -1,26 +1,19 @@
-"""Answers questions about the unsafe experts of a finished run.
+"""`moe-ray inspect`: answers questions about the unsafe experts of a finished run, from its run directory alone.
 
-    python workflows/inspect_experts.py runs/default
-    python workflows/inspect_experts.py runs/default --ask categories --category fraud
-    python workflows/inspect_experts.py runs/default --ask sweep --thresholds 0.02 0.05 0.1 --top-ks 10 50
-
-Questions: certainty (which batches can be told from noise), categories (which experts answer for a category), shared
-(which belong to several), overlap (how alike batches are, corrected for chance), sweep (what moves the union), rules
-(what other selection rules would choose), confounds (length and template). Reads the run directory only; `--export FILE`
-writes the pickle for pandas users.
+`arguments.QUESTIONS` says what each question is; `ANSWERS` has the function that answers it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
+from moe_ray.cli.arguments import QUESTIONS
 from moe_ray.errors import InputError
 from moe_ray.identification.confounds import confound_warnings, length_table, weighting_agreement
 from moe_ray.identification.identify import certainty_per_batch
@@ -32,7 +25,19 @@ from moe_ray.report.certainty_text import certainty_in_words
 from moe_ray.report.printable import printable
 from moe_ray.run_directory import RunDirectory, open_run
 
-BAD_INPUT = 2
+
+def run(arguments: argparse.Namespace) -> None:
+    """Prints the answers to the questions `ask`, and writes the pickle where `export` names a file.
+
+    Raises:
+        InputError: the run has not finished identification, or the category is none of its.
+    """
+    finished = open_run(arguments.run_dir)
+    for question in arguments.ask:
+        print(f"\n== {question}: {QUESTIONS[question]}")
+        ANSWERS[question](finished, arguments)
+    if arguments.export:
+        export(finished, arguments.export)
 
 
 def show_certainty(run: RunDirectory, args: argparse.Namespace) -> None:
@@ -112,7 +117,7 @@ def show_confounds(run: RunDirectory, args: argparse.Namespace) -> None:
     show_table(agreement.sort_values("jaccard"), args.top)
 
 
-QUESTIONS: dict[str, Callable[[RunDirectory, argparse.Namespace], None]] = {
+ANSWERS: dict[str, Callable[[RunDirectory, argparse.Namespace], None]] = {
     "certainty": show_certainty,
     "categories": show_categories,
     "shared": show_shared,
@@ -136,35 +141,6 @@ def show_lines(lines: Sequence[str], rows: int) -> None:
     print("\n".join(lines[:rows]))
     if len(lines) > rows:
         print(f"… and {len(lines) - rows} more (--top)")
-
-
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run_dir", help="folder or URL of a run that finished identification")
-    parser.add_argument("--ask", choices=QUESTIONS, nargs="+", default=list(QUESTIONS), help="questions (default: all)")
-    parser.add_argument("--category", help="only this category")
-    parser.add_argument("--top", type=int, default=10, help="rows to show of long tables (default: %(default)s)")
-    parser.add_argument("--thresholds", type=float, nargs="+", default=[0.02, 0.05, 0.1, 0.2], help="for sweep")
-    parser.add_argument("--top-ks", type=int, nargs="+", default=[10, 25, 50, 100], help="for sweep")
-    parser.add_argument("--export", metavar="FILE", help="also write the pickle for pandas users")
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the answers; returns 0, or 2 after one line on what was wrong with the input."""
-    args = parse_args(argv)
-    try:
-        run = open_run(args.run_dir)
-        for question in args.ask:
-            print(f"\n== {question}: {QUESTIONS[question].__doc__}")
-            QUESTIONS[question](run, args)
-        if args.export:
-            export(run, args.export)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
-    return 0
 
 
 def export(run: RunDirectory, path: str) -> None:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import re
 import shutil
 import zipfile
 from collections.abc import Collection, Iterator
@@ -28,13 +26,10 @@ from transformers import (
 )
 
 from moe_ray.errors import InputError
+from moe_ray.upcycling.source import ARCHIVE_SUFFIXES, GGUF_SUFFIX, existing
 from moe_ray.upcycling.upcycle import require_llama
 
 logger = logging.getLogger(__name__)
-
-ARCHIVE_SUFFIXES = (".whl", ".zip")
-
-GGUF_SUFFIX = ".gguf"
 
 _PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
 
@@ -60,7 +55,7 @@ def load_dense(
     Raises:
         InputError: Nothing is at ``source``, or it cannot be read as such a model.
     """
-    path = _existing(source)
+    path = existing(source)
     if path.is_file() and path.suffix in ARCHIVE_SUFFIXES:
         if extract_dir is None:
             raise InputError(f"extract_dir: got None for the archive {path.name}, expected a folder to extract into")
@@ -110,7 +105,7 @@ def fingerprint(source: str | Path) -> str:
     Raises:
         InputError: ``source`` is a path or hub name and nothing is there.
     """
-    path = _existing(source)
+    path = existing(source)
     if path.is_file():
         return f"sha256:{_file_digest(path)}"
     if not path.is_dir():
@@ -124,15 +119,6 @@ def fingerprint(source: str | Path) -> str:
 def _file_digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _existing(source: str | Path) -> Path:
-    """Returns ``source`` as a path; only a hub name, ``name`` or ``owner/name``, may have nothing there."""
-    path, text = Path(source), os.fspath(source)
-    is_hub_name = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", text) and path.suffix not in (GGUF_SUFFIX, *ARCHIVE_SUFFIXES)
-    if not path.exists() and not is_hub_name:
-        raise InputError(f"source: nothing at {text}; give a checkpoint folder, a .gguf file, a .whl or a hub name")
-    return path
 
 
 @contextmanager
