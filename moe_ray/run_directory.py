@@ -31,6 +31,7 @@ from moe_ray.config.io import load_config, to_yaml
 from moe_ray.config.run import Config
 from moe_ray.errors import InputError
 from moe_ray.experts import ExpertMasks
+from moe_ray.finetuning.adapter_files import HEADER
 from moe_ray.finetuning.history import HISTORY, read_history
 from moe_ray.identification.mask_files import MASKS, read_masks
 from moe_ray.identification.overlap import categories_of_batches, expert_categories
@@ -243,6 +244,11 @@ class RunDirectory:
         return expert_categories(self.risk, self.masks, self.categories)
 
     # What came of it
+
+    @property
+    def learned_experts(self) -> Folder:
+        """The folder of the adapter; see `finetuning.adapter_files`."""
+        return self._require(FINETUNE, HEADER)
 
     @cached_property
     def history(self) -> pd.DataFrame | None:

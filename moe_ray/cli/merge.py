@@ -8,11 +8,10 @@ import tempfile
 from pathlib import Path
 
 from moe_ray.config.model import ModelConfig
-from moe_ray.errors import InputError
-from moe_ray.finetuning.adapter import ADAPTER_FILES, load_adapter, merge_adapter
+from moe_ray.finetuning.adapter import merge_adapter
+from moe_ray.finetuning.adapter_files import local_adapter, read_adapter_header
 from moe_ray.models.loading import load_model, load_tokenizer
-from moe_ray.run_directory import FINETUNE
-from moe_ray.storage.folder import Folder
+from moe_ray.run_directory import open_run
 
 logger = logging.getLogger("moe_ray.merge")
 
@@ -35,19 +34,12 @@ def merge(run_dir: str, out: Path, *, base: str = "", dtype: str = "auto") -> No
     Raises:
         InputError: the run has no learned experts, or the base is not theirs.
     """
-    folder = Folder.open(run_dir)
-    missing = [name for name in ADAPTER_FILES if not folder.exists(f"{FINETUNE}/{name}")]
-    if missing:
-        raise InputError(
-            f"{run_dir!r} has no learned experts ({', '.join(missing)} missing); finish its fine-tuning first"
-        )
-    with tempfile.TemporaryDirectory() as adapter:
-        for name in ADAPTER_FILES:
-            Path(adapter, name).write_bytes(folder.read_bytes(f"experts/{name}"))
-        _write(adapter, out, base=base or str(load_adapter(adapter)[0]["base"]), dtype=dtype)
+    learned = open_run(run_dir).learned_experts
+    with local_adapter(learned) as adapter:
+        _write(adapter, out, base=base or str(read_adapter_header(learned)["base"]), dtype=dtype)
 
 
-def _write(adapter: str, out: Path, *, base: str, dtype: str) -> None:
+def _write(adapter: Path, out: Path, *, base: str, dtype: str) -> None:
     config = ModelConfig(path=base, dtype=dtype)  # type: ignore[arg-type]
     model, tokenizer = load_model(config, device="cpu"), load_tokenizer(config)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -16,15 +16,14 @@ from moe_ray.config.run import Config
 from moe_ray.experts import Expert
 from moe_ray.identification.identify import identify
 from moe_ray.identification.mask_files import write_masks
-from moe_ray.identification.risk import risk_differences
 from moe_ray.identification.selection import select
 from moe_ray.routing.count_tables import counts_to_table
 from moe_ray.storage.folder import Folder
 from moe_ray.testing.simulated_counts import Population, simulate
 
 
-@pytest.fixture(scope="module", params=["with statistics", "without"])
-def run_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
     config = Config()
     folder = Folder.open(str(tmp_path_factory.mktemp("run")))
     counts = simulate(Population(), num_batches=4, planted=(Expert(1, 3), Expert(2, 2)), shift=0.7)
@@ -42,11 +41,10 @@ def run_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     ]
     risk = identify(counts, config.identify)
     folder.write_bytes("config.yaml", to_yaml(config).encode())
-    folder.sub("batches").write_table("batches.parquet", pd.DataFrame(rows))
-    folder.sub("routing").sub("counts").write_table("part-0.parquet", counts_to_table(counts))
-    stored = risk if request.param == "with statistics" else risk_differences(counts)
-    folder.sub("unsafe_experts").write_table("risk_differences.parquet", stored)
-    write_masks(folder.sub("unsafe_experts"), select(risk, config.identify))
+    folder.sub("prompts").write_table("batches.parquet", pd.DataFrame(rows))
+    folder.sub("capture").sub("counts").write_table("part-0.parquet", counts_to_table(counts))
+    folder.sub("identify").write_table("risk_differences.parquet", risk)
+    write_masks(folder.sub("identify"), select(risk, config.identify))
     return folder.path
 
 

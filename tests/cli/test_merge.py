@@ -10,8 +10,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from word_tokenizer import make_tokenizer
 
 from moe_ray.cli.main import main
+from moe_ray.config import Config
 from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.finetuning.fine_tune import fine_tune
+from moe_ray.run_directory import RunDirectory
 
 IDS = token_ids(2, 9)
 
@@ -26,6 +28,7 @@ def run(tmp_path):
     masks = batch_masks(model, EXPERTS)
     config = FinetuneConfig(epochs=1, learning_rate=1e-2)
     fine_tune(model, tokenizer, BATCHES, masks, config=config, adapter=experts, base=str(base))
+    RunDirectory.open(str(tmp_path / "run")).write_config(Config())
     return model
 
 
@@ -58,8 +61,16 @@ def test_a_folder_that_holds_files_is_left_alone(run, tmp_path, monkeypatch, cap
     assert "already holds files" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("name", "reason"), [("nowhere", "not a run directory"), ("base", "no learned experts")])
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("nowhere", "not a run directory"),
+        ("base", "not a run directory"),
+        ("untrained", "holds no finetune/adapter.json; give the directory of a run that finished the stage 'finetune'"),
+    ],
+)
 def test_a_folder_without_learned_experts_is_refused(run, name, reason, tmp_path, monkeypatch, capsys):
+    RunDirectory.open(str(tmp_path / "untrained")).write_config(Config())
     monkeypatch.chdir(tmp_path)
     assert main(["merge", name, "repaired"]) == 2
     assert reason in capsys.readouterr().err

@@ -6,8 +6,8 @@ import pytest
 from run_directory import write_identified
 
 from moe_ray.cli.main import main
-from moe_ray.config.run import ReportConfig
-from moe_ray.report.html import page
+from moe_ray.config.report import ReportConfig
+from moe_ray.run_directory import REPORT
 from moe_ray.storage.folder import Folder
 
 
@@ -18,7 +18,7 @@ def test_the_report_is_written_with_the_settings_given_and_its_place_is_said(for
     monkeypatch.setattr("moe_ray.cli.report.write_report", lambda run, config: given.append((run.folder.path, config)))
     assert main(["report", form.format(tmp_path / "run"), "report.examples=3"]) == 0
     assert given == [(str(tmp_path / "run"), ReportConfig(examples=3))]
-    assert capsys.readouterr().out == f"file://{tmp_path}/run/{page.REPORT}\n"
+    assert capsys.readouterr().out == f"file://{tmp_path}/run/{REPORT}\n"
 
 
 @pytest.mark.parametrize(

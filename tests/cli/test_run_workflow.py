@@ -75,5 +75,5 @@ def test_bad_input_gets_one_clear_error_at_once(name, most_seconds, tmp_path, de
 
 
 @pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if command.work])
-def test_the_work_of_a_command_is_a_function_of_the_workflows(name):
-    assert callable(getattr(workflows, COMMANDS[name].work))
+def test_the_work_of_a_command_is_a_workflow(name):
+    assert callable(workflows.WORKFLOWS[COMMANDS[name].work])
