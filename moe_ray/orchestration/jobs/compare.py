@@ -26,7 +26,8 @@ from moe_ray.prompts.quarantine import read_training_examples
 from moe_ray.storage.folder import Folder
 from moe_ray.studies.baselines import Arm
 from moe_ray.studies.comparison import BASE, ArmResult
-from moe_ray.studies.trial import Measured, measurer, run_full_trial, run_trial
+from moe_ray.studies.measured import Measured
+from moe_ray.studies.trial import measurer, run_full_trial, run_trial
 
 logger = logging.getLogger(__name__)
 

@@ -24,8 +24,9 @@ from moe_ray.prompts.example_tables import frame_to_batches, row_to_example
 from moe_ray.prompts.quarantine import read_training_examples
 from moe_ray.storage.fingerprint import content_hash
 from moe_ray.storage.folder import Folder
+from moe_ray.studies.measured import Measured
 from moe_ray.studies.objective import FAILED, plain_metrics, score
-from moe_ray.studies.trial import Measured, identify_masks, measurer, run_trial
+from moe_ray.studies.trial import identify_masks, measurer, run_trial
 
 BASE = "base_metrics.json"
 
