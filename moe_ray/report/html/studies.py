@@ -127,6 +127,6 @@ def training_part(run: FinishedRun) -> dict[str, Any] | None:
     part = {"steps": len(history), "epochs": last + 1, "first": decimal(means[0]), "last": decimal(means[1])}
     notes = {} if tuned is None else tuned["notes"]
     if "trainable_parameters" in notes:
-        part |= {f"{name}_parameters": f"{notes[f'{name}_parameters']:,}" for name in ("trainable", "total")}
+        part |= {name: f"{notes[f'{name}_parameters']:,}" for name in ("trainable", "total")}
         part["changed"] = f"{notes['frozen_parameters_changed']:,}"
     return part
