@@ -19,6 +19,7 @@ from moe_ray.report.printable import printable, printable_lines
 from moe_ray.storage.folder import Folder
 
 _WIDTH_OF_A_LOG = 160
+
 """Characters per line where the output is no terminal."""
 
 _NUMBER = re.compile(r"[+-]?\d[\d.,]*%?(\s|$)")

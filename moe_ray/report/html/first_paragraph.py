@@ -13,6 +13,7 @@ from moe_ray.report.certainty_text import known_significance, significance_level
 from moe_ray.report.format import difference, has_interval, is_significant, rate
 
 _FEW_EXAMPLES = 50
+
 """With fewer, a 95% interval of a rate is up to 28 points wide or wider."""
 
 Figures = Mapping[str, Any]

@@ -106,7 +106,7 @@ def _stages(run: FinishedRun) -> dict[str, Any]:
     latest = list(done.values())[-1]["environment"] if done else {}
     seconds = {name: manifest["notes"].get("seconds") for name, manifest in done.items()}
     return {
-        "seconds": {name: decimal(number, 1) for name, number in seconds.items()},
+        "seconds": {name: decimal(number, 2) for name, number in seconds.items()},
         "commit": latest.get("git_commit"),
         "python": latest.get("python"),
         "versions": latest.get("versions", {}),

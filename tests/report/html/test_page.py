@@ -71,9 +71,8 @@ def test_every_part_of_a_full_run_is_there(page, hostile_run):
 def test_the_sweep_is_a_picture_a_table_and_a_sentence(page, hostile_run):
     assert "4 trials on the validation split" in page.text
     assert "(0 stopped early, 1 could not be trained)" in page.text
-    assert (
-        "It refused 87.5% [64.0%, 96.5%] of 16 unsafe validation prompts. The rates of 1 of the 2 other" in page.words
-    )
+    assert "The winner refused 87.5% [64.0%, 96.5%] of 16 unsafe validation prompts." in page.words
+    assert "The rates of 1 of the 2 other finished trials lie within that interval" in page.words
     html = (hostile_run / "report.html").read_text()
     svg = re.search(r"<svg(?:(?!</svg>).)*refusal_margin of the sweep.*?</svg>", html, re.S)[0]
     assert all(text in svg for text in ("0.875", "0.500", "0.938*", "–", "identify.threshold", "identify.top_k"))
