@@ -14,7 +14,7 @@ from moe_ray.report.format import difference, has_interval, is_significant, rate
 
 _FEW_EXAMPLES = 50
 
-"""With fewer, a 95% interval of a rate is up to 28 points wide or wider."""
+"""Below this number, the 95% interval of a rate around a half is more than 26 points wide."""
 
 Figures = Mapping[str, Any]
 
