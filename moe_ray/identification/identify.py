@@ -122,7 +122,7 @@ def _certainty(samples: Samples, batch_idx: int, selection: IdentifyConfig, seed
 
 
 def certainty_per_batch(risk: pd.DataFrame, masks: ExpertMasks, selection: IdentifyConfig) -> pd.DataFrame:
-    """One row per batch: how much of its selection can be told from noise.
+    """One row per batch: how much of its selection is significant.
 
     Args:
         risk: from `identify`.
@@ -130,10 +130,10 @@ def certainty_per_batch(risk: pd.DataFrame, masks: ExpertMasks, selection: Ident
         selection: the configuration of both.
 
     Returns:
-        columns `batch_idx, num_selected`; `num_certain`, selected experts whose `p_maxt` is at most `identify.alpha`
+        columns `batch_idx, num_selected`; `num_significant`, selected experts whose `p_maxt` is at most `identify.alpha`
         (0.05 while that is off); `smallest_p_maxt`; `median_stability` of the selected; `certifiable`, the median over
         experts of the smallest difference the batch could have certified at 0.05, infinite where that is none;
-        `is_told_from_noise`, whether `num_certain` is above 0 (None where no p was computed).
+        `is_significant`, whether `num_significant` is above 0 (None where no p was computed).
     """
     alpha = selection.alpha or USUAL_ALPHA
     rows = []
@@ -142,16 +142,16 @@ def certainty_per_batch(risk: pd.DataFrame, masks: ExpertMasks, selection: Ident
         table = table.sort_values(["layer", "expert"])
         selected = table[masks[name].ravel()]
         tested = bool(table["p_maxt"].notna().any())
-        num_certain = len(selected) - int(above_alpha(selected["p_maxt"], alpha).sum()) if tested else 0
+        num_significant = len(selected) - int(above_alpha(selected["p_maxt"], alpha).sum()) if tested else 0
         rows.append(
             {
                 "batch_idx": name,
                 "num_selected": len(selected),
-                "num_certain": num_certain,
+                "num_significant": num_significant,
                 "smallest_p_maxt": float(table["p_maxt"].min()),
                 "median_stability": float(selected["stability"].median()) if len(selected) else np.nan,
                 "certifiable": float(table["certifiable"].median()),
-                "is_told_from_noise": num_certain > 0 if tested else None,
+                "is_significant": num_significant > 0 if tested else None,
             }
         )
     return pd.DataFrame(rows)

@@ -30,20 +30,7 @@ from moe_ray.models.tokenization import pad_token_id
 from moe_ray.prompts.batches import Batch
 from moe_ray.prompts.examples import Example
 from moe_ray.routing.counts import RoutingCounts
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """Held-out answers of a model, and its losses on neutral text.
-
-    Attributes:
-        answers: from `answer_examples`, under natural routing.
-        neutral: from `text_losses`, None = no neutral text was given.
-    """
-
-    answers: pd.DataFrame
-    neutral: pd.DataFrame | None
-
+from moe_ray.studies.measured import Measured
 
 Measure = Callable[[], Measured]
 

@@ -29,7 +29,8 @@ from moe_ray.storage.folder import Folder
 from moe_ray.storage.stage import begin, finish, read_outcome
 from moe_ray.studies.baselines import Arm
 from moe_ray.studies.comparison import BASE, ArmResult
-from moe_ray.studies.trial import Measured, in_one_process, measurer, run_full_trial, run_trial
+from moe_ray.studies.measured import Measured
+from moe_ray.studies.trial import in_one_process, measurer, run_full_trial, run_trial
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,8 @@ from moe_ray.orchestration.cluster.session import arrow_filesystem, require_cpus
 from moe_ray.orchestration.jobs.sweep_trial import SweepJob, read_trials, sweep_trial
 from moe_ray.run_directory import HEAT_MAP, TRIALS, WINNER
 from moe_ray.storage.folder import Folder
-from moe_ray.studies.heat_map import draw_heat_map, map_of_trials
+from moe_ray.studies.heat_map import draw_heat_map
+from moe_ray.studies.heat_map_table import map_of_trials
 from moe_ray.studies.objective import rank_trials
 from moe_ray.studies.search_space import Range, SearchSpace, read_space, winning_config
 

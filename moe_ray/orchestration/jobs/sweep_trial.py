@@ -26,8 +26,9 @@ from moe_ray.run_directory import SWEEP, RunDirectory
 from moe_ray.storage.fingerprint import content_hash
 from moe_ray.storage.folder import Folder
 from moe_ray.storage.stage import begin, finish
+from moe_ray.studies.measured import Measured
 from moe_ray.studies.objective import FAILED, plain_metrics, score
-from moe_ray.studies.trial import Measured, identify_masks, measurer, run_trial
+from moe_ray.studies.trial import identify_masks, measurer, run_trial
 
 BASE = "base_metrics.json"
 _RECORD = "record.json"
