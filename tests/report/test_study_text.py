@@ -144,7 +144,7 @@ def test_a_sweep_names_its_winner_and_whether_it_is_within_the_bound(is_within, 
     assert "refusal_margin 0.875 on the validation split" in text
     assert said in text
     assert "within 0.50 s" in text
-    assert text.endswith("Heat map: URL/heat_map.png; configuration for full.py: URL/winner.yaml")
+    assert text.endswith("Heat map: URL/heat_map.png; configuration for `moe-ray full`: URL/winner.yaml")
 
 
 def test_a_round_says_how_many_batches_are_below_target():

@@ -55,7 +55,7 @@ def test_overlap_is_compared_in_the_order_of_categories(identified):
 
 def test_the_run_s_own_settings_are_among_those_of_the_union(identified):
     table = union_by_settings(identified).set_index(["threshold", "top_k"])
-    selection = identified.selection
+    selection = identified.identify_config
     assert table.loc[(selection.threshold, selection.top_k), "union"] == len(identified.masks.union_experts)
     assert experts_part(identified, ReportConfig())["growth"] == {"is_plain": True, "total": 64}
 

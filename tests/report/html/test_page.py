@@ -11,7 +11,6 @@ from chromium import CHROMIUM, browser
 from html_page import Page
 from run_directory import write_identified, write_repaired
 
-from moe_ray.cli.report import main
 from moe_ray.config.report import ReportConfig
 from moe_ray.report.html.page import build_report
 from moe_ray.run_directory import open_run
@@ -105,8 +104,8 @@ def test_a_comparison_with_baselines_is_shown_and_told(tmp_path):
     rates = {"unsafe_refusal_rate": 0.5, "safe_refusal_rate": 0.25, "ours_minus_unsafe_refusal_rate": 0.125}
     row = {f"{name}{end}": value for name, value in rates.items() for end in ("", "_low", "_high", "_n")}
     table = pd.DataFrame([{"arm": name, **row, "neutral_loss": float("nan")} for name in ("random", "<b>shuffled</b>")])
-    folder.sub("baselines").write_table("comparison.parquet", table)
-    folder.sub("baselines").write_json("verdict.json", "As often as random.\nEach interval is 95%.")
+    folder.sub("compare").write_table("comparison.parquet", table)
+    folder.sub("compare").write_json("verdict.json", "As often as random.\nEach interval is 95%.")
     page = Page(build_report(open_run(folder.url), ReportConfig()).html)
     assert "how other experts do is below. As often as random." in page.text
     assert "that was not tried here" not in page.text
@@ -150,18 +149,3 @@ def test_the_browser_check_sees_a_page_that_is_too_wide_or_complains(tmp_path):
         assert tab.value("document.documentElement.scrollWidth") > 390
         assert any("boom" in complaint for complaint in tab.complaints())
         assert "http://127.0.0.1:9/x.png" in tab.requests()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["run_dir={}/none"], "holds no unsafe_experts/masks.npz"),
-        (["run_dir={}", "finetune.epochs=2"], "finetune.epochs: a report takes run_dir and report.* only"),
-        (["run_dir={}", "report.example=2"], "did you mean report.examples"),
-    ],
-)
-def test_bad_input_of_the_report_command_gets_one_line(arguments, said, tmp_path, capsys):
-    assert main([argument.format(tmp_path) for argument in arguments]) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert said in line
-    assert not (tmp_path / "none").exists()

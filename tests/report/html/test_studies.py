@@ -68,8 +68,8 @@ def test_baselines_have_rates_what_was_forgotten_and_differences_in_the_units_of
     figures = {"unsafe_refusal_rate": 0.5, "safe_refusal_rate": 0.25, "ours_minus_unsafe_refusal_rate": 0.125}
     row = {f"{name}{end}": value for name, value in figures.items() for end in ("", "_low", "_high", "_n")}
     table = pd.DataFrame([{"arm": "<b>\x1b", **row, "neutral_loss": float("nan")}])
-    folder.sub("baselines").write_table("comparison.parquet", table)
-    folder.sub("baselines").write_json("verdict.json", "One.\x1b\nTwo.")
+    folder.sub("compare").write_table("comparison.parquet", table)
+    folder.sub("compare").write_json("verdict.json", "One.\x1b\nTwo.")
     part = baselines_part(open_run(str(tmp_path)))
     assert part["verdict"] == ["One.\ufffd", "Two."]
     (shown,) = part["rows"]
