@@ -12,7 +12,7 @@ from moe_ray.config.run import Config
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
 
-COMING = {"moe_ray/storage/stage.py", "moe_ray/pipeline.py", "docs/settings.md"}
+COMING = {"moe_ray/pipeline.py", "moe_ray/progress.py"}
 """Written on other branches of the same change; what is there is taken off this list."""
 
 _PATH = re.compile(r"(?<![\w/.-])((?:moe_ray|tests|docs|benchmarks|workflows|\.ci)/[\w./*-]*[\w/])")
