@@ -44,6 +44,11 @@ class Measured:
     answers: pd.DataFrame
     neutral: pd.DataFrame | None
 
+    def __repr__(self) -> str:
+        return (
+            f"Measured({len(self.answers)} answers, {0 if self.neutral is None else len(self.neutral)} neutral texts)"
+        )
+
 
 Measure = Callable[[], Measured]
 
@@ -96,6 +101,10 @@ class TrialOutcome:
     losses: tuple[float, ...]
     train_seconds: float
     evaluate_seconds: float
+
+    def __repr__(self) -> str:
+        steps = f"{len(self.losses)} steps in {self.train_seconds:.1f} s"
+        return f"TrialOutcome({steps}, {self.trainable_parameters:,} trainable, {self.measured!r})"
 
 
 def identify_masks(counts: RoutingCounts, selection: IdentifyConfig, *, seed: int) -> ExpertMasks:
