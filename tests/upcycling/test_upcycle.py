@@ -25,7 +25,8 @@ from transformers import (
 )
 
 from moe_ray.errors import InputError
-from moe_ray.upcycling.dense_checkpoint import extract_gguf, fingerprint, load_dense, turn_end_id
+from moe_ray.upcycling.dense_checkpoint import extract_gguf, fingerprint, load_dense
+from moe_ray.upcycling.special_tokens import turn_end_id
 from moe_ray.upcycling.upcycle import max_logit_difference, upcycle
 
 LOGIT_TOLERANCE = 1e-5  # float32; logits of the tiny models are of order 1
