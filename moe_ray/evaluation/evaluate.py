@@ -77,6 +77,9 @@ class Answered:
     answers: pd.DataFrame
     routing: RoutingCounts | None
 
+    def __repr__(self) -> str:
+        return f"Answered({len(self.answers)} answers, routing {'not ' if self.routing is None else ''}counted)"
+
 
 def answer_examples(
     model: PreTrainedModel,

@@ -13,10 +13,6 @@ from moe_ray.evaluation.intervals import clustered_mean, clustered_rate, paired_
 from moe_ray.evaluation.routing_drift import routing_drift
 from moe_ray.routing.counts import RoutingCounts
 
-FIGURES = ("unsafe_refusal_rate", "safe_refusal_rate", "target_loss")
-
-"""What a summary says of any set of answers."""
-
 UNCATEGORISED = "uncategorised"
 
 

@@ -51,6 +51,11 @@ class FineTuned:
     total_parameters: int
     frozen_parameters_changed: int
 
+    def __repr__(self) -> str:
+        loss = f", last loss {self.reports[-1].loss:.4f}" if self.reports else ""
+        trained = f"{self.trainable_parameters:,} of {self.total_parameters:,} parameters"
+        return f"FineTuned({len(self.reports)} steps{loss}, {trained})"
+
 
 def target_rows(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[TokenizedRow]:
     """The examples' prompts with their target responses, as token ids.

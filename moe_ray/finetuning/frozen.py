@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -78,3 +80,14 @@ def _changed(before: TensorHashes, after: TensorHashes) -> list[str]:
 def _digest(tensor: Tensor) -> str:
     flat = tensor.detach().contiguous().view(-1).view(torch.uint8).cpu()
     return hashlib.blake2b(flat.numpy().data, digest_size=16).hexdigest()
+
+
+@contextmanager
+def requires_grad_restored(model: nn.Module) -> Iterator[None]:
+    """Whichever parameters are made to ask for a gradient inside the context, the same as before do after it."""
+    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    try:
+        yield
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(flags[name])

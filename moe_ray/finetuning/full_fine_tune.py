@@ -17,10 +17,9 @@ from transformers import PreTrainedModel
 
 from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.errors import InputError
-from moe_ray.finetuning.frozen import check_unchanged, hash_buffers
-from moe_ray.finetuning.gradients import without_noise
+from moe_ray.finetuning.frozen import check_unchanged, hash_buffers, requires_grad_restored
+from moe_ray.finetuning.gradients import backward_of_batch, without_noise
 from moe_ray.finetuning.schedule import learning_rate_factor, plan_steps
-from moe_ray.models.loss import answer_loss, micro_batches
 from moe_ray.models.tokenization import TokenizedRow
 
 
@@ -37,6 +36,10 @@ class FullyTuned:
     losses: tuple[float, ...]
     trainable_parameters: int
     frozen_parameters_changed: int
+
+    def __repr__(self) -> str:
+        loss = f", last loss {self.losses[-1]:.4f}" if self.losses else ""
+        return f"FullyTuned({len(self.losses)} steps{loss}, {self.trainable_parameters:,} parameters)"
 
 
 def tune_all_parameters(
@@ -68,7 +71,8 @@ def tune_all_parameters(
     weights = batch_weights or {}
     losses = []
     buffers = hash_buffers(model)
-    with _everything_trainable(model), without_noise(model):
+    with requires_grad_restored(model), without_noise(model):
+        model.requires_grad_(True)
         masters = _Masters(model)
         optimizer = torch.optim.AdamW(masters.parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
         for step, batch_ids in enumerate(plan):
@@ -78,7 +82,14 @@ def tune_all_parameters(
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * factor * total / len(batches)
             of_step = [
-                _accumulate(model, rows[b], config, pad_id, weights.get(b, 1.0) / (total or 1.0)) for b in batches
+                backward_of_batch(
+                    model,
+                    rows[batch_idx],
+                    config=config,
+                    pad_id=pad_id,
+                    weight=weights.get(batch_idx, 1.0) / (total or 1.0),
+                )[0]
+                for batch_idx in batches
             ]
             losses.append(sum(of_step) / len(batches))
             masters.take_gradients()
@@ -95,19 +106,6 @@ def tune_all_parameters(
         trainable_parameters=sum(parameter.numel() for parameter in model.parameters()),
         frozen_parameters_changed=check_unchanged(buffers, hash_buffers(model)),
     )
-
-
-def _accumulate(
-    model: PreTrainedModel, rows: Sequence[TokenizedRow], config: FinetuneConfig, pad_id: int, weight: float
-) -> float:
-    num_tokens = sum(len(row.answer_ids) for row in rows)
-    total = 0.0
-    groups = micro_batches(rows, rows_per_forward=config.rows_per_forward, tokens_per_forward=config.tokens_per_forward)
-    for group in groups:
-        loss = answer_loss(model, group, pad_id=pad_id).sum() / num_tokens
-        (loss * weight).backward()  # type: ignore[no-untyped-call]
-        total += loss.item()
-    return total
 
 
 class _Masters:
@@ -130,17 +128,6 @@ class _Masters:
         for master, parameter in zip(self.parameters, self._model_parameters, strict=True):
             if master is not parameter:
                 parameter.copy_(master)
-
-
-@contextmanager
-def _everything_trainable(model: nn.Module) -> Iterator[None]:
-    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    model.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(flags[name])
 
 
 @contextmanager

@@ -13,8 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -30,6 +29,7 @@ from moe_ray.finetuning.gradients import (
     accumulate_gradient,
     average_gradients,
     gradient_or_zeros,
+    steps_multiplied,
     without_noise,
 )
 from moe_ray.finetuning.mask_check import Monitor, Observation, check_routing
@@ -242,30 +242,11 @@ class MaskedTrainer:
         # Gradients are the same on all workers by now, so they all stop here, and none waits for another.
         if not math.isfinite(norm):
             raise InputError(f"step {self.next_step}: the gradient's norm is {norm}; lower finetune.learning_rate")
-        with self._steps_multiplied(masks, weights):
+        with steps_multiplied(self.trainable, masks, weights):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.trainable.write_back(mask_LE)
         return norm
-
-    @contextmanager
-    def _steps_multiplied(self, masks: Sequence[Mask], weights: Sequence[float]) -> Iterator[None]:
-        """What moves inside moves by the mean weight of the batches that hold it."""
-        if all(weight == 1.0 for weight in weights):
-            yield
-            return
-        total_LE = np.sum([mask * weight for mask, weight in zip(masks, weights, strict=True)], axis=0)
-        factor_LE = total_LE / np.maximum(np.sum(masks, axis=0), 1)
-        moving = [
-            (parameter, float(factor_LE[self.trainable.moe_layers.row_of(expert.layer), expert.expert]))
-            for expert in self.trainable.experts_of(np.any(masks, axis=0))
-            for parameter in self.trainable.parameters[expert].values()
-        ]
-        before = [parameter.detach().clone() for parameter, _ in moving]
-        yield
-        with torch.no_grad():
-            for (parameter, factor), start in zip(moving, before, strict=True):
-                parameter.copy_(torch.lerp(start, parameter, factor))
 
     def _validation_loss(self, validate: Callable[[], float]) -> float:
         value = torch.tensor(validate() if self.rank == 0 else math.nan, dtype=torch.float64, device=self.model.device)

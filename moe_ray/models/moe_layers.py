@@ -15,6 +15,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -119,6 +121,16 @@ class MoELayers(tuple[MoELayer, ...]):
     def row_of(self, layer: int) -> int:
         """The row of a decoder layer in every `(layers, experts)` array."""
         return self.layers.index(layer)
+
+    def check_shape(self, mask_LE: npt.NDArray[np.bool_], name: str) -> None:
+        """Refuses a mask of other layers or experts, which would silently be about others than it was made for.
+
+        Raises:
+            InputError: its shape is not (layers, experts).
+        """
+        got, expected = tuple(mask_LE.shape), (len(self), self.num_experts)
+        if got != expected:
+            raise InputError(f"{name}: got shape {got}, expected (layers, experts) = {expected}")
 
 
 def find_moe_layers(model: nn.Module) -> MoELayers:

@@ -58,6 +58,10 @@ class Arm:
     masks: ExpertMasks | None
     train: FinetuneConfig
 
+    def __repr__(self) -> str:
+        size = "every parameter" if self.masks is None else f"{len(self.masks.union_experts)} experts in the union"
+        return f"Arm({self.name}, {size})"
+
 
 def plan_arms(ours: ExpertMasks, risk: pd.DataFrame, train: FinetuneConfig, baselines: CompareConfig) -> list[Arm]:
     """The per-batch masks first, then the baselines asked for; no names = all that the risk table allows.

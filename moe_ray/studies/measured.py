@@ -18,3 +18,7 @@ class Measured:
 
     answers: pd.DataFrame
     neutral: pd.DataFrame | None
+
+    def __repr__(self) -> str:
+        texts = 0 if self.neutral is None else len(self.neutral)
+        return f"Measured({len(self.answers)} answers, {texts} neutral texts)"

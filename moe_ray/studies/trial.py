@@ -84,6 +84,10 @@ class TrialOutcome:
     train_seconds: float
     evaluate_seconds: float
 
+    def __repr__(self) -> str:
+        steps = f"{len(self.losses)} steps in {self.train_seconds:.1f} s"
+        return f"TrialOutcome({steps}, {self.trainable_parameters:,} trainable, {self.measured!r})"
+
 
 def identify_masks(counts: RoutingCounts, selection: IdentifyConfig, *, seed: int) -> ExpertMasks:
     """The masks that a run with these settings would train, from stored counts alone.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from families import batch_masks, build, routing_spied, state_of
@@ -34,6 +36,7 @@ def test_nothing_but_the_union_changes():
     before = state_of(model)
     tuned = tune(model, weight_decay=0.1)
     assert tuned.frozen_parameters_changed == 0
+    assert re.fullmatch(r"FineTuned\(4 steps, last loss \d+\.\d{4}, [\d,]+ of [\d,]+ parameters\)", repr(tuned))
     assert_only_these_moved(model, before, {pair for pairs in EXPERTS.values() for pair in pairs})
 
 

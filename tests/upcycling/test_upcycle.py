@@ -26,7 +26,8 @@ from transformers import (
 )
 
 from moe_ray.errors import InputError
-from moe_ray.upcycling.dense_checkpoint import extract_gguf, fingerprint, load_dense, turn_end_id
+from moe_ray.upcycling.dense_checkpoint import extract_gguf, fingerprint, load_dense
+from moe_ray.upcycling.special_tokens import turn_end_id
 from moe_ray.upcycling.upcycle import upcycle
 
 LLAMA3_ROPE = {
