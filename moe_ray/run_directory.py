@@ -155,3 +155,8 @@ class FinishedRun:
             return None
         manifest: dict[str, Any] = self.folder.read_json(f"{stage}/{MANIFEST}")
         return manifest
+
+
+def open_run(url: str) -> FinishedRun:
+    """The run directory at a path or URL; raises InputError where there is none that finished identification."""
+    return FinishedRun.open(url)
