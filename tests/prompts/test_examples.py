@@ -191,7 +191,9 @@ def test_a_filtered_table_is_named_by_position_whatever_its_index():
 class ManySplits(dict):
     """A `datasets.DatasetDict` has names of columns too, but no table of its own."""
 
-    column_names = {"train": ["prompt"]}
+    @property
+    def column_names(self):
+        return {"train": ["prompt"]}
 
 
 @pytest.mark.parametrize(
