@@ -3,6 +3,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from paths import ROOT
 from run_directory import write_identified
 from transformers import AutoModelForCausalLM
@@ -16,9 +17,11 @@ README = (ROOT / "README.md").read_text()
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_the_python_of_the_readme_works_as_written(tiny_model_path, tmp_path, monkeypatch, capsys):
+    # Threads cost more than these matrices; on a busy machine they cost a hundred times more.
+    torch.set_num_threads(1)
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    rows = [record for record in embedded_records("train") if record["category"] in ("fraud", "hacking")]
+    rows = [record for record in embedded_records("train") if record["category"] == "fraud"]
     Path("prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     write_identified(Folder.open(str(tmp_path / "run")))
     names = {"path": str(tiny_model_path), "run_dir": str(tmp_path / "run")}
