@@ -22,10 +22,6 @@ import pandas as pd
 from moe_ray.errors import InputError
 from moe_ray.routing.counts import RoutingCounts
 
-RISK_COLUMNS = (
-    "batch_idx", "layer", "expert", "a_safe", "d_safe", "a_unsafe", "d_unsafe", "a_safe_n", "a_unsafe_n", "risk_diff",
-)  # fmt: skip
-
 Floats = npt.NDArray[np.float64]
 
 

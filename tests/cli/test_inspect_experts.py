@@ -12,9 +12,8 @@ from moe_ray.cli.inspect_experts import main
 from moe_ray.config.io import to_yaml
 from moe_ray.config.run import Config
 from moe_ray.experts import Expert
-from moe_ray.identification.identify import identify
+from moe_ray.identification.identify import CERTAINTY_COLUMNS, identify
 from moe_ray.identification.mask_files import write_masks
-from moe_ray.identification.risk import RISK_COLUMNS
 from moe_ray.identification.selection import select
 from moe_ray.routing.count_tables import counts_to_table
 from moe_ray.storage.folder import Folder
@@ -42,7 +41,7 @@ def run_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     folder.write_bytes("config.yaml", to_yaml(config).encode())
     folder.sub("batches").write_table("batches.parquet", pd.DataFrame(rows))
     folder.sub("routing").sub("counts").write_table("part-0.parquet", counts_to_table(counts))
-    stored = risk if request.param == "with statistics" else risk[list(RISK_COLUMNS)]
+    stored = risk if request.param == "with statistics" else risk.drop(columns=["risk_diff_prompt", *CERTAINTY_COLUMNS])
     folder.sub("unsafe_experts").write_table("risk_differences.parquet", stored)
     write_masks(folder.sub("unsafe_experts"), select(risk, config.identify))
     return folder.path

@@ -13,11 +13,14 @@ from moe_ray.config.identify import IdentifyConfig
 from moe_ray.errors import InputError
 from moe_ray.experts import Expert
 from moe_ray.identification.identify import CERTAINTY_COLUMNS, certainty_per_batch, identify
-from moe_ray.identification.risk import RISK_COLUMNS
 from moe_ray.identification.selection import select
 from moe_ray.report.certainty_text import certainty_in_words
 from moe_ray.routing.counts import RoutingCounts
 from moe_ray.testing.simulated_counts import Population, simulate
+
+RISK_COLUMNS = (
+    "batch_idx", "layer", "expert", "a_safe", "d_safe", "a_unsafe", "d_unsafe", "a_safe_n", "a_unsafe_n", "risk_diff",
+)  # fmt: skip
 
 PLANTED = (Expert(0, 2), Expert(2, 9))
 

@@ -14,7 +14,6 @@ from moe_ray.config.identify import IdentifyConfig
 from moe_ray.errors import InputError
 from moe_ray.identification.identify import identify
 from moe_ray.identification.risk import (
-    RISK_COLUMNS,
     add_rates,
     aggregate_risk,
     batches_with_both_labels,
@@ -22,6 +21,10 @@ from moe_ray.identification.risk import (
 )
 from moe_ray.routing.counts import RoutingCounts, concat_counts
 from moe_ray.testing.simulated_counts import Population, simulate
+
+RISK_COLUMNS = (
+    "batch_idx", "layer", "expert", "a_safe", "d_safe", "a_unsafe", "d_unsafe", "a_safe_n", "a_unsafe_n", "risk_diff",
+)  # fmt: skip
 
 # Simulating prompts takes milliseconds, which on a busy machine looks like slow drawing of data.
 IN_PEACE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
