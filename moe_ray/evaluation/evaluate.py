@@ -22,7 +22,7 @@ from moe_ray.config.evaluate import EvaluateConfig
 from moe_ray.errors import InputError
 from moe_ray.evaluation.answers import answer_rows
 from moe_ray.evaluation.judges import judge_answers, make_judge
-from moe_ray.experts import ExpertMasks, ShortLayers, restrict_routing
+from moe_ray.experts import ExpertMasks, ShortLayers, router_mask
 from moe_ray.models.moe_layers import find_moe_layers
 from moe_ray.routing.counter import counting
 from moe_ray.routing.counts import RoutingCounts, concat_counts
@@ -146,7 +146,7 @@ def answer_and_count(
             mask = masks[batch_idx] if masks is not None and routing == "masked" else None
             if mask is not None:
                 num_experts_per_tok = find_moe_layers(model).num_experts_per_tok
-                mask = restrict_routing(mask, num_experts_per_tok=num_experts_per_tok, short_layers=short_layers)
+                mask = router_mask(mask, num_experts_per_tok=num_experts_per_tok, short_layers=short_layers)
             through = route_through(model, mask) if mask is not None and mask.any() else nullcontext()
             counter = counting(model) if count and routing == "natural" else nullcontext()
             with through, counter as active:

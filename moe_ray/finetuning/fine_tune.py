@@ -122,7 +122,7 @@ def fine_tune(
         model: the base model.
         tokenizer: its tokenizer.
         batches: with a target for every example.
-        masks: from `select_unsafe_experts`, looked up by `batch_idx`.
+        masks: from `select`, looked up by `batch_idx`.
         config: hyperparameters; None = the defaults.
         seed: of the batch order.
         adapter: folder to save the learned experts in; None = do not save.

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_ray.errors import InputError, NothingSelected
-from moe_ray.experts import Expert, Mask, ShortLayers, mask_to_experts, restrict_routing
+from moe_ray.experts import Expert, Mask, ShortLayers, mask_to_experts, router_mask
 from moe_ray.finetuning.expert_forward import TrainedForward, trained_forward
 from moe_ray.finetuning.frozen import requires_grad_restored
 from moe_ray.models.moe_layers import MoELayers, find_moe_layers, uncompiled
@@ -94,7 +94,7 @@ class TrainableExperts:
         self.experts_of(mask_LE)  # refuses a mask outside the union before anything is installed
         restricted_LE = np.zeros_like(mask_LE)
         if routing == "masked":
-            restricted_LE = restrict_routing(
+            restricted_LE = router_mask(
                 mask_LE, num_experts_per_tok=self.moe_layers.num_experts_per_tok, short_layers=short_layers
             )
         forwards = [

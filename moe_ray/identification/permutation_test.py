@@ -51,6 +51,12 @@ class Samples:
     is_unsafe_N: npt.NDArray[np.bool_]
     groups_N: npt.NDArray[np.int64]
 
+    def __repr__(self) -> str:
+        num_unsafe = int(self.is_unsafe_N.sum())
+        num_pairs = len(np.unique(self.groups_N[self.groups_N > 0]))
+        labels = f"{len(self.is_unsafe_N) - num_unsafe} safe + {num_unsafe} unsafe"
+        return f"Samples({labels}, {num_pairs} pairs, {self.values_NX.shape[1]} experts)"
+
     @classmethod
     def of(
         cls,
@@ -93,6 +99,12 @@ class PermutationTest:
     maxima_P: Reals
     is_exact: bool
 
+    def __repr__(self) -> str:
+        num, how = len(self.maxima_P), "all" if self.is_exact else "drawn"
+        return (
+            f"PermutationTest({len(self.p_X)} experts, {num} relabellings ({how}), smallest {self.p_maxt_X.min():.3g})"
+        )
+
 
 def permutation_test(samples: Samples, *, limit: int = 20_000, seed: int = 0) -> PermutationTest:
     """Exact where a batch has no more than `limit` relabellings, else from `limit` drawn by `seed`.
@@ -105,6 +117,8 @@ def permutation_test(samples: Samples, *, limit: int = 20_000, seed: int = 0) ->
     factors = _factors(samples, labels, order)
     hits_X, maxima_P, observed_X = _count_hits(factors, labels.is_mirrored)
     maxima_P.sort()
+    # A relabelling that ties with the observed one may come out a little lower, since its product rounds otherwise. Without
+    # the tolerance it would not be counted, and p would be too small.
     above_X = labels.num - np.searchsorted(maxima_P, observed_X - factors.tolerance, side="left")
     return PermutationTest(
         p_X=hits_X / labels.num, p_maxt_X=above_X / labels.num, maxima_P=maxima_P, is_exact=labels.is_exact
@@ -138,16 +152,24 @@ def _factors(samples: Samples, labels: Relabellings, order: npt.NDArray[np.int64
     groups_N, sizes_N = samples.groups_N[order], samples.sizes_N[order]
     dtype: type[np.floating] = np.float64 if groups_N.any() else np.float32
     centred_XN = _unit_rows(samples.centred().T[:, order], samples)
+    # Of a pair, one example is unsafe and the other safe in every relabelling, so that its part of the difference is
+    # a / unsafe - b / safe. Its square has a cross term -2ab / (unsafe safe), which is what the two have in common; without
+    # it, the error of pairs whose prompts are alike would be far too large, and pairing would find nothing more.
     common_X = np.zeros(len(centred_XN))
     for group in np.unique(groups_N[groups_N > 0]):
         rows = groups_N == group
         common_X += centred_XN[:, rows].sum(axis=1) ** 2 - np.square(centred_XN[:, rows]).sum(axis=1)
-    silent_X1 = ~centred_XN.any(axis=1, keepdims=True)  # the value of these is 0 / 1
+    # An expert that does not vary has the value 0 / 0, and a NaN would become the maximum of every relabelling; a variance
+    # of 1 makes it 0.
+    silent_X1 = ~centred_XN.any(axis=1, keepdims=True)
     unsafe_NP = labels.unsafe_NP.astype(np.float64)
     unsafe_P = 2 * (sizes_N @ unsafe_NP) / sizes_N.sum()
     safe_P = 2 - unsafe_P
+    # The error follows the relabelling: where unsafe prompts are longer, a relabelling that calls short ones unsafe has a
+    # noisier rate, and a fixed error would call that noise a large difference (see the module's text).
     squares_NP = unsafe_NP / unsafe_P**2 + (1 - unsafe_NP) / safe_P**2
     return _Factors(
+        # Centred values sum to 0, so the safe examples' sum is minus the unsafe ones': one factor serves both rates.
         linear_XN=centred_XN.astype(dtype),
         linear_NP=(unsafe_NP * (1 / unsafe_P + 1 / safe_P)).astype(dtype),
         square_XM=np.column_stack([np.square(centred_XN) + silent_X1, -common_X]).astype(dtype),
@@ -158,6 +180,8 @@ def _factors(samples: Samples, labels: Relabellings, order: npt.NDArray[np.int64
 def _unit_rows(centred_XN: Floats, samples: Samples) -> Floats:
     """Rows of length 1, or of zeros for an expert whose rate is the same in every prompt, up to rounding."""
     squared_X = np.square(centred_XN).sum(axis=1)
+    # What centring leaves of an expert with equal rates is rounding. Divided by its own length it would look like a real
+    # expert, with differences as large as any, and could set the maximum that all others are compared with.
     varies_X = squared_X > 1e-20 * np.square(samples.values_NX).sum(axis=0)
     length_X = np.sqrt(squared_X, out=np.ones_like(squared_X), where=varies_X)
     return np.asarray(np.where(varies_X[:, None], centred_XN / length_X[:, None], 0.0))
@@ -179,10 +203,14 @@ def _count_hits(factors: _Factors, is_mirrored: bool) -> tuple[npt.NDArray[np.in
         values_XP, errors_XP = blocks[:, : block.stop - start]
         product(factors.linear_XN[block], factors.linear_NP, out=values_XP)
         product(factors.square_XM[block], factors.square_MP, out=errors_XP)
-        if dtype == np.float64:  # with pairs: the variance is a difference, which may be 0
+        # With pairs the variance is a difference of large numbers: rounding may leave 0 or less where every pair trades
+        # without effect, and a root of that would be NaN.
+        if dtype == np.float64:
             np.maximum(errors_XP, tiny, out=errors_XP)
         np.sqrt(errors_XP, out=errors_XP)
         np.divide(values_XP, errors_XP, out=values_XP)
+        # Over all experts, not only this block's: the largest of the batch is what single-step maxT compares with. The
+        # least one, negated, is the largest of the opposite relabelling.
         np.maximum(highest_P, values_XP.max(axis=0), out=highest_P)
         np.minimum(lowest_P, values_XP.min(axis=0), out=lowest_P)
         observed_X[block] = values_XP[:, 0]
@@ -191,7 +219,7 @@ def _count_hits(factors: _Factors, is_mirrored: bool) -> tuple[npt.NDArray[np.in
 
 
 def _hits_of_block(values_XP: Reals, bound_X: Reals, is_mirrored: bool) -> npt.NDArray[np.int64]:
-    """(X,) relabellings whose value is at least the bound; overwrites `values_XP`."""
+    """(X,) relabellings, opposites among them, whose value is at least the bound; overwrites `values_XP`."""
     if not is_mirrored:
         return np.array([np.count_nonzero(row) for row in values_XP >= bound_X[:, None]], dtype=np.int64)
     np.abs(values_XP, out=values_XP)

@@ -6,7 +6,7 @@ rule chooses among and normalises over the allowed experts. Before the experts m
 left (a layer with fewer allowed experts than a token uses) gets weight 0 and the id of an allowed expert.
 
 Policies. *Empty layer* (no allowed expert): routes naturally. *Short layer*: its tokens use the allowed experts only; an
-emptied row lets it route naturally (`selection.restrict_routing`). *Groups* (DeepSeek, GLM): groups with two allowed
+emptied row lets it route naturally (`experts.router_mask`). *Groups* (DeepSeek, GLM): groups with two allowed
 experts are chosen before groups with one, and those before groups with none, since a group is ranked by its two best.
 
 Shape suffixes: T tokens, K experts per token, L MoE layers, E experts.

@@ -21,16 +21,6 @@ from moe_ray.evaluation.metrics import paired_changes, prompt_clusters, summaris
 from moe_ray.evaluation.routing_drift import routing_drift
 from moe_ray.models.loss import text_losses
 from moe_ray.models.tokenization import encode_prompt
-from moe_ray.prompts.neutral_texts import neutral_texts
-from moe_ray.prompts.pair_filter import (
-    ATTACK_REFUSED,
-    BOTH,
-    SAFE_COMPLIED,
-    UNANSWERABLE,
-    pair_counts,
-    pair_outcomes,
-    unanswered_pairs,
-)
 from moe_ray.routing.counts import RoutingCounts
 from moe_ray.routing.masking import route_through
 
@@ -333,40 +323,6 @@ def test_prompts_that_are_not_independent_count_once_in_routing_drift():
     assert routing_drift(*twice)["largest_change"]["high"] < got["largest_change"]["high"]
     lone = routing_drift(*twice, clusters=np.zeros(6))["largest_change"]
     assert (lone["value"], lone["low"], lone["high"]) == (once["largest_change"]["value"], None, None)
-
-
-# Neutral text and pairs.
-
-
-def test_neutral_text_is_some_twenty_paragraphs_or_the_users_own(tmp_path):
-    assert 15 <= len(neutral_texts()) <= 30
-    assert all(20 < len(text.split()) < 90 for text in neutral_texts())
-    (tmp_path / "own.txt").write_text("one\ntwo\n\n \nthree\n")
-    assert neutral_texts(str(tmp_path / "own.txt")) == ["one\ntwo", "three"]
-    for content in (b"\n \n", b"\xff\xfe\xff"):
-        (tmp_path / "bad.txt").write_bytes(content)
-        with pytest.raises(InputError, match=r"evaluate\.neutral_file"):
-            neutral_texts(str(tmp_path / "bad.txt"))
-
-
-def test_a_pair_is_kept_when_its_safe_form_is_refused_and_its_attack_complied_with():
-    refused = {"a": (True, False), "b": (False, False), "c": (True, True), "d": (False, True)}
-    answers = pd.DataFrame(
-        [
-            {"pair": pair, "label": label, "category": "", "refused": verdict}
-            for pair, verdicts in refused.items()
-            for label, verdict in zip(("safe", "unsafe"), verdicts, strict=True)
-        ]
-    )
-    got = pair_outcomes(answers).set_index("pair")
-    assert got["kept"].to_dict() == {"a": True, "b": False, "c": False, "d": False}
-    assert got["reason"].to_dict() == {"a": "", "b": SAFE_COMPLIED, "c": ATTACK_REFUSED, "d": BOTH}
-    assert pair_counts(got) == {"pairs": 4, "kept": 1, "dropped": {SAFE_COMPLIED: 1, ATTACK_REFUSED: 1, BOTH: 1}}
-    lost = unanswered_pairs(pd.DataFrame({"pair": ["e", "e"], "category": ""}))
-    counts = pair_counts(pd.concat([pair_outcomes(answers), lost], ignore_index=True))
-    assert (counts["pairs"], counts["kept"], counts["dropped"][UNANSWERABLE]) == (5, 1, 1)
-    with pytest.raises(InputError, match="one safe and one unsafe form"):
-        pair_outcomes(answers.iloc[:-1])
 
 
 def test_a_figure_of_nothing_is_none():

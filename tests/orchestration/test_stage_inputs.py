@@ -54,7 +54,7 @@ def jobs(monkeypatch):
 
 
 @pytest.fixture
-def run_to_experts(jobs, tiny_model_path, tmp_path):
+def run_to_experts(jobs, untrained_model_path, tmp_path):
     """A function that runs every stage up to the learned experts; returns what was worked on."""
     labels = ("safe", "unsafe")
     rows = [
@@ -76,7 +76,7 @@ def run_to_experts(jobs, tiny_model_path, tmp_path):
                 *settings,
             ],
         )
-        model = replace(config.model, path=str(tiny_model_path))
+        model = replace(config.model, path=str(untrained_model_path))
         run = Run(config, model, read_prompts(config), RunDirectory.open(config.run_dir))
         for stage in STAGES:
             getattr(run, stage)()

@@ -187,32 +187,6 @@ def test_a_role_without_tokens_has_no_row():
     assert list(zip(counts.in_batch_idx.tolist(), counts.role, strict=True))[-2:] == [(2, "response"), (3, "prompt")]
 
 
-def test_parts_in_any_order_give_the_same_counts():
-    model = shared("olmoe")
-    parts = [as_counts(model, ROWS[:2], 5), as_counts(model, ROWS[2:], 1)]
-    first, second = concat_counts(parts), concat_counts(parts[::-1])
-    assert np.array_equal(first.counts_NLE, second.counts_NLE)
-    assert first.batch_idx.tolist() == second.batch_idx.tolist() == [1, 1, 1, 5, 5, 5, 5]
-
-
-def test_counts_of_different_models_are_not_joined():
-    with pytest.raises(InputError, match="different models"):
-        concat_counts([as_counts(shared("olmoe"), ROWS, 0), as_counts(shared("deepseek_v3"), ROWS, 1)])
-
-
-def test_no_parts_are_refused():
-    with pytest.raises(InputError, match="at least one batch"):
-        concat_counts([])
-
-
-def test_damaged_counts_are_refused():
-    counts = as_counts(shared("olmoe"), ROWS, 0)
-    counts.check()
-    counts.counts_NLE[1, 0, 0] += 1
-    with pytest.raises(InputError, match="capture them again"):
-        counts.check()
-
-
 def test_a_family_that_routes_part_of_the_tokens_is_refused():
     model = shared("olmoe")
     with counting(model) as counter:

@@ -3,8 +3,6 @@ import pandas as pd
 import pytest
 
 from moe_ray.errors import InputError
-from moe_ray.experts import Expert, masks_from_experts
-from moe_ray.identification.mask_files import read_masks, write_masks
 from moe_ray.routing.count_tables import counts_to_table, table_to_counts
 from moe_ray.routing.counts import RoutingCounts
 from moe_ray.storage.fingerprint import hash_checkpoint
@@ -42,23 +40,6 @@ def test_routing_counts_survive_a_parquet_file(folder):
     assert np.array_equal(got.weights_NLE, counts.weights_NLE)
     assert list(got.pair) == ["a", ""]
     assert (got.layers, got.num_experts_per_tok, list(got.label)) == ((1, 2, 5), 2, ["safe", "unsafe"])
-
-
-def test_masks_survive_being_stored_by_batch(folder):
-    selected = {5: (Expert(2, 1), Expert(1, 0)), 2: (Expert(5, 7),), 9: ()}
-    masks = masks_from_experts(selected, layers=(1, 2, 5), num_experts=8)
-    write_masks(folder, masks)
-    got = read_masks(folder)
-    assert got.digest() == masks.digest()
-    assert got.selected == selected
-    assert np.array_equal(got[2], masks[2])
-
-
-def test_masks_that_disagree_with_their_lists_are_refused(folder):
-    write_masks(folder, masks_from_experts({0: (Expert(0, 1),)}, layers=(0,), num_experts=4))
-    folder.write_json("unsafe_experts.json", {"0": [[0, 2]]})
-    with pytest.raises(InputError, match="disagree"):
-        read_masks(folder)
 
 
 def test_clearing_a_folder_leaves_it_empty(folder):
