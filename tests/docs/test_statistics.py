@@ -8,7 +8,7 @@ from paths import ROOT
 
 from moe_ray.config.identify import IdentifyConfig
 from moe_ray.evaluation.intervals import clustered_rate, paired_difference, rate
-from moe_ray.identification.identify import identify_batch
+from moe_ray.identification.identify import identify
 from moe_ray.identification.permutation_test import Samples, permutation_test
 from moe_ray.identification.significance import selection_stability
 from moe_ray.routing.counts import RoutingCounts
@@ -48,7 +48,7 @@ def risk():
         num_experts_per_tok=1,
     )
     counts.check()
-    return identify_batch(counts, IdentifyConfig())
+    return identify(counts, IdentifyConfig())
 
 
 def test_the_risk_table_is_the_codes(risk):

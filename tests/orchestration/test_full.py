@@ -12,6 +12,7 @@ import torch
 from judge_endpoint import endpoint
 from workflow import run_workflow
 
+from moe_ray import pipeline
 from moe_ray.config.io import load_config
 from moe_ray.config.model import ModelConfig
 from moe_ray.evaluation.judges.endpoint import URL_VARIABLE
@@ -19,7 +20,6 @@ from moe_ray.finetuning.adapter import adapter_applied
 from moe_ray.finetuning.history import read_history
 from moe_ray.finetuning.schedule import plan_steps
 from moe_ray.identification.mask_files import read_masks
-from moe_ray.identification.risk import risk_differences
 from moe_ray.models.loading import load_model, load_tokenizer
 from moe_ray.models.moe_layers import find_moe_layers
 from moe_ray.prompts.example_tables import frame_to_batches
@@ -102,7 +102,7 @@ def test_actors_count_what_the_core_counts_in_one_process(finished, tiny_model_p
 
 def test_grouping_by_batch_gives_the_risk_table_of_the_core(finished):
     folder = Folder.open(str(finished))
-    expected = risk_differences(read_counts(folder.sub(COUNTS)))
+    expected = pipeline.identify(read_counts(folder.sub(COUNTS)), permutations=0, resamples=0).risk
     got = folder.sub("identify").read_frame("risk_differences.parquet")
     pd.testing.assert_frame_equal(got[expected.columns], expected, check_dtype=False)
 

@@ -18,7 +18,6 @@ import torch
 from paths import ROOT
 from workflow import run_workflow
 
-from moe_ray.cli.run_workflow import BAD_INPUT
 from moe_ray.config.io import load_config, with_settings
 from moe_ray.config.model import ModelConfig
 from moe_ray.finetuning.adapter import adapter_applied, expert_weights, load_adapter
@@ -412,6 +411,6 @@ def test_values_are_drawn_within_the_space(captured, tiny_model_path, tmp_path, 
 def test_what_needs_another_capture_is_refused_before_ray_starts(tiny_model_path, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("moe_ray.orchestration.cluster.session.ray_session", _must_not_be_called)
     arguments = settings(tiny_model_path, tmp_path / "run", "sweep.space={capture.weights: [true, false]}")
-    assert run_workflow("sweep", arguments) == BAD_INPUT
+    assert run_workflow("sweep", arguments) == 2
     assert "needs another capture" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

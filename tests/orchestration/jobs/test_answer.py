@@ -10,6 +10,7 @@ from judge_endpoint import endpoint, says_truth
 from tiny_classifier import save_tiny_classifier
 from workflow import run_workflow
 
+from moe_ray import pipeline
 from moe_ray.config.evaluate import EvaluateConfig
 from moe_ray.config.model import ModelConfig
 from moe_ray.demo.examples import embedded_records
@@ -18,8 +19,6 @@ from moe_ray.evaluation.evaluate import answer_and_count, assign_reference_batch
 from moe_ray.evaluation.judges import judge_answers, make_judge
 from moe_ray.evaluation.judges.endpoint import URL_VARIABLE
 from moe_ray.identification.mask_files import write_masks
-from moe_ray.identification.risk import risk_differences
-from moe_ray.identification.selection import select_unsafe_experts
 from moe_ray.models.loading import load_model, load_tokenizer
 from moe_ray.orchestration.jobs.answer import AnswerJob, answer, read_answers
 from moe_ray.orchestration.jobs.judge import judge
@@ -43,7 +42,7 @@ def tiny(tiny_model_path):
     model, tokenizer = load_model(config, device="cpu"), load_tokenizer(config)
     records = [record for record in embedded_records("train") if record["category"] in ("fraud", "theft")]
     batches = assemble_batches(records_to_examples(records)).batches[:3]
-    masks = select_unsafe_experts(risk_differences(count_batches(model, tokenizer, batches)))
+    masks = pipeline.identify(count_batches(model, tokenizer, batches, permutations=0, resamples=0).masks)
     held_out = examples_to_frame(records_to_examples(embedded_records("test"))[:20])
     held_out["batch_idx"] = assign_reference_batches(held_out, batches_to_frame(batches))
     return config, model, tokenizer, held_out, masks

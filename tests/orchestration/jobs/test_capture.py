@@ -21,6 +21,7 @@ from capture_helpers import (
 )
 from paths import ROOT, TESTS
 
+from moe_ray import pipeline
 from moe_ray.config.capture import CaptureConfig
 from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.config.identify import IdentifyConfig
@@ -29,7 +30,6 @@ from moe_ray.errors import InputError
 from moe_ray.experts import Expert, masks_from_experts
 from moe_ray.finetuning.history import read_history
 from moe_ray.identification.mask_files import write_masks
-from moe_ray.identification.risk import risk_differences
 from moe_ray.models.generation import example_seed, generate_responses
 from moe_ray.models.loading import load_model, load_tokenizer
 from moe_ray.models.tokenization import TokenizedRow, encode_row
@@ -119,7 +119,7 @@ def test_identification_leaves_out_a_batch_that_lost_a_label(ray_cluster, model,
     risk = identify(run, IdentifyConfig(resamples=0), seed=0)
     assert sorted(set(risk["batch_idx"])) == [0, *range(2, 12)]
     kept = without_quarantined(frame, read_quarantine(out))
-    expected = risk_differences(counts_of_core(kept[kept["batch_idx"] != 1], model))
+    expected = pipeline.identify(counts_of_core(kept[kept["batch_idx"] != 1], model), permutations=0, resamples=0).risk
     assert np.array_equal(risk["risk_diff"], expected["risk_diff"])
 
 

@@ -12,13 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from moe_ray import pipeline
 from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.config.model import ModelConfig
 from moe_ray.demo.examples import embedded_records
 from moe_ray.finetuning.history import HISTORY, read_history
 from moe_ray.identification.mask_files import write_masks
-from moe_ray.identification.risk import risk_differences
-from moe_ray.identification.selection import select_unsafe_experts
 from moe_ray.models.loading import load_model, load_tokenizer
 from moe_ray.orchestration.jobs.finetune import FinetuneJob, finetune
 from moe_ray.prompts.batches import assemble_batches
@@ -44,7 +43,7 @@ def job(tiny_model_path, tmp_path_factory):
     batches = assemble_batches(records_to_examples(records)).batches[:6]
     counts = count_batches(load_model(model, device="cpu"), load_tokenizer(model), batches)
     run = RunDirectory.open(str(root))
-    write_masks(run.sub(IDENTIFY), select_unsafe_experts(risk_differences(counts)))
+    write_masks(run.sub(IDENTIFY), pipeline.identify(counts, permutations=0, resamples=0).masks)
     run.sub(PROMPTS).write_table(BATCHES, batches_to_frame(batches))
     for name in (QUARANTINE, TRUNCATED):
         run.sub(CAPTURE).write_table(name, quarantine_frame([]))
