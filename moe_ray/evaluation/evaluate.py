@@ -103,6 +103,7 @@ def answer_examples(
 
     Raises:
         InputError: masked routing without masks, or a judge that cannot be had.
+        OutsideFailed: the judge's endpoint did not answer.
     """
     judge = make_judge(config, device=model.device)
     answered = answer_and_count(model, tokenizer, rows_to_answer(frame, config.routing), config, masks)

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
 from moe_ray.evaluation.mean_intervals import MeanInterval, mean_interval
 from moe_ray.evaluation.rate_intervals import effective_number, rate_difference_interval, wilson_interval
@@ -137,7 +137,7 @@ def jackknife(value: float, without: npt.ArrayLike, *, n: int) -> Mean:
     if num_clusters < 2:
         return Mean(value=value, n=n, low=math.nan, high=math.nan)
     error = math.sqrt((num_clusters - 1) * float(np.mean(np.square(left_out - left_out.mean()))))
-    half = float(student_t.ppf(0.975, num_clusters - 1)) * error
+    half = float(stdtrit(num_clusters - 1, 0.975)) * error
     return Mean(value=value, n=n, low=value - half, high=value + half)
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
 Floats = npt.NDArray[np.float64]
 
@@ -57,7 +57,7 @@ def mean_interval(values_N: Floats, weights_N: Floats, ids_N: npt.NDArray[np.int
 def _t_quantiles(totals_G: Floats, sizes_G: Floats, mean: float, seed: int) -> tuple[float, float]:
     """The 2.5% and 97.5% quantiles of (mean - true mean) / standard error."""
     num_clusters = len(totals_G)
-    wide = float(student_t.ppf(0.975, num_clusters - 1))
+    wide = float(stdtrit(num_clusters - 1, 0.975))
     if num_clusters < _FEW_CLUSTERS:
         return -wide, wide
     # Whole clusters are drawn, since their members are not independent.

@@ -12,7 +12,7 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
 Floats = npt.NDArray[np.float64]
 
@@ -54,7 +54,7 @@ def effective_number(values: Floats, ids: npt.NDArray[np.int64]) -> tuple[float,
         # Nothing tells how alike the members are; at worst they are one example said n times.
         return 1.0, Z_95
     # The variance rests on as many residuals as there are clusters, so few of them need Student's wider quantile.
-    quantile = float(student_t.ppf(0.975, num_clusters - 1))
+    quantile = float(stdtrit(num_clusters - 1, 0.975))
     share = float(values.mean())
     totals = np.bincount(ids, values - share)
     variance = num_clusters / (num_clusters - 1) * float(totals @ totals) / n**2

@@ -11,6 +11,7 @@ from tiny_classifier import save_tiny_classifier
 from moe_ray.config.evaluate import EvaluateConfig
 from moe_ray.config.io import load_config, to_yaml
 from moe_ray.errors import InputError, OutsideFailed
+from moe_ray.evaluation import judges
 from moe_ray.evaluation.judges import check_judge, judge_answers, judge_identity, make_judge
 from moe_ray.evaluation.judges.endpoint import KEY_VARIABLE, URL_VARIABLE, parse_reply, question
 from moe_ray.evaluation.judges.phrases import is_refusal
@@ -306,3 +307,7 @@ def test_another_model_or_another_judge_is_another_identity():
 
 def test_the_server_says_what_a_real_one_does():
     assert json.loads(completion("x"))["choices"][0]["message"]["content"] == "x"
+
+
+def test_every_name_that_the_package_offers_is_there():
+    assert [name for name in judges.__all__ if not hasattr(judges, name)] == []

@@ -14,7 +14,7 @@ from moe_ray import pipeline
 from moe_ray.config.evaluate import EvaluateConfig
 from moe_ray.config.model import ModelConfig
 from moe_ray.demo.examples import embedded_records
-from moe_ray.errors import InputError
+from moe_ray.errors import OutsideFailed
 from moe_ray.evaluation.evaluate import answer_and_count, assign_reference_batches, rows_to_answer
 from moe_ray.evaluation.judges import judge_answers, make_judge
 from moe_ray.evaluation.judges.endpoint import URL_VARIABLE
@@ -189,7 +189,7 @@ def test_a_judge_that_fails_keeps_its_verdicts_and_a_rerun_asks_for_the_others_o
 
     with endpoint(dies) as server:
         monkeypatch.setenv(URL_VARIABLE, server.url)
-        with pytest.raises(InputError, match="what was judged is kept"):
+        with pytest.raises(OutsideFailed, match="what was judged is kept"):
             judge(stored, config, parts, what="test")
     with endpoint() as server:
         monkeypatch.setenv(URL_VARIABLE, server.url)
