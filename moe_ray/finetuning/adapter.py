@@ -21,7 +21,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_ray.errors import InputError
 from moe_ray.experts import Expert
-from moe_ray.finetuning.adapter_files import ADAPTER_FILES as ADAPTER_FILES
 from moe_ray.finetuning.adapter_files import ADAPTER_FORMAT, HEADER, TENSORS, read_adapter_header
 from moe_ray.finetuning.trainable_experts import TrainableExperts
 from moe_ray.models.moe_layers import find_moe_layers

@@ -115,11 +115,9 @@ def permutation_test(samples: Samples, *, limit: int = 20_000, seed: int = 0) ->
     order, strata = canonical_order(samples.is_unsafe_N, samples.groups_N)
     labels = relabellings(strata, limit, seed)
     factors = _factors(samples, labels, order)
-    hits_X, maxima_P, observed_X = _count_hits(factors, labels.is_mirrored)
+    hits_X, maxima_P, bound_X = _count_hits(factors, labels.is_mirrored)
     maxima_P.sort()
-    # A relabelling that ties with the observed one may come out a little lower, since its product rounds otherwise. Without
-    # the tolerance it would not be counted, and p would be too small.
-    above_X = labels.num - np.searchsorted(maxima_P, observed_X - factors.tolerance, side="left")
+    above_X = labels.num - np.searchsorted(maxima_P, bound_X, side="left")
     return PermutationTest(
         p_X=hits_X / labels.num, p_maxt_X=above_X / labels.num, maxima_P=maxima_P, is_exact=labels.is_exact
     )
@@ -140,8 +138,16 @@ class _Factors:
     @property
     def tolerance(self) -> float:
         """What rounding can make of equal values: the worst case of a sum of N products."""
-        num = self.linear_XN.shape[1]
-        return float(np.finfo(self.linear_XN.dtype).eps * num**1.5 * self.linear_NP.max())
+        return self._of_rounding(self.linear_NP)
+
+    @property
+    def variance_tolerance(self) -> float:
+        """The same of a variance that is 0."""
+        return self._of_rounding(self.square_MP)
+
+    def _of_rounding(self, factor: Reals) -> float:
+        num = len(factor)
+        return float(np.finfo(factor.dtype).eps * num**1.5 * factor.max())
 
 
 def _factors(samples: Samples, labels: Relabellings, order: npt.NDArray[np.int64]) -> _Factors:
@@ -188,14 +194,17 @@ def _unit_rows(centred_XN: Floats, samples: Samples) -> Floats:
 
 
 def _count_hits(factors: _Factors, is_mirrored: bool) -> tuple[npt.NDArray[np.int64], Reals, Reals]:
-    """Per expert the relabellings as large as observed, per relabelling the largest value, and the observed values.
+    """Per expert the relabellings as large as observed, per relabelling the largest value, and what counts as that large.
+
+    A relabelling that ties with the observed one may come out a little lower, since its product rounds otherwise. Without a
+    tolerance it would not be counted, and p would be too small.
 
     Memory is two blocks of experts x P. An opposite relabelling has minus the value, so a mirrored set needs half the
     columns: for a positive bound the hits are where the absolute value reaches it.
     """
     num_experts, num_columns = len(factors.linear_XN), factors.linear_NP.shape[1]
-    dtype, tiny = factors.linear_XN.dtype, np.finfo(factors.linear_XN.dtype).eps ** 2
-    hits_X, observed_X = np.empty(num_experts, np.int64), np.empty(num_experts, dtype)
+    dtype = factors.linear_XN.dtype
+    hits_X, bound_X = np.empty(num_experts, np.int64), np.empty(num_experts, dtype)
     highest_P, lowest_P = np.full(num_columns, -np.inf, dtype), np.full(num_columns, np.inf, dtype)
     blocks = np.empty((2, min(_EXPERTS_AT_ONCE, num_experts), num_columns), dtype)
     for start in range(0, num_experts, _EXPERTS_AT_ONCE):
@@ -203,19 +212,22 @@ def _count_hits(factors: _Factors, is_mirrored: bool) -> tuple[npt.NDArray[np.in
         values_XP, errors_XP = blocks[:, : block.stop - start]
         product(factors.linear_XN[block], factors.linear_NP, out=values_XP)
         product(factors.square_XM[block], factors.square_MP, out=errors_XP)
-        # With pairs the variance is a difference of large numbers: rounding may leave 0 or less where every pair trades
-        # without effect, and a root of that would be NaN.
+        # With pairs the variance is a difference of large numbers: rounding leaves about 0, or less, where every pair trades
+        # without effect. Its root would be NaN, or so small that the difference, 0 as well but for rounding, became large.
         if dtype == np.float64:
-            np.maximum(errors_XP, tiny, out=errors_XP)
+            is_nothing_XP = errors_XP <= factors.variance_tolerance
+            errors_XP[is_nothing_XP], values_XP[is_nothing_XP] = 1.0, 0.0
         np.sqrt(errors_XP, out=errors_XP)
         np.divide(values_XP, errors_XP, out=values_XP)
+        # Dividing by a small error makes what rounding left large; without pairs errors are near 1.
+        least_X = np.minimum(1.0, errors_XP.min(axis=1)) if dtype == np.float64 else 1.0
         # Over all experts, not only this block's: the largest of the batch is what single-step maxT compares with. The
         # least one, negated, is the largest of the opposite relabelling.
         np.maximum(highest_P, values_XP.max(axis=0), out=highest_P)
         np.minimum(lowest_P, values_XP.min(axis=0), out=lowest_P)
-        observed_X[block] = values_XP[:, 0]
-        hits_X[block] = _hits_of_block(values_XP, observed_X[block] - dtype.type(factors.tolerance), is_mirrored)
-    return hits_X, np.concatenate([highest_P, -lowest_P]) if is_mirrored else highest_P, observed_X
+        bound_X[block] = values_XP[:, 0] - dtype.type(factors.tolerance) / least_X
+        hits_X[block] = _hits_of_block(values_XP, bound_X[block], is_mirrored)
+    return hits_X, np.concatenate([highest_P, -lowest_P]) if is_mirrored else highest_P, bound_X
 
 
 def _hits_of_block(values_XP: Reals, bound_X: Reals, is_mirrored: bool) -> npt.NDArray[np.int64]:

@@ -6,7 +6,7 @@ from fractions import Fraction
 from itertools import combinations, product
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from simulated_samples import ROUNDING, a_batch, samples_of
 
@@ -66,6 +66,8 @@ def test_p_equals_counting_all_relabellings_in_exact_arithmetic(samples: Samples
     np.testing.assert_allclose(test.p_maxt_X, p_maxt, atol=ROUNDING)
 
 
+# In 1765 every pair trades without effect in some relabellings: difference and variance are 0, and both come out rounded.
+@example(1765)
 @given(st.integers(0, 10_000))
 @settings(deadline=None, max_examples=25)
 def test_p_of_pairs_equals_swapping_inside_pairs_only(seed: int) -> None:
