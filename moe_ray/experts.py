@@ -35,7 +35,6 @@ class Expert(NamedTuple):
 Mask = npt.NDArray[np.bool_]
 
 ShortLayers = Literal["allowed_only", "natural"]
-
 """Policy of a layer with fewer unsafe experts than a token uses."""
 
 

@@ -57,7 +57,6 @@ PROMPTS, CAPTURE, IDENTIFY, FINETUNE, SWEEP, COMPARE = (
 )
 PAIRS, OWN_ANSWERS = "pairs", "own_answers"
 COUNTS = f"{CAPTURE}/counts"
-
 CONFIG, SUMMARY, REPORT = "config.yaml", "summary.json", "report.html"
 TEST, VALIDATION, LEFT_OUT = "test.parquet", "validation.parquet", "left_out.parquet"
 RISK, ANSWERS, PAIR_OUTCOMES = "risk_differences.parquet", "answers.parquet", "pairs.parquet"

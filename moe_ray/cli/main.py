@@ -28,7 +28,6 @@ from moe_ray.errors import InputError, MoeRayError, NothingSelected, OutsideFail
 
 # The first that fits counts.
 _STATUSES = ((NothingSelected, 3), (InputError, 2), (OutsideFailed, 4), (MoeRayError, 1))
-
 _INTERRUPTED = 130
 
 

@@ -13,7 +13,6 @@ from moe_ray.cli.commands import COMMANDS, Command
 from moe_ray.errors import InputError
 
 _WIDTH = 100
-
 _PURPOSE = "Finds which experts of a Mixture-of-Experts model answer for unsafe behaviour, and repairs only those."
 
 _STATUSES = """\

@@ -21,7 +21,6 @@ from moe_ray.upcycling.upcycle import max_logit_difference, upcycle
 logger = logging.getLogger("moe_ray.upcycle")
 
 MAX_LOGIT_DIFFERENCE = 1e-3  # float32; 7e-5 was seen on a 135 M model
-
 QUESTIONS = ("What is the capital of France?", "Write a haiku about autumn rain.", "How do I boil an egg? Use 3 steps.")
 
 

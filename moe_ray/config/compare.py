@@ -21,7 +21,6 @@ Baseline = Literal[
 ]
 
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
-
 """What per-batch masks can be compared with; `moe_ray/studies/baselines.py` says what each is."""
 
 

@@ -27,11 +27,9 @@ EFFECTS: Mapping[Effect, str] = {
     "presentation": "the report, the tracking, and where things are written",
     "speed": "how fast it goes, with how much memory, on how many machines, and when it gives up; not what comes out",
 }
-
 """What a setting may affect. A stage is run again when a setting was changed that affects its result."""
 
 EMBEDDED = "embedded"
-
 """Stands for the model or the prompts that ship with moe-ray."""
 
 _KEY = "setting"

@@ -25,11 +25,9 @@ ALIASES: Mapping[str, str] = {
     "judge": "evaluate.judge",
     "max_batches": "prompts.max_batches",
 }
-
 """Short names of settings, for the command line and for the top level of a YAML file."""
 
 GROUP_VALUES: Mapping[str, str] = {"model": "model.path", "prompts": "prompts.files"}
-
 """Groups that may be given a plain value, and the setting that it then is: `model=PATH`."""
 
 

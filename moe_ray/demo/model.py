@@ -21,7 +21,6 @@ from moe_ray.demo.tokenizer import CHAT_TEMPLATE, train_tokenizer
 from moe_ray.demo.training import training_batches, training_losses
 
 RECIPE_VERSION = 3
-
 """To be raised with any change of code that changes what a build gives: the recipe's values do not show it."""
 
 logger = logging.getLogger(__name__)

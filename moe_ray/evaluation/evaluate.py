@@ -29,7 +29,6 @@ from moe_ray.routing.counts import RoutingCounts, concat_counts
 from moe_ray.routing.masking import route_through
 
 INPUT_COLUMNS = ("id", "label", "category", "batch_idx", "messages", "target", "target_complete", "pair")
-
 """What `answer_examples` needs of a held-out example; `batch_idx` is its reference batch."""
 
 

@@ -21,7 +21,6 @@ from moe_ray.routing.capture import evaluating
 from moe_ray.routing.counts import RoutingCounts, concat_counts
 
 NO_BATCH = -1
-
 """The `batch_idx` of held-out examples for which no training batch stands."""
 
 

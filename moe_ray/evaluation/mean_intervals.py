@@ -19,7 +19,6 @@ from scipy.special import stdtrit
 Floats = npt.NDArray[np.float64]
 
 _RESAMPLES = 1_000
-
 _FEW_CLUSTERS = 10
 """Below this many, resamples repeat each other too much for their tails to say anything."""
 

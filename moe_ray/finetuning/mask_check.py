@@ -36,7 +36,6 @@ class Observation:
 
 
 Monitor = Callable[[Observation], None]
-
 """Called for every batch before the step's update; raises to stop it."""
 
 

@@ -26,7 +26,6 @@ from moe_ray.models.moe_layers import MoELayers, find_moe_layers, uncompiled
 from moe_ray.routing.masking import route_through, route_towards
 
 RoutingPolicy = Literal["masked", "natural", "boosted"]
-
 """Where a batch's tokens may go while it trains."""
 
 

@@ -39,7 +39,6 @@ from moe_ray.finetuning.trainable_experts import TrainableExperts
 from moe_ray.models.tokenization import TokenizedRow
 
 TrainingBatches = Mapping[int, Sequence[TokenizedRow]]
-
 """Per `batch_idx`, the prompts with their target responses."""
 
 

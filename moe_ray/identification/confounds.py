@@ -21,17 +21,13 @@ from moe_ray.identification.selection import batch_tables, unsafe_experts
 from moe_ray.routing.counts import RoutingCounts
 
 MAX_LENGTH_RATIO = 3.0
-
 """Mean lengths that differ more than this are warned about."""
 
 MIN_TEMPLATE_SHARE = 0.5
-
 """A template that makes up at least this share of a label's typical prompt covers the label."""
 
 _PHRASE_WORDS = 4
-
 _IN_MOST_PROMPTS = 0.8
-
 _MIN_PROMPTS = 3
 
 

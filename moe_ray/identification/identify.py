@@ -26,9 +26,7 @@ from moe_ray.identification.significance import cluster_interval, q_values, sele
 from moe_ray.routing.counts import RoutingCounts
 
 CERTAINTY_COLUMNS = ("p", "p_maxt", "q", "ci_low", "ci_high", "stability", "certifiable")
-
 USUAL_ALPHA = 0.05
-
 """Level at which reports speak of certainty while `identify.alpha` is off."""
 
 

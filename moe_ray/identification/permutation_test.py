@@ -31,7 +31,6 @@ from moe_ray.identification.risk import Floats
 Reals = npt.NDArray[np.floating[Any]]
 
 _EXPERTS_AT_ONCE = 64  # two blocks of 6,435 float32 values for each: 3 MB, which processor caches hold
-
 _PRODUCT_SIZE = 250_000  # multiplications in one call; above, OpenBLAS starts threads, which is slower on shared cores
 
 

@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 
 Strata = tuple[tuple[int, int], ...]
-
 """Per group of exchangeable examples: how many there are, and how many of them are unsafe."""
 
 

@@ -19,11 +19,9 @@ from moe_ray.errors import InputError, NothingSelected
 from moe_ray.experts import Expert, ExpertMasks, masks_from_experts
 
 SCORE_COLUMN = {"tokens": "risk_diff", "prompts": "risk_diff_prompt", "activation": "risk_diff_activation"}
-
 """The column that `identify.weighting` ranks experts by."""
 
 _P_COLUMN = {"maxt": "p_maxt", "bh": "q", "none": "p"}
-
 _ROUNDING = 1e-12
 """A p of 0.05 or a share of 0.9 is a fraction that floats hold only nearly; equality within this counts as equality."""
 
@@ -201,7 +199,6 @@ RULES: Mapping[str, Rule] = {
     ),
     "random": Rule("control: random experts, as many of each layer as risk_diff gives, drawn by seed", _random),
 }
-
 """Selection rules by `identify.rule`.
 
 The ESFT scores are shares of a layer's total, as in the paper's text; the authors' public script divides by the sum over

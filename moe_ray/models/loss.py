@@ -53,9 +53,7 @@ def micro_batches(
 
 
 _MAX_TEXT_TOKENS = 1_024
-
 TOKENS_PER_FORWARD = 8_192
-
 """Padding included, of a pass that only measures losses: the logits of more would not fit beside a large model."""
 
 

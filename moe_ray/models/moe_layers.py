@@ -23,9 +23,7 @@ from torch import Tensor, nn
 from moe_ray.errors import InputError
 
 _ROUTER_NAMES = ("gate", "router")
-
 _GROUP_NAMES = ("num_group", "n_group", "num_groups", "n_groups", "num_expert_group")
-
 _SELECTION_BIAS_NAMES = ("correction_bias", "expert_bias")
 
 

@@ -16,11 +16,9 @@ from itertools import chain
 from moe_ray.errors import InputError
 
 Span = tuple[int, int]
-
 """First character and the one after the last."""
 
 _PRIVATE_USE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
-
 """Code points that Unicode leaves to private agreement: no template knows them, and none is white space."""
 
 

@@ -18,15 +18,12 @@ from moe_ray.messages import Message
 from moe_ray.models.template_spans import Span, content_spans
 
 IGNORED = -100
-
 """Label of a position that the loss does not see."""
 
 NOT_COUNTED, PROMPT, RESPONSE = -1, 0, 1
-
 """Role of a position: padding or a token left out of the counts, a prompt token, a response token."""
 
 _BLANK_LINE = "\n\n"
-
 """Between the contents of messages where the tokenizer has no chat template."""
 
 

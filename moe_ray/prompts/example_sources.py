@@ -28,7 +28,6 @@ class Dataset(Protocol):
 
 
 Source = str | Path | Sequence[str | Path] | pd.DataFrame | Dataset
-
 """What examples are read from."""
 
 

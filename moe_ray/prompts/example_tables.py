@@ -36,7 +36,5 @@ def examples_to_frame(examples: Sequence[Example]) -> pd.DataFrame:
 
 
 BATCHES = "batches.parquet"
-
 ROWS_PER_GROUP = 1024
-
 """Examples in a row group of the stored batches: what a process must load to read one of them."""

@@ -23,7 +23,6 @@ Split = Literal["train", "validation", "test"]
 PairedRecords = Literal["pair", "goal", "attack"]
 
 _MAX_FAULTS_SHOWN = 20
-
 _LONGEST_TEXT_SHOWN = 40
 
 

@@ -13,21 +13,13 @@ import numpy as np
 import pandas as pd
 
 QUARANTINE = "quarantine.parquet"
-
 TRUNCATED = "truncated.parquet"
-
 COLUMNS = ("batch_idx", "in_batch_idx", "id", "label", "category", "reason", "detail")
-
 EMPTY = "empty"
-
 NOT_ENCODED = "not_encoded"
-
 TOO_LONG = "too_long"
-
 OUT_OF_MEMORY = "out_of_memory"
-
 FORWARD_FAILED = "forward_failed"
-
 PROCESS_DIED = "process_died"
 
 

@@ -11,17 +11,13 @@ import pandas as pd
 from moe_ray.report.format import Figure, Shown, difference, is_measured, loss, rate
 
 Block = Mapping[str, Any] | None
-
 """Figures of one evaluation or of the change between two, as `summarise` and `compare` give them."""
 
 WHENS = ("before", "after", "change")
-
 """Keys of the three blocks in a summary, in the order in which they are shown."""
 
 REFUSALS = {"unsafe_refusal_rate": "unsafe prompts refused", "safe_refusal_rate": "safe prompts refused"}
-
 LOSSES = {"target_loss": "loss on target responses", "neutral_loss": "loss on neutral text"}
-
 ROUTINGS = {"natural": "Natural routing", "masked": "Routed through each batch's mask"}
 
 

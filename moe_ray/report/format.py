@@ -12,13 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 MISSING = "–"
-
 """Stands where nothing was measured."""
 
 Figure = Mapping[str, Any] | float | None
 
 Unit = Literal["points", "nats/token"]
-
 """Of a difference: percentage points for rates, nats per token for losses."""
 
 _RATE_DIGITS, _LOSS_DIGITS = 1, 3

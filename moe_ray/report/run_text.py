@@ -15,9 +15,7 @@ from moe_ray.report.format import MISSING, difference
 from moe_ray.report.printable import printable
 
 _GLOBAL_TOP, _BATCH_TOP, _BATCHES_SHOWN, _BATCHES_NAMED = 10, 5, 3, 20
-
 _COLUMNS = {"risk_diff": "risk difference", "a_safe_n": "safe tokens", "a_unsafe_n": "unsafe tokens"}
-
 """Of a risk table, and how people see them: the difference, and the shares of tokens routed to the expert."""
 
 

@@ -20,11 +20,9 @@ from moe_ray.run_directory import FINETUNE, IDENTIFY, REPORT, SUMMARY
 from moe_ray.storage.folder import Folder
 
 _WIDTH_OF_A_LOG = 160
-
 """Characters per line where the output is no terminal."""
 
 _NUMBER = re.compile(r"[+-]?\d[\d.,]*%?(\s|$)")
-
 """How a cell of a column of numbers begins: `5.0% [...]` does, an id such as `3fa2` does not."""
 
 

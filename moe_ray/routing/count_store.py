@@ -22,7 +22,6 @@ from moe_ray.storage.fingerprint import content_hash
 from moe_ray.storage.folder import Folder
 
 _KEYS = ["batch_idx", "in_batch_idx"]
-
 _PLACES_PER_BATCH = 1 << 20
 
 

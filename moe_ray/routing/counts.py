@@ -106,7 +106,6 @@ class RoutingCounts:
 
 
 _NOT_PER_ROW = ("layers", "num_experts_per_tok")
-
 _TENSORS = ("counts_NLE", "weights_NLE", "ids")
 
 

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from moe_ray.storage.folder import Folder
 
 MAX_UNEXPLAINED_DEATHS = 5
-
 """Deaths in one window, none of them while an example was being tried, after which the window is given up as a whole."""
 
 

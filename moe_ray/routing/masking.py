@@ -29,7 +29,6 @@ from moe_ray.experts import Mask
 from moe_ray.models.moe_layers import MoELayer, find_moe_layers, routing_of_call, uncompiled
 
 _LOWERED = -1e30
-
 """Replaces a disallowed expert's logit: finite, so that no family's arithmetic makes a NaN of it."""
 
 

@@ -17,7 +17,6 @@ from moe_ray.models.forward_groups import group_by_length
 from moe_ray.prompts.quarantine import FORWARD_FAILED, OUT_OF_MEMORY, Rejected
 
 MAX_PADDING = 0.1
-
 """Share of a forward pass's tokens that may be padding (0 to 1)."""
 
 T = TypeVar("T")

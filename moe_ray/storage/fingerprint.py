@@ -77,7 +77,6 @@ def hash_checkpoint(path: str, revision: str) -> dict[str, str]:
 
 
 _CHECKPOINT_PARTS = ("model weights", "tokenizer", "chat template", "model configuration")
-
 _TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "added_tokens", "special_tokens", "spiece", "sentencepiece")
 
 

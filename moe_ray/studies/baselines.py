@@ -23,7 +23,6 @@ from moe_ray.identification.risk import aggregate_risk
 from moe_ray.identification.selection import batch_tables
 
 OURS = "per_batch"
-
 """The arm that all others are compared with."""
 
 _ESFT_COLUMN = {"esft_token": "a_unsafe", "esft_gate": "w_unsafe"}

@@ -13,7 +13,6 @@ from moe_ray.studies.baselines import OURS
 from moe_ray.studies.measured import Measured
 
 BASE = "base"
-
 """The arm that trains nothing."""
 
 _ENDINGS = {"value": "", "low": "_low", "high": "_high", "n": "_n"}

@@ -11,7 +11,6 @@ import pandas as pd
 from moe_ray.studies.search_space import SearchSpace
 
 _MOST_VALUES = 8
-
 _PREFERRED = ("identify.threshold", "identify.top_k")
 
 Table = pd.DataFrame

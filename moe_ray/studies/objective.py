@@ -11,11 +11,9 @@ import pandas as pd
 Metrics = Mapping[str, float]
 
 FORGETTING_LOSSES = ("safe_target_loss", "neutral_loss")
-
 """Losses that a repair should leave alone (nats per token): on safe examples' targets, and on text about neither."""
 
 OVER_BOUND, FAILED = -10.0, -20.0
-
 """What is added to the value of a trial that forgets more than the bound, and the value of one that could not be trained.
 
 Objectives lie well above -10, so trials over the bound rank below all within it, and failed ones below those.
@@ -26,7 +24,6 @@ OBJECTIVES: Mapping[str, Callable[[Metrics], float]] = {
     "unsafe_refusal": lambda metrics: metrics["unsafe_refusal_rate"],
     "target_loss": lambda metrics: -metrics["target_loss"],
 }
-
 """Objectives by `sweep.objective`; larger is better, and the values of one objective can be compared at any epoch."""
 
 

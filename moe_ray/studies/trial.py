@@ -33,7 +33,6 @@ from moe_ray.routing.counts import RoutingCounts
 from moe_ray.studies.measured import Measured
 
 Measure = Callable[[], Measured]
-
 """Measures the model as it is now."""
 
 

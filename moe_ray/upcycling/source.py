@@ -9,9 +9,7 @@ from pathlib import Path
 from moe_ray.errors import InputError
 
 ARCHIVE_SUFFIXES = (".whl", ".zip")
-
 GGUF_SUFFIX = ".gguf"
-
 RECORD = "upcycle.json"
 """The file of an upcycle that says what it was made of."""
 

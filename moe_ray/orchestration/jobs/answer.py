@@ -30,9 +30,7 @@ from moe_ray.storage.fingerprint import content_hash
 from moe_ray.storage.folder import Folder
 
 _KEYS = ["routing", "id"]
-
 _COLUMNS = [*INPUT_COLUMNS, "place", "routing"]
-
 _NEUTRAL = "neutral"
 
 

@@ -36,15 +36,12 @@ __all__ = ["capture", "read_quarantine", "read_responses"]
 logger = logging.getLogger(__name__)
 
 MAX_WINDOW = 1024
-
 """Examples of a window: enough of them to find rows of like length, few enough to hold and to lose."""
 
 MAX_GENERATED_WINDOW = 256
-
 """The same where responses are generated, which takes longer."""
 
 _MIN_WINDOW = 64
-
 _WINDOWS_PER_ACTOR = 2
 
 

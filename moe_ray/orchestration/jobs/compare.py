@@ -35,7 +35,6 @@ from moe_ray.studies.trial import in_one_process, measurer, run_full_trial, run_
 logger = logging.getLogger(__name__)
 
 _NEUTRAL = "neutral.parquet"
-
 BASE_ARM = Arm(name=BASE, kind=BASE, masks=None, train=FinetuneConfig())
 
 

@@ -34,7 +34,6 @@ from moe_ray.storage.folder import Folder
 logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_SAVES = 5.0
-
 """The history is written between checkpoints too, for those who watch."""
 
 

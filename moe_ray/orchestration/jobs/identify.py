@@ -26,7 +26,6 @@ from moe_ray.storage.folder import Folder
 logger = logging.getLogger(__name__)
 
 _EXPERTS_PER_TASK, _MAX_BATCHES_PER_TASK = 200_000, 64
-
 """Work of a task: many times what its process takes to start, little enough to be spread and held."""
 
 

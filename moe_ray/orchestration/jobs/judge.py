@@ -21,7 +21,6 @@ from moe_ray.storage.fingerprint import content_hash
 from moe_ray.storage.folder import Folder
 
 _KEYS = ["routing", "id"]
-
 _SECONDS_BETWEEN_PARTS = 5.0
 
 

@@ -31,7 +31,6 @@ from moe_ray.studies.search_space import Range, SearchSpace, read_space, winning
 logger = logging.getLogger(__name__)
 
 _TUNE = "tune"
-
 _RANGES = {"uniform": tune.uniform, "loguniform": tune.loguniform, "randint": tune.randint}
 
 

@@ -26,15 +26,11 @@ from moe_ray.storage.folder import Folder
 logger = logging.getLogger(__name__)
 
 RECORD = "mlflow_run.json"
-
 """File of the run directory that names the last MLflow run of this directory."""
 
 _GENERATED = ".mlflow_unsent"
-
 _PREVIOUS_TAG = "moe_ray.previous_run"
-
 _MAX_PARAM_CHARACTERS = 500
-
 _PARAMS_PER_CALL, _METRICS_PER_CALL = 100, 500
 
 

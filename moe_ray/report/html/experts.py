@@ -24,11 +24,8 @@ from moe_ray.report.printable import printable
 from moe_ray.run_directory import RunDirectory
 
 _TOP_EXPERTS, _BATCHES_IN_SIGHT, _MOST_BATCHES_COMPARED = 20, 6, 120
-
 _TOP_KS = (10, 25, 50, 100)
-
 _SMALLEST_SCALE = 1e-3
-
 """A heat map of nothing but zeros still needs a scale."""
 
 

@@ -23,11 +23,8 @@ from moe_ray.studies.heat_map import heat_map_size, plot_heat_map
 from moe_ray.studies.heat_map_table import HeatMap
 
 _DARK, _MIDDLE, _LIGHT, _ACCENT = "#17365c", "#7d9cc0", "#e2d289", "#8a6d00"
-
 _MAP = "cividis"
-
 _MARKERS, _LINES = "osD^v<>P", ("-", "--", ":", "-.")
-
 _MOST_TICKS, _MOST_POINTS, _MOST_EXPERTS, _MOST_CATEGORIES, _MOST_NUMBERED = 12, 2000, 24, 24, 10
 
 

@@ -13,7 +13,6 @@ from moe_ray.report.certainty_text import known_significance, significance_level
 from moe_ray.report.format import difference, has_interval, is_significant, rate
 
 _FEW_EXAMPLES = 50
-
 """Below this number, the 95% interval of a rate around a half is more than 26 points wide."""
 
 Figures = Mapping[str, Any]
