@@ -24,7 +24,7 @@ from moe_ray.config.identify import IdentifyConfig
 from moe_ray.config.prompts import PromptsConfig
 from moe_ray.config.run import Config
 from moe_ray.errors import InputError
-from moe_ray.evaluation.evaluate import hold_against
+from moe_ray.evaluation.evaluate import assign_reference_batches
 from moe_ray.evaluation.held_out import NO_BATCH, Evaluation, evaluate_held_out
 from moe_ray.experts import ExpertMasks, ShortLayers
 from moe_ray.finetuning.fine_tune import FineTuned
@@ -40,7 +40,7 @@ from moe_ray.progress import Progress, shown
 from moe_ray.prompts.batches import Batch
 from moe_ray.prompts.example_tables import batches_to_frame, examples_to_frame
 from moe_ray.prompts.examples import Example
-from moe_ray.prompts.prompt_set import Prompts, _group
+from moe_ray.prompts.prompt_set import Prompts, group_examples
 from moe_ray.prompts.splits import check_both_labels
 from moe_ray.routing.capture_batches import capture_batches
 from moe_ray.routing.counts import RoutingCounts
@@ -83,7 +83,7 @@ def prepare(
             "them (python workflows/capture.py), or give only the examples to keep"
         )
     check_both_labels(examples, "prompts")
-    prompts = _group(examples, Config(prompts=chosen, seed=seed))
+    prompts = group_examples(examples, Config(prompts=chosen, seed=seed))
     return with_targets(prompts, chosen, model, tokenizer)
 
 
@@ -227,7 +227,7 @@ def evaluate(
     if chosen.routing != "natural" and not batches:
         raise InputError(f"evaluate.routing={chosen.routing} routes through batches' masks; give `batches` and `masks`")
     frame = examples_to_frame(examples)
-    frame["batch_idx"] = hold_against(frame, batches_to_frame(batches)) if batches else NO_BATCH
+    frame["batch_idx"] = assign_reference_batches(frame, batches_to_frame(batches)) if batches else NO_BATCH
     with shown(progress, "evaluation") as show:
         return evaluate_held_out(
             model, tokenizer, frame, chosen, masks, before=before, short_layers=short_layers, progress=show

@@ -20,8 +20,8 @@ from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.config.identify import IdentifyConfig
 from moe_ray.config.prompts import PromptsConfig
 from moe_ray.errors import InputError
-from moe_ray.evaluation.evaluate import answer_examples, hold_against
-from moe_ray.evaluation.metrics import compare, summarise
+from moe_ray.evaluation.evaluate import answer_examples, assign_reference_batches
+from moe_ray.evaluation.metrics import paired_changes, summarise
 from moe_ray.finetuning.fine_tune import fine_tune
 from moe_ray.identification.identify import identify
 from moe_ray.identification.selection import select
@@ -147,7 +147,7 @@ def test_evaluate_gives_the_answers_and_figures_of_a_run(prompts, found, tokeniz
         model, tokenizer, prompts.test, batches=prompts.batches, masks=found.masks, config=config
     )
     frame = examples_to_frame(prompts.test)
-    frame["batch_idx"] = hold_against(frame, batches_to_frame(prompts.batches))
+    frame["batch_idx"] = assign_reference_batches(frame, batches_to_frame(prompts.batches))
     answers = answer_examples(model, tokenizer, frame, config, found.masks).drop(columns="place")
     pd.testing.assert_frame_equal(evaluated.answers, answers)
     neutral = text_losses(model, tokenizer, neutral_texts(), rows_per_forward=64)
@@ -161,7 +161,7 @@ def test_what_changed_is_compared_with_the_model_before(prompts, found, tokenize
     before = moe_ray.evaluate(model, tokenizer, prompts.test, config=EVALUATE)
     moe_ray.fine_tune(model, tokenizer, prompts.batches, found.masks, config=FINE_TUNE)
     after = moe_ray.evaluate(model, tokenizer, prompts.test, config=EVALUATE, before=before)
-    expected = compare(before.answers, after.answers, neutral_before=before.neutral, neutral_after=after.neutral)
+    expected = paired_changes(before.answers, after.answers, neutral_before=before.neutral, neutral_after=after.neutral)
     assert after.change == {**expected, "per_batch": {}}
     assert after.metrics["target_loss"]["value"] < before.metrics["target_loss"]["value"]
     assert after.metrics["routing_drift"]["largest_change"]["value"] != 0

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from moe_ray.config.evaluate import EvaluateConfig
 from moe_ray.evaluation.evaluate import answer_and_count, rows_to_answer
 from moe_ray.evaluation.judges import judge_answers, make_judge
-from moe_ray.evaluation.metrics import compare, summarise
+from moe_ray.evaluation.metrics import paired_changes, summarise
 from moe_ray.experts import ExpertMasks, ShortLayers
 from moe_ray.models.loss import text_losses
 from moe_ray.progress import Progress
@@ -107,7 +107,7 @@ def _with_figures(
 ) -> Evaluation:
     change = None
     if before is not None:
-        change = compare(before.answers, answers, neutral_before=before.neutral, neutral_after=neutral)
+        change = paired_changes(before.answers, answers, neutral_before=before.neutral, neutral_after=neutral)
     metrics = summarise(
         answers, neutral=neutral, routing=routing, routing_before=None if before is None else before.routing
     )

@@ -126,13 +126,13 @@ class Identification:
     config: IdentifyConfig
 
     def __repr__(self) -> str:
-        told = self.certainty["is_told_from_noise"]
-        certain = f"{int(told.sum())} told from noise" if told.notna().all() else "noise not tested"
-        return f"Identification({len(told)} batches, {certain}, {self.masks!r})"
+        is_significant = self.certainty["is_significant"]
+        certain = f"{int(is_significant.sum())} significant" if is_significant.notna().all() else "not tested"
+        return f"Identification({len(is_significant)} batches, {certain}, {self.masks!r})"
 
     @cached_property
     def certainty(self) -> pd.DataFrame:
-        """How much of each batch's selection can be told from noise, from `certainty_per_batch`."""
+        """How much of each batch's selection is significant, from `certainty_per_batch`."""
         return certainty_per_batch(self.risk, self.masks, self.config)
 
     def to_frame(self) -> pd.DataFrame:
@@ -145,7 +145,7 @@ _EXPERT_OF_BATCH = ["batch_idx", "layer", "expert"]
 
 
 def certainty_per_batch(risk: pd.DataFrame, masks: ExpertMasks, config: IdentifyConfig) -> pd.DataFrame:
-    """One row per batch: how much of its selection can be told from noise.
+    """One row per batch: how much of its selection is significant.
 
     Args:
         risk: from `identify`.
@@ -153,10 +153,10 @@ def certainty_per_batch(risk: pd.DataFrame, masks: ExpertMasks, config: Identify
         config: the configuration of both.
 
     Returns:
-        columns `batch_idx, num_selected`; `num_certain`, selected experts whose `p_maxt` is at most `identify.alpha`
+        columns `batch_idx, num_selected`; `num_significant`, selected experts whose `p_maxt` is at most `identify.alpha`
         (0.05 while that is off); `smallest_p_maxt`; `median_stability` of the selected; `certifiable`, the median over
         experts of the smallest difference the batch could have certified at 0.05, infinite where that is none;
-        `is_told_from_noise`, whether `num_certain` is above 0 (None where no p was computed).
+        `is_significant`, whether `num_significant` is above 0 (None where no p was computed).
     """
     alpha = config.alpha or USUAL_ALPHA
     rows = []
@@ -165,16 +165,16 @@ def certainty_per_batch(risk: pd.DataFrame, masks: ExpertMasks, config: Identify
         table = table.sort_values(["layer", "expert"])
         selected = table[masks[name].ravel()]
         tested = bool(table["p_maxt"].notna().any())
-        num_certain = len(selected) - int(above_alpha(selected["p_maxt"], alpha).sum()) if tested else 0
+        num_significant = len(selected) - int(above_alpha(selected["p_maxt"], alpha).sum()) if tested else 0
         rows.append(
             {
                 "batch_idx": name,
                 "num_selected": len(selected),
-                "num_certain": num_certain,
+                "num_significant": num_significant,
                 "smallest_p_maxt": float(table["p_maxt"].min()),
                 "median_stability": float(selected["stability"].median()) if len(selected) else np.nan,
                 "certifiable": float(table["certifiable"].median()),
-                "is_told_from_noise": num_certain > 0 if tested else None,
+                "is_significant": num_significant > 0 if tested else None,
             }
         )
     return pd.DataFrame(rows)

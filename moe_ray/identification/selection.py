@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from moe_ray.config.identify import IdentifyConfig
-from moe_ray.errors import InputError
+from moe_ray.errors import InputError, NothingSelected
 from moe_ray.experts import Expert, ExpertMasks, masks_from_experts
 
 SCORE_COLUMN = {"tokens": "risk_diff", "prompts": "risk_diff_prompt", "activation": "risk_diff_activation"}
@@ -73,7 +73,7 @@ def select(risk: pd.DataFrame, config: IdentifyConfig, *, seed: int = 0) -> Expe
     """
     selected = {batch: unsafe_experts(table, config, seed=seed) for batch, table in batch_tables(risk)}
     if not any(selected.values()):
-        raise InputError(_nothing_selected(risk, config, len(selected)))
+        raise NothingSelected(_nothing_selected(risk, config, len(selected)))
     layers = [int(layer) for layer in np.unique(risk["layer"])]
     return masks_from_experts(selected, layers=layers, num_experts=int(risk["expert"].max()) + 1)
 

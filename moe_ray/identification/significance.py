@@ -28,7 +28,7 @@ def q_values(p_X: Floats) -> Floats:
     order = np.argsort(p_X)
     q_X = np.empty(len(p_X))
     # The k-th smallest p bounds the rate at p * X / k; a larger p may give a smaller bound, which holds for it too.
-    bounds = np.asarray(p_X, dtype=np.float64)[order] * len(p_X) / np.arange(1, len(p_X) + 1)
+    bounds = np.asarray(p_X, dtype=np.float64)[order] * (len(p_X) / np.arange(1, len(p_X) + 1))
     q_X[order] = np.minimum(1.0, np.minimum.accumulate(bounds[::-1])[::-1])
     return q_X
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
 from moe_ray.config.model import ModelConfig
 from moe_ray.errors import InputError
-from moe_ray.models.moe_layers import MoELayers
-from moe_ray.models.moe_layers import find_moe_layers
-from transformers import AutoConfig
-from transformers import AutoModelForCausalLM
-from transformers import AutoTokenizer
-from transformers import PreTrainedModel
-from transformers import PreTrainedTokenizerBase
-from typing import Any
-import torch
+from moe_ray.models.moe_layers import MoELayers, find_moe_layers
+
 
 def check_model(config: ModelConfig) -> MoELayers:
     """The MoE layers of a checkpoint, found without loading its weights.
@@ -29,6 +27,7 @@ def check_model(config: ModelConfig) -> MoELayers:
                 f"model.path {config.path!r}: not a causal language model: {_first_line(error)}"
             ) from error
     return find_moe_layers(model)
+
 
 def load_model(
     config: ModelConfig, *, device: str | torch.device | None = None, device_map: str | dict[str, Any] | None = None
@@ -58,6 +57,7 @@ def load_model(
     moved: PreTrainedModel = model.to(target)
     return moved.eval()
 
+
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     """The model's tokenizer.
 
@@ -66,6 +66,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     """
     tokenizer: PreTrainedTokenizerBase = _load_or_explain(AutoTokenizer, config)
     return tokenizer
+
 
 def _load_or_explain(kind: Any, config: ModelConfig, **options: Any) -> Any:
     path = str(config.local_folder() or config.path)
@@ -78,14 +79,17 @@ def _load_or_explain(kind: Any, config: ModelConfig, **options: Any) -> Any:
             f"model.path {config.path!r} cannot be loaded: {_first_line(error)}; give a checkpoint folder or a hub name"
         ) from error
 
+
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0]
+
 
 def context_length(model: ModelConfig | PreTrainedModel) -> int | None:
     """The most tokens that a checkpoint or a loaded model takes in one row; None = not said."""
     architecture = model.config if isinstance(model, PreTrainedModel) else _load_or_explain(AutoConfig, model)
     longest = getattr(architecture.get_text_config(), "max_position_embeddings", None)
     return int(longest) if isinstance(longest, int) and longest > 0 else None
+
 
 def num_decoder_layers(config: ModelConfig) -> int:
     """Decoder layers of a checkpoint, dense ones included."""

@@ -8,23 +8,26 @@ model type. tests/moe_families.py lists the families that keep experts in anothe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from moe_ray.errors import InputError
-from torch import Tensor
-from torch import nn
-from typing import Any
 import inspect
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor, nn
+
+from moe_ray.errors import InputError
 
 _ROUTER_NAMES = ("gate", "router")
 
 _GROUP_NAMES = ("num_group", "n_group", "num_groups", "n_groups", "num_expert_group")
 
 _SELECTION_BIAS_NAMES = ("correction_bias", "expert_bias")
+
 
 @dataclass(frozen=True, kw_only=True)
 class MoELayer:
@@ -96,6 +99,7 @@ class MoELayer:
         """The router chooses groups of experts first, so a token may find too few allowed ones in those it chose."""
         return any(getattr(self.router, name, None) not in (None, 0, 1) for name in _GROUP_NAMES)
 
+
 class MoELayers(tuple[MoELayer, ...]):
     """The MoE layers of a model, by ascending layer index."""
 
@@ -117,6 +121,17 @@ class MoELayers(tuple[MoELayer, ...]):
     def row_of(self, layer: int) -> int:
         """The row of a decoder layer in every `(layers, experts)` array."""
         return self.layers.index(layer)
+
+    def check_shape(self, mask_LE: npt.NDArray[np.bool_], name: str) -> None:
+        """Refuses a mask of other layers or experts, which would silently be about others than it was made for.
+
+        Raises:
+            InputError: its shape is not (layers, experts).
+        """
+        got, expected = tuple(mask_LE.shape), (len(self), self.num_experts)
+        if got != expected:
+            raise InputError(f"{name}: got shape {got}, expected (layers, experts) = {expected}")
+
 
 def find_moe_layers(model: nn.Module) -> MoELayers:
     """The MoE layers of a transformers model.
@@ -141,6 +156,7 @@ def find_moe_layers(model: nn.Module) -> MoELayers:
         )
     return MoELayers(found)
 
+
 def _experts_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
         count = getattr(module, "num_experts", None)
@@ -149,11 +165,13 @@ def _experts_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         if is_named_so and len(inspect.signature(type(module).forward).parameters) >= 4:
             yield name, module
 
+
 def _what_is_there(model: nn.Module) -> str:
     for name, module in model.named_modules():
         if re.search(r"Experts$|MoE$|Moe$", type(module).__name__):
             return f": {name} is a {type(module).__name__} of another kind"
     return ""
+
 
 def _describe(model: nn.Module, name: str, experts: nn.Module) -> MoELayer:
     numbers = re.findall(r"(?:^|\.)(\d+)(?=\.)", name)
@@ -175,6 +193,7 @@ def _describe(model: nn.Module, name: str, experts: nn.Module) -> MoELayer:
         num_experts_per_tok=_experts_per_token(model, router, block, name),
         num_logits=num_logits,
     )
+
 
 def _find_router(block: nn.Module, experts_name: str, num_experts: int, name: str) -> tuple[nn.Module, int]:
     """The smallest module beside the experts that owns a `(num_experts, hidden)` weight, and that weight's rows.
@@ -199,17 +218,19 @@ def _find_router(block: nn.Module, experts_name: str, num_experts: int, name: st
         )
     return chosen[0][1:]
 
+
 def _experts_per_token(model: nn.Module, router: nn.Module, block: nn.Module, name: str) -> int:
     config: Any = getattr(model, "config", None)
     text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    own = ("top_k", "num_experts_per_tok")
+    of_module = ("top_k", "num_experts_per_tok")
     names = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
-    for source, attributes in ((router, own), (block, own), (text_config, names)):
+    for source, attributes in ((router, of_module), (block, of_module), (text_config, names)):
         for attribute in attributes:
             value = getattr(source, attribute, None)
             if isinstance(value, int):
                 return value
     raise InputError(f"{name}: neither the router nor the configuration says how many experts a token uses")
+
 
 def uncompiled() -> AbstractContextManager[None]:
     """In this context compiled models run uncompiled.
@@ -218,6 +239,7 @@ def uncompiled() -> AbstractContextManager[None]:
     """
     stance: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
     return stance
+
 
 def routing_of_call(layer: MoELayer, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
     """`(hidden_states, top_k_index, top_k_weights)` of a call of an experts module, whatever the names.

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
 from moe_ray.errors import InputError
 from moe_ray.messages import Message
-from moe_ray.models.template_spans import Span
-from moe_ray.models.template_spans import content_spans
-from transformers import PreTrainedTokenizerBase
-from typing import NamedTuple
-import torch
+from moe_ray.models.template_spans import Span, content_spans
 
 IGNORED = -100
 
@@ -27,6 +28,7 @@ NOT_COUNTED, PROMPT, RESPONSE = -1, 0, 1
 _BLANK_LINE = "\n\n"
 
 """Between the contents of messages where the tokenizer has no chat template."""
+
 
 class TokenizedRow(NamedTuple):
     """One prompt and the answer that follows it, as token ids.
@@ -41,6 +43,12 @@ class TokenizedRow(NamedTuple):
     prompt_ids: list[int]
     answer_ids: list[int]
     counted: list[bool] | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of prompt and answer."""
+        return len(self.prompt_ids) + len(self.answer_ids)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PaddedRows:
@@ -62,6 +70,7 @@ class PaddedRows:
         """The same rows on another device."""
         return PaddedRows(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
+
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
     """Token ids of the messages up to the point where the assistant answers.
 
@@ -74,6 +83,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
     if not ids:
         raise InputError(f"a prompt has no tokens: {str(messages)[:80]}; remove it")
     return list(ids)
+
 
 def encode_row(
     tokenizer: PreTrainedTokenizerBase,
@@ -108,6 +118,7 @@ def encode_row(
         from_response[-1] = False
     return TokenizedRow(prompt_ids, answer_ids, counted + from_response)
 
+
 def _encode_contents(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
     """The ids of `encode_prompt`, and which of them come from the messages' contents."""
     name = tokenizer.name_or_path or type(tokenizer).__name__
@@ -130,6 +141,7 @@ def _encode_contents(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mess
         raise InputError(f"a prompt has no token that comes from its messages: {str(messages)[:80]}; remove it")
     return list(encoded["input_ids"]), counted
 
+
 def _tokens_within(
     offsets: Sequence[Span], from_text: Sequence[bool], spans: Sequence[Span], length: int
 ) -> list[bool]:
@@ -144,6 +156,7 @@ def _tokens_within(
         counted.append(is_text and before[end] > before[first])
         reached = end if is_text else reached
     return counted
+
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
     """The text that the model is asked to continue."""
@@ -162,6 +175,7 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> 
         ) from error
     return text
 
+
 def encode_answer(tokenizer: PreTrainedTokenizerBase, text: str, *, complete: bool = True) -> list[int]:
     """Token ids of an answer; a complete one ends with the end-of-turn token."""
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -169,12 +183,14 @@ def encode_answer(tokenizer: PreTrainedTokenizerBase, text: str, *, complete: bo
         ids.append(tokenizer.eos_token_id)
     return ids
 
+
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The id that fills padding; which one is irrelevant, since padding is masked everywhere."""
     for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if candidate is not None:
             return int(candidate)
     return 0
+
 
 def pad_rows(rows: Sequence[TokenizedRow], *, pad_id: int, left: bool = False) -> PaddedRows:
     """Rows padded to the longest of them.
@@ -184,7 +200,7 @@ def pad_rows(rows: Sequence[TokenizedRow], *, pad_id: int, left: bool = False) -
         pad_id: token id that fills padding.
         left: pad on the left, as generation needs.
     """
-    length = max(len(row.prompt_ids) + len(row.answer_ids) for row in rows)
+    length = max(row.num_tokens for row in rows)
     shape = (len(rows), length)
     input_ids_BS = torch.full(shape, pad_id, dtype=torch.long)
     attention_mask_BS = torch.zeros(shape, dtype=torch.long)

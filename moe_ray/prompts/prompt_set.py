@@ -13,7 +13,7 @@ from moe_ray.demo.examples import embedded_records
 from moe_ray.errors import InputError
 from moe_ray.prompts.batches import Assembly, Batch, assemble_batches
 from moe_ray.prompts.example_rows import example_to_row
-from moe_ray.prompts.examples import Example, Split, records_to_examples
+from moe_ray.prompts.examples import Example, Split, read_examples, records_to_examples
 from moe_ray.prompts.neutral_texts import neutral_texts
 from moe_ray.prompts.splits import check_both_labels, split_examples
 
@@ -55,6 +55,23 @@ class Prompts:
         return pd.DataFrame.from_records(rows).astype({"batch_idx": "Int64", "in_batch_idx": "Int64"})
 
 
+def read_prompts(config: Config) -> Prompts:
+    """Reads, checks, splits and groups the examples; nothing is written and no model is loaded.
+
+    Raises:
+        InputError: files are missing or wrong, a label is missing in training or test, no batch can be filled.
+    """
+    settings = config.prompts
+    files = [name for name in settings.files if name != EMBEDDED]
+    examples = read_examples(files, paired_records=settings.paired_records) if files else []
+    if EMBEDDED in settings.files:
+        examples += _embedded_examples()
+    check_both_labels(examples, "prompts")
+    if settings.keep_pairs != "all" and not any(example.pair for example in examples):
+        raise InputError("prompts.keep_pairs is on, but there is no goal + all_prompt record; set it to 'all'")
+    return group_examples(examples, config)
+
+
 def without_pairs(prompts: Prompts, dropped: Set[str], config: Config) -> Prompts:
     """The prompts that are left, split and grouped anew, so that every batch is whole.
 
@@ -62,13 +79,19 @@ def without_pairs(prompts: Prompts, dropped: Set[str], config: Config) -> Prompt
         InputError: what is left cannot be used.
     """
     try:
-        return _group([example for example in prompts.examples if example.pair not in dropped], config)
+        return group_examples([example for example in prompts.examples if example.pair not in dropped], config)
     except InputError as error:
         setting = f"prompts.keep_pairs={config.prompts.keep_pairs}"
         raise InputError(f"after {setting} dropped {len(dropped)} pairs: {error}") from error
 
 
-def _group(examples: Sequence[Example], config: Config) -> Prompts:
+def group_examples(examples: Sequence[Example], config: Config) -> Prompts:
+    """The examples split, and those to train on grouped into batches.
+
+    Raises:
+        InputError: a label is missing among the held-out examples, no batch can be filled, or a validation split is needed
+            and there is none.
+    """
     settings = config.prompts
     splits = split_examples(
         examples,

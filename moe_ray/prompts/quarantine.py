@@ -12,9 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from moe_ray.prompts.example_tables import BATCHES
-from moe_ray.storage.folder import Folder
-
 QUARANTINE = "quarantine.parquet"
 
 TRUNCATED = "truncated.parquet"
@@ -65,21 +62,19 @@ def without_quarantined(examples: pd.DataFrame, quarantined: pd.DataFrame) -> pd
     return examples[np.logical_not(out)]
 
 
-def read_training_examples(batches: Folder, routing: Folder | None) -> pd.DataFrame:
-    """The stored examples of all batches that can be trained on: not in quarantine, and with a target.
+def training_examples(examples: pd.DataFrame, quarantined: pd.DataFrame, truncated: pd.DataFrame) -> pd.DataFrame:
+    """The examples of all batches that can be trained on: not in quarantine, and with a target.
 
     An example without a target is one that was too long to be answered and was counted in part.
 
     Args:
-        batches: folder of the `batches` stage.
-        routing: folder of the finished capture; None = nothing is in quarantine.
+        examples: of the batches, a row each.
+        quarantined: the capture's quarantine table.
+        truncated: the same of examples that were cut.
     """
-    examples = batches.read_frame(BATCHES)
-    if routing is None:
-        return examples
-    usable = without_quarantined(examples, routing.read_frame(QUARANTINE))
+    usable = without_quarantined(examples, quarantined)
     no_target = usable[usable["target"].isna()]
     if no_target.empty:
         return usable
-    cut = no_target[~no_target.index.isin(without_quarantined(no_target, routing.read_frame(TRUNCATED)).index)]
+    cut = no_target[~no_target.index.isin(without_quarantined(no_target, truncated).index)]
     return usable.drop(index=cut.index)

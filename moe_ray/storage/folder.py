@@ -1,15 +1,11 @@
-"""What a run writes: one folder per stage under a run directory, each finished by a manifest.
-
-A stage's manifest is written last and holds everything its output depends on. A stage whose manifest matches is reused;
-one without a manifest is begun anew or resumed by its own means. The run directory is a local path or any fsspec URL.
-"""
+"""A folder at a local path or any fsspec URL, whose files are written whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,9 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moe_ray.errors import InputError
-from moe_ray.storage.fingerprint import environment
-
-MANIFEST, STARTED = "manifest.json", "inputs.json"
 
 
 @dataclass(frozen=True)
@@ -37,7 +30,7 @@ class Folder:
         """The folder at a local path or URL; made if missing.
 
         Raises:
-            InputError: the place cannot be written.
+            InputError: it cannot be made or reached.
         """
         try:
             fs, path = fsspec.url_to_fs(url)
@@ -55,6 +48,10 @@ class Folder:
     def file(self, name: str) -> str:
         """The path of a file inside, for messages and for this file system."""
         return f"{self.path}/{name}"
+
+    def file_url(self, name: str) -> str:
+        """The URL of a file inside."""
+        return f"{self.url}/{name}"
 
     def exists(self, name: str) -> bool:
         """Whether the file is there."""
@@ -114,45 +111,6 @@ class Folder:
         """A Parquet file's rows."""
         frame: pd.DataFrame = self.read_table(name).to_pandas()
         return frame
-
-    def finish(self, inputs: Mapping[str, Any], **notes: Any) -> None:
-        """Marks the folder as a finished stage.
-
-        Args:
-            inputs: everything the output depends on; the stage is reused while they are equal.
-            notes: plain values worth keeping, such as seconds.
-        """
-        self.write_json(MANIFEST, {"inputs": dict(inputs), "notes": notes, "environment": environment()})
-
-    def finished(self, inputs: Mapping[str, Any]) -> bool:
-        """Whether a stage with equal inputs was finished here."""
-        return self.changed_inputs(inputs) == []
-
-    def start(self, inputs: Mapping[str, Any]) -> None:
-        """Empties the folder and marks it as a stage that was begun with these inputs."""
-        self.clear()
-        self.write_json(STARTED, {"inputs": dict(inputs)})
-
-    def changed_inputs(self, inputs: Mapping[str, Any], *, marker: str = MANIFEST) -> list[str] | None:
-        """Names of the inputs that differ from those of the stage that was finished here.
-
-        Args:
-            inputs: as given to `finish`.
-            marker: MANIFEST, or STARTED to compare with those of the stage that was begun here.
-
-        Returns:
-            None when there is no such stage.
-        """
-        if not self.exists(marker):
-            return None
-        stored = self.read_json(marker)["inputs"]
-        wanted = json.loads(json.dumps(dict(inputs), default=str))
-        return sorted(key for key in stored.keys() | wanted.keys() if stored.get(key) != wanted.get(key))
-
-    def notes(self) -> dict[str, Any]:
-        """The notes of the finished stage."""
-        notes: dict[str, Any] = self.read_json(MANIFEST)["notes"]
-        return notes
 
     def delete(self) -> None:
         """Removes the folder with everything inside."""

@@ -30,20 +30,7 @@ from moe_ray.models.tokenization import pad_token_id
 from moe_ray.prompts.batches import Batch
 from moe_ray.prompts.examples import Example
 from moe_ray.routing.counts import RoutingCounts
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """Held-out answers of a model, and its losses on neutral text.
-
-    Attributes:
-        answers: from `answer_examples`, under natural routing.
-        neutral: from `text_losses`, None = no neutral text was given.
-    """
-
-    answers: pd.DataFrame
-    neutral: pd.DataFrame | None
-
+from moe_ray.studies.measured import Measured
 
 Measure = Callable[[], Measured]
 
@@ -84,7 +71,7 @@ class TrialOutcome:
     Attributes:
         measured: what `measure` returned at the end.
         trainable_parameters: numbers that were allowed to change.
-        frozen_parameters_changed: numbers in frozen tensors whose bytes changed; 0, or something is wrong.
+        frozen_parameters_changed: numbers in frozen tensors whose bytes changed: 0, as anything else raises.
         losses: per step done now, the mean loss over the batch's target-response tokens (nats per token).
         train_seconds: of fine-tuning, without what `after_step` took.
         evaluate_seconds: of the last measurement.
@@ -96,6 +83,10 @@ class TrialOutcome:
     losses: tuple[float, ...]
     train_seconds: float
     evaluate_seconds: float
+
+    def __repr__(self) -> str:
+        steps = f"{len(self.losses)} steps in {self.train_seconds:.1f} s"
+        return f"TrialOutcome({steps}, {self.trainable_parameters:,} trainable, {self.measured!r})"
 
 
 def identify_masks(counts: RoutingCounts, selection: IdentifyConfig, *, seed: int) -> ExpertMasks:
@@ -219,7 +210,7 @@ def run_full_trial(
         return TrialOutcome(
             measured=measured,
             trainable_parameters=tuned.trainable_parameters,
-            frozen_parameters_changed=0,
+            frozen_parameters_changed=tuned.frozen_parameters_changed,
             losses=tuned.losses,
             train_seconds=trained - started,
             evaluate_seconds=time.perf_counter() - trained,

@@ -13,12 +13,11 @@ from moe_ray.errors import InputError
 from moe_ray.evaluation.evaluate import (
     answer_and_count,
     answer_examples,
-    headline_metrics,
-    hold_against,
+    assign_reference_batches,
     rows_to_answer,
 )
 from moe_ray.evaluation.intervals import paired_difference, rate
-from moe_ray.evaluation.metrics import compare, prompt_clusters, summarise
+from moe_ray.evaluation.metrics import paired_changes, prompt_clusters, summarise
 from moe_ray.evaluation.routing_drift import routing_drift
 from moe_ray.models.loss import text_losses
 from moe_ray.models.tokenization import encode_prompt
@@ -67,8 +66,8 @@ MASKS = {0: [(0, 1), (0, 2), (0, 5), (0, 6), (1, 3)], 1: [(0, 0), (0, 7), (0, 3)
 def stored_batches(categories):
     return pd.DataFrame(
         [
-            {"batch_idx": place, "label": label, "category": category}
-            for place, category in enumerate(categories)
+            {"batch_idx": index, "label": label, "category": category}
+            for index, category in enumerate(categories)
             for label in ("safe", "unsafe")
         ]
     )
@@ -79,19 +78,19 @@ def test_an_example_is_held_against_the_batches_of_its_own_category_in_turn():
     examples = pd.DataFrame(
         {"label": ["unsafe"] * 5 + ["safe"] * 2, "category": ["theft"] * 4 + ["fraud"] + ["theft"] * 2, "pair": None}
     )
-    assert hold_against(examples, batches).tolist() == [0, 2, 0, 2, 1, 0, 2]
+    assert assign_reference_batches(examples, batches).tolist() == [0, 2, 0, 2, 1, 0, 2]
 
 
 def test_an_example_of_an_unknown_category_is_held_against_all_batches_in_turn():
     examples = pd.DataFrame({"label": ["unsafe"] * 4, "category": ["arson", "", "arson", "x"], "pair": None})
-    assert hold_against(examples, stored_batches(["theft", "fraud", "drugs"])).tolist() == [0, 1, 2, 0]
+    assert assign_reference_batches(examples, stored_batches(["theft", "fraud", "drugs"])).tolist() == [0, 1, 2, 0]
 
 
 def test_both_forms_of_a_pair_are_held_against_the_same_batch():
     examples = pd.DataFrame(
         {"label": ["safe", "safe", "unsafe", "unsafe"], "category": "", "pair": ["a", "b", "b", "a"]}
     )
-    assert hold_against(examples, stored_batches(["", "", ""])).tolist() == [0, 1, 1, 0]
+    assert assign_reference_batches(examples, stored_batches(["", "", ""])).tolist() == [0, 1, 1, 0]
 
 
 # Answers of a model in memory.
@@ -123,7 +122,7 @@ def test_answers_are_those_of_one_example_alone_under_its_own_batchs_mask(tokeni
     masks = batch_masks(model, MASKS)
     got = answer_examples(model, tokenizer, frame, CONFIG, masks)
     masked = got[got["routing"] == "masked"]
-    for row in (frame.iloc[[place]] for place in range(len(frame))):
+    for row in (frame.iloc[[index]] for index in range(len(frame))):
         with route_through(model, masks[int(row["batch_idx"].iloc[0])]):
             alone = answer_examples(model, tokenizer, row, EvaluateConfig(max_new_tokens=4))
         together = masked[masked["id"] == row["id"].iloc[0]]
@@ -229,14 +228,9 @@ def test_a_summary_can_be_stored_as_json():
     assert got["neutral_loss"]["value"] == 0.75
 
 
-def test_headline_metrics_are_the_numbers_there_are():
-    got = headline_metrics(summarise(judged([True])))
-    assert got == {"unsafe_refusal_rate": 1.0, "target_loss": 0.5}
-
-
 def test_a_change_is_paired_by_example_and_not_by_row_order():
     before, after = judged([0, 0, 0, 1], losses=[4.0] * 4), judged([1, 1, 0, 1], losses=[1.0, 2.0, 4.0, 4.0])
-    got = compare(before, after.iloc[[2, 0, 3, 1]])
+    got = paired_changes(before, after.iloc[[2, 0, 3, 1]])
     expected = paired_difference(np.array([0, 0, 0, 1], bool), np.array([1, 1, 0, 1], bool)).as_dict()
     assert got["unsafe_refusal_rate"] == expected
     assert got["target_loss"]["value"] == pytest.approx((1 + 2 + 4 + 4 - 16) / 8)
@@ -248,13 +242,13 @@ def test_a_change_is_paired_by_example_and_not_by_row_order():
 def test_a_change_on_neutral_text_is_paired_by_text():
     texts = pd.DataFrame({"loss": [2.0, 8.0, 3.0], "num_tokens": [2, 4, 3]})
     later = texts.assign(loss=texts["loss"] + texts["num_tokens"] * 0.5)
-    got = compare(judged([0]), judged([0]), neutral_before=texts, neutral_after=later)
+    got = paired_changes(judged([0]), judged([0]), neutral_before=texts, neutral_after=later)
     assert (got["neutral_loss"]["value"], got["neutral_loss"]["low"], got["neutral_loss"]["n"]) == (0.5, 0.5, 3)
 
 
 def test_answers_to_different_examples_are_not_compared():
     with pytest.raises(InputError, match="different examples"):
-        compare(judged([0, 1]), judged([0, 1]).assign(id=["e0", "e7"]))
+        paired_changes(judged([0, 1]), judged([0, 1]).assign(id=["e0", "e7"]))
 
 
 def test_forms_of_one_request_count_once_in_an_interval():
@@ -322,7 +316,7 @@ def test_prompts_that_are_not_independent_count_once_in_routing_drift():
     num_tokens, counts = np.array([10, 20, 30]), np.array([[[5, 5]], [[10, 10]], [[20, 10]]])
     later = np.array([[[2, 8]], [[10, 10]], [[11, 19]]])
     once = routing_drift(routed(num_tokens, counts), routed(num_tokens, later))
-    twice = [routed(*(np.repeat(part, 2, axis=0) for part in (num_tokens, own))) for own in (counts, later)]
+    twice = [routed(*(np.repeat(part, 2, axis=0) for part in (num_tokens, one))) for one in (counts, later)]
     got = routing_drift(*twice, clusters=np.repeat(np.arange(3), 2))
     for name in ("mean_absolute_change", "largest_change"):
         assert {**got[name], "n": 3} == pytest.approx(once[name])

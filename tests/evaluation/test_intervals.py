@@ -59,7 +59,7 @@ def test_answers_that_only_repeat_each_other_count_once():
 @pytest.mark.parametrize("value", [True, False])
 def test_a_unanimous_sample_still_has_a_width_that_clusters_make_wider(value):
     alone = clustered_rate([value] * 40, range(40))
-    together = clustered_rate([value] * 40, [place // 4 for place in range(40)])
+    together = clustered_rate([value] * 40, [index // 4 for index in range(40)])
     assert 0.05 < alone.high - alone.low < together.high - together.low < 0.5
     difference = paired_difference(np.full(40, value), np.full(40, value))
     assert difference.low < 0 == difference.value < difference.high

@@ -10,7 +10,8 @@ from tiny_classifier import save_tiny_classifier
 
 from moe_ray.config.evaluate import EvaluateConfig
 from moe_ray.config.io import load_config, to_yaml
-from moe_ray.errors import InputError
+from moe_ray.errors import InputError, OutsideFailed
+from moe_ray.evaluation import judges
 from moe_ray.evaluation.judges import check_judge, judge_answers, judge_identity, make_judge
 from moe_ray.evaluation.judges.endpoint import KEY_VARIABLE, URL_VARIABLE, parse_reply, question
 from moe_ray.evaluation.judges.phrases import is_refusal
@@ -105,9 +106,9 @@ def test_a_classifiers_verdict_is_its_likeliest_label_with_its_probability(class
     assert {verdict.refused for verdict in got.values()} == {True, False}
     assert all(verdict.refused == (verdict.score > 0.5) for verdict in got.values())
     other = classified(classifier, ANSWERS, refusal_label="normal")
-    for place, verdict in got.items():
-        assert other[place].score == pytest.approx(1 - verdict.score, abs=1e-5)
-        assert other[place].refused is not verdict.refused
+    for position, verdict in got.items():
+        assert other[position].score == pytest.approx(1 - verdict.score, abs=1e-5)
+        assert other[position].refused is not verdict.refused
 
 
 @pytest.mark.slow
@@ -166,7 +167,7 @@ def test_an_endpoint_gives_each_answer_its_own_verdict(ask):
     answers = [f"{'No' if n % 3 else 'Yes'}, {n}" for n in range(12)]
     with endpoint() as server:
         got = dict(ask(server, [conversation(answer) for answer in answers], concurrency=3))
-    assert [got[place].refused for place in range(12)] == [answer.startswith("No") for answer in answers]
+    assert [got[position].refused for position in range(12)] == [answer.startswith("No") for answer in answers]
     assert 1 < server.most_at_once <= 3
     assert all(request["temperature"] == 0 and request["model"] == "m" for request in server.requests)
     assert sorted(answer_in(request) for request in server.requests) == sorted(answers)
@@ -198,8 +199,8 @@ def test_a_call_that_keeps_failing_is_an_error_after_what_was_judged(ask):
         return (500, f"no {KEY}") if "3" in answer_in(request) else says_truth(request, call)
 
     got = []
-    with endpoint(half_broken) as server, pytest.raises(InputError, match="the call failed") as error:
-        got.extend(place for place, _ in ask(server, [conversation(f"Yes {n}") for n in range(8)], concurrency=1))
+    with endpoint(half_broken) as server, pytest.raises(OutsideFailed, match="the call failed") as error:
+        got.extend(position for position, _ in ask(server, [conversation(f"Yes {n}") for n in range(8)], concurrency=1))
     assert got[:3] == [0, 1, 2]
     assert 3 not in got
     assert len(got) < 7
@@ -219,10 +220,24 @@ def test_a_call_that_keeps_failing_is_an_error_after_what_was_judged(ask):
         (200, b"{}"),
         (200, b'{"choices": []}'),
         (401, "wrong key"),
+        (403, "no access"),
+        (429, "too many calls"),
+        (500, "out of order"),
     ],
 )
 def test_what_is_not_a_verdict_is_an_error(ask, reply):
-    with endpoint(lambda request, call: reply) as server, pytest.raises(InputError, match="judge endpoint"):
+    with endpoint(lambda request, call: reply) as server, pytest.raises(OutsideFailed, match="judge endpoint"):
+        list(ask(server, [conversation("No")], retries=0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("status", [400, 404, 422])
+def test_a_call_that_the_endpoint_has_no_use_for_is_the_settings_fault(ask, status):
+    """A wrong model name, say: the same call will never work."""
+    with (
+        endpoint(lambda request, call: (status, "no such model")) as server,
+        pytest.raises(InputError, match=r"refused: .*check evaluate\.judge_model"),
+    ):
         list(ask(server, [conversation("No")], retries=0))
 
 
@@ -232,7 +247,7 @@ def test_a_reply_that_does_not_come_is_an_error(ask):
         time.sleep(1.0)
         return says_truth(request, call)
 
-    with endpoint(slow) as server, pytest.raises(InputError, match="Timeout"):
+    with endpoint(slow) as server, pytest.raises(OutsideFailed, match="Timeout"):
         list(ask(server, [conversation("No")], retries=0, timeout=0.2))
 
 
@@ -240,7 +255,7 @@ def test_a_reply_that_does_not_come_is_an_error(ask):
 def test_an_endpoint_that_is_not_there_is_an_error(ask):
     with endpoint() as server:
         pass
-    with pytest.raises(InputError, match="Connection error"):
+    with pytest.raises(OutsideFailed, match="Connection error"):
         list(ask(server, [conversation("No")], retries=0))
 
 
@@ -287,8 +302,12 @@ def test_neither_address_nor_key_gets_into_what_is_stored(monkeypatch):
 
 def test_another_model_or_another_judge_is_another_identity():
     settings = [{}, {"judge": "endpoint", "judge_model": "m"}, {"judge": "endpoint", "judge_model": "n"}]
-    assert len({json.dumps(judge_identity(EvaluateConfig(**own))) for own in settings}) == 3
+    assert len({json.dumps(judge_identity(EvaluateConfig(**changes))) for changes in settings}) == 3
 
 
 def test_the_server_says_what_a_real_one_does():
     assert json.loads(completion("x"))["choices"][0]["message"]["content"] == "x"
+
+
+def test_every_name_that_the_package_offers_is_there():
+    assert [name for name in judges.__all__ if not hasattr(judges, name)] == []

@@ -94,11 +94,11 @@ def test_a_short_layer_may_route_naturally_and_its_experts_still_learn(family):
             for expert, tensors in trainable.parameters.items()
             if any(parameter.grad is not None for parameter in tensors.values())
         }
-        own = set(trainable.experts_of(mask_LE))
+        expected_experts = set(trainable.experts_of(mask_LE))
     torch.testing.assert_close(logits, expected, atol=LOGIT_TOLERANCE, rtol=0)
     short = trainable.moe_layers.layers[1]
     assert sum(expert.layer == short for expert in reached) > 1
-    assert learned == {expert for expert in own if expert.layer != short or expert in reached}
+    assert learned == {expert for expert in expected_experts if expert.layer != short or expert in reached}
 
 
 @pytest.mark.parametrize("family", SOME_FAMILIES)
@@ -128,8 +128,8 @@ def test_experts_outside_the_batch_have_no_gradient_at_all(family, routing, boos
     model = build(family)
     with trainable_experts(model, mask(model, *UNION)) as trainable:
         got = gradients(model, trainable, mask(model, *BATCH), routing=routing, boost=boost)
-        own = set(trainable.experts_of(mask(model, *BATCH)))
-    assert {expert for (expert, _), gradient in got.items() if gradient is not None} <= own
+        expected_experts = set(trainable.experts_of(mask(model, *BATCH)))
+    assert {expert for (expert, _), gradient in got.items() if gradient is not None} <= expected_experts
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
@@ -247,9 +247,9 @@ def test_a_bfloat16_models_copies_are_float32_and_exact():
     model = build("olmoe", dtype=torch.bfloat16)
     with trainable_experts(model, mask(model, *UNION)) as trainable:
         for expert, tensors in trainable.parameters.items():
-            own = find_moe_layers(model)[expert.layer].expert_tensors()
+            fused = find_moe_layers(model)[expert.layer].expert_tensors()
             assert all(tensor.dtype == torch.float32 for tensor in tensors.values())
-            assert all(torch.equal(tensor, own[name][expert.expert].float()) for name, tensor in tensors.items())
+            assert all(torch.equal(tensor, fused[name][expert.expert].float()) for name, tensor in tensors.items())
 
 
 def test_write_back_into_bfloat16_rounds_to_nearest_even():

@@ -204,8 +204,8 @@ def test_the_trainer_notices_a_token_at_a_disallowed_expert(monkeypatch):
 
 def test_the_trainer_notices_experts_that_were_never_called(monkeypatch):
     model = build("olmoe")
-    monkeypatch.setattr("moe_ray.finetuning.expert_forward.TrainedForward.put_in", lambda self: None)
-    monkeypatch.setattr("moe_ray.finetuning.expert_forward.TrainedForward.take_out", lambda self: None)
+    monkeypatch.setattr("moe_ray.finetuning.expert_forward.TrainedForward.install", lambda self: None)
+    monkeypatch.setattr("moe_ray.finetuning.expert_forward.TrainedForward.remove", lambda self: None)
     monkeypatch.setattr("moe_ray.finetuning.gradients.torch.Tensor.backward", lambda loss: None)
     with pytest.raises(RuntimeError, match="never called under its mask"):
         train(model)
@@ -307,11 +307,11 @@ def test_a_model_that_accelerate_has_spread_trains_to_the_same_weights():
     import accelerate
 
     plain, spread = build("olmoe"), build("olmoe")
-    places = {
+    device_map = {
         name: "cpu" for name in ("model.embed_tokens", "model.layers.0", "model.layers.1", "model.norm", "lm_head")
     }
-    places["model.rotary_emb"] = "cpu"
-    spread = accelerate.dispatch_model(spread, places, main_device="cpu", force_hooks=True)
+    device_map["model.rotary_emb"] = "cpu"
+    spread = accelerate.dispatch_model(spread, device_map, main_device="cpu", force_hooks=True)
     assert hasattr(find_moe_layers(spread)[0].experts, "_hf_hook")
     train(plain)
     train(spread)

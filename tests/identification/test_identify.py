@@ -14,7 +14,6 @@ from moe_ray.errors import InputError
 from moe_ray.experts import Expert
 from moe_ray.identification.identify import CERTAINTY_COLUMNS, certainty_per_batch, identify
 from moe_ray.identification.selection import select
-from moe_ray.report.certainty_text import certainty_in_words
 from moe_ray.routing.counts import RoutingCounts
 from moe_ray.testing.simulated_counts import Population, simulate
 
@@ -85,30 +84,22 @@ def test_pairs_restrict_the_relabellings() -> None:
     assert identify(counts, IdentifyConfig())["p"].min() < 1 / 256
 
 
-def test_a_clear_batch_is_told_from_noise_and_an_empty_one_is_not() -> None:
+def test_a_clear_batch_is_significant_and_an_empty_one_is_not() -> None:
     selection = IdentifyConfig()
     for counts, is_clear in ((planted_counts(), True), (simulate(Population(), num_batches=3, seed=3), False)):
         risk = identify(counts, selection)
         certainty = certainty_per_batch(risk, select(risk, selection), selection)
-        assert (certainty["is_told_from_noise"] == is_clear).all()
-        head, *sentences = certainty_in_words(certainty, selection)
-        assert head.startswith(f"{3 if is_clear else 0} of 3 batches")
-        assert all(("cannot be told from noise" in sentence) != is_clear for sentence in sentences)
-        assert "it could have certified a risk difference of 0." in sentences[0]
+        assert (certainty["is_significant"] == is_clear).all()
+        assert ((certainty["num_significant"] > 0) == is_clear).all()
+        assert certainty["certifiable"].between(0, 1).all()
 
 
-def test_without_resamples_nothing_is_said_about_stability() -> None:
-    selection = IdentifyConfig(resamples=0)
-    risk = identify(planted_counts(1), selection)
-    certainty = certainty_per_batch(risk, select(risk, selection), selection)
-    assert "resamples" not in certainty_in_words(certainty, selection)[1]
-
-
-def test_without_relabellings_nothing_is_said_about_noise() -> None:
+def test_without_relabellings_and_resamples_certainty_is_unknown() -> None:
     selection = IdentifyConfig(permutations=0, resamples=0)
     risk = identify(planted_counts(), selection)
     certainty = certainty_per_batch(risk, select(risk, selection), selection)
-    assert "nothing is said about noise" in certainty_in_words(certainty, selection)[0]
+    assert certainty["is_significant"].isna().all()
+    assert certainty["median_stability"].isna().all()
 
 
 def test_more_prompts_certify_smaller_effects() -> None:

@@ -22,8 +22,6 @@ from moe_ray.models.tokenization import (
 MESSAGES = [{"role": "user", "content": "how are you"}]
 
 
-
-
 def words_of(ids) -> list[str]:
     return [WORDS[n] for n in ids]
 

@@ -6,11 +6,10 @@ from moe_ray.prompts.quarantine import (
     EMPTY,
     TOO_LONG,
     quarantine_frame,
-    read_training_examples,
+    training_examples,
     without_quarantined,
 )
 from moe_ray.report.run_text import describe_capture
-from moe_ray.storage.folder import Folder
 
 
 def test_a_batch_goes_on_without_its_quarantined_examples():
@@ -22,17 +21,15 @@ def test_a_batch_goes_on_without_its_quarantined_examples():
     assert len(without_quarantined(examples, quarantine_frame([]))) == 4
 
 
-def test_training_leaves_out_what_is_in_quarantine_and_what_was_cut_and_could_not_be_answered(tmp_path):
-    rows = [{"batch_idx": 0, "in_batch_idx": place, "id": str(place), "label": "safe"} for place in range(4)]
-    targets = ["yes", None, None, "no"]
-    batches, routing = (Folder.open(str(tmp_path / name)) for name in ("batches", "routing"))
-    batches.write_table("batches.parquet", pd.DataFrame(rows).assign(target=targets))
+def test_training_leaves_out_what_is_in_quarantine_and_what_was_cut_and_could_not_be_answered():
+    rows = [{"batch_idx": 0, "in_batch_idx": index, "id": str(index), "label": "safe"} for index in range(4)]
+    examples = pd.DataFrame(rows).assign(target=["yes", None, None, "no"])
     listed = [{**row, "category": "", "reason": TOO_LONG, "detail": ""} for row in rows]
-    routing.write_table("quarantine.parquet", quarantine_frame(listed[:1]))
-    routing.write_table("truncated.parquet", quarantine_frame([listed[2], listed[3]]))
+    quarantined, truncated = quarantine_frame(listed[:1]), quarantine_frame([listed[2], listed[3]])
     # 1 has no target and no excuse: training must refuse it by name.
-    assert read_training_examples(batches, routing)["id"].tolist() == ["1", "3"]
-    assert read_training_examples(batches, None)["id"].tolist() == ["0", "1", "2", "3"]
+    assert training_examples(examples, quarantined, truncated)["id"].tolist() == ["1", "3"]
+    nothing = quarantine_frame([])
+    assert training_examples(examples, nothing, nothing)["id"].tolist() == ["0", "1", "2", "3"]
 
 
 def test_the_number_of_quarantined_examples_is_said():

@@ -254,11 +254,11 @@ def test_routed_ids_are_in_token_order_without_padding(left, monkeypatch):
     )
     with counting(model, ids=True) as counter:
         count_rows(model, counter, ROWS, pad_id=0)
-    for place, row in enumerate(ROWS):
+    for index, row in enumerate(ROWS):
         with routing_spied(model) as calls, torch.inference_mode():
             model(torch.tensor([row.prompt_ids + row.answer_ids]))
         received = torch.stack([index for index, _ in calls], dim=1).numpy()
-        assert np.array_equal(np.concatenate(counter.last_ids[2 * place : 2 * place + 2]), received)
+        assert np.array_equal(np.concatenate(counter.last_ids[2 * index : 2 * index + 2]), received)
 
 
 def test_ids_above_256_experts_are_uint16():

@@ -42,21 +42,6 @@ def test_routing_counts_survive_a_parquet_file(folder):
     assert (got.layers, got.num_experts_per_tok, list(got.label)) == ((1, 2, 5), 2, ["safe", "unsafe"])
 
 
-def test_a_stage_is_finished_only_with_equal_inputs(folder):
-    assert folder.changed_inputs({"a": 1}) is None
-    folder.finish({"a": 1, "b": (1, 2)}, seconds=1.5)
-    assert folder.finished({"a": 1, "b": [1, 2]})
-    assert folder.changed_inputs({"a": 2, "b": [1, 2], "c": 0}) == ["a", "c"]
-    assert folder.notes() == {"seconds": 1.5}
-
-
-def test_a_manifest_records_versions_and_commit(folder):
-    folder.finish({})
-    environment = folder.read_json("manifest.json")["environment"]
-    assert environment["versions"]["torch"]
-    assert "git_commit" in environment
-
-
 def test_clearing_a_folder_leaves_it_empty(folder):
     folder.write_table("a.parquet", pd.DataFrame({"x": [1]}))
     folder.clear()

@@ -2,40 +2,34 @@
 
 from __future__ import annotations
 
-import importlib
-import json
-import zipfile
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from dense_checkpoints import (
+    CHAT_TEMPLATE,
+    LOGIT_TOLERANCE,
+    MERGE,
+    SPECIAL_TOKENS,
+    TOKENS,
+    make_dense,
+    make_folder,
+    make_zip,
+)
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
-    LlamaConfig,
     LlamaForCausalLM,
     MixtralForCausalLM,
     OlmoeConfig,
     OlmoeForCausalLM,
-    PreTrainedTokenizerFast,
 )
 
 from moe_ray.errors import InputError
-from moe_ray.upcycling.dense_checkpoint import extract_gguf, fingerprint, load_dense, turn_end_id
-from moe_ray.upcycling.upcycle import max_logit_difference, upcycle
+from moe_ray.upcycling.dense_checkpoint import extract_gguf, fingerprint, load_dense
+from moe_ray.upcycling.special_tokens import turn_end_id
+from moe_ray.upcycling.upcycle import upcycle
 
-LOGIT_TOLERANCE = 1e-5  # float32; logits of the tiny models are of order 1
-SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-MERGE = "t h"  # GGUF readers want at least one
-TOKENS = [*SPECIAL_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet()), MERGE.replace(" ", "")]
-CHAT_TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 LLAMA3_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 500000.0,
@@ -44,62 +38,6 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
-
-
-def make_dense(seed: int = 0, **overrides: Any) -> LlamaForCausalLM:
-    """A random Llama of a few KB; norms are random too, so that none can be left behind unnoticed."""
-    settings: dict[str, Any] = {
-        "vocab_size": len(TOKENS),
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-        "max_position_embeddings": 128,
-        "initializer_range": 0.2,
-        "rms_norm_eps": 1e-4,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
-    }
-    torch.manual_seed(seed)
-    model = LlamaForCausalLM(LlamaConfig(**(settings | overrides))).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name:
-                parameter.uniform_(0.5, 1.5)
-    return model
-
-
-def make_tokenizer(**overrides: Any) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer with SmolLM2's special tokens."""
-    tokenizer = Tokenizer(
-        models.BPE(vocab={token: i for i, token in enumerate(TOKENS)}, merges=[(MERGE[0], MERGE[-1])])
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(SPECIAL_TOKENS)
-    settings: dict[str, Any] = {
-        "bos_token": "<|im_start|>",
-        "eos_token": "<|im_end|>",
-        "pad_token": "<|im_end|>",
-        "unk_token": "<|endoftext|>",
-        "chat_template": CHAT_TEMPLATE,
-    }
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **(settings | overrides))
-
-
-def make_folder(folder: Path, dense: LlamaForCausalLM | None = None, **tokenizer: Any) -> Path:
-    (dense or make_dense()).save_pretrained(folder)
-    make_tokenizer(**tokenizer).save_pretrained(folder)
-    return folder
-
-
-def make_zip(path: Path, **members: bytes) -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    return path
 
 
 def write_gguf(path: Path, dense: LlamaForCausalLM, *, architecture: str = "llama", rope_scaling: bool = False) -> Path:
@@ -156,11 +94,6 @@ def logits(model: Any, num_tokens: int = 64) -> torch.Tensor:
 
 def routers(model: MixtralForCausalLM) -> torch.Tensor:
     return torch.stack([weight for name, weight in model.named_parameters() if name.endswith("mlp.gate.weight")])
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    return importlib.import_module("moe_ray.cli.upcycle")
 
 
 # --- the model ---
@@ -455,98 +388,3 @@ def test_the_fingerprint_follows_content_and_not_place(tmp_path: Path) -> None:
     assert fingerprint(tmp_path / "one") == fingerprint(tmp_path / "two")
     (tmp_path / "two" / "weights").write_bytes(b"other")
     assert fingerprint(tmp_path / "one") != fingerprint(tmp_path / "two")
-
-
-# --- the script ---
-
-
-def test_the_script_writes_a_checkpoint_that_equals_the_dense_model(script: ModuleType, tmp_path: Path) -> None:
-    dense, out = make_dense(), tmp_path / "runs" / "out"
-    source = make_folder(tmp_path / "dense", dense)
-    assert script.main([str(source), str(out), "--num-experts", "4", "--num-experts-per-tok", "2"]) == 0
-    moe, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
-    assert (moe.config.num_local_experts, moe.config.num_experts_per_tok) == (4, 2)
-    assert max_logit_difference(dense, moe, tokenizer, ["some text", "other text"]) < LOGIT_TOLERANCE
-    assert (tokenizer.chat_template, tokenizer.pad_token) == (CHAT_TEMPLATE, "<|endoftext|>")
-    assert (moe.generation_config.eos_token_id, moe.generation_config.pad_token_id) == (2, 0)
-    assert json.loads((out / "upcycle.json").read_text())["max_abs_logit_difference"] < LOGIT_TOLERANCE
-    assert [path.name for path in out.parent.iterdir()] == ["out"]
-    assert str(tmp_path) not in "".join(path.read_text() for path in out.glob("*.json"))
-
-
-def test_the_script_stores_bfloat16_and_compares_in_float32(script: ModuleType, tmp_path: Path) -> None:
-    source = make_folder(tmp_path / "dense")
-    assert script.main([str(source), str(tmp_path / "out"), "--dtype", "bfloat16"]) == 0
-    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype == torch.bfloat16
-
-
-def test_the_script_returns_at_once_when_finished(
-    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    command = [str(make_folder(tmp_path / "dense")), str(tmp_path / "out")]
-    assert script.main(command) == 0
-    assert script.main([*command, "--check"]) == 0
-    monkeypatch.setattr(script, "load_dense", lambda *_, **__: pytest.fail("loaded again"))
-    assert script.main(command) == 0
-
-
-def test_the_script_never_overwrites_another_upcycle(
-    script: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    command = [str(make_folder(tmp_path / "dense")), str(tmp_path / "out")]
-    assert script.main(command) == 0
-    assert script.main([*command, "--seed", "1"]) == 2
-    assert "holds something else (differs in seed)" in caplog.text
-
-
-def test_the_script_refuses_and_removes_a_checkpoint_with_other_logits(
-    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    source = make_folder(tmp_path / "dense")
-    monkeypatch.setattr(script, "max_logit_difference", lambda *_: float("nan"))
-    assert script.main([str(source), str(tmp_path / "out")]) == 2
-    assert "logits nan away" in caplog.text
-    assert [path.name for path in tmp_path.iterdir()] == ["dense"]
-
-
-def no_file(folder: Path) -> list[str]:
-    return [str(folder / "missing.whl")]
-
-
-def no_gguf(folder: Path) -> list[str]:
-    return [str(make_zip(folder / "model.whl", **{"pkg/__init__.py": b""}))]
-
-
-def no_llama(folder: Path) -> list[str]:
-    (folder / "dense").mkdir()
-    (folder / "dense" / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    return [str(folder / "dense")]
-
-
-def too_many_routed(folder: Path) -> list[str]:
-    return [str(make_folder(folder / "dense")), "--num-experts-per-tok", "9"]
-
-
-@pytest.mark.parametrize(
-    ("bad_input", "message"),
-    [
-        (no_file, "source: nothing at"),
-        (no_gguf, "got 0 .gguf files"),
-        (no_llama, "got model_type 'gpt2'"),
-        (too_many_routed, "num_experts_per_tok: got 9 with num_experts 8"),
-    ],
-)
-def test_the_script_answers_bad_input_with_one_line_and_status_2(
-    script: ModuleType,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-    bad_input: Callable[[Path], list[str]],
-    message: str,
-) -> None:
-    source, *options = bad_input(tmp_path)
-    assert script.main([source, str(tmp_path / "out"), *options]) == 2
-    errors = [record.getMessage() for record in caplog.records if record.name == "moe_ray.upcycle"]
-    assert len(errors) == 1
-    assert message in errors[0]
-    assert "\n" not in errors[0]
-    assert not (tmp_path / "out").exists()

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from moe_ray.config.run import ClusterConfig
-from moe_ray.errors import InputError
+from moe_ray.config.cluster import ClusterConfig
+from moe_ray.errors import InputError, MoeRayError
 from moe_ray.storage.folder import Folder
 
 logger = logging.getLogger(__name__)
@@ -90,6 +90,22 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def result_of(reference: Any) -> Any:
+    """What a remote call returned.
+
+    Raises:
+        MoeRayError: one that was raised there, as it was, without Ray's account of where.
+    """
+    import ray
+
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, MoeRayError):
+            raise error.cause from None
+        raise
 
 
 def require_cpus(wanted: int, what: str) -> None:

@@ -36,6 +36,7 @@ from moe_ray.routing.counts import RoutingCounts, concat_counts
 from moe_ray.routing.crash_markers import Attempt
 from moe_ray.routing.encode_example import Encoded, encode_example
 from moe_ray.routing.token_budget import TokenBudget, padded_tokens
+from moe_ray.run_directory import CAPTURE, PROMPTS
 from moe_ray.storage.fingerprint import content_hash
 from moe_ray.storage.folder import Folder
 
@@ -46,11 +47,10 @@ Columns = dict[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class CaptureJob:
-    """What every actor needs to know; plain values and URLs.
+    """What every actor needs to know; plain values.
 
     Attributes:
-        batches_url: folder of the stored batches.
-        out_url: folder of the capture, with `counts`, `responses`, `rejected` and `attempts` inside.
+        run_url: the run directory.
         session: names this run of the program.
         seed: of sampled responses.
         seconds_per_part: a window that takes longer is written in several parts, so that less is lost with a process.
@@ -58,8 +58,7 @@ class CaptureJob:
 
     model: ModelConfig
     config: CaptureConfig
-    batches_url: str
-    out_url: str
+    run_url: str
     session: str
     seed: int = 0
     seconds_per_part: float = 20.0
@@ -74,7 +73,8 @@ class CaptureActor:
     def __init__(self, job: CaptureJob) -> None:
         self.job = job
         self.holder = self.load()
-        self.batches, out = Folder.open(job.batches_url), Folder.open(job.out_url)
+        run = Folder.open(job.run_url)
+        self.batches, out = run.sub(PROMPTS), run.sub(CAPTURE)
         self.parts, self.texts = out.sub("counts"), out.sub("responses")
         self.rejects, self.shortened, self.attempts = out.sub("rejected"), out.sub("shortened"), out.sub("attempts")
         self.budget = TokenBudget(job.config.tokens_per_forward)

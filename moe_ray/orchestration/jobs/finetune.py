@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import ray.train
@@ -19,7 +18,7 @@ from ray.train.torch import TorchTrainer
 
 from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.config.model import ModelConfig
-from moe_ray.finetuning.adapter import ADAPTER_FILES
+from moe_ray.finetuning.adapter_files import copy_adapter, local_adapter
 from moe_ray.finetuning.checkpoint import save_checkpoint
 from moe_ray.finetuning.fine_tune import FineTuned, continue_fine_tuning, fine_tune
 from moe_ray.finetuning.history import HISTORY, read_history, write_history
@@ -28,8 +27,8 @@ from moe_ray.finetuning.trainer import MaskedTrainer
 from moe_ray.identification.mask_files import read_masks
 from moe_ray.orchestration.cluster.model_process import ModelHolder
 from moe_ray.orchestration.cluster.session import arrow_filesystem, require_cpus
-from moe_ray.prompts.example_tables import frame_to_batches, row_to_example
-from moe_ray.prompts.quarantine import read_training_examples
+from moe_ray.prompts.example_tables import frame_to_batches
+from moe_ray.run_directory import FINETUNE, IDENTIFY, RunDirectory
 from moe_ray.storage.folder import Folder
 
 logger = logging.getLogger(__name__)
@@ -40,35 +39,43 @@ _SECONDS_BETWEEN_SAVES = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineTuneJob:
-    """What every worker needs to know; plain values and URLs.
+class FinetuneJob:
+    """What every worker needs to know; plain values.
 
-    `start_url` is the folder of learned experts to go on from (empty = the base model); `batch_weights` multiplies the
-    gradients of the batches it names.
+    Attributes:
+        model: the base model.
+        config: hyperparameters and workers.
+        seed: of the batch order.
+        run_url: the run directory.
+        out: its folder that gets the learned experts and the history.
+        masks: its folder with the batches' masks.
+        start: its folder with learned experts to go on from; empty = the base model.
+        batch_weights: what the steps of the batches that it names are multiplied by.
     """
 
     model: ModelConfig
     config: FinetuneConfig
     seed: int
-    batches_url: str
-    masks_url: str
-    out_url: str
-    base: str
-    start_url: str = ""
+    run_url: str
+    out: str = FINETUNE
+    masks: str = IDENTIFY
+    start: str = ""
     batch_weights: Mapping[int, float] = field(default_factory=dict)
-    routing_url: str | None = None
-    """Folder with the quarantined examples, which are not trained on; None = there are none."""
+
+    def folder(self) -> Folder:
+        """Where the output goes."""
+        return Folder.open(self.run_url).sub(self.out)
 
 
-def finetune(job: FineTuneJob) -> dict[str, Any]:
-    """Trains, writes the adapter and the history to `job.out_url`, and returns the numbers of `FineTuned`.
+def finetune(job: FinetuneJob) -> dict[str, Any]:
+    """Trains, writes the adapter and the history to `job.out`, and returns the numbers of `FineTuned`.
 
     A job that was killed is resumed from its last checkpoint when it is started again.
     """
     if job.config.num_workers == 0:
         return _run_worker(job, rank=0, world_size=1, resume_from=None, report=None)
     require_cpus(job.config.num_workers + 1, "fine-tuning")
-    out = Folder.open(job.out_url)
+    out = job.folder()
     trainer = TorchTrainer(
         _worker_loop,
         train_loop_config={"job": job},
@@ -122,7 +129,7 @@ def _worker_loop(loop_config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run_worker(
-    job: FineTuneJob,
+    job: FinetuneJob,
     *,
     rank: int,
     world_size: int,
@@ -130,11 +137,10 @@ def _run_worker(
     report: Callable[[MaskedTrainer], None] | None,
 ) -> dict[str, Any]:
     holder = ModelHolder(job.model, world_size)
-    prepared = Folder.open(job.batches_url)
-    routing = None if job.routing_url is None else Folder.open(job.routing_url)
-    batches = frame_to_batches(read_training_examples(prepared, routing))
-    watched = prepared.read_table("validation.parquet").to_pylist() if job.config.patience else []
-    out, masks = Folder.open(job.out_url), read_masks(Folder.open(job.masks_url))
+    run, out = RunDirectory.open(job.run_url), job.folder()
+    batches = frame_to_batches(run.training_examples)
+    watched = run.validation_examples if job.config.patience else []
+    masks = read_masks(run.sub(job.masks))
     history = _History(out, resumed=resume_from is not None)
 
     def after_step(trainer: MaskedTrainer, step: StepReport) -> None:
@@ -157,25 +163,23 @@ def _run_worker(
             config=job.config,
             seed=job.seed,
             adapter=adapter,
-            base=job.base,
+            base=job.model.path,
             rank=rank,
             world_size=world_size,
             resume_from=resume_from,
-            validation=[row_to_example(row) for row in watched],
+            validation=watched,
             batch_weights=job.batch_weights,
             after_step=after_step,
         )
 
-    with tempfile.TemporaryDirectory() as start, tempfile.TemporaryDirectory() as adapter:
-        if job.start_url:
-            for name in ADAPTER_FILES:
-                Path(start, name).write_bytes(Folder.open(job.start_url).read_bytes(name))
-            outcome = continue_fine_tuning(holder.model, start, adapter, masks, tune, saves=rank == 0)
+    with tempfile.TemporaryDirectory() as adapter:
+        if job.start:
+            with local_adapter(run.sub(job.start)) as start:
+                outcome = continue_fine_tuning(holder.model, start, adapter, masks, tune, saves=rank == 0)
         else:
             outcome = tune(adapter)
         if rank == 0:
-            for name in ADAPTER_FILES:
-                out.write_bytes(name, Path(adapter, name).read_bytes())
+            copy_adapter(Folder.open(adapter), out)
     if rank == 0:
         history.save()
     return _plain(outcome)

@@ -13,7 +13,7 @@ import requests
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from moe_ray.config.run import TrackingConfig
+from moe_ray.config.tracking import TrackingConfig
 from moe_ray.errors import InputError
 from moe_ray.orchestration.tracking.outbox import Item, Outbox, Refused, Unreachable
 from moe_ray.storage.folder import Folder

@@ -16,8 +16,8 @@ import pandas as pd
 import requests
 from mlflow.exceptions import MlflowException
 
-from moe_ray.config.run import TrackingConfig
-from moe_ray.errors import InputError
+from moe_ray.config.tracking import TrackingConfig
+from moe_ray.errors import OutsideFailed
 from moe_ray.orchestration.tracking.mlflow_connection import _Connection
 from moe_ray.orchestration.tracking.outbox import SPOOL
 from moe_ray.storage.fingerprint import content_hash
@@ -143,7 +143,7 @@ class MlflowTracker(Tracker):
         settings: dotted settings as text, logged as parameters.
 
     Raises:
-        InputError: the tracking server does not answer now, before any work was done.
+        OutsideFailed: the tracking server does not answer now, before any work was done.
     """
 
     def __init__(
@@ -159,7 +159,9 @@ class MlflowTracker(Tracker):
                 connection.outbox.flush()
             super().__init__(connection, self._resume_or_create(connection, run_name, previous))
         except (MlflowException, requests.RequestException) as error:
-            raise InputError(f"MLflow at {self.uri} does not work: {error}; check tracking.uri") from error
+            raise OutsideFailed(
+                f"MLflow at {self.uri} does not work: {error}; start it, or check tracking.uri"
+            ) from error
         self._record("RUNNING")
         if settings:
             self.log_params(settings)

@@ -1,0 +1,1 @@
+"""Models and tokenizers: where the experts are, token ids, losses and generation."""
