@@ -30,16 +30,13 @@ USUAL_ALPHA = 0.05
 """Level at which reports speak of certainty while `identify.alpha` is off."""
 
 
-def identify(
-    counts: RoutingCounts, config: IdentifyConfig, *, seed: int = 0, pairs: npt.ArrayLike | None = None
-) -> pd.DataFrame:
+def identify(counts: RoutingCounts, config: IdentifyConfig, *, seed: int = 0) -> pd.DataFrame:
     """The risk table: a row per batch, layer and expert, ordered so.
 
     Args:
         counts: of any number of batches, rows in any order; `pair` and `weights_NLE` are used where the counts have them.
         config: weighting, roles, and how many relabellings and resamples.
         seed: of drawn relabellings and resamples.
-        pairs: per row of `counts`, text that the examples of a pair share; empty or None for single examples.
 
     Returns:
         the columns of `activation_rates`; `risk_diff_prompt`, the difference of mean rates with equal weight per prompt;
@@ -55,7 +52,7 @@ def identify(
         InputError: there are no rows in these roles, a batch lacks a label, or the weighting needs weights that were not
             captured.
     """
-    batches = example_counts(counts, roles=config.roles, pairs=pairs)
+    batches = example_counts(counts, roles=config.roles)
     return pd.concat([_identify(batch, counts.layers, config, seed) for batch in batches], ignore_index=True)
 
 

@@ -51,20 +51,16 @@ class ExampleCounts:
         return f"ExampleCounts(batch {self.batch_idx}, {labels}, {num_experts} experts)"
 
 
-def example_counts(
-    counts: RoutingCounts, *, roles: Sequence[str] = ("prompt",), pairs: npt.ArrayLike | None = None
-) -> Iterator[ExampleCounts]:
+def example_counts(counts: RoutingCounts, *, roles: Sequence[str] = ("prompt",)) -> Iterator[ExampleCounts]:
     """Yields every batch's counts, ascending by `batch_idx`, the rows of an example's roles added up.
 
     Args:
         counts: routing counts, in any row order; their `pair` (N,) and `weights_NLE` (N, L, E) are used where present.
         roles: which tokens count: `prompt`, `response` or both.
-        pairs: one entry per row of `counts`, equal on the examples of a pair, empty or None for single examples.
 
     Raises:
         InputError: there is no row in these roles, a label is unknown, or a batch has no token of one label.
     """
-    pairs = counts.pair if pairs is None else pairs
     rows = np.flatnonzero(np.isin(counts.role.astype(str), list(roles)) & (counts.num_tokens > 0))
     if not len(rows):
         raise InputError(
@@ -74,7 +70,7 @@ def example_counts(
     rows = rows[np.lexsort((counts.in_batch_idx[rows], counts.batch_idx[rows]))]
     starts = np.flatnonzero(np.diff(counts.batch_idx[rows], prepend=counts.batch_idx[rows[0]] - 1))
     for batch_rows in np.split(rows, starts[1:]):
-        yield _examples_of(counts, batch_rows, None if pairs is None else np.asarray(pairs, dtype=object))
+        yield _examples_of(counts, batch_rows)
 
 
 def batches_with_both_labels(counts: RoutingCounts, roles: Sequence[str]) -> tuple[list[int], list[int]]:
@@ -87,9 +83,7 @@ def batches_with_both_labels(counts: RoutingCounts, roles: Sequence[str]) -> tup
     return whole, sorted(labels_of.keys() - set(whole))
 
 
-def _examples_of(
-    counts: RoutingCounts, rows: npt.NDArray[np.int64], pairs: npt.NDArray[np.object_] | None
-) -> ExampleCounts:
+def _examples_of(counts: RoutingCounts, rows: npt.NDArray[np.int64]) -> ExampleCounts:
     """The given rows, sorted by `in_batch_idx`, as one batch."""
     positions = counts.in_batch_idx[rows]
     firsts = np.flatnonzero(np.diff(positions, prepend=positions[0] - 1))
@@ -101,7 +95,7 @@ def _examples_of(
         tokens_N=np.add.reduceat(counts.num_tokens[rows], firsts).astype(np.int64),
         counts_NX=_add_rows(counts.counts_NLE, rows, firsts, np.int64),
         weights_NX=None if weights is None else _add_rows(weights, rows, firsts, np.float64),
-        pairs_N=None if pairs is None else pairs[heads],
+        pairs_N=None if counts.pair is None else counts.pair[heads],
     )
     safe_tokens = int(batch.tokens_N[~batch.is_unsafe_N].sum())
     unsafe_tokens = int(batch.tokens_N[batch.is_unsafe_N].sum())

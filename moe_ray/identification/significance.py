@@ -159,5 +159,5 @@ def _largest(values_RX: Reals, top_k: int) -> npt.NDArray[np.bool_]:
     # Values that rounding has split are one tie. Taken as they are, which of two equal experts is selected would hang on the
     # processor, and a row could hold more than top_k or fewer.
     tied_RX = np.abs(values_RX - last_R1) <= _SAME
-    places_left_R1 = top_k - above_RX.sum(axis=1, keepdims=True)
-    return np.asarray(above_RX | (tied_RX & (np.cumsum(tied_RX, axis=1) <= places_left_R1)))
+    still_free_R1 = top_k - above_RX.sum(axis=1, keepdims=True)
+    return np.asarray(above_RX | (tied_RX & (np.cumsum(tied_RX, axis=1) <= still_free_R1)))

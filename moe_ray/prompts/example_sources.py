@@ -37,13 +37,13 @@ class Record(NamedTuple):
     Attributes:
         source: what the ids of its examples begin with, such as a file's stem.
         number: of the row in its source: a line counted from 1, or a table's row counted from 0.
-        place: source and number as people look them up: `prompts.jsonl:3`, `DataFrame row 3`.
+        location: source and number as people look them up: `prompts.jsonl:3`, `DataFrame row 3`.
         fields: its values by name.
     """
 
     source: str
     number: int
-    place: str
+    location: str
     fields: dict[str, Any]
 
 

@@ -87,7 +87,7 @@ def read_examples(source: Source, *, paired_records: PairedRecords = "pair") -> 
             unsafe; `goal` or `attack`, only that text, labelled unsafe.
 
     Raises:
-        InputError: a file is missing or unreadable, or rows are wrong; every wrong row is named with its place and field.
+        InputError: a file is missing or unreadable, or rows are wrong; every wrong row is named with its location and field.
     """
     examples: list[Example] = []
     faults: list[str] = []
@@ -95,7 +95,7 @@ def read_examples(source: Source, *, paired_records: PairedRecords = "pair") -> 
         try:
             examples += _to_examples(record, paired_records)
         except _Fault as fault:
-            faults.append(f"{record.place}: {fault}")
+            faults.append(f"{record.location}: {fault}")
     faults += _duplicate_ids(examples)
     if faults:
         shown = "\n  ".join(faults[:_MAX_FAULTS_SHOWN])

@@ -40,7 +40,7 @@ def rejected_row(example: Mapping[str, Any], rejected: Rejected) -> dict[str, An
 
 
 def quarantine_frame(rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> pd.DataFrame:
-    """Rows of `rejected_row` as a table with fixed types, ordered by batch and place, each example once."""
+    """Rows of `rejected_row` as a table with fixed types, ordered by batch and position, each example once."""
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     types = {name: "int64" if name.endswith("_idx") else "object" for name in COLUMNS}
     keys = ["batch_idx", "in_batch_idx"]
@@ -64,9 +64,9 @@ def training_examples(examples: pd.DataFrame, quarantined: pd.DataFrame, truncat
         quarantined: the capture's quarantine table.
         truncated: the same of examples that were cut.
     """
-    kept = without_quarantined(examples, quarantined)
-    no_target = kept[kept["target"].isna()]
+    usable = without_quarantined(examples, quarantined)
+    no_target = usable[usable["target"].isna()]
     if no_target.empty:
-        return kept
+        return usable
     cut = no_target[~no_target.index.isin(without_quarantined(no_target, truncated).index)]
-    return kept.drop(index=cut.index)
+    return usable.drop(index=cut.index)

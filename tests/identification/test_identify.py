@@ -78,7 +78,7 @@ def test_activation_weighting_without_weights_is_an_error() -> None:
 def test_pairs_restrict_the_relabellings() -> None:
     counts = planted_counts(1)
     pairs = np.array([f"pair {i % 8}" for i in range(16)], dtype=object)
-    paired = identify(counts, IdentifyConfig(), pairs=pairs)
+    paired = identify(replace(counts, pair=pairs), IdentifyConfig())
     assert paired["p"].min() >= 1 / 256
     np.testing.assert_allclose(paired["p"] * 256, np.round(paired["p"] * 256), atol=1e-9)
     assert identify(counts, IdentifyConfig())["p"].min() < 1 / 256
