@@ -16,7 +16,7 @@ DTYPES = ("float32", "bfloat16")
 """Types that `upcycle` can write weights in."""
 
 QUESTIONS = {
-    "certainty": "Which batches' selections can be told from noise.",
+    "certainty": "In which batches the selection is significant.",
     "categories": "Which experts answer for a category.",
     "shared": "Which experts belong to several categories.",
     "overlap": "How alike the batches' masks are, corrected for chance.",

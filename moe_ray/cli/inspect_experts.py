@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def show_certainty(run: RunDirectory, args: argparse.Namespace) -> None:
-    """Which batches' selections can be told from noise."""
+    """In which batches the selection is significant."""
     certainty = certainty_per_batch(run.risk, run.masks, run.identify_config)
     head, *sentences = certainty_in_words(certainty, run.identify_config)
     print(head)

@@ -98,7 +98,7 @@ def _nothing_selected(risk: pd.DataFrame, config: IdentifyConfig, num_batches: i
     return (
         f"no expert of any of {num_batches} batches passes identify.alpha={config.alpha} ({config.correction}) and "
         f"identify.stability={config.stability}; the smallest corrected p is {risk['p_maxt'].min():.3g}, so at this "
-        "number of prompts the selection cannot be told from noise; use more prompts a batch "
+        "number of prompts no selected expert is significant; use more prompts a batch "
         "(prompts.safe_per_batch, prompts.unsafe_per_batch), or set identify.alpha=0 and identify.stability=0"
     )
 

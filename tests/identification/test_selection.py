@@ -221,7 +221,7 @@ def test_every_rule_names_its_source() -> None:
 
 
 def test_a_filter_that_leaves_nothing_says_so() -> None:
-    with pytest.raises(InputError, match=r"passes identify\.alpha=0\.001 .*cannot be told from noise"):
+    with pytest.raises(InputError, match=r"passes identify\.alpha=0\.001 .*no selected expert is significant"):
         select(RISK, IdentifyConfig(alpha=0.001))
 
 
