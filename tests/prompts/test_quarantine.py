@@ -9,7 +9,6 @@ from moe_ray.prompts.quarantine import (
     training_examples,
     without_quarantined,
 )
-from moe_ray.report.run_text import describe_capture
 
 
 def test_a_batch_goes_on_without_its_quarantined_examples():
@@ -30,10 +29,3 @@ def test_training_leaves_out_what_is_in_quarantine_and_what_was_cut_and_could_no
     assert training_examples(examples, quarantined, truncated)["id"].tolist() == ["1", "3"]
     nothing = quarantine_frame([])
     assert training_examples(examples, nothing, nothing)["id"].tolist() == ["0", "1", "2", "3"]
-
-
-def test_the_number_of_quarantined_examples_is_said():
-    notes = {"tokens": 1000, "examples": 50, "quarantined": 2, "truncated": 0, "padding_share": 0.05}
-    said = describe_capture({**notes, "reasons": {TOO_LONG: 2}})
-    assert "1,000 tokens of 48 examples" in said
-    assert "2 examples in quarantine (2 too_long)" in said
