@@ -35,7 +35,8 @@ from moe_ray.finetuning.adapter_files import HEADER
 from moe_ray.finetuning.history import HISTORY, read_history
 from moe_ray.identification.mask_files import MASKS, read_masks
 from moe_ray.identification.overlap import categories_of_batches, expert_categories
-from moe_ray.prompts.example_tables import BATCHES, row_to_example
+from moe_ray.prompts.example_rows import row_to_example
+from moe_ray.prompts.example_tables import BATCHES
 from moe_ray.prompts.examples import Example
 from moe_ray.prompts.quarantine import QUARANTINE, TRUNCATED, training_examples, without_quarantined
 from moe_ray.routing.count_store import parts_info, read_counts, read_lengths

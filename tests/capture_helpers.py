@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from counting_alone import count_batches
 
 from moe_ray.config.capture import CaptureConfig
 from moe_ray.config.cluster import ClusterConfig
@@ -19,7 +20,6 @@ from moe_ray.orchestration.cluster.session import ray_session
 from moe_ray.orchestration.jobs.capture import capture
 from moe_ray.orchestration.jobs.capture_actor import CaptureActor
 from moe_ray.prompts.example_tables import BATCHES, ROWS_PER_GROUP, frame_to_batches
-from moe_ray.routing.capture import count_batches
 from moe_ray.run_directory import RunDirectory
 from moe_ray.storage.folder import Folder
 

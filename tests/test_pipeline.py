@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from counting_alone import count_batches
 from families import build, hooks_left, state_of
 from word_tokenizer import TEMPLATE, make_tokenizer
 
@@ -30,7 +31,6 @@ from moe_ray.prompts.batches import assemble_batches
 from moe_ray.prompts.example_tables import batches_to_frame, examples_to_frame
 from moe_ray.prompts.neutral_texts import neutral_texts
 from moe_ray.prompts.splits import split_examples
-from moe_ray.routing.capture import count_batches
 from moe_ray.run_directory import open_run
 
 UNSAFE, SAFE = ("how", "thanks"), ("are", "you", "fine")

@@ -8,8 +8,7 @@ from typing import Any, cast
 import pandas as pd
 
 from moe_ray.prompts.batches import MIXED, Batch
-from moe_ray.prompts.example_rows import example_to_row as example_to_row
-from moe_ray.prompts.example_rows import row_to_example as row_to_example
+from moe_ray.prompts.example_rows import example_to_row, row_to_example
 from moe_ray.prompts.examples import Example
 
 

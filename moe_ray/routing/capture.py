@@ -17,15 +17,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from moe_ray.errors import NotFinite
 from moe_ray.models.moe_layers import MoELayers
-from moe_ray.models.tokenization import PROMPT, RESPONSE, TokenizedRow, encode_row, pad_rows, pad_token_id
-from moe_ray.prompts.batches import Batch
+from moe_ray.models.tokenization import PROMPT, RESPONSE, TokenizedRow, pad_rows
 from moe_ray.prompts.examples import Example
-from moe_ray.routing.counter import RoutingCounter, counting
-from moe_ray.routing.counts import ROLES, RoutingCounts, concat_counts
+from moe_ray.routing.counter import RoutingCounter
+from moe_ray.routing.counts import ROLES, RoutingCounts
 
 
 class PlacedRow(NamedTuple):
@@ -75,58 +74,6 @@ def count_rows(
         counter.stop()
     num_tokens = torch.stack([(padded.roles_BS == role).sum(dim=1) for role in (PROMPT, RESPONSE)], dim=1)
     return counts.numpy(), num_tokens.cpu().numpy()
-
-
-def count_batches(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    batches: Sequence[Batch],
-    *,
-    rows_per_forward: int = 32,
-    weights: bool = False,
-    ids: bool = False,
-    template_tokens: bool = True,
-) -> RoutingCounts:
-    """Routing counts of every example of the batches: one row for its prompt, one for its response if it has one.
-
-    Args:
-        model: a causal language model; its training mode is restored afterwards.
-        tokenizer: its tokenizer; the chat template is applied where there is one.
-        batches: from `assemble_batches`.
-        rows_per_forward: examples in one forward pass; changes memory and speed, not the counts.
-        weights: also sum the weights that tokens are routed with.
-        ids: also keep which experts each token was routed to.
-        template_tokens: count tokens of the chat template too; see `encode_row`.
-
-    Raises:
-        InputError: the model has no experts, or belongs to a family that cannot be captured; or as `encode_row`.
-    """
-    parts = []
-    with evaluating(model), counting(model, weights=weights, ids=ids) as counter:
-        for batch in batches:
-            rows = [
-                PlacedRow(batch.batch_idx, position, example, tokens)
-                for position, example in enumerate(batch.examples)
-                for tokens in [
-                    encode_row(tokenizer, example.messages, example.response, template_tokens=template_tokens)
-                ]
-            ]
-            for start in range(0, len(rows), rows_per_forward):
-                parts.append(
-                    count_placed(model, counter, rows[start : start + rows_per_forward], pad_token_id(tokenizer))
-                )
-    return concat_counts(parts)
-
-
-@contextmanager
-def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Dropout and router noise are off meanwhile."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 def count_placed(
@@ -189,3 +136,14 @@ def _array_of(arrays: Iterable[npt.NDArray[Any]]) -> npt.NDArray[np.object_]:
     for position, array in enumerate(listed):
         entries[position] = array
     return entries
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Dropout and router noise are off meanwhile."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

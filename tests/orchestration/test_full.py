@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from counting_alone import count_batches
 from judge_endpoint import endpoint
 from workflow import run_workflow
 
@@ -23,7 +24,6 @@ from moe_ray.identification.mask_files import read_masks
 from moe_ray.models.loading import load_model, load_tokenizer
 from moe_ray.models.moe_layers import find_moe_layers
 from moe_ray.prompts.example_tables import frame_to_batches
-from moe_ray.routing.capture import count_batches
 from moe_ray.routing.count_store import read_counts
 from moe_ray.run_directory import COUNTS
 from moe_ray.storage.folder import Folder
@@ -102,7 +102,7 @@ def test_actors_count_what_the_core_counts_in_one_process(finished, tiny_model_p
 
 def test_grouping_by_batch_gives_the_risk_table_of_the_core(finished):
     folder = Folder.open(str(finished))
-    expected = pipeline.identify(read_counts(folder.sub(COUNTS)), permutations=0, resamples=0).risk
+    expected = pipeline.identify(read_counts(folder.sub(COUNTS)), seed=0).risk
     got = folder.sub("identify").read_frame("risk_differences.parquet")
     pd.testing.assert_frame_equal(got[expected.columns], expected, check_dtype=False)
 

@@ -175,7 +175,7 @@ def test_the_winners_file_is_a_configuration_of_full_py_and_repeats_the_run(
     shutil.copytree(finished, tmp_path / "run")
     arguments = ["--config", str(finished / "sweep" / "winner.yaml"), f"run_dir={tmp_path / 'run'}"]
     assert run_workflow("evaluate", arguments) == 0
-    for stage in ("unsafe_experts", "experts", "evaluation_after"):
+    for stage in ("identify", "finetune", "evaluate/after/figures"):
         manifests = [Path(root, stage, "manifest.json").read_text() for root in (finished, tmp_path / "run")]
         assert manifests[0] == manifests[1]
 

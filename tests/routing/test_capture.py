@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from counting_alone import count_batches
 from families import (
     BIASED,
     FAMILIES,
@@ -25,7 +26,7 @@ from moe_ray.models.moe_layers import find_moe_layers
 from moe_ray.models.tokenization import TokenizedRow, pad_rows
 from moe_ray.prompts.batches import Batch
 from moe_ray.prompts.examples import Example
-from moe_ray.routing.capture import count_batches, count_rows, counts_from_forward
+from moe_ray.routing.capture import count_rows, counts_from_forward
 from moe_ray.routing.count_tables import counts_to_table, table_to_counts
 from moe_ray.routing.counter import counting
 from moe_ray.routing.counts import concat_counts

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from counting_alone import count_batches
 from families import build, hooks_left, shared
 from word_tokenizer import TEMPLATE, make_tokenizer
 
@@ -17,7 +18,6 @@ from moe_ray.models.generation import generate_responses
 from moe_ray.models.tokenization import TokenizedRow, encode_row
 from moe_ray.prompts.batches import Batch
 from moe_ray.prompts.examples import Example
-from moe_ray.routing.capture import count_batches
 from moe_ray.routing.capture_batches import capture_batches, with_response
 
 WORDS = ("how are you", "thanks", "fine thanks how", "you are fine how are you", "are", "fine fine fine fine")

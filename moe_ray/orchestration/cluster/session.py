@@ -127,24 +127,35 @@ def require_cpus(wanted: int, what: str) -> None:
 
 @contextmanager
 def resources_released(what: str, *, timeout_seconds: float = 60.0) -> Iterator[None]:
-    """After this block, also after an error in it, the actors that it started have given back their GPUs and CPUs.
+    """After this block, also after an error of ours in it, the actors that it started have given back their GPUs and CPUs.
 
-    Ray ends actors some time after the work is done, and those of work that failed only when Python has collected the
-    error. A stage that asks for GPUs then waits, or for ever.
+    Ray ends actors some time after the work is done, and a stage that asks for GPUs would wait for them. Actors of work that
+    failed in Ray live as long as the error that tells of it, so nothing is waited for then.
     """
     import ray
 
     before = ray.available_resources()
     try:
         yield
-    finally:
-        gc.collect()
-        deadline = time.monotonic() + timeout_seconds
-        while missing := _missing(before, ray.available_resources()):
-            if time.monotonic() > deadline:
-                logger.warning("%s: %s not given back after %.0f s", what, ", ".join(missing), timeout_seconds)
-                break
-            time.sleep(0.05)
+    except ray.exceptions.RayError:
+        raise
+    except BaseException:
+        _wait_for(before, what, timeout_seconds)
+        raise
+    _wait_for(before, what, timeout_seconds)
+
+
+def _wait_for(before: dict[str, float], what: str, timeout_seconds: float) -> None:
+    """Waits until as many CPUs and GPUs are free as before."""
+    import ray
+
+    gc.collect()
+    deadline = time.monotonic() + timeout_seconds
+    while missing := _missing(before, ray.available_resources()):
+        if time.monotonic() > deadline:
+            logger.warning("%s: %s not given back after %.0f s", what, ", ".join(missing), timeout_seconds)
+            break
+        time.sleep(0.05)
 
 
 def _missing(before: dict[str, float], now: dict[str, float]) -> list[str]:

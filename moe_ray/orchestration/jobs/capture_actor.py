@@ -29,6 +29,7 @@ from moe_ray.orchestration.jobs.capture_window import Noted, StoredExample, Wind
 from moe_ray.prompts.example_tables import BATCHES
 from moe_ray.prompts.quarantine import PROCESS_DIED, Rejected, quarantine_frame, rejected_row
 from moe_ray.routing.capture import count_rows, counts_from_forward
+from moe_ray.routing.capture_batches import with_response
 from moe_ray.routing.count_store import keys_of, read_keys
 from moe_ray.routing.count_tables import counts_to_table
 from moe_ray.routing.counter import counting
@@ -192,7 +193,7 @@ class CaptureActor:
 
         for group, responses in self._in_budget(window, lengths, work):
             for index, response in zip(group, responses, strict=True):
-                window.rows[index] = _with_response(missing[index], response)
+                window.rows[index] = with_response(missing[index], response)
                 keys = {name: window.examples[index][name] for name in _COLUMNS[:3]}
                 window.responses[index] = {**keys, "response": response.text, "ended": response.ended}
 
@@ -257,16 +258,6 @@ class CaptureActor:
             table = counts_to_table(concat_counts(window.counted))
             self.parts.write_table(window.part_name(table.select(_COLUMNS[:2]).to_pandas()), table)
         window.counted, window.counted_rows, window.rejected, window.shortened = [], [], [], []
-
-
-def _with_response(row: TokenizedRow, response: Response) -> TokenizedRow:
-    """The row with a generated response, whose end token belongs to the chat template."""
-    if row.counted is None:
-        return TokenizedRow(row.prompt_ids, response.ids)
-    from_response = [True] * len(response.ids)
-    if response.ended:
-        from_response[-1] = False
-    return TokenizedRow(row.prompt_ids, response.ids, row.counted + from_response)
 
 
 def label_columns(examples: list[StoredExample]) -> dict[str, Any]:

@@ -13,11 +13,11 @@ from moe_ray.evaluation.judges import judge_identity
 from moe_ray.models.loading import context_length, load_tokenizer
 from moe_ray.orchestration.stages.answering import answered, judged
 from moe_ray.orchestration.stages.context import Context
+from moe_ray.prompts.example_rows import example_to_row
 from moe_ray.prompts.example_tables import (
     BATCHES,
     ROWS_PER_GROUP,
     batches_to_frame,
-    example_to_row,
     examples_to_frame,
 )
 from moe_ray.prompts.pair_filter import pair_counts, pair_outcomes, unanswered_pairs

@@ -28,7 +28,7 @@ from moe_ray.orchestration.stages.answering import answered, judged
 from moe_ray.orchestration.stages.context import Context
 from moe_ray.prompts.example_tables import frame_to_batches
 from moe_ray.report.study_text import describe_round
-from moe_ray.routing.capture import count_batches
+from moe_ray.routing.capture_batches import capture_batches
 from moe_ray.routing.count_tables import counts_to_table, table_to_counts
 from moe_ray.routing.counts import RoutingCounts
 from moe_ray.run_directory import FINETUNE, round_folder
@@ -175,10 +175,5 @@ class Rounds:
 
 def _count_with_adapter(model: ModelConfig, rows: pd.DataFrame, config: Config, adapter: str) -> RoutingCounts:
     holder = ModelHolder(model, 1, Folder.open(adapter))
-    return count_batches(
-        holder.model,
-        holder.tokenizer,
-        frame_to_batches(rows),
-        template_tokens=config.capture.template_tokens,
-        weights=config.capture.weights,
-    )
+    batches = frame_to_batches(rows)
+    return capture_batches(holder.model, holder.tokenizer, batches, config.capture, seed=config.seed)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 import pyarrow as pa
 import pytest
+import ray
 import ray.data
 
 from moe_ray.errors import InputError
@@ -51,12 +54,28 @@ def test_more_actors_than_a_local_ray_has_cpus_for_are_refused():
         pool.__enter__()
 
 
-def test_after_an_error_the_actors_are_gone():
+def test_after_an_error_of_ours_the_actors_are_gone():
     before = ray.available_resources()["CPU"]
-    blocks = blocks_of(pa.table({"row": ["text"]}), 1)
-    with (
-        pytest.raises(Exception, match="can't multiply"),
-        in_actors(blocks, Doubling, ("x",), what="doubling", num_actors=1) as pool,
-    ):
-        list(pool)
+    blocks = blocks_of(pa.table({"row": list(range(64))}), 1)
+
+    def stops_at_the_first_result():
+        with in_actors(blocks, Doubling, (2,), what="doubling", num_actors=1) as pool:
+            raise InputError(f"got {next(pool)['row']}")
+
+    with pytest.raises(InputError, match=r"got \["):
+        stops_at_the_first_result()
     assert ray.available_resources()["CPU"] == before
+
+
+def test_an_error_of_an_actor_is_not_waited_for():
+    # The error holds the actors until it is forgotten, so waiting for them would take the whole time limit.
+    blocks = blocks_of(pa.table({"row": ["text"]}), 1)
+    began = time.monotonic()
+
+    def fails():
+        with in_actors(blocks, Doubling, ("x",), what="doubling", num_actors=1) as pool:
+            list(pool)
+
+    with pytest.raises(ray.exceptions.RayError, match="can't multiply"):
+        fails()
+    assert time.monotonic() - began < 45

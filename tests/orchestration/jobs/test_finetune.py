@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from counting_alone import count_batches
 from safetensors.torch import load_file
 
 from moe_ray import pipeline
@@ -24,7 +25,6 @@ from moe_ray.prompts.batches import assemble_batches
 from moe_ray.prompts.example_tables import BATCHES, batches_to_frame
 from moe_ray.prompts.examples import records_to_examples
 from moe_ray.prompts.quarantine import QUARANTINE, TRUNCATED, quarantine_frame
-from moe_ray.routing.capture import count_batches
 from moe_ray.run_directory import CAPTURE, IDENTIFY, PROMPTS, RunDirectory
 from moe_ray.storage.folder import Folder
 
