@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_ray.config.io import describe_keys, load_config, with_settings
+from moe_ray.config.keys import ALIASES
 from moe_ray.config.run import Config
 from moe_ray.errors import InputError
 from moe_ray.upcycling.source import RECORD, existing
@@ -67,21 +68,23 @@ def split_words(words: Sequence[str]) -> tuple[str | None, list[str]]:
     Raises:
         InputError: more than one run directory, or a setting without a value.
     """
-    places = [word for word in words if "=" not in word]
+    run_dirs = [word for word in words if "=" not in word]
     overrides = [word for word in words if "=" in word]
     keys = [word.partition("=")[0] for word in overrides]
-    known = {key for key, *_ in describe_keys()}
-    for place in places:
-        if place in known:
-            raise InputError(f"{place}: a setting without a value; write {place}=VALUE")
-    if len(places) > 1:
-        raise InputError(f"got {places[0]!r} and {places[1]!r}, expected one run directory, and settings as KEY=VALUE")
-    if places and "run_dir" in keys:
-        raise InputError(f"the run directory is given twice, as {places[0]!r} and as run_dir=; leave one out")
+    known = {key for key, *_ in describe_keys()} | set(ALIASES)
+    for word in run_dirs:
+        if word in known:
+            raise InputError(f"{word}: a setting without a value; write {word}=VALUE")
+    if len(run_dirs) > 1:
+        raise InputError(
+            f"got {run_dirs[0]!r} and {run_dirs[1]!r}, expected one run directory, and settings as KEY=VALUE"
+        )
+    if run_dirs and "run_dir" in keys:
+        raise InputError(f"the run directory is given twice, as {run_dirs[0]!r} and as run_dir=; leave one out")
     for key, word in zip(keys, overrides, strict=True):
         if "/" in key:
             raise InputError(f"{word!r} is no setting; a run directory with = in its name is given as run_dir={word}")
-    return (places[0] if places else None), overrides
+    return (run_dirs[0] if run_dirs else None), overrides
 
 
 def absolute_run_dir(url: str) -> str:

@@ -54,9 +54,9 @@ def show_categories(run: RunDirectory, args: argparse.Namespace) -> None:
     if args.category is not None and args.category not in known:
         raise InputError(f"--category: got {args.category!r}, expected one of {', '.join(map(printable, known))}")
     for category in known if args.category is None else [args.category]:
-        own = run.by_category[run.by_category["category"] == category]
-        print(f"{printable(category)}: {len(own)} experts are unsafe in at least one of its batches")
-        show_table(own.drop(columns=["category", "layer", "expert"]), args.top)
+        experts = run.by_category[run.by_category["category"] == category]
+        print(f"{printable(category)}: {len(experts)} experts are unsafe in at least one of its batches")
+        show_table(experts.drop(columns=["category", "layer", "expert"]), args.top)
 
 
 def show_shared(run: RunDirectory, args: argparse.Namespace) -> None:

@@ -24,8 +24,8 @@ def config_schema() -> dict[str, Any]:
         group, _, name = key.name.rpartition(".")
         if group and group not in properties:
             properties[group] = _group(group)
-        place = properties[group]["properties"] if group else properties
-        place[name] = _setting(key)
+        parent = properties[group]["properties"] if group else properties
+        parent[name] = _setting(key)
     for group, key_name in GROUP_VALUES.items():
         properties[group] = {"anyOf": [properties[group], {"$ref": _reference(key_name)}]}
     for short, key_name in ALIASES.items():

@@ -44,8 +44,8 @@ class Evaluation:
 
     def __repr__(self) -> str:
         rates = {label: self.metrics[f"{label}_refusal_rate"]["value"] for label in ("unsafe", "safe")}
-        said = [f"{label} refused {rate:.0%}" for label, rate in rates.items() if rate is not None]
-        return f"Evaluation({', '.join([f'{len(self.answers)} answers', *said])})"
+        refused = [f"{label} refused {rate:.0%}" for label, rate in rates.items() if rate is not None]
+        return f"Evaluation({', '.join([f'{len(self.answers)} answers', *refused])})"
 
     def to_frame(self) -> pd.DataFrame:
         """The answers, a row each."""

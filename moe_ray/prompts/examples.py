@@ -57,8 +57,8 @@ class Example:
         if len(text) > _LONGEST_TEXT_SHOWN:
             text = text[: _LONGEST_TEXT_SHOWN - 1] + "…"
         # `ascii` escapes what prompts may carry to a terminal: control and bidirectional characters, line breaks.
-        said = ", ".join(filter(None, [self.label, self.category, ascii(text).replace("\\u2026", "…")]))
-        return f"Example({self.id!r}, {said})"
+        about = ", ".join(filter(None, [self.label, self.category, ascii(text).replace("\\u2026", "…")]))
+        return f"Example({self.id!r}, {about})"
 
 
 class _Shared(TypedDict):

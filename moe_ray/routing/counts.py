@@ -60,13 +60,13 @@ class RoutingCounts:
         examples = {*zip(self.batch_idx.tolist(), self.in_batch_idx.tolist(), strict=True)}
         num_layers, num_experts = self.counts_NLE.shape[1:]
         extras = [name for name, values in (("weights", self.weights_NLE), ("ids", self.ids)) if values is not None]
-        said = [
+        parts = [
             f"{len(examples)} examples in {len(set(self.batch_idx.tolist()))} batches",
             f"{int(self.num_tokens.sum())} tokens of {'+'.join(sorted(set(self.role)))}",
             f"{num_layers}x{num_experts}, {self.num_experts_per_tok} per token",
             *extras,
         ]
-        return f"RoutingCounts({', '.join(said)})"
+        return f"RoutingCounts({', '.join(parts)})"
 
     def to_frame(self) -> pd.DataFrame:
         """One row per example and role: `batch_idx, in_batch_idx, label, category, role, num_tokens`, `pair` if known.

@@ -120,7 +120,7 @@ def answer(
 
     Args:
         examples: rows with `INPUT_COLUMNS`.
-        job: model, sizes, places.
+        job: model, sizes, folders.
         what: what this is, for the progress bar.
         routing: `natural`, `masked` or `both`.
         neutral: plain texts whose loss is wanted.
@@ -128,24 +128,24 @@ def answer(
     parts = Folder.open(job.run_url).sub(job.parts)
     rows = rows_to_answer(examples, routing)[_COLUMNS]
     if neutral:
-        rows = pd.concat([rows, pd.DataFrame([_text_row(place, text) for place, text in enumerate(neutral)])])
+        rows = pd.concat([rows, pd.DataFrame([_text_row(index, text) for index, text in enumerate(neutral)])])
     todo = _not_done(rows, parts)
     if len(todo):
         _run(todo, job, what)
     return read_answers(parts)
 
 
-def _text_row(place: int, text: str) -> dict[str, Any]:
+def _text_row(index: int, text: str) -> dict[str, Any]:
     empty = dict.fromkeys(("label", "category", "messages"), "")
-    keys = {"id": str(place), "place": place, "routing": _NEUTRAL, "batch_idx": -1}
+    keys = {"id": str(index), "place": index, "routing": _NEUTRAL, "batch_idx": -1}
     return {**empty, **keys, "target": text, "target_complete": False, "pair": None}
 
 
 def _not_done(rows: pd.DataFrame, parts: Folder) -> pd.DataFrame:
     done = [parts.read_table(name).select(_KEYS).to_pandas() for name in _names(parts, "answers")]
     for name in _names(parts, _NEUTRAL):
-        places = parts.read_frame(name)["text"].astype(str)
-        done.append(pd.DataFrame({"routing": _NEUTRAL, "id": places}))
+        indices = parts.read_frame(name)["text"].astype(str)
+        done.append(pd.DataFrame({"routing": _NEUTRAL, "id": indices}))
     if not done:
         return rows
     return rows[~pd.MultiIndex.from_frame(rows[_KEYS]).isin(pd.MultiIndex.from_frame(pd.concat(done)))]

@@ -220,8 +220,8 @@ class CaptureActor:
         alone = [index for index in window.attempt.alone if index in lengths]
         for indices in [*([index] for index in alone), sorted(lengths.keys() - set(alone))]:
             noted = Noted(window.attempt, indices, work)
-            for places, outcome in self.budget.run([lengths[index] for index in indices], noted):
-                group = noted.indices_of(places)
+            for positions, outcome in self.budget.run([lengths[index] for index in indices], noted):
+                group = noted.indices_of(positions)
                 if isinstance(outcome, Rejected):
                     window.reject(group[0], outcome)
                 else:

@@ -178,8 +178,8 @@ def _per_batch(summary: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, Any]
     for batch, experts in summary["per_batch_unsafe_experts"].items():
         values: dict[str, Any] = {"batch/unsafe_experts": len(experts)}
         for when in WHENS:
-            own = _values(summary[when].get("per_batch", {}).get(batch, {}))
-            values |= {f"batch/{when}/{name}": value for name, value in own.items()}
+            figures = _values(summary[when].get("per_batch", {}).get(batch, {}))
+            values |= {f"batch/{when}/{name}": value for name, value in figures.items()}
         yield int(batch), values
 
 
@@ -213,9 +213,9 @@ def log_trials(tracker: Tracker, trials: pd.DataFrame, settings: Sequence[str], 
         known = {str(key): value for key, value in trial.items()}
         with tracker.child(
             f"trial {rank}", tags={"state": known["state"], "rank": rank, "message": known["message"]}
-        ) as own:
-            own.log_params({key: known[key] for key in settings})
-            own.log_metrics([(0, _numbers(known, settings))])
+        ) as nested:
+            nested.log_params({key: known[key] for key in settings})
+            nested.log_metrics([(0, _numbers(known, settings))])
     for name in (TRIALS, *pictures_of_heat_map(), WINNER):
         tracker.log_stored(folder, name, SWEEP)
 
@@ -224,8 +224,8 @@ def log_arms(tracker: Tracker, table: pd.DataFrame, folder: Folder) -> None:
     """A nested run for each arm of the comparison, and its table and verdict."""
     for arm in table.to_dict("records"):
         known = {str(key): value for key, value in arm.items()}
-        with tracker.child(f"baseline {known['arm']}") as own:
-            own.log_metrics([(0, _numbers(known, ()))])
+        with tracker.child(f"baseline {known['arm']}") as nested:
+            nested.log_metrics([(0, _numbers(known, ()))])
     for name in (COMPARISON, VERDICT):
         tracker.log_stored(folder, name, COMPARE)
 
