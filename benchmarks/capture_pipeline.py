@@ -45,7 +45,7 @@ from moe_ray.models.forward_groups import group_by_length
 from moe_ray.models.loading import load_model, load_tokenizer
 from moe_ray.models.tokenization import TokenizedRow, encode_row, pad_rows
 from moe_ray.orchestration.cluster.model_process import ModelHolder
-from moe_ray.orchestration.cluster.session import ray_session
+from moe_ray.orchestration.cluster.ray_session import ray_session
 from moe_ray.orchestration.jobs.capture import MAX_WINDOW, capture
 from moe_ray.orchestration.jobs.capture_actor import CaptureActor, label_columns
 from moe_ray.prompts.example_tables import BATCHES, ROWS_PER_GROUP

@@ -16,7 +16,7 @@ from moe_ray.config.capture import CaptureConfig
 from moe_ray.config.cluster import ClusterConfig
 from moe_ray.config.model import ModelConfig
 from moe_ray.models.loading import load_model, load_tokenizer
-from moe_ray.orchestration.cluster.session import ray_session
+from moe_ray.orchestration.cluster.ray_session import ray_session
 from moe_ray.orchestration.jobs.capture import capture
 from moe_ray.orchestration.jobs.capture_actor import CaptureActor
 from moe_ray.prompts.example_tables import BATCHES, ROWS_PER_GROUP, frame_to_batches

@@ -44,7 +44,7 @@ def untrained_model_path(tmp_path_factory) -> Path:
 def ray_cluster():
     """One local Ray for all tests that need it."""
     from moe_ray.config.cluster import ClusterConfig
-    from moe_ray.orchestration.cluster.session import ray_session
+    from moe_ray.orchestration.cluster.ray_session import ray_session
 
     os.environ.pop("RAY_ADDRESS", None)
     with ray_session(ClusterConfig(num_cpus=4)):

@@ -20,7 +20,7 @@ from moe_ray.config.capture import CaptureConfig
 from moe_ray.config.cluster import ClusterConfig
 from moe_ray.config.model import ModelConfig
 from moe_ray.errors import InputError
-from moe_ray.orchestration.cluster.session import check_reachable, ray_session
+from moe_ray.orchestration.cluster.ray_session import check_reachable, ray_session
 from moe_ray.orchestration.jobs.capture import capture
 from moe_ray.run_directory import CAPTURE, RunDirectory
 from moe_ray.storage.folder import Folder

@@ -48,7 +48,7 @@ def modules_of(package: str) -> list[str]:
 GROUND_FLOOR = [
     "moe_ray",
     "moe_ray.errors",
-    "moe_ray.messages",
+    "moe_ray.chat_messages",
     "moe_ray.experts",
     *modules_of("config"),
     *modules_of("storage"),

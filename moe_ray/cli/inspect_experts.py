@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from moe_ray.chat_messages import prompt_text
 from moe_ray.cli.arguments import QUESTIONS
 from moe_ray.errors import InputError
 from moe_ray.identification.confounds import confound_warnings, length_table, weighting_agreement
@@ -20,7 +21,6 @@ from moe_ray.identification.identify import certainty_per_batch
 from moe_ray.identification.overlap import batch_overlap, shared_experts, sweep_union
 from moe_ray.identification.pandas_export import export_pickle
 from moe_ray.identification.selection import RULES, select
-from moe_ray.messages import prompt_text
 from moe_ray.report.certainty_text import certainty_in_words
 from moe_ray.report.printable import printable
 from moe_ray.run_directory import RunDirectory, open_run

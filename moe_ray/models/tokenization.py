@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from moe_ray.chat_messages import Message
 from moe_ray.errors import InputError
-from moe_ray.messages import Message
 from moe_ray.models.template_spans import Span, content_spans
 
 IGNORED = -100

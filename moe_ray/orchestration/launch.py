@@ -37,7 +37,7 @@ def launch(config: Config, workflow: str) -> None:
     logger.info("run directory %s", directory.folder.url)
     directory.write_config(config)
     # Ray and MLflow take seconds to import, and are not needed to refuse anything above.
-    from moe_ray.orchestration.cluster.session import check_reachable, ray_session
+    from moe_ray.orchestration.cluster.ray_session import check_reachable, ray_session
     from moe_ray.orchestration.run import Run
     from moe_ray.orchestration.workflows import WORKFLOWS
 

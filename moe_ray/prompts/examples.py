@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, cast, get_args
 
+from moe_ray.chat_messages import Message, prompt_text
 from moe_ray.errors import InputError
-from moe_ray.messages import Message, prompt_text
 from moe_ray.prompts.example_sources import Record, Source, name_of, read_records
 
 Label = Literal["safe", "unsafe"]

@@ -9,11 +9,11 @@ from typing import cast
 import numpy as np
 import pandas as pd
 
+from moe_ray.chat_messages import prompt_text
 from moe_ray.config.identify import IdentifyConfig
 from moe_ray.experts import ExpertMasks
 from moe_ray.identification.confounds import confound_warnings, weighting_agreement
 from moe_ray.identification.identify import USUAL_ALPHA, certainty_per_batch
-from moe_ray.messages import prompt_text
 from moe_ray.report.format import significant_digits
 from moe_ray.report.printable import printable
 from moe_ray.routing.counts import RoutingCounts

@@ -409,7 +409,7 @@ def test_values_are_drawn_within_the_space(captured, tiny_model_path, tmp_path, 
 
 
 def test_what_needs_another_capture_is_refused_before_ray_starts(tiny_model_path, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("moe_ray.orchestration.cluster.session.ray_session", _must_not_be_called)
+    monkeypatch.setattr("moe_ray.orchestration.cluster.ray_session.ray_session", _must_not_be_called)
     arguments = settings(tiny_model_path, tmp_path / "run", "sweep.space={capture.weights: [true, false]}")
     assert run_workflow("sweep", arguments) == 2
     assert "needs another capture" in capsys.readouterr().err

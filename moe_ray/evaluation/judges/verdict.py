@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
-from moe_ray.messages import Message
+from moe_ray.chat_messages import Message
 
 
 class Conversation(NamedTuple):

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 
-from moe_ray.orchestration.cluster.session import require_cpus, resources_released
+from moe_ray.orchestration.cluster.ray_session import require_cpus, resources_released
 
 Columns = dict[str, np.ndarray[Any, Any]]
 

@@ -22,7 +22,7 @@ from moe_ray.config.run import Config
 from moe_ray.identification.mask_files import write_masks
 from moe_ray.orchestration.cluster.model_process import BaseModel
 from moe_ray.orchestration.cluster.progress import progress
-from moe_ray.orchestration.cluster.session import require_cpus, result_of
+from moe_ray.orchestration.cluster.ray_session import require_cpus, result_of
 from moe_ray.prompts.example_tables import frame_to_batches
 from moe_ray.run_directory import ANSWERS, RunDirectory
 from moe_ray.storage.folder import Folder

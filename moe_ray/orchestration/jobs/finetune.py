@@ -26,7 +26,7 @@ from moe_ray.finetuning.step_report import StepReport
 from moe_ray.finetuning.trainer import MaskedTrainer
 from moe_ray.identification.mask_files import read_masks
 from moe_ray.orchestration.cluster.model_process import ModelHolder
-from moe_ray.orchestration.cluster.session import arrow_filesystem, require_cpus
+from moe_ray.orchestration.cluster.ray_session import arrow_filesystem, require_cpus
 from moe_ray.prompts.example_tables import frame_to_batches
 from moe_ray.run_directory import FINETUNE, IDENTIFY, RunDirectory
 from moe_ray.storage.folder import Folder

@@ -18,7 +18,7 @@ import ray.data
 from moe_ray.config.identify import IdentifyConfig
 from moe_ray.errors import InputError
 from moe_ray.identification.identify import identify as identify_counts
-from moe_ray.orchestration.cluster.session import require_cpus
+from moe_ray.orchestration.cluster.ray_session import require_cpus
 from moe_ray.routing.count_store import batches_in_parts, parts_info, read_batches
 from moe_ray.run_directory import RunDirectory
 from moe_ray.storage.folder import Folder

@@ -19,7 +19,7 @@ from ray.tune.search import BasicVariantGenerator
 from moe_ray.config.io import to_yaml
 from moe_ray.config.run import Config
 from moe_ray.errors import InputError, OutsideFailed
-from moe_ray.orchestration.cluster.session import arrow_filesystem, require_cpus
+from moe_ray.orchestration.cluster.ray_session import arrow_filesystem, require_cpus
 from moe_ray.orchestration.jobs.sweep_trial import SweepJob, read_trials, sweep_trial
 from moe_ray.run_directory import HEAT_MAP, TRIALS, WINNER
 from moe_ray.storage.folder import Folder

@@ -22,7 +22,7 @@ from moe_ray.finetuning.adapter_files import adapter_digest, copy_adapter
 from moe_ray.finetuning.history import read_history, write_history
 from moe_ray.identification.mask_files import read_masks, write_masks
 from moe_ray.orchestration.cluster.model_process import ModelHolder
-from moe_ray.orchestration.cluster.session import result_of
+from moe_ray.orchestration.cluster.ray_session import result_of
 from moe_ray.orchestration.jobs.finetune import FinetuneJob, finetune
 from moe_ray.orchestration.stages.answering import answered, judged
 from moe_ray.orchestration.stages.context import Context

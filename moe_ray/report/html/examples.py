@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from moe_ray.messages import prompt_text
+from moe_ray.chat_messages import prompt_text
 from moe_ray.report.html.shortened import shortened_text, spread_evenly
 from moe_ray.report.printable import printable
 from moe_ray.run_directory import RunDirectory

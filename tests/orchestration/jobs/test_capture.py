@@ -33,7 +33,7 @@ from moe_ray.identification.mask_files import write_masks
 from moe_ray.models.generation import example_seed, generate_responses
 from moe_ray.models.loading import load_model, load_tokenizer
 from moe_ray.models.tokenization import TokenizedRow, encode_row
-from moe_ray.orchestration.cluster import session as cluster
+from moe_ray.orchestration.cluster import ray_session as cluster
 from moe_ray.orchestration.jobs.capture import capture, read_quarantine, read_responses
 from moe_ray.orchestration.jobs.finetune import FinetuneJob, finetune
 from moe_ray.orchestration.jobs.identify import identify
