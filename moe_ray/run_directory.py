@@ -15,11 +15,9 @@ read and write that form.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import fsspec
@@ -27,7 +25,7 @@ import numpy as np
 import pandas as pd
 
 from moe_ray.config.identify import IdentifyConfig
-from moe_ray.config.io import load_config, to_yaml
+from moe_ray.config.io import parse_config, to_yaml
 from moe_ray.config.run import Config
 from moe_ray.errors import InputError
 from moe_ray.experts import ExpertMasks
@@ -48,14 +46,8 @@ When = Literal["before", "after"]
 """Of the repair."""
 WHENS: tuple[When, ...] = ("before", "after")
 
-PROMPTS, CAPTURE, IDENTIFY, FINETUNE, SWEEP, COMPARE = (
-    "prompts",
-    "capture",
-    "identify",
-    "finetune",
-    "sweep",
-    "compare",
-)
+PROMPTS, CAPTURE, IDENTIFY = "prompts", "capture", "identify"
+FINETUNE, SWEEP, COMPARE = "finetune", "sweep", "compare"
 PAIRS, OWN_ANSWERS = "pairs", "own_answers"
 COUNTS = f"{CAPTURE}/counts"
 CONFIG, SUMMARY, REPORT = "config.yaml", "summary.json", "report.html"
@@ -148,9 +140,7 @@ class RunDirectory:
         """The run's configuration."""
         if not self.folder.exists(CONFIG):
             raise InputError(f"{self.folder.url} holds no {CONFIG}; give the directory of a run")
-        with tempfile.TemporaryDirectory() as local:
-            Path(local, CONFIG).write_bytes(self.folder.read_bytes(CONFIG))
-            return load_config(str(Path(local, CONFIG)))
+        return parse_config(self.folder.read_bytes(CONFIG).decode(), source=self.folder.file(CONFIG))
 
     @cached_property
     def identify_config(self) -> IdentifyConfig:
@@ -253,12 +243,8 @@ class RunDirectory:
     @cached_property
     def history(self) -> pd.DataFrame | None:
         """The training's steps, a row each; None = nothing was trained."""
-        steps = list(self._history())
+        steps = read_history(self.sub(FINETUNE)) if self.holds(FINETUNE, HISTORY) else []
         return pd.DataFrame(steps) if steps else None
-
-    def _history(self) -> Iterator[dict[str, Any]]:
-        if self.holds(FINETUNE, HISTORY):
-            yield from read_history(self.sub(FINETUNE))
 
     def answers(self, when: When) -> pd.DataFrame | None:
         """The judged held-out answers before or after the repair; None = they were not evaluated."""

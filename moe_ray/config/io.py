@@ -50,6 +50,18 @@ def load_config(path: str | None = None, overrides: Sequence[str] = ()) -> Confi
     return given.config()
 
 
+def parse_config(text: str, *, source: str) -> Config:
+    """The configuration of YAML text; `source` names it in errors.
+
+    Raises:
+        InputError: see `load_config`.
+    """
+    given = _Given()
+    tree, given.faults = _tree_of(text, source)
+    given.take(list(_leaves(tree)))
+    return given.config()
+
+
 def flatten(config: object, prefix: str = "") -> dict[str, Any]:
     """Dotted keys to plain values, in declaration order."""
     flat: dict[str, Any] = {}
@@ -221,12 +233,20 @@ def _read_yaml(path: str) -> tuple[dict[str, Any], list[str]]:
     if not Path(path).is_file():
         raise InputError(f"configuration file {path!r} does not exist; give the path of a YAML file")
     try:
-        loader = _Loader(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text: {error}; save it as UTF-8") from error
+    return _tree_of(text, path)
+
+
+def _tree_of(text: str, source: str) -> tuple[dict[str, Any], list[str]]:
+    try:
+        loader = _Loader(text)
         tree = loader.get_single_data()
     except yaml.YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {error}") from error
+        raise InputError(f"{source} is not valid YAML: {error}") from error
     if tree is None:
         return {}, []
     if not isinstance(tree, dict):
-        raise InputError(f"{path}: got a {type(tree).__name__}, expected a mapping of configuration keys")
+        raise InputError(f"{source}: got a {type(tree).__name__}, expected a mapping of configuration keys")
     return tree, loader.twice
