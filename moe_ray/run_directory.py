@@ -54,6 +54,7 @@ CONFIG, SUMMARY, REPORT = "config.yaml", "summary.json", "report.html"
 TEST, VALIDATION, LEFT_OUT = "test.parquet", "validation.parquet", "left_out.parquet"
 RISK, ANSWERS, PAIR_OUTCOMES = "risk_differences.parquet", "answers.parquet", "pairs.parquet"
 TRIALS, WINNER, HEAT_MAP = "trials.parquet", "winner.yaml", "heat_map"
+TRIAL_FOLDERS, RECORDS = "trials", "records"
 COMPARISON, VERDICT = "comparison.parquet", "verdict.json"
 
 
@@ -67,8 +68,8 @@ def figures_of(when: When) -> str:
     return f"evaluate/{when}/figures"
 
 
-def round_folder(number: int) -> str:
-    """The folder of a round of fine-tuning, from 1."""
+def round_folder(number: int | str) -> str:
+    """The folder of a round of fine-tuning, from 1; `*` for all."""
     return f"{FINETUNE}/round_{number}"
 
 
@@ -293,7 +294,11 @@ def open_run(url: str) -> RunDirectory:
     Raises:
         InputError: there is none.
     """
-    fs, path = fsspec.url_to_fs(url)
-    if not fs.exists(f"{path}/{CONFIG}"):
+    try:
+        fs, path = fsspec.url_to_fs(url)
+        is_there = fs.exists(f"{path}/{CONFIG}")
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(f"{url!r} cannot be opened: {error}; give the run_dir of a run") from error
+    if not is_there:
         raise InputError(f"{url!r} is not a run directory (no {CONFIG}); give the run_dir of a run")
     return RunDirectory.open(url)

@@ -1,4 +1,4 @@
-"""Holds per-batch masks against the baselines at equal budget: the same steps, rows and learning rate.
+"""Compares per-batch masks with the baselines at equal budget: the same steps, rows and learning rate.
 
 `moe-ray compare` is the same; `--help` explains every argument.
 """

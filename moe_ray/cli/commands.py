@@ -109,7 +109,7 @@ COMMANDS = {
     ),
     "compare": _workflow(
         _STUDIES,
-        "Holds per-batch masks against the baselines at equal budget: the same steps, rows and learning rate.",
+        "Compares per-batch masks with the baselines at equal budget: the same steps, rows and learning rate.",
         "compare",
         _BEFORE,
         ("runs/first", "all baselines"),

@@ -20,27 +20,27 @@ class ModelConfig(Section):
     path: str = setting(
         EMBEDDED,
         "checkpoint folder, or name on the Hugging Face hub; 'embedded' builds the tiny OLMoE that ships with moe-ray",
-        affects=("counts", "weights", "answers"),
+        affects=("targets", "counts", "weights", "answers"),
     )
     revision: str = setting(
         "main",
         "branch, tag or commit of a checkpoint from the hub; no effect on a folder",
-        affects=("counts", "weights", "answers"),
+        affects=("targets", "counts", "weights", "answers"),
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
         "auto",
         "number type that the weights are loaded in; auto = float32 on CPU, the checkpoint's own type on GPU",
-        affects=("counts", "weights", "answers"),
+        affects=("targets", "counts", "weights", "answers"),
     )
     experts_implementation: Literal["auto", "eager", "grouped_mm", "batched_mm"] = setting(
         "auto",
         "how transformers computes the experts; auto = eager on CPU, the library's default on GPU",
-        affects=("counts", "weights", "answers"),
+        affects=("targets", "counts", "weights", "answers"),
     )
     trust_remote_code: bool = setting(
         False,
         "run Python code that comes with the checkpoint; only for sources you trust",
-        affects=("counts", "weights", "answers"),
+        affects=("targets", "counts", "weights", "answers"),
     )
 
     def local_folder(self) -> Path | None:

@@ -24,6 +24,16 @@ def check_requests(config: Config) -> None:
     check_judge(config.evaluate)
     if config.sweep.run:
         read_space(config)
+    needs_weights = [
+        f"identify.{name}={value}"
+        for name, value, in_need in (
+            ("weighting", config.identify.weighting, "activation"),
+            ("rule", config.identify.rule, "esft_gate"),
+        )
+        if value == in_need
+    ]
+    if needs_weights and not config.capture.weights:
+        raise InputError(f"{needs_weights[0]} needs routed weights; set capture.weights=true")
     if config.compare.run and "esft_gate" in config.compare.names and not config.capture.weights:
         raise InputError("compare.names: esft_gate needs routed weights; set capture.weights=true, or leave it out")
 

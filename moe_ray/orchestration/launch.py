@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from moe_ray.config.fields import EMBEDDED
 from moe_ray.config.run import Config
+from moe_ray.errors import OutsideFailed
 from moe_ray.orchestration.inputs import check_requests, resolve_model
 from moe_ray.prompts.prompt_set import read_prompts
 from moe_ray.run_directory import RunDirectory
+from moe_ray.storage.folder import Folder
 
 logger = logging.getLogger(__name__)
 
@@ -44,10 +48,23 @@ def launch(config: Config, workflow: str) -> None:
     run = Run(config, model, prompts, directory)
     run.other_seconds["start"] = round(time.perf_counter() - started, 2)
     before_ray = time.perf_counter()
-    with ray_session(config.cluster):
+    with ray_session(config.cluster), _storage_failures_named(directory.folder):
         check_reachable(directory.folder)
         run.other_seconds["ray"] = round(time.perf_counter() - before_ray, 2)
         WORKFLOWS[workflow](run)
+
+
+@contextmanager
+def _storage_failures_named(folder: Folder) -> Iterator[None]:
+    """An error of remote storage is the outside's; one of a local disk may be a fault of ours and keeps its traceback."""
+    try:
+        yield
+    except OSError as error:
+        if "file" in folder.fs.protocol:
+            raise
+        raise OutsideFailed(
+            f"storage at {folder.url} failed: {error}; what was done is kept, run the same command again"
+        ) from error
 
 
 def _quieten_libraries() -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from moe_ray.errors import InputError
+from moe_ray.errors import InputError, OutsideFailed
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,18 @@ class Folder:
         """The folder at a local path or URL; made if missing.
 
         Raises:
-            InputError: it cannot be made or reached.
+            InputError: it cannot be made.
+            OutsideFailed: the storage does not answer.
         """
         try:
             fs, path = fsspec.url_to_fs(url)
             fs.makedirs(path, exist_ok=True)
-        except (OSError, ValueError, ImportError) as error:
+        except (ValueError, ImportError, PermissionError, FileExistsError, NotADirectoryError) as error:
             raise InputError(f"run_dir {url!r} cannot be opened: {error}; give a writable folder or URL") from error
+        except OSError as error:
+            if "://" not in url or url.startswith("file://"):
+                raise InputError(f"run_dir {url!r} cannot be opened: {error}; give a writable folder") from error
+            raise OutsideFailed(f"storage at {url} does not answer: {error}; try again later") from error
         return cls(url=str(fs.unstrip_protocol(path)), fs=fs, path=path)
 
     def sub(self, name: str) -> Folder:
@@ -58,8 +64,12 @@ class Folder:
         return bool(self.fs.exists(self.file(name)))
 
     def names(self) -> list[str]:
-        """Names of the files inside, sorted."""
-        return sorted(str(path).rpartition("/")[2] for path in self.fs.ls(self.path, detail=False))
+        """Names of the files and folders inside, sorted."""
+        try:
+            paths = self.fs.ls(self.path, detail=False)
+        except FileNotFoundError:  # an object store has no empty folders
+            return []
+        return sorted(str(path).rstrip("/").rpartition("/")[2] for path in paths)
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Writes a file so that readers see all of it or nothing."""
@@ -113,10 +123,16 @@ class Folder:
         return frame
 
     def delete(self) -> None:
-        """Removes the folder with everything inside."""
-        self.fs.rm(self.path, recursive=True)
+        """Removes the folder with everything inside, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.rm(self.path, recursive=True)
 
-    def clear(self) -> None:
-        """Removes everything inside."""
-        self.delete()
+    def clear(self, *, keeps: Sequence[str] = ()) -> None:
+        """Removes everything inside, but what has a name of these patterns, such as `round_*`."""
+        if keeps:
+            for name in self.names():
+                if not any(fnmatch.fnmatchcase(name, pattern) for pattern in keeps):
+                    self.fs.rm(self.file(name), recursive=True)
+        else:
+            self.delete()
         self.fs.makedirs(self.path, exist_ok=True)

@@ -42,11 +42,14 @@ class Stage:
         name: of the folder it writes, relative to the run directory or the stage it belongs to; may hold slashes.
         inputs: everything the output depends on, as plain values.
         work: makes the output.
+        keeps: patterns of folders inside that hold stages of their own; one that is begun anew leaves them, since they
+            are reused, or not, by their own inputs.
     """
 
     name: str
     inputs: Mapping[str, Any]
     work: Work = field(repr=False)
+    keeps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,16 +103,31 @@ def _changed_inputs(folder: Folder, marker: str, inputs: Mapping[str, Any]) -> t
     if not folder.exists(marker):
         return None
     stored = folder.read_json(marker)["inputs"]
-    wanted = json.loads(json.dumps(dict(inputs), default=str))
+    wanted = _plain(inputs)
     return tuple(sorted(key for key in stored.keys() | wanted.keys() if stored.get(key) != wanted.get(key)))
 
 
-def begin(folder: Folder, inputs: Mapping[str, Any]) -> Decision:
-    """Decides, and makes the folder ready for the work: empty and marked where it is begun anew, untouched otherwise."""
-    decision = decide(folder, inputs)
+def _plain(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs as they come back from a file."""
+    plain: dict[str, Any] = json.loads(json.dumps(dict(inputs)))
+    return plain
+
+
+def begin(folder: Folder, inputs: Mapping[str, Any], *, keeps: tuple[str, ...] = ()) -> Decision:
+    """Decides, and makes the folder ready for the work: empty and marked where it is begun anew, untouched otherwise.
+
+    Args:
+        folder: of the stage.
+        inputs: everything the output depends on.
+        keeps: as `Stage.keeps`.
+    """
+    plain, decision = _plain(inputs), decide(folder, inputs)
     if decision.action == "begin":
-        folder.clear()
-        folder.write_json(STARTED, {"inputs": dict(inputs)})
+        # The manifest goes first: whoever is killed in between must not leave it over a folder that lacks something.
+        for marker in (MANIFEST, STARTED):
+            folder.remove(marker)
+        folder.clear(keeps=keeps)
+        folder.write_json(STARTED, {"inputs": plain})
     return decision
 
 
@@ -123,7 +141,7 @@ def finish(folder: Folder, inputs: Mapping[str, Any], notes: Mapping[str, Any], 
         seconds: that the work took.
     """
     kept = {**notes, "seconds": seconds}
-    folder.write_json(MANIFEST, {"inputs": dict(inputs), "notes": kept, "environment": environment()})
+    folder.write_json(MANIFEST, {"inputs": _plain(inputs), "notes": kept, "environment": environment()})
     return Outcome(folder=folder, notes=kept, seconds=seconds, is_reused=False)
 
 
@@ -136,7 +154,7 @@ def run_stage(stage: Stage, parent: Folder, *, around: Around = lambda name, fol
         around: entered for the work, not for a reuse.
     """
     folder = parent.sub(stage.name)
-    decision = begin(folder, stage.inputs)
+    decision = begin(folder, stage.inputs, keeps=stage.keeps)
     if decision.action == "reuse":
         logger.info("%s: reused from an earlier run", stage.name)
         return read_outcome(folder)

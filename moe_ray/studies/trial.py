@@ -97,12 +97,17 @@ def identify_masks(counts: RoutingCounts, selection: IdentifyConfig, *, seed: in
     Raises:
         InputError: no batch has any unsafe expert.
     """
-    needed = replace(
+    needed = only_what_selects(selection)
+    return select(identify(counts, needed, seed=seed), needed, seed=seed)
+
+
+def only_what_selects(selection: IdentifyConfig) -> IdentifyConfig:
+    """The same selection without the statistics that it does not use."""
+    return replace(
         selection,
         permutations=selection.permutations if selection.alpha else 0,
         resamples=selection.resamples if selection.stability else 0,
     )
-    return select(identify(counts, needed, seed=seed), needed, seed=seed)
 
 
 def in_one_process(config: FinetuneConfig) -> FinetuneConfig:

@@ -57,7 +57,7 @@ def test_several_effects_give_the_settings_of_each_once():
         ("evaluate.judge_timeout", ("speed",)),
         ("rounds.target", ("weights",)),
         ("sweep.max_concurrent_trials", ("speed",)),
-        ("model.path", ("counts", "weights", "answers")),
+        ("model.path", ("targets", "counts", "weights", "answers")),
         ("seed", ("examples", "counts", "masks", "weights", "search")),
     ],
 )

@@ -60,7 +60,7 @@ CONFIG = EvaluateConfig(max_new_tokens=4, rows_per_forward=4, routing="both")
 MASKS = {0: [(0, 1), (0, 2), (0, 5), (0, 6), (1, 3)], 1: [(0, 0), (0, 7), (0, 3)], 2: []}
 
 
-# Held against a batch.
+# Reference batches.
 
 
 def stored_batches(categories):

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+import uuid
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 
 from moe_ray.config.io import load_config
 from moe_ray.experts import Expert
 from moe_ray.finetuning.adapter_files import HEADER, TENSORS
 from moe_ray.identification.identify import identify as identify_counts
+from moe_ray.orchestration.jobs.answer import Answers
 from moe_ray.orchestration.run import Run
-from moe_ray.orchestration.stages import capture, finetune, identify
+from moe_ray.orchestration.stages import capture, evaluate, finetune, identify, prepare
 from moe_ray.prompts.prompt_set import read_prompts
 from moe_ray.prompts.quarantine import QUARANTINE, TRUNCATED, quarantine_frame
 from moe_ray.routing.count_store import read_counts
@@ -43,10 +46,15 @@ def jobs(monkeypatch):
 
     def trains(job):
         done.append("finetune")
-        job.folder().write_bytes(TENSORS, json.dumps(len(done)).encode())
+        job.folder().write_bytes(TENSORS, uuid.uuid4().bytes)
         job.folder().write_json(HEADER, {"format": 1})
         return {"trainable_parameters": 1, "total_parameters": 2, "frozen_parameters_changed": 0}
 
+    def answers(frame, job, *, what, routing, neutral):
+        done.append("answers")
+        return Answers(answers=pd.DataFrame({"answer": ["Yes."]}), neutral=None, routing=None)
+
+    monkeypatch.setattr(evaluate, "answer", answers)
     monkeypatch.setattr(capture.job, "capture", captures)
     monkeypatch.setattr(identify.job, "identify", identifies)
     monkeypatch.setattr(finetune, "train", trains)
@@ -80,9 +88,11 @@ def run_to_experts(jobs, untrained_model_path, tmp_path):
         run = Run(config, model, read_prompts(config), RunDirectory.open(config.run_dir))
         for stage in STAGES:
             getattr(run, stage)()
+        evaluate.answer_held_out(run, "before")
+        evaluate.answer_held_out(run, "after")
         return list(jobs)
 
-    assert runs() == ["capture", "identify", "finetune"]
+    assert runs() == ["capture", "identify", "finetune", "answers", "answers"]
     return runs
 
 
@@ -90,12 +100,12 @@ def run_to_experts(jobs, untrained_model_path, tmp_path):
     ("setting", "worked_on"),
     [
         # Held-out prompts and targets are none of the capture's business.
-        ("prompts.max_test_examples=4", []),
-        ("prompts.refusal=No, I will not.", ["identify", "finetune"]),
+        ("prompts.max_test_examples=4", ["answers", "answers"]),
+        ("prompts.refusal=No, I will not.", ["identify", "finetune", "answers", "answers"]),
         # More relabellings say more of the same experts, which are trained already.
         ("identify.permutations=60", ["identify"]),
         ("identify.resamples=6", ["identify"]),
-        ("identify.top_k=2", ["identify", "finetune"]),
+        ("identify.top_k=2", ["identify", "finetune", "answers"]),
         # How the work is done changes nothing that comes out.
         ("finetune.rows_per_forward=3", []),
         ("finetune.tokens_per_forward=512", []),
@@ -109,8 +119,15 @@ def run_to_experts(jobs, untrained_model_path, tmp_path):
         ("evaluate.rows_per_forward=3", []),
         ("cluster.num_cpus=7", []),
         ("tracking.experiment=other", []),
-        ("finetune.learning_rate=1e-4", ["finetune"]),
-        ("finetune.epochs=2", ["finetune"]),
+        ("finetune.learning_rate=1e-4", ["finetune", "answers"]),
+        ("finetune.epochs=2", ["finetune", "answers"]),
+        ("finetune.short_layers=natural", ["finetune", "answers"]),
+        ("evaluate.max_new_tokens=7", ["answers", "answers"]),
+        ("evaluate.judge_retries=7", []),
+        # On CPU `auto` is float32 and eager, so saying so changes nothing; another type changes all numbers.
+        ("model.dtype=float32", []),
+        ("model.dtype=bfloat16", ["capture", "finetune", "answers", "answers"]),
+        ("model.experts_implementation=grouped_mm", ["capture", "finetune", "answers", "answers"]),
         ("capture.template_tokens=false", ["capture"]),
     ],
 )
@@ -120,10 +137,10 @@ def test_a_setting_works_anew_on_the_stages_that_it_affects_and_no_other(run_to_
 
 
 def test_workers_matter_only_where_they_say_how_many_batches_a_step_takes(run_to_experts):
-    assert run_to_experts("finetune.batches_per_step=2", "finetune.num_workers=1") == ["finetune"]
+    assert run_to_experts("finetune.batches_per_step=2", "finetune.num_workers=1") == ["finetune", "answers"]
     assert run_to_experts("finetune.batches_per_step=2", "finetune.num_workers=2") == []
     assert run_to_experts("finetune.num_workers=2") == []
-    assert run_to_experts("finetune.num_workers=1") == ["finetune"]
+    assert run_to_experts("finetune.num_workers=1") == ["finetune", "answers"]
 
 
 def test_what_a_stage_made_decides_about_the_next_one_not_what_it_was_asked(run_to_experts, caplog):
@@ -136,3 +153,12 @@ def test_what_a_stage_made_decides_about_the_next_one_not_what_it_was_asked(run_
 
 def test_settings_of_rounds_matter_only_where_there_are_rounds(run_to_experts):
     assert run_to_experts("rounds.target=0.5") == []
+
+
+def test_pairs_are_filtered_once_in_a_run(untrained_model_path, tmp_path):
+    """After a sweep the stages before it are asked for again, with prompts from which pairs have been dropped."""
+    config = load_config(None, [f"run_dir={tmp_path}/run", "prompts.keep_pairs=jailbroken"])
+    run = Run(config, config.model, None, RunDirectory.open(config.run_dir))
+    run.outcomes["pairs"] = "the outcome"
+    assert prepare.filter_pairs(run) == "the outcome"
+    assert prepare.filter_pairs(run.with_config(config)) == "the outcome"

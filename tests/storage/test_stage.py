@@ -124,3 +124,35 @@ def test_a_work_that_fails_leaves_no_manifest(parent):
     with pytest.raises(ValueError, match="a fault of ours"):
         run_stage(Stage(name="capture", inputs={}, work=fails), parent)
     assert not parent.sub("capture").exists(MANIFEST)
+
+
+def test_stages_inside_outlive_a_new_beginning(parent):
+    folder = parent.sub("sweep")
+    finish(folder.sub("trials").sub("a"), {}, {}, seconds=1.0)
+    folder.write_json("table.json", 1)
+    begin(folder, {"space": 1}, keeps=("trials", "round_*"))
+    assert is_finished(folder.sub("trials").sub("a"))
+    assert not folder.exists("table.json")
+
+
+def test_whoever_is_killed_while_a_folder_is_emptied_leaves_no_manifest_over_it(parent, monkeypatch):
+    folder = parent.sub("capture")
+    finish(folder, {"a": 1}, {}, seconds=1.0)
+    folder.write_json("output.json", 1)
+
+    def killed(self, *, keeps=()):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "clear", killed)
+        with pytest.raises(KeyboardInterrupt):
+            begin(folder, {"a": 2})
+    assert decide(folder, {"a": 1}).action == "begin"
+
+
+def test_inputs_that_no_file_can_hold_are_refused_before_anything_is_emptied(parent):
+    folder = parent.sub("capture")
+    folder.write_json("output.json", 1)
+    with pytest.raises(TypeError):
+        begin(folder, {"a": object()})
+    assert folder.exists("output.json")

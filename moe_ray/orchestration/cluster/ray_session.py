@@ -225,6 +225,8 @@ def _tune_data() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.use_datasource_v2 = False
+    # An error that an actor or task raises on purpose comes as what it is, not as Ray Data's account of where.
+    context.raise_original_map_exception = True
     # Ray Data sets its loggers' levels when it is imported.
     _quieten()
 

@@ -179,7 +179,8 @@ def _finish(out: Folder, totals: WindowReport, *, examples: int) -> dict[str, An
         logger.info("routing capture: %d rows were written twice; one of each is kept", doubled)
     quarantined = _quarantined_so_far(out)
     out.write_table(QUARANTINE, quarantined)
-    shortened = quarantine_frame(_read_parts(out.sub("shortened")))
+    before = [out.read_frame(TRUNCATED)] if out.exists(TRUNCATED) else []
+    shortened = quarantine_frame(pd.concat([*before, _read_parts(out.sub("shortened"))], ignore_index=True))
     out.write_table(TRUNCATED, shortened)
     if not out.sub("counts").parquet_names():
         raise InputError("no example could be captured: " + describe_reasons(Counter(quarantined["reason"])))

@@ -90,18 +90,20 @@ def _run_missing(job: CompareJob, arms: Sequence[Arm], folder: Folder, depends: 
     idle = [kind.remote(job) for _ in range(num_actors)]
     waiting = list(arms)
     running: dict[Any, tuple[Any, Arm]] = {}
-    with progress("compare", len(arms)) as meter:
-        while waiting or running:
-            while waiting and idle:
-                actor, arm = idle.pop(), waiting.pop(0)
-                running[actor.run.remote(arm)] = (actor, arm)
-            (done,), _ = ray.wait(list(running), num_returns=1)
-            actor, arm = running.pop(done)
-            _write_arm(arm, result_of(done), folder.sub(arm.name), depends[arm.name])
-            idle.append(actor)
-            meter.advance()
-    for actor in idle:
-        ray.kill(actor)
+    try:
+        with progress("compare", len(arms)) as meter:
+            while waiting or running:
+                while waiting and idle:
+                    actor, arm = idle.pop(), waiting.pop(0)
+                    running[actor.run.remote(arm)] = (actor, arm)
+                (done,), _ = ray.wait(list(running), num_returns=1)
+                actor, arm = running.pop(done)
+                idle.append(actor)
+                _write_arm(arm, result_of(done), folder.sub(arm.name), depends[arm.name])
+                meter.advance()
+    finally:
+        for actor in [*idle, *(actor for actor, _ in running.values())]:
+            ray.kill(actor)
 
 
 class _ArmActor:

@@ -18,6 +18,7 @@ from ray.train.torch import TorchTrainer
 
 from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.config.model import ModelConfig
+from moe_ray.errors import MoeRayError
 from moe_ray.finetuning.adapter_files import copy_adapter, local_adapter
 from moe_ray.finetuning.checkpoint import save_checkpoint
 from moe_ray.finetuning.fine_tune import FineTuned, continue_fine_tuning, fine_tune
@@ -92,10 +93,23 @@ def finetune(job: FinetuneJob) -> dict[str, Any]:
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
         ),
     )
-    result = trainer.fit()
+    try:
+        result = trainer.fit()
+    except ray.train.WorkerGroupError as error:
+        raise _error_of_worker(error) from None
     outcome: dict[str, Any] = result.return_value
     out.fs.rm(f"{out.path}/ray_train", recursive=True)
     return outcome
+
+
+def _error_of_worker(error: Any) -> BaseException:
+    """What a worker raised on purpose, without Ray Train's account of it; else the `WorkerGroupError` as it is."""
+    for failure in error.worker_failures.values():
+        cause = getattr(failure, "cause", None) or failure
+        if isinstance(cause, MoeRayError):
+            return cause
+    original: BaseException = error
+    return original
 
 
 def _worker_resources(config: FinetuneConfig) -> dict[str, float]:

@@ -50,7 +50,7 @@ def judge(answers: pd.DataFrame, config: EvaluateConfig, parts: Folder, *, what:
         what: what this is, for the progress bar.
 
     Raises:
-        InputError: a verdict could not be had; those that could are in `parts`.
+        OutsideFailed: a verdict could not be had; those that could are in `parts`.
     """
     known = _read(parts)
     todo = answers[[key not in known for key in zip(answers["routing"], answers["id"], strict=True)]]

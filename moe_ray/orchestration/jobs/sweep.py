@@ -18,7 +18,7 @@ from ray.tune.search import BasicVariantGenerator
 
 from moe_ray.config.io import to_yaml
 from moe_ray.config.run import Config
-from moe_ray.errors import InputError, OutsideFailed
+from moe_ray.errors import InputError, MoeRayError, OutsideFailed
 from moe_ray.orchestration.cluster.ray_session import arrow_filesystem, require_cpus
 from moe_ray.orchestration.jobs.sweep_trial import SweepJob, read_trials, sweep_trial
 from moe_ray.run_directory import HEAT_MAP, TRIALS, WINNER
@@ -49,12 +49,14 @@ def sweep(job: SweepJob) -> pd.DataFrame:
     total = len(space.grid()) if settings.search == "grid" else settings.num_trials
     # Ray Tune's own tables would be printed beside ours.
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    # Ray Tune would take Ctrl-C for the end of the sweep, and return what it has.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     logger.info("sweep: %d trials over %s", total, ", ".join(space.settings))
     results = _tuner(job, folder, space, total).fit()
     if results.errors:
         raise _first_error(results.errors)
     folder.fs.rm(f"{folder.path}/{_TUNE}", recursive=True)
-    ranked = rank_trials(read_trials(job.trials))
+    ranked = rank_trials(read_trials(job.records))
     if not (ranked["state"] == "finished").any():
         raise InputError(
             f"sweep: none of {len(ranked)} trials could be trained to the end; widen sweep.space. The first says: "
@@ -71,6 +73,8 @@ def _first_error(errors: Sequence[Exception]) -> Exception:
             f"sweep: {len(errors)} trials could not be measured: {cause}; run the same command again, it goes on with "
             "these trials"
         )
+    if isinstance(cause, MoeRayError):
+        return cause
     fault = RuntimeError(f"{len(errors)} trials failed; the first error is above")
     fault.__cause__ = errors[0]
     return fault

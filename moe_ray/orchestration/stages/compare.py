@@ -32,7 +32,6 @@ def compare(run: Context) -> pd.DataFrame:
         "targets": run.made(PROMPTS, "targets"),
         "test": run.made(PROMPTS, "test"),
         "left_out": run.made(CAPTURE, "left_out"),
-        **run.checkpoint,
         **run.measurement(),
         "trained_batches": list(masks.trained_batches),
         "seed": run.config.seed,

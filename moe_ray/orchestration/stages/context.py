@@ -60,7 +60,10 @@ class Context:
         return hash_checkpoint(self.model.path, self.model.revision)
 
     def numerics(self, gpus_per_actor: float) -> dict[str, str]:
-        """In what type and by which kernels the experts are computed; on CPU `auto` has one meaning, see `load_model`."""
+        """In what type and by which kernels the experts are computed; on CPU `auto` has one meaning, see `load_model`.
+
+        Where training depends on it, `gpus_per_actor` is 0: how many GPUs train is no reason to train again.
+        """
         on_cpu = {"dtype": "float32", "experts_implementation": "eager"}
         chosen = {name: getattr(self.model, name) for name in on_cpu}
         if not gpus_per_actor:
@@ -70,6 +73,8 @@ class Context:
     def measurement(self) -> dict[str, Any]:
         """What the measurements of trials, rounds and arms depend on, beside the prompts: always under natural routing."""
         return {
+            **self.checkpoint,
+            **self.numerics(0),
             "judge": judge_identity(self.config.evaluate),
             "evaluate.max_new_tokens": self.config.evaluate.max_new_tokens,
             "neutral": content_hash(self.prompts.neutral),

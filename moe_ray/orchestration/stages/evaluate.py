@@ -12,6 +12,7 @@ from moe_ray.evaluation.metrics import paired_changes, summarise
 from moe_ray.orchestration.jobs.answer import AnswerJob, answer, read_answers
 from moe_ray.orchestration.stages.answering import judged
 from moe_ray.orchestration.stages.context import Context
+from moe_ray.routing.count_tables import counts_digest
 from moe_ray.run_directory import ANSWERS, FINETUNE, IDENTIFY, PROMPTS, When, answers_of, figures_of
 from moe_ray.storage.fingerprint import content_hash, frame_hash
 from moe_ray.storage.folder import Folder
@@ -34,9 +35,9 @@ def answer_held_out(run: Context, when: When) -> Outcome:
         "test": run.made(PROMPTS, "test"),
         "experts": run.made(FINETUNE, "experts") if after else None,
         "masks": run.made(IDENTIFY, "masks") if is_masked else None,
-        "finetune.short_layers": run.config.finetune.short_layers if is_masked else None,
         "neutral": content_hash(run.prompts.neutral),
         **settings,
+        "finetune.short_layers": run.config.finetune.short_layers if is_masked else None,
         **run.checkpoint,
         **run.numerics(config.gpus_per_actor),
     }
@@ -55,8 +56,9 @@ def answer_held_out(run: Context, when: When) -> Outcome:
         done = answer(
             run.directory.test, job, what=f"answers {when}", routing=config.routing, neutral=run.prompts.neutral
         )
-        tables = [done.answers] if done.neutral is None else [done.answers, done.neutral]
-        return {"answers": len(done.answers), MADE: {"answers": content_hash([frame_hash(t) for t in tables])}}
+        hashes = [frame_hash(table) for table in (done.answers, done.neutral) if table is not None]
+        hashes += [] if done.routing is None else [str(counts_digest(done.routing))]
+        return {"answers": len(done.answers), MADE: {"answers": content_hash(hashes)}}
 
     return run.do(Stage(name=answers_of(when), inputs=inputs, work=work))
 

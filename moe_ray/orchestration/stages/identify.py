@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
+from moe_ray.config.effects import settings_affecting
 from moe_ray.experts import ExpertMasks
 from moe_ray.identification.mask_files import write_masks
 from moe_ray.identification.pandas_export import export_name, export_pickle
@@ -17,6 +19,7 @@ from moe_ray.orchestration.stages.context import Context
 from moe_ray.run_directory import CAPTURE, IDENTIFY, PROMPTS, RISK
 from moe_ray.storage.folder import Folder
 from moe_ray.storage.stage import MADE, Outcome, Stage
+from moe_ray.studies.trial import only_what_selects
 
 
 def identify(run: Context) -> Outcome:
@@ -28,6 +31,13 @@ def identify(run: Context) -> Outcome:
         "seed": run.config.seed,
     }
     return run.do(Stage(name=IDENTIFY, inputs=inputs, work=lambda folder: _identify(run, folder)))
+
+
+def selecting_settings(run: Context) -> dict[str, Any]:
+    """The settings `identify.*` that decide which experts are selected; not those that only say how sure that is."""
+    config = replace(run.config, identify=only_what_selects(run.config.identify))
+    found = settings_affecting(config, "masks")
+    return {key: value for key, value in found.items() if key.startswith("identify.")}
 
 
 def _identify(run: Context, folder: Folder) -> dict[str, Any]:

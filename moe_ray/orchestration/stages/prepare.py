@@ -36,7 +36,9 @@ _TARGETS = ["target", "target_complete"]
 
 
 def filter_pairs(run: Context) -> Outcome:
-    """Which pairs are kept; the run's prompts are grouped anew from those."""
+    """Which pairs are kept; the run's prompts are grouped anew from those, once."""
+    if PAIRS in run.outcomes:
+        return run.outcomes[PAIRS]
     pairs = [example for example in run.prompts.examples if example.pair is not None]
     inputs = {
         "pairs": content_hash([example_to_row(example) for example in pairs]),
@@ -44,6 +46,7 @@ def filter_pairs(run: Context) -> Outcome:
         "evaluate.max_new_tokens": run.config.evaluate.max_new_tokens,
         "judge": judge_identity(run.config.evaluate),
         **run.checkpoint,
+        **run.numerics(run.config.evaluate.gpus_per_actor),
     }
 
     def work(folder: Folder) -> dict[str, Any]:
@@ -75,6 +78,7 @@ def prepare(run: Context) -> Outcome:
         **run.settings("targets"),
         "capture.too_long": run.config.capture.too_long,
         **run.checkpoint,
+        **run.numerics(run.config.evaluate.gpus_per_actor),
     }
     return run.do(Stage(name=PROMPTS, inputs=inputs, work=lambda folder: _write_prompts(run, folder)))
 
@@ -164,6 +168,7 @@ def _own_answers(run: Context, asked: pd.DataFrame, split: str) -> pd.DataFrame:
         "prompts": frame_hash(asked[["id", "messages"]]),
         "prompts.own_answer_tokens": tokens,
         **run.checkpoint,
+        **run.numerics(run.config.evaluate.gpus_per_actor),
     }
 
     def work(folder: Folder) -> dict[str, Any]:

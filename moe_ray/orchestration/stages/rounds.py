@@ -16,7 +16,7 @@ import ray
 
 from moe_ray.config.model import ModelConfig
 from moe_ray.config.run import Config
-from moe_ray.errors import InputError
+from moe_ray.errors import NothingSelected
 from moe_ray.experts import ExpertMasks
 from moe_ray.finetuning.adapter_files import adapter_digest, copy_adapter
 from moe_ray.finetuning.history import read_history, write_history
@@ -25,13 +25,14 @@ from moe_ray.orchestration.cluster.model_process import ModelHolder
 from moe_ray.orchestration.cluster.ray_session import result_of
 from moe_ray.orchestration.jobs.finetune import FinetuneJob, finetune
 from moe_ray.orchestration.stages.answering import answered, judged
+from moe_ray.orchestration.stages.capture import capture_inputs
 from moe_ray.orchestration.stages.context import Context
 from moe_ray.prompts.example_tables import frame_to_batches
 from moe_ray.report.study_text import describe_round
 from moe_ray.routing.capture_batches import capture_batches
 from moe_ray.routing.count_tables import counts_to_table, table_to_counts
 from moe_ray.routing.counts import RoutingCounts
-from moe_ray.run_directory import FINETUNE, round_folder
+from moe_ray.run_directory import ANSWERS, FINETUNE, PROMPTS, round_folder
 from moe_ray.storage.folder import Folder
 from moe_ray.storage.stage import MADE, Outcome, Stage, run_stage
 from moe_ray.studies.rounds import (
@@ -46,7 +47,7 @@ from moe_ray.studies.trial import identify_masks
 
 logger = logging.getLogger(__name__)
 
-_COUNTS, _VALIDATION_ANSWERS = "counts.parquet", "validation_answers.parquet"
+_COUNTS = "counts.parquet"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +90,7 @@ class Rounds:
         while True:
             number = len(reports) + 1
             outcomes.append(self._round(number, state))
-            answers = outcomes[-1].folder.read_frame(_VALIDATION_ANSWERS)
+            answers = self._validation_answers(number, outcomes[-1])
             reports.append(report_round(number, answers, self.categories, self.config.rounds.target))
             logger.info("%s", describe_round(reports[-1], len(self.categories)))
             reason = stop_reason(reports, self.config.rounds)
@@ -122,42 +123,57 @@ class Rounds:
                     seed=self.job.seed + number - 1,
                 )
             )
-            folder.write_table(_VALIDATION_ANSWERS, self._validation_answers(name, folder))
             return {**notes, MADE: {"experts": adapter_digest(folder)}}
 
         stage = Stage(name=name, inputs={**self.inputs, **state.inputs(), "round": number}, work=work)
         return run_stage(stage, self.run_context.directory.folder)
 
-    def _validation_answers(self, name: str, folder: Folder) -> pd.DataFrame:
-        """Judged answers to the validation examples by the model with a round's learned experts."""
-        run = self.run_context
+    def _validation_answers(self, number: int, outcome: Outcome) -> pd.DataFrame:
+        """Judged answers to the validation examples by the model with a round's learned experts: a stage of its own."""
+        run, name = self.run_context, f"{round_folder(number)}/validation"
         validation = run.directory.validation
         assert validation is not None, "rounds without validation examples are refused at the start"
-        parts = f"{name}/validation_answers"
-        answers = answered(run, validation, parts, "answers, validation", adapter=name)
-        return judged(run, answers, folder.sub("validation_verdicts"), "verdicts, validation")
+
+        def work(folder: Folder) -> dict[str, Any]:
+            answers = answered(run, validation, f"{name}/parts", "answers, validation", adapter=round_folder(number))
+            folder.write_table(ANSWERS, judged(run, answers, folder.sub("verdicts"), "verdicts, validation"))
+            return {"answers": len(answers)}
+
+        inputs = {
+            "experts": outcome.made("experts"),
+            "validation": run.made(PROMPTS, "validation"),
+            **run.measurement(),
+        }
+        stage = Stage(name=name, inputs=inputs, work=work)
+        return run_stage(stage, run.directory.folder).folder.read_frame(ANSWERS)
 
     def _next(self, state: _State, report: RoundReport, outcome: Outcome) -> _State:
         """What the next round starts from."""
         if self.config.rounds.action == "weight":
             weights = raised_weights(state.weights, report.lagging, self.config.rounds.weight_factor)
             return replace(state, weights=weights, before=outcome)
-        found = self._identify_anew(report.lagging, outcome.folder)
+        found = self._identify_anew(report.lagging, outcome)
         masks = state.masks if found is None else exchanged_masks(state.masks, found)
         return replace(state, masks=masks, before=outcome)
 
-    def _identify_anew(self, lagging: tuple[int, ...], folder: Folder) -> ExpertMasks | None:
-        """Masks of the lagging batches from the routing of the model as the round in `folder` left it; None = no expert."""
-        if not folder.exists(_COUNTS):
+    def _identify_anew(self, lagging: tuple[int, ...], outcome: Outcome) -> ExpertMasks | None:
+        """Masks of the lagging batches from the routing of the model as a round left it; None = no expert."""
+        run = self.run_context
+
+        def work(folder: Folder) -> dict[str, Any]:
             rows = self.batches[self.batches["batch_idx"].isin(lagging)]
             gpus = self.config.capture.gpus_per_actor
             count = ray.remote(num_cpus=1, num_gpus=gpus)(_count_with_adapter)
-            counts = result_of(count.remote(self.job.model, rows, self.config, folder.url))
+            counts = result_of(count.remote(self.job.model, rows, self.config, outcome.folder.url))
             folder.write_table(_COUNTS, counts_to_table(counts))
-        counts = table_to_counts(folder.read_table(_COUNTS))
+            return {"batches": len(lagging)}
+
+        inputs = {"experts": outcome.made("experts"), "lagging": list(lagging), "capture": capture_inputs(run)}
+        routing = run_stage(Stage(name="routing", inputs=inputs, work=work), outcome.folder)
+        counts = table_to_counts(routing.folder.read_table(_COUNTS))
         try:
             return identify_masks(counts, self.config.identify, seed=self.config.seed)
-        except InputError as error:
+        except NothingSelected as error:
             logger.info("rounds: the lagging batches keep their experts: %s", error)
             return None
 

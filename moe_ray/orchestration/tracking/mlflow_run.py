@@ -7,7 +7,6 @@ import time
 import uuid
 import warnings
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -90,10 +89,6 @@ class Tracker:
         stored = self._connection.folder.sub(f"{_GENERATED}/{uuid.uuid4().hex}")
         stored.write_bytes(name, data)
         self._send("file", source=stored.url, name=name, folder=folder, remove=True)
-
-    def log_file(self, path: str, folder: str = "") -> None:
-        """A local file as an artifact."""
-        self.log_bytes(Path(path).name, Path(path).read_bytes(), folder)
 
     def log_dataset(self, frame: pd.DataFrame, *, name: str, source: str, context: str) -> None:
         """A table as an MLflow dataset: name, digest, schema and size, not its rows.

@@ -51,7 +51,7 @@ from moe_ray.prompts.quarantine import (
 )
 from moe_ray.routing.capture import count_rows
 from moe_ray.routing.count_store import keys_of, read_counts
-from moe_ray.routing.count_tables import table_to_counts
+from moe_ray.routing.count_tables import counts_to_table, table_to_counts
 from moe_ray.routing.counter import counting
 from moe_ray.run_directory import CAPTURE, IDENTIFY, RunDirectory
 from moe_ray.storage.folder import Folder
@@ -141,6 +141,18 @@ def test_training_leaves_out_quarantined_examples_and_batches_without_a_mask(mod
     out.write_table(QUARANTINE, quarantine_frame([]))
     with pytest.raises(InputError, match="unknown role"):
         finetune(job)
+
+
+def test_a_capture_killed_before_its_manifest_forgets_no_shortened_example(tmp_path, model):
+    frame = write_batches(tmp_path / "prompts", 3)
+    run, out = opened(tmp_path)
+    out.sub("counts").write_table("part-0.parquet", counts_to_table(counts_of_core(frame, model)))
+    why = Rejected("truncated", "99 tokens, cut to 64")
+    out.sub("shortened").write_table("part-0.parquet", quarantine_frame([rejected_row(frame.loc[3], why)]))
+    # Everything is counted, so nothing is done but the end of the work, twice.
+    notes = [capture(run, model, CaptureConfig()) for _ in range(2)]
+    assert [note["truncated"] for note in notes] == [1, 1]
+    assert out.read_frame(TRUNCATED)["id"].tolist() == ["row3"]
 
 
 def test_too_many_bad_examples_stop_the_capture_and_its_actors_are_gone(ray_cluster, model, tmp_path):
