@@ -27,6 +27,12 @@ def test_a_place_without_a_run_is_refused_and_not_made(tmp_path):
     assert not (tmp_path / "nowhere").exists()
 
 
+@pytest.mark.parametrize("url", ["foo://bar", "foo://", "http://[::1"])
+def test_a_url_that_cannot_be_opened_is_the_users_to_mend(url):
+    with pytest.raises(InputError, match="cannot be opened"):
+        open_run(url)
+
+
 @pytest.mark.parametrize(
     ("reader", "stage"),
     [

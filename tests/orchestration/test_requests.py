@@ -43,3 +43,11 @@ def test_gate_scores_that_are_not_captured_are_refused(unsplit):
     with pytest.raises(InputError, match=r"capture\.weights=true"):
         check_requests(load_config(None, arguments))
     check_requests(load_config(None, [*arguments, "capture.weights=true"]))
+
+
+@pytest.mark.parametrize("setting", ["identify.weighting=activation", "identify.rule=esft_gate"])
+def test_a_selection_by_weights_that_are_not_captured_is_refused(unsplit, setting):
+    with pytest.raises(InputError, match=r"needs routed weights; set capture\.weights=true") as error:
+        check_requests(load_config(None, [*unsplit, setting]))
+    assert setting in str(error.value)
+    check_requests(load_config(None, [*unsplit, setting, "capture.weights=true"]))

@@ -1,8 +1,12 @@
+from typing import ClassVar
+
+import fsspec
 import numpy as np
 import pandas as pd
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
-from moe_ray.errors import InputError
+from moe_ray.errors import InputError, OutsideFailed
 from moe_ray.routing.count_tables import counts_to_table, table_to_counts
 from moe_ray.routing.counts import RoutingCounts
 from moe_ray.storage.fingerprint import hash_checkpoint
@@ -80,3 +84,48 @@ def test_a_run_directory_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="give a writable folder"):
         Folder.open(str(tmp_path / "file" / "run"))
+
+
+class DeadStorage(MemoryFileSystem):
+    """Storage that does not answer."""
+
+    protocol = "dead"
+
+    def makedirs(self, path, exist_ok=False):
+        raise OSError("connection refused")
+
+
+class StorageWithoutFolders(MemoryFileSystem):
+    """As an object store: a folder is there while something is in it, and what is not there cannot be listed or removed."""
+
+    protocol = "objects"
+    store: ClassVar[dict] = {}
+    pseudo_dirs: ClassVar[list] = []
+
+    def makedirs(self, path, exist_ok=False):
+        pass
+
+
+@pytest.fixture
+def storages():
+    for storage in (DeadStorage, StorageWithoutFolders):
+        fsspec.register_implementation(storage.protocol, storage, clobber=True)
+
+
+def test_storage_that_does_not_answer_is_not_the_users_to_mend(storages):
+    with pytest.raises(OutsideFailed, match="storage at dead://run does not answer: connection refused; try again"):
+        Folder.open("dead://run")
+
+
+def test_a_store_without_folders_is_a_run_directory_too(storages):
+    folder = Folder.open("objects://bucket/run")
+    assert folder.names() == []
+    folder.clear()
+    folder.write_json("a.json", 1)
+    folder.sub("round_1").write_json("b.json", 2)
+    assert folder.names() == ["a.json", "round_1"]
+    folder.clear(keeps=("round_*",))
+    assert folder.names() == ["round_1"]
+    folder.delete()
+    assert folder.names() == []
+    folder.delete()

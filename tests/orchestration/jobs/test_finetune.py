@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import ray.train
 import torch
 from counting_alone import count_batches
 from safetensors.torch import load_file
@@ -17,10 +18,11 @@ from moe_ray import pipeline
 from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.config.model import ModelConfig
 from moe_ray.demo.examples import embedded_records
+from moe_ray.errors import FrozenChanged
 from moe_ray.finetuning.history import HISTORY, read_history
 from moe_ray.identification.mask_files import write_masks
 from moe_ray.models.loading import load_model, load_tokenizer
-from moe_ray.orchestration.jobs.finetune import FinetuneJob, finetune
+from moe_ray.orchestration.jobs.finetune import FinetuneJob, _error_of_worker, finetune
 from moe_ray.prompts.batches import assemble_batches
 from moe_ray.prompts.example_tables import BATCHES, batches_to_frame
 from moe_ray.prompts.examples import records_to_examples
@@ -132,3 +134,11 @@ def assert_same_weights(left, right):
     assert first.keys() == second.keys()
     for name, tensor in first.items():
         torch.testing.assert_close(tensor, second[name], atol=TOLERANCE, rtol=0, msg=name)
+
+
+def test_what_a_worker_raised_on_purpose_comes_as_what_it_is():
+    frozen = FrozenChanged("3 numbers changed")
+    in_a_worker = ray.exceptions.RayTaskError("train", "traceback", frozen)
+    assert _error_of_worker(ray.train.WorkerGroupError("failed", {0: ValueError("a bug"), 1: in_a_worker})) is frozen
+    bug = ray.train.WorkerGroupError("failed", {0: ValueError("a bug")})
+    assert _error_of_worker(bug) is bug
