@@ -16,6 +16,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         raise pytest.UsageError(f"{min(wrong)} needs the trained model: mark it slow, or take untrained_model_path")
 
 
+@pytest.fixture(params=["local", "memory"])
+def folder(request, tmp_path):
+    """A folder that is not there yet, on disk and elsewhere."""
+    from moe_ray.storage.folder import Folder
+
+    return Folder.open(str(tmp_path / "run") if request.param == "local" else f"memory://{tmp_path.name}/run")
+
+
 @pytest.fixture(scope="session")
 def tiny_model_path() -> Path:
     """The embedded model, built once per checkout and content hash: half a minute, so for slow tests only."""

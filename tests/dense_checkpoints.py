@@ -74,3 +74,9 @@ def make_zip(path: Path, **members: bytes) -> Path:
         for name, content in members.items():
             archive.writestr(name, content)
     return path
+
+
+@torch.no_grad()
+def logits(model: Any, num_tokens: int = 64) -> torch.Tensor:
+    ids = torch.randint(3, len(TOKENS), (2, num_tokens), generator=torch.Generator().manual_seed(7))
+    return torch.as_tensor(model(input_ids=ids).logits)

@@ -20,7 +20,6 @@ from families import (
 
 from moe_ray.errors import InputError
 from moe_ray.experts import Expert, mask_to_experts
-from moe_ray.finetuning.frozen import count_changed, hash_frozen
 from moe_ray.finetuning.gradients import without_noise
 from moe_ray.finetuning.trainable_experts import trainable_experts
 from moe_ray.models.loss import answer_loss
@@ -332,40 +331,3 @@ def test_training_under_another_mask_is_refused():
     ):
         pass
     assert hooks_left(model) == 0
-
-
-# The hash of what is frozen
-
-
-@pytest.mark.parametrize(
-    ("name", "index"),
-    [
-        ("model.layers.0.mlp.gate.weight", (2, 3)),
-        ("lm_head.weight", (0, 0)),
-        ("model.layers.1.mlp.experts.down_proj", (2, 0, 0)),
-    ],
-)
-def test_one_changed_number_outside_the_union_is_noticed(name, index):
-    model = build("olmoe")
-    union_LE = mask(model, *UNION)
-    before = hash_frozen(model, union_LE)
-    with torch.no_grad():
-        model.get_parameter(name)[index] += 1e-3
-    assert count_changed(before, hash_frozen(model, union_LE)) > 0
-
-
-def test_a_changed_correction_bias_is_noticed():
-    model = build("deepseek_v3")
-    union_LE = mask(model, *UNION)
-    before = hash_frozen(model, union_LE)
-    find_moe_layers(model)[0].selection_biases()[0][3] += 1e-3
-    assert count_changed(before, hash_frozen(model, union_LE)) == NUM_EXPERTS
-
-
-def test_changes_inside_the_union_do_not_count():
-    model = build("olmoe")
-    union_LE = mask(model, *UNION)
-    before = hash_frozen(model, union_LE)
-    with torch.no_grad():
-        model.model.layers[0].mlp.experts.down_proj[7] += 1.0
-    assert count_changed(before, hash_frozen(model, union_LE)) == 0

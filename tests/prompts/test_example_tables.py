@@ -1,10 +1,9 @@
 """Batches and examples survive being stored as tables."""
 
-from prompt_examples import example, many
+from prompt_examples import many
 
 from moe_ray.prompts.batches import assemble_batches
-from moe_ray.prompts.example_rows import example_to_row, row_to_example
-from moe_ray.prompts.example_tables import batches_to_frame, examples_to_frame, frame_to_batches
+from moe_ray.prompts.example_tables import batches_to_frame, frame_to_batches
 
 
 def test_batches_survive_being_stored():
@@ -26,10 +25,3 @@ def test_the_table_of_batches_is_that_of_each_one_after_the_other():
     for batch in batches:
         rows = frame[frame["batch_idx"] == batch.batch_idx].reset_index(drop=True).astype(object)
         assert rows.where(rows.notna(), None).equals(batch.to_frame().astype(object))
-
-
-def test_an_example_survives_being_a_row_of_a_table():
-    examples = [example(1, "safe", "fraud", pair="p", split="test"), example(2, "unsafe")]
-    rows = examples_to_frame(examples).to_dict("records")
-    assert [row_to_example(row) for row in rows] == examples
-    assert [row_to_example(example_to_row(one)) for one in examples] == examples
