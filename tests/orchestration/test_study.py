@@ -191,7 +191,7 @@ def test_rounds_report_validation_and_keep_the_best(finished, summary):
     assert 1 <= len(reports) <= 2
     assert experts["kept_round"] == min(reports, key=lambda report: (report["cost"], report["round"]))["round"]
     assert experts["stopped_because"]
-    answers = pd.read_parquet(finished / "finetune" / "round_1" / "validation_answers.parquet")
+    answers = pd.read_parquet(finished / "finetune" / "round_1" / "validation" / "answers.parquet")
     test = pd.read_parquet(finished / "prompts" / "test.parquet")
     assert not set(answers["id"]) & set(test["id"])
 
@@ -334,8 +334,8 @@ def test_a_base_model_that_a_trial_left_changed_is_noticed(tiny_model_path):
         base.check()
 
 
-def start_and_kill(arguments, records, num_finished, log):
-    """Starts a sweep in a process of its own and ends it the hard way when some trials have a record."""
+def start_and_stop(arguments, records, num_finished, log, how=signal.SIGKILL):
+    """Starts a sweep in a process of its own and stops it when some trials have a record; the exit status."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(ROOT / "workflows" / "sweep.py"), *arguments]
     with log.open("w") as output:
@@ -344,10 +344,11 @@ def start_and_kill(arguments, records, num_finished, log):
     try:
         while time.monotonic() < deadline and sweep.poll() is None:
             if len(list(records.glob("*/manifest.json"))) >= num_finished:
-                return
+                sweep.send_signal(how)
+                return sweep.wait(timeout=120)
             time.sleep(0.02)
     finally:
-        sweep.send_signal(signal.SIGKILL)
+        sweep.kill()
         sweep.wait()
     raise AssertionError(f"fewer than {num_finished} trials had a record:\n{log.read_text()[-3000:]}")
 
@@ -358,7 +359,7 @@ def test_a_killed_sweep_trains_no_finished_trial_again(captured, tiny_model_path
     space = "sweep.space={identify.top_k: [3, 4, 5, 6]}"
     arguments = settings(tiny_model_path, tmp_path / "run", space)
     records = tmp_path / "run" / "sweep" / "trials"
-    start_and_kill(arguments, records, 2, tmp_path / "log")
+    start_and_stop(arguments, records, 2, tmp_path / "log")
     before = {path: time for path, time in modified(records).items() if (path.parent / "manifest.json").exists()}
     assert 2 <= len({path.parent for path in before}) < 4
     assert not (tmp_path / "run" / "sweep" / "manifest.json").exists()
@@ -366,7 +367,32 @@ def test_a_killed_sweep_trains_no_finished_trial_again(captured, tiny_model_path
     after = modified(records)
     assert {path: after[path] for path in before} == before
     assert len(list(records.glob("*/manifest.json"))) == 4
-    assert read_trials(Folder.open(str(records)))["process"].nunique() == 2
+    assert read_trials(Folder.open(str(records.parent / "records")))["process"].nunique() == 2
+
+
+@pytest.mark.exhaustive
+def test_an_interrupted_sweep_is_not_a_finished_one(captured, tiny_model_path, tmp_path):
+    shutil.copytree(captured, tmp_path / "run", ignore=shutil.ignore_patterns("sweep", "mlflow*"))
+    arguments = settings(tiny_model_path, tmp_path / "run", "sweep.space={identify.top_k: [3, 4, 5, 6]}")
+    trials = tmp_path / "run" / "sweep" / "trials"
+    assert start_and_stop(arguments, trials, 1, tmp_path / "log", how=signal.SIGINT) == 130
+    assert "the same command goes on where this one stopped" in (tmp_path / "log").read_text()
+    assert not (tmp_path / "run" / "sweep" / "manifest.json").exists()
+
+
+@pytest.mark.exhaustive
+def test_a_wider_space_trains_only_what_is_new(captured, tiny_model_path, tmp_path):
+    shutil.copytree(captured, tmp_path / "run", ignore=shutil.ignore_patterns("sweep", "mlflow*"))
+    trained = {}
+    for space, objective in (("[5, 6]", "refusal_margin"), ("[5, 6, 7]", "target_loss")):
+        more = (f"sweep.space={{identify.top_k: {space}}}", f"sweep.objective={objective}")
+        assert run_workflow("sweep", settings(tiny_model_path, tmp_path / "run", *more)) == 0
+        manifests = (tmp_path / "run" / "sweep" / "trials").glob("*/manifest.json")
+        trained[space] = {path: path.stat().st_mtime_ns for path in manifests}
+    assert trained["[5, 6]"].items() < trained["[5, 6, 7]"].items()
+    table = pd.read_parquet(tmp_path / "run" / "sweep" / "trials.parquet")
+    assert sorted(table["identify.top_k"]) == [5, 6, 7]
+    assert (table["objective"] == -table["target_loss"]).all()
 
 
 @pytest.mark.exhaustive
@@ -388,7 +414,8 @@ def test_asha_stops_what_is_behind_and_no_trial_starts_from_another_ones_state(c
     stopped = trials[trials["state"] == "stopped"]
     assert len(stopped) >= 2
     assert (stopped["epochs"] < 3).all()
-    base = json.loads((tmp_path / "run" / "sweep" / "base_metrics.json").read_text())
+    (base_metrics,) = (tmp_path / "run" / "sweep" / "trials").glob("base-*.json")
+    base = json.loads(base_metrics.read_text())
     # A rate of next to nothing leaves the base as it is, unless the trial began where another one had got to.
     assert np.allclose(stopped["target_loss"], base["target_loss"], atol=LOSS_TOLERANCE)
     assert trials["epochs"].iloc[0] == 3
