@@ -131,14 +131,17 @@ class Trial:
             return self._record(folder, "failed", {"value": FAILED, "message": message})
 
     def recall(self, folder: Folder) -> list[dict[str, Any]]:
-        """What Ray Tune is told of a trial that was finished before, scored as this sweep scores."""
+        """What Ray Tune is told of a trial that was finished before, scored as this sweep scores.
+
+        Its own folder stays as it is: what it holds is finished, and a kill in the middle must not cut it short.
+        """
         stored = folder.read_json(_RECORD)
         self.about = {name: stored[name] for name in _ABOUT if name in stored}
         told = []
         for epoch in stored["epochs"]:
             scored = epoch if stored["state"] == "failed" else self._scored(epoch["metrics"])
-            told.append(self._record(folder, stored["state"], scored))
-            told[-1]["message"] += " (done before)"
+            self._record_for_this_sweep(stored["state"], scored)
+            told.append({"value": scored["value"], "message": f"{scored['message']} (done before)"})
         return told
 
     def _train_and_measure(self, folder: Folder) -> dict[str, float]:
@@ -228,11 +231,14 @@ class Trial:
 
     def _record(self, folder: Folder, state: str, scored: dict[str, Any]) -> dict[str, Any]:
         """Writes what is known so far, for this sweep and for later ones; returns what Ray Tune is told."""
+        folder.write_json(_RECORD, self._record_for_this_sweep(state, scored))
+        return {"value": scored["value"], "message": scored["message"]}
+
+    def _record_for_this_sweep(self, state: str, scored: dict[str, Any]) -> dict[str, Any]:
         self.epochs.append(scored)
         known = {"state": state, "settings": self.settings, **self.about, **scored, "epochs": self.epochs}
-        for target, name in ((folder, _RECORD), (self.job.records, f"{content_hash(self.settings)}.json")):
-            target.write_json(name, known)
-        return {"value": scored["value"], "message": scored["message"]}
+        self.job.records.write_json(f"{content_hash(self.settings)}.json", known)
+        return known
 
 
 _ABOUT = (
