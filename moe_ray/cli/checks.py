@@ -66,13 +66,15 @@ def split_words(words: Sequence[str]) -> tuple[str | None, list[str]]:
     """The run directory, None where there is none, and the settings.
 
     Raises:
-        InputError: more than one run directory, or a setting without a value.
+        InputError: more than one run directory, an empty one, or a setting without a value.
     """
     run_dirs = [word for word in words if "=" not in word]
     overrides = [word for word in words if "=" in word]
     keys = [word.partition("=")[0] for word in overrides]
     known = {key for key, *_ in describe_keys()} | set(ALIASES)
     for word in run_dirs:
+        if not word:
+            raise InputError("the run directory: got an empty word, expected a folder or URL")
         if word in known:
             raise InputError(f"{word}: a setting without a value; write {word}=VALUE")
     if len(run_dirs) > 1:

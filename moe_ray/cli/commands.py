@@ -60,7 +60,7 @@ COMMANDS = {
         "full",
         "Prompts, routing capture, unsafe experts, evaluation before, masked fine-tuning, evaluation after.",
         ("", "the embedded tiny model and its prompts"),
-        ("runs/first model.path=allenai/OLMoE-1B-7B-0125-Instruct prompts.files=[prompts.jsonl]", "your own"),
+        ("runs/first model.path=allenai/OLMoE-1B-7B-0125-Instruct 'prompts.files=[prompts.jsonl]'", "your own"),
         ("runs/first --config run.yaml finetune.epochs=2", "a YAML file, with settings on top"),
         ("runs/again --config runs/first/sweep/winner.yaml", "a sweep's winner again"),
     ),
@@ -69,7 +69,7 @@ COMMANDS = {
         "Reads, checks, splits and groups prompts into batches.",
         "prepare",
         "",
-        ("runs/first prompts.files=[prompts.jsonl]", ""),
+        ("runs/first 'prompts.files=[prompts.jsonl]'", ""),
     ),
     "capture": _workflow(
         _RUN,
@@ -113,7 +113,7 @@ COMMANDS = {
         "compare",
         _BEFORE,
         ("runs/first", "all baselines"),
-        ("runs/first compare.names=[random,shuffled]", "some"),
+        ("runs/first 'compare.names=[random,shuffled]'", "some"),
     ),
     "report": Command(
         _FINISHED,

@@ -9,6 +9,7 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -30,8 +31,10 @@ def run(arguments: argparse.Namespace) -> None:
     """Prints the answers to the questions `ask`, and writes the pickle where `export` names a file.
 
     Raises:
-        InputError: the run has not finished identification, or the category is none of its.
+        InputError: the run has not finished identification, the category is none of its, or the pickle's file exists.
     """
+    if arguments.export and Path(arguments.export).exists():
+        raise InputError(f"--export: {arguments.export!r} exists; name another file, or remove it first")
     finished = open_run(arguments.run_dir)
     for question in arguments.ask:
         print(f"\n== {question}: {QUESTIONS[question]}")

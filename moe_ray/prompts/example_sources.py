@@ -111,9 +111,21 @@ def _of_file(path: Path) -> Iterator[Record]:
 
 
 def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for line, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    # Not splitlines: it also breaks at U+2028 and its like, which JSON strings may hold as they are.
+    for line, text in enumerate(_read_text(path).split("\n"), start=1):
         if text.strip():
             yield line, _as_object(path, line, text)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"prompts file {str(path)!r}: byte {error.start} is not UTF-8 ({error.reason}); save the file as UTF-8"
+        ) from error
+    except OSError as error:
+        raise InputError(f"prompts file {str(path)!r} cannot be read: {error.strerror}") from error
 
 
 def _as_object(path: Path, line: int, text: str) -> dict[str, Any]:
@@ -132,7 +144,7 @@ def _check_object(path: Path, line: int, value: Any) -> dict[str, Any]:
 
 def _read_json(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """A JSON array of objects; each is decoded on its own so that its line is known."""
-    text = path.read_text(encoding="utf-8")
+    text = _read_text(path)
     decoder, position = json.JSONDecoder(), len(text) - len(text.lstrip())
     if not text[position : position + 1] == "[":
         raise InputError(f"{path}: expected a JSON array of records; for one record a line use the ending .jsonl")

@@ -43,6 +43,7 @@ def test_a_number_may_be_the_name_of_a_run(place):
     ("words", "said"),
     [
         (["a", "run_dir=b"], "the run directory is given twice, as 'a' and as run_dir=; leave one out"),
+        ([""], "the run directory: got an empty word, expected a folder or URL"),
         (["a", "b"], "got 'a' and 'b', expected one run directory, and settings as KEY=VALUE"),
         (["a", "identify.top_k", "20"], "identify.top_k: a setting without a value; write identify.top_k=VALUE"),
         (

@@ -60,6 +60,18 @@ def test_every_question_is_answered(run_dir: str, tmp_path: Path, capsys: pytest
     assert len(pd.read_pickle(tmp_path / "out.pkl")["batch_expert_masks"]) == 4
 
 
+def test_a_file_that_exists_is_not_overwritten(
+    run_dir: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "mine.pkl"
+    mine.write_text("mine")
+    assert main(["inspect", run_dir, "--export", str(mine)]) == 2
+    assert mine.read_text() == "mine"
+    captured = capsys.readouterr()
+    assert "exists; name another file" in captured.err
+    assert captured.out == ""
+
+
 def test_an_unknown_category_names_the_known_ones(run_dir: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", run_dir, "--ask", "categories", "--category", "spam"]) == 2
     assert "got 'spam', expected one of fraud" in capsys.readouterr().err

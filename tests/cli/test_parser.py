@@ -24,6 +24,7 @@ from moe_ray.errors import InputError
         (["inspect", "run", "--top", "0"], "--top: got '0', expected a whole number of 1 or more"),
         (["inspect", "run", "--thresholds", "low"], "--thresholds: got 'low', expected a number"),
         (["inspect", "run", "other"], "'other' is one argument too many"),
+        (["merge", "run", "s3://bucket/out"], "OUT: got 's3://bucket/out', expected a folder of this machine"),
         (["merge", "run"], "the following arguments are required: OUT"),
         (["upcycle", "model", "out", "--num-experts", "many"], "--num-experts: got 'many', expected a whole number"),
         (["upcycle", "model", "out", "--dtype", "int8"], "(choose from 'float32', 'bfloat16')"),

@@ -2,6 +2,7 @@
 
 import json
 
+import datasets
 import numpy as np
 import pandas as pd
 import pytest
@@ -45,16 +46,25 @@ def test_a_wrong_record_of_a_json_array_is_named_by_its_line(tmp_path):
         ("p.json", "[{}", "not valid JSON"),
         ("p.parquet", "no", "cannot be read as Parquet"),
         ("p.jsonl", "\n", "no examples"),
+        ("p.jsonl", b'{"prompt": "caf\xe9"}', "byte 15 is not UTF-8"),
+        ("p.json", b'[{"prompt": "caf\xe9"}]', "byte 16 is not UTF-8"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(tmp_path, name, text, said):
     path = tmp_path / name
     if text is not None:
-        path.write_text(text)
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(InputError) as error:
         read_examples([path])
     assert said in str(error.value)
     assert name.partition(".")[0] in str(error.value)
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"])
+def test_only_a_line_feed_ends_a_line_of_jsonl(tmp_path, separator):
+    path = tmp_path / "p.jsonl"
+    path.write_text(f'{{"prompt": "a{separator}b", "label": "safe"}}\r\n{{"prompt": "c", "label": "safe"}}\n')
+    assert [example.messages[0]["content"] for example in read_examples(path)] == [f"a{separator}b", "c"]
 
 
 # Tables
@@ -99,7 +109,6 @@ def test_a_table_of_parquet_gives_the_examples_of_the_file(tmp_path):
 
 
 def test_a_real_dataset_gives_the_examples_of_its_table():
-    datasets = pytest.importorskip("datasets", reason="datasets is no dependency of moe-ray")
     rows = [{"prompt": "a", "label": "safe", "id": "1"}, {"prompt": "b", "label": "unsafe", "id": "2"}]
     examples = read_examples(datasets.Dataset.from_list(rows))
     assert [(example.id, example.label) for example in examples] == [("Dataset:1", "safe"), ("Dataset:2", "unsafe")]
