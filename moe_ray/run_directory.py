@@ -116,11 +116,7 @@ class RunDirectory:
         return self.folder.exists(f"{name}/{file}")
 
     def _require(self, name: str, file: str) -> Folder:
-        """The folder, which holds the file.
-
-        Raises:
-            InputError: it does not.
-        """
+        """The folder, which holds the file; InputError where it does not."""
         if not self.holds(name, file):
             command = name.partition("/")[0]
             stage = "prepare" if command in (PROMPTS, PAIRS, OWN_ANSWERS) else command
