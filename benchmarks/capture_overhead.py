@@ -21,13 +21,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, DeepseekV3Config, OlmoeConfig, PreTrainedModel
+from transformers import DeepseekV3Config, OlmoeConfig, PreTrainedModel
 from transformers.utils.logging import set_verbosity_error
 
-from moe_ray.models.moe_layers import find_moe_layers
 from moe_ray.models.tokenization import TokenizedRow, pad_rows
 from moe_ray.routing.capture import count_rows
 from moe_ray.routing.counter import counting
+from moe_ray.testing.random_model import random_model
 
 _TOKENS: dict[str, int] = {"vocab_size": 8192, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
@@ -81,14 +81,8 @@ SHAPES: dict[str, dict[str, Callable[[], Any]]] = {
 
 def build(config: Any, args: argparse.Namespace) -> PreTrainedModel:
     """The model on its device, experts run the way moe-ray loads them there."""
-    torch.manual_seed(0)
-    options = {"experts_implementation": "eager"} if args.device == "cpu" else {}
-    with torch.device(args.device):
-        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, args.dtype), **options)
-    with torch.no_grad():
-        for layer in find_moe_layers(model):
-            torch.nn.init.normal_(layer.router.weight, std=1.0)
-    return model.eval()
+    experts = "eager" if args.device == "cpu" else ""
+    return random_model(config, device=args.device, dtype=getattr(torch, args.dtype), experts_implementation=experts)
 
 
 def measure(model: PreTrainedModel, length: int, args: argparse.Namespace) -> list[str]:
@@ -111,7 +105,7 @@ def measure(model: PreTrainedModel, length: int, args: argparse.Namespace) -> li
         with counting(model) as counter:
             observing, forward = Stopwatch(counter, "observe"), Stopwatch(model.base_model, "forward")
             total, _ = timed(lambda: count_rows(model, counter, rows, pad_id=0), args)
-        forward.take_out()
+        forward.remove()
         models = forward.seconds - observing.seconds
         return (total - models) / models
 
@@ -136,7 +130,7 @@ class Stopwatch:
 
     def __init__(self, owner: Any, name: str) -> None:
         self.seconds = 0.0
-        self.take_out = lambda: delattr(owner, name)
+        self.remove = lambda: delattr(owner, name)
         method = getattr(owner, name)
 
         def measured(*args: Any, **kwargs: Any) -> Any:

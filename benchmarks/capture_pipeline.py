@@ -37,19 +37,21 @@ import torch
 from transformers import OlmoeConfig, OlmoeForCausalLM
 
 from moe_ray.config.capture import CaptureConfig
+from moe_ray.config.cluster import ClusterConfig
 from moe_ray.config.model import ModelConfig
-from moe_ray.config.run import ClusterConfig
 from moe_ray.demo.examples import embedded_records
 from moe_ray.demo.tokenizer import train_tokenizer
+from moe_ray.models.forward_groups import group_by_length
 from moe_ray.models.loading import load_model, load_tokenizer
 from moe_ray.models.tokenization import TokenizedRow, encode_row, pad_rows
 from moe_ray.orchestration.cluster.model_process import ModelHolder
-from moe_ray.orchestration.cluster.session import ray_session
+from moe_ray.orchestration.cluster.ray_session import ray_session
 from moe_ray.orchestration.jobs.capture import MAX_WINDOW, capture
 from moe_ray.orchestration.jobs.capture_actor import CaptureActor, label_columns
 from moe_ray.prompts.example_tables import BATCHES, ROWS_PER_GROUP
 from moe_ray.routing.counts import RoutingCounts
-from moe_ray.routing.token_budget import padded_tokens, plan_forwards
+from moe_ray.routing.token_budget import MAX_PADDING, padded_tokens
+from moe_ray.run_directory import CAPTURE, COUNTS, PROMPTS, RunDirectory
 from moe_ray.storage.folder import Folder
 
 ROWS_PER_BATCH = 16
@@ -75,7 +77,7 @@ class MeasuredActor(CaptureActor):
         with self.usage_lock:
             self.usage["windows"].append([time.time(), len(batch["positions"][0])])
             own = {"cpu_used": time.process_time() - self.usage["cpu"], "rss": peak_rss()}
-            Folder.open(self.job.out_url).sub("usage").write_json(f"{os.getpid()}.json", self.usage | own)
+            Folder.open(self.job.run_url).sub(CAPTURE).sub("usage").write_json(f"{os.getpid()}.json", self.usage | own)
         return report
 
 
@@ -190,7 +192,7 @@ def bare_loop(model: ModelConfig, batches: Path, config: CaptureConfig, threads:
     for start in range(0, len(rows), size):
         window = rows[start : start + size]
         lengths = [len(row.prompt_ids) for row in window]
-        for group in plan_forwards(lengths, tokens_per_forward=config.tokens_per_forward):
+        for group in group_by_length(lengths, max_tokens=config.tokens_per_forward, max_padding=MAX_PADDING):
             forward = pad_rows([window[row] for row in group], pad_id=0)
             with torch.inference_mode():
                 loaded.base_model(forward.input_ids_BS, attention_mask=forward.attention_mask_BS, use_cache=False)
@@ -200,11 +202,11 @@ def bare_loop(model: ModelConfig, batches: Path, config: CaptureConfig, threads:
     return {"tokens": tokens, "wall": wall, "cpu": cpu, "padding": 1 - tokens / padded}
 
 
-def run_pipeline(model: ModelConfig, batches: Path, out: Path, config: CaptureConfig) -> dict[str, Any]:
+def run_pipeline(model: ModelConfig, work: Path, config: CaptureConfig) -> dict[str, Any]:
     """One capture; `wall` and `cpu` are the actor's from when it was ready, `start` is all before, `end` all after."""
     started = time.time()
-    notes = capture(Folder.open(str(batches)), Folder.open(str(out)), model, config, actor=MeasuredActor)
-    (usage,) = usages(out)
+    notes = capture(RunDirectory.open(str(work)), model, config, actor=MeasuredActor)
+    (usage,) = usages(work / CAPTURE)
     last = max(end for end, _ in usage["windows"])
     return {
         "tokens": notes["tokens"],
@@ -213,7 +215,7 @@ def run_pipeline(model: ModelConfig, batches: Path, out: Path, config: CaptureCo
         "cpu": usage["cpu_used"],
         "start": usage["ready"] - started,
         "end": time.time() - last,
-        "bytes": sum(file.stat().st_size for file in (out / "counts").iterdir()),
+        "bytes": sum(file.stat().st_size for file in (work / COUNTS).iterdir()),
     }
 
 
@@ -222,11 +224,11 @@ def throughput(args: argparse.Namespace) -> pd.DataFrame:
     with tempfile.TemporaryDirectory() as folder:
         work, config = Path(folder), CaptureConfig(tokens_per_forward=args.tokens_per_forward)
         model = make_model(work, args)
-        make_batches(work / "batches", args.examples)
-        first = bare_loop(model, work / "batches", config, args.threads)
+        make_batches(work / PROMPTS, args.examples)
+        first = bare_loop(model, work / PROMPTS, config, args.threads)
         with local_ray(3, threads=args.threads):
-            ours = run_pipeline(model, work / "batches", work / "out", config)
-        second = bare_loop(model, work / "batches", config, args.threads)
+            ours = run_pipeline(model, work, config)
+        second = bare_loop(model, work / PROMPTS, config, args.threads)
     loop = {name: (first[name] + second[name]) / 2 for name in first}
     assert loop["tokens"] == ours["tokens"]
     print(
@@ -246,12 +248,12 @@ def prototype(args: argparse.Namespace) -> pd.DataFrame:
     with tempfile.TemporaryDirectory() as folder:
         work, config = Path(folder), CaptureConfig(tokens_per_forward=args.tokens_per_forward)
         model = make_model(work, args)
-        make_batches(work / "batches", args.examples)
+        make_batches(work / PROMPTS, args.examples)
         with local_ray(3, threads=args.threads):
-            ours = run_pipeline(model, work / "batches", work / "out", config)
+            ours = run_pipeline(model, work, config)
         torch.set_num_threads(args.threads)
         loaded, tokenizer = load_model(model, device="cpu"), load_tokenizer(model)
-        messages = pq.read_table(work / "batches" / BATCHES, columns=["messages"])["messages"].to_pylist()
+        messages = pq.read_table(work / PROMPTS / BATCHES, columns=["messages"])["messages"].to_pylist()
         count, size = max(1, args.examples // 4), 0
         started, started_cpu = time.perf_counter(), time.process_time()
         for number, text in enumerate(messages[:count]):
@@ -281,18 +283,12 @@ def scaling(args: argparse.Namespace) -> pd.DataFrame:
             work = Path(folder)
             model = make_tokenizer(work)
             config = CaptureConfig(num_actors=actors, tokens_per_forward=1 << 20, max_tokens=1 << 20, max_bad_share=1)
-            make_batches(work / "batches", windows * 64)
+            make_batches(work / PROMPTS, windows * 64)
             with local_ray(actors + 2, sleep=args.sleep), windows_of(64):
                 driver = time.process_time()
-                capture(
-                    Folder.open(str(work / "batches")),
-                    Folder.open(str(work / "out")),
-                    model,
-                    config,
-                    actor=SleepingActor,
-                )
+                capture(RunDirectory.open(folder), model, config, actor=SleepingActor)
                 driver = time.process_time() - driver
-            used = usages(work / "out")
+            used = usages(work / CAPTURE)
         begin, end = max(own["ready"] for own in used), min(max(t for t, _ in own["windows"]) for own in used)
         done = sum(begin < t <= end for own in used for t, _ in own["windows"])
         forwards = forwards_per_window(args)
@@ -318,7 +314,7 @@ def forwards_per_window(args: argparse.Namespace) -> float:
         make_batches(work, 640)
         messages = pq.read_table(work / BATCHES, columns=["messages"])["messages"].to_pylist()
         lengths = [len(encode_row(tokenizer, json.loads(text)).prompt_ids) for text in messages]
-    plans = [plan_forwards(lengths[i : i + 64], tokens_per_forward=1 << 20) for i in range(0, 640, 64)]
+    plans = [group_by_length(lengths[i : i + 64], max_padding=MAX_PADDING) for i in range(0, 640, 64)]
     return float(np.mean([len(plan) for plan in plans]))
 
 
@@ -358,9 +354,9 @@ def memory_once(args: argparse.Namespace) -> None:
         with local_ray(3):
             before = peak_rss()
             config = CaptureConfig(max_tokens=1 << 20)
-            capture(Folder.open(f"{work}/batches"), Folder.open(f"{work}/out"), model, config, actor=SleepingActor)
-        actors = [own["rss"] for own in usages(work / "out")]
-        stored = (work / "batches" / BATCHES).stat().st_size / 1e6
+            capture(RunDirectory.open(folder), model, config, actor=SleepingActor)
+        actors = [own["rss"] for own in usages(work / CAPTURE)]
+        stored = (work / PROMPTS / BATCHES).stat().st_size / 1e6
     result = {
         "prompts": args.examples,
         "prompts, MB": stored,
@@ -390,7 +386,7 @@ def main() -> int:
     parser.add_argument("--at", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.what == "batches":
-        make_batches(Path(args.at) / "batches", args.examples)
+        make_batches(Path(args.at) / PROMPTS, args.examples)
         return 0
     if args.what == "memory_once":
         memory_once(args)

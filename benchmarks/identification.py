@@ -24,9 +24,8 @@ from scipy.stats import norm
 
 from moe_ray.config.identify import IdentifyConfig
 from moe_ray.experts import Expert, masks_from_experts
-from moe_ray.identification.identify import identify, identify_batch
+from moe_ray.identification.identify import identify
 from moe_ray.identification.mask_files import write_masks
-from moe_ray.identification.risk import risk_differences
 from moe_ray.identification.selection import batch_tables, unsafe_experts
 from moe_ray.routing.count_tables import counts_to_table, table_to_counts
 from moe_ray.routing.counts import concat_counts
@@ -126,10 +125,10 @@ def reduction(args: argparse.Namespace) -> pd.DataFrame:
     keys = (examples[:, None, None] * 48 + np.arange(48)[None, :, None]) * 128 + ids
     binned = np.bincount(keys.ravel(), minlength=16 * 48 * 128).reshape(16, 48, 128).astype(np.int32)
     count_seconds = time.perf_counter() - started
-    seconds = []
+    seconds, plain = [], IdentifyConfig(permutations=0, resamples=0)
     for _ in range(20):
         started = time.perf_counter()
-        risk = risk_differences(replace(counts, counts_NLE=binned))
+        risk = identify(replace(counts, counts_NLE=binned), plain)
         seconds.append(time.perf_counter() - started)
     distance = float(np.abs(risk["risk_diff"].to_numpy() - looped.ravel()).max())
     ours = float(np.median(seconds))
@@ -176,7 +175,7 @@ def select_in_part(task: tuple[str, str]) -> tuple[dict[int, tuple[Expert, ...]]
     selection = IdentifyConfig()
     selected = {}
     for batch in np.unique(counts.batch_idx):
-        table = identify_batch(counts.take(counts.batch_idx == batch), selection)
+        table = identify(counts.take(counts.batch_idx == batch), selection)
         selected[int(batch)] = unsafe_experts(table, selection)
     used = time.process_time() - started
     return selected, used, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

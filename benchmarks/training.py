@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, OlmoeConfig, PreTrainedModel
+from transformers import OlmoeConfig, PreTrainedModel
 from transformers.utils.logging import set_verbosity_error
 
 from moe_ray.config.finetune import FinetuneConfig
@@ -36,6 +36,7 @@ from moe_ray.models.loss import answer_loss
 from moe_ray.models.moe_layers import find_moe_layers
 from moe_ray.models.tokenization import TokenizedRow
 from moe_ray.routing.masking import route_through
+from moe_ray.testing.random_model import random_model
 
 SHAPES: dict[str, dict[str, int]] = {
     "tiny": {"hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 2, "vocab_size": 512},
@@ -56,7 +57,6 @@ Rows = list[TokenizedRow]
 
 def build(args: argparse.Namespace) -> PreTrainedModel:
     """The model on its device, experts run the way moe-ray loads them there."""
-    torch.manual_seed(0)
     config = OlmoeConfig(
         **SHAPES[args.shape],
         num_attention_heads=8,
@@ -67,13 +67,8 @@ def build(args: argparse.Namespace) -> PreTrainedModel:
         eos_token_id=2,
     )
     implementation = FASTEST_ON_CPU[args.one] if args.experts == "auto" and args.device == "cpu" else args.experts
-    options = {} if implementation == "auto" else {"experts_implementation": implementation}
-    with torch.device(args.device):
-        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, args.dtype), **options)
-    with torch.no_grad():
-        for layer in find_moe_layers(model):
-            torch.nn.init.normal_(layer.router.weight, std=1.0)
-    return model.eval()
+    experts = "" if implementation == "auto" else implementation
+    return random_model(config, device=args.device, dtype=getattr(torch, args.dtype), experts_implementation=experts)
 
 
 def make_batches(args: argparse.Namespace) -> dict[int, Rows]:

@@ -1,6 +1,6 @@
 """Experts and the masks made of them.
 
-Masks are looked up by `batch_idx`, never by position.
+Masks are looked up by `batch_idx`, never by position, so that a batch that is dropped leaves every other one its own mask.
 
 Shape suffixes: B batches, L MoE layers, E experts.
 """
@@ -10,12 +10,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from moe_ray.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Expert(NamedTuple):
@@ -31,7 +35,6 @@ class Expert(NamedTuple):
 Mask = npt.NDArray[np.bool_]
 
 ShortLayers = Literal["allowed_only", "natural"]
-
 """Policy of a layer with fewer unsafe experts than a token uses."""
 
 
@@ -40,7 +43,7 @@ class ExpertMasks:
     """One mask per batch; True = unsafe expert of that batch = may be routed while that batch trains.
 
     Attributes:
-        batch_idx: B batch names.
+        batch_idx: B batches' stable ids, in the masks' order.
         masks_BLE: (B, L, E) bool.
         layers: L decoder layer indices.
         selected: per `batch_idx`, its unsafe experts, the largest risk difference first.
@@ -57,10 +60,27 @@ class ExpertMasks:
         Raises:
             InputError: there is no mask of that batch.
         """
-        if batch_idx not in self.selected:
+        if batch_idx not in self._position_of:
             raise InputError(f"no mask of batch {batch_idx}; got masks of batches {list(self.batch_idx)[:20]}")
-        mask: Mask = self.masks_BLE[self.batch_idx.index(batch_idx)]
+        mask: Mask = self.masks_BLE[self._position_of[batch_idx]]
         return mask
+
+    def __repr__(self) -> str:
+        num_batches, num_layers, num_experts = self.masks_BLE.shape
+        return f"ExpertMasks({num_batches} batches, {num_layers}x{num_experts}, union {int(self.union.sum())})"
+
+    @cached_property
+    def _position_of(self) -> dict[int, int]:
+        # Every step of a training asks for a mask, so that a search along thousands of batches would be felt.
+        return {batch_idx: position for position, batch_idx in enumerate(self.batch_idx)}
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per batch and unsafe expert, the strongest of a batch first: `batch_idx, layer, expert, name`."""
+        # Imported here: what only reads or applies masks, such as `merge`, starts without pandas.
+        import pandas as pd
+
+        rows = [(batch, *expert, str(expert)) for batch in self.batch_idx for expert in self.selected[batch]]
+        return pd.DataFrame(rows, columns=["batch_idx", "layer", "expert", "name"])
 
     @property
     def union(self) -> Mask:
@@ -93,13 +113,13 @@ class ExpertMasks:
         return hashlib.sha256(head + packed).hexdigest()[:16]
 
 
-def restrict_routing(mask_LE: Mask, *, num_experts_per_tok: int, short_layers: ShortLayers) -> Mask:
-    """(L, E): the mask that the router gets; a layer with no True routes naturally.
+def router_mask(mask_LE: Mask, *, num_experts_per_tok: int, short_layers: ShortLayers) -> Mask:
+    """(L, E): the router mask of a batch; an all-False row leaves that layer unrestricted.
 
     Args:
         mask_LE: (L, E) the batch's unsafe experts.
         num_experts_per_tok: the router's k.
-        short_layers: allowed_only = tokens use only a short layer's few unsafe experts; natural = it routes naturally.
+        short_layers: allowed_only = tokens use only a short layer's few unsafe experts; natural = it is unrestricted.
     """
     if short_layers == "allowed_only":
         return mask_LE

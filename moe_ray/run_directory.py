@@ -1,157 +1,300 @@
-"""What a run directory holds, read when it is first asked for; stages that were not run are None."""
+"""The run directory: what a run keeps where, every folder and file name once, and typed readers of what is there.
+
+    config.yaml               the resolved configuration
+    prompts/                  batches and held-out examples
+    capture/                  routing counts, quarantined examples, generated responses
+    identify/                 risk differences, unsafe experts, masks
+    finetune/                 learned experts, history, rounds
+    evaluate/before/, after/  held-out answers, and the figures of them
+    sweep/, compare/          trials and the winner; one folder per arm, and the table
+    own_answers/, pairs/      the model's answers that are targets, or that say which pairs are kept
+
+The names of files with a form of their own (`batches.parquet`, `masks.npz`, `history.jsonl`, …) belong to the modules that
+read and write that form.
+"""
 
 from __future__ import annotations
 
-import json
-import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import fsspec
 import numpy as np
 import pandas as pd
 
 from moe_ray.config.identify import IdentifyConfig
-from moe_ray.config.io import load_config
+from moe_ray.config.io import parse_config, to_yaml
 from moe_ray.config.run import Config
 from moe_ray.errors import InputError
 from moe_ray.experts import ExpertMasks
-from moe_ray.identification.identify import identify
-from moe_ray.identification.mask_files import read_masks
+from moe_ray.finetuning.adapter_files import HEADER
+from moe_ray.finetuning.history import HISTORY, read_history
+from moe_ray.identification.mask_files import MASKS, read_masks
 from moe_ray.identification.overlap import categories_of_batches, expert_categories
-from moe_ray.routing.count_store import read_counts
+from moe_ray.prompts.example_rows import row_to_example
+from moe_ray.prompts.example_tables import BATCHES
+from moe_ray.prompts.examples import Example
+from moe_ray.prompts.quarantine import QUARANTINE, TRUNCATED, training_examples, without_quarantined
+from moe_ray.routing.count_store import parts_info, read_counts, read_lengths
 from moe_ray.routing.counts import RoutingCounts
-from moe_ray.storage.folder import MANIFEST, Folder
+from moe_ray.storage.folder import Folder
+from moe_ray.storage.stage import is_finished, read_manifest
 
-_ORDER = ("batches", "routing", "unsafe_experts", "evaluation_before", "experts", "evaluation_after")
+When = Literal["before", "after"]
+"""Of the repair."""
+WHENS: tuple[When, ...] = ("before", "after")
+
+PROMPTS, CAPTURE, IDENTIFY = "prompts", "capture", "identify"
+FINETUNE, SWEEP, COMPARE = "finetune", "sweep", "compare"
+PAIRS, OWN_ANSWERS = "pairs", "own_answers"
+COUNTS = f"{CAPTURE}/counts"
+CONFIG, SUMMARY, REPORT = "config.yaml", "summary.json", "report.html"
+TEST, VALIDATION, LEFT_OUT = "test.parquet", "validation.parquet", "left_out.parquet"
+RISK, ANSWERS, PAIR_OUTCOMES = "risk_differences.parquet", "answers.parquet", "pairs.parquet"
+TRIALS, WINNER, HEAT_MAP = "trials.parquet", "winner.yaml", "heat_map"
+TRIAL_FOLDERS, RECORDS = "trials", "records"
+COMPARISON, VERDICT = "comparison.parquet", "verdict.json"
 
 
-@dataclass(frozen=True)
-class FinishedRun:
-    """A run directory in which identification is finished."""
+def answers_of(when: When) -> str:
+    """The folder of held-out answers, losses and routing, before they are judged."""
+    return f"evaluate/{when}/answers"
+
+
+def figures_of(when: When) -> str:
+    """The folder of judged answers and their figures."""
+    return f"evaluate/{when}/figures"
+
+
+def round_folder(number: int | str) -> str:
+    """The folder of a round of fine-tuning, from 1; `*` for all."""
+    return f"{FINETUNE}/round_{number}"
+
+
+def pictures_of_heat_map() -> tuple[str, str]:
+    """Files of the sweep's heat map."""
+    return f"{HEAT_MAP}.png", f"{HEAT_MAP}.svg"
+
+
+_STAGES = (
+    *(PAIRS, PROMPTS, CAPTURE, SWEEP, IDENTIFY),
+    *(answers_of("before"), figures_of("before"), FINETUNE, answers_of("after"), figures_of("after")),
+)
+"""In the order in which a run makes them."""
+
+
+@dataclass(frozen=True, repr=False)
+class RunDirectory:
+    """A run directory. Readers raise InputError, naming the stage to run, where what they read is not there.
+
+    Attributes:
+        folder: the directory.
+    """
 
     folder: Folder
 
     @classmethod
-    def open(cls, url: str) -> FinishedRun:
-        """Raises InputError when the place does not exist or identification is not finished there."""
-        fs, path = fsspec.url_to_fs(url)
-        if not fs.exists(f"{path}/unsafe_experts/masks.npz"):
-            raise InputError(
-                f"{url!r} holds no unsafe_experts/masks.npz; give the run_dir of a run that finished identification "
-                "(python workflows/identify.py)"
-            )
+    def open(cls, url: str) -> RunDirectory:
+        """The run directory at a local path or URL; made if missing.
+
+        Raises:
+            InputError: the place cannot be written.
+        """
         return cls(Folder.open(url))
+
+    def __repr__(self) -> str:
+        return f"RunDirectory({self.folder.url}, finished: {', '.join(self.stages) or 'no stage'})"
+
+    def sub(self, name: str) -> Folder:
+        """One of the folders named in this module, made if missing."""
+        return self.folder.sub(name)
+
+    def holds(self, name: str, file: str) -> bool:
+        """Whether a folder holds a file; makes nothing."""
+        return self.folder.exists(f"{name}/{file}")
+
+    def _require(self, name: str, file: str) -> Folder:
+        """The folder, which holds the file; InputError where it does not."""
+        if not self.holds(name, file):
+            command = name.partition("/")[0]
+            stage = "prepare" if command in (PROMPTS, PAIRS, OWN_ANSWERS) else command
+            raise InputError(
+                f"{self.folder.url} holds no {name}/{file}; give the directory of a run that finished the stage "
+                f"{stage!r} (moe-ray {stage})"
+            )
+        return self.folder.sub(name)
+
+    # Settings
+
+    def write_config(self, config: Config) -> None:
+        """Writes the resolved configuration."""
+        self.folder.write_bytes(CONFIG, to_yaml(config).encode())
 
     @cached_property
     def config(self) -> Config:
         """The run's configuration."""
-        with tempfile.TemporaryDirectory() as work:
-            Path(work, "config.yaml").write_bytes(self.folder.read_bytes("config.yaml"))
-            return load_config(str(Path(work, "config.yaml")))
+        if not self.folder.exists(CONFIG):
+            raise InputError(f"{self.folder.url} holds no {CONFIG}; give the directory of a run")
+        return parse_config(self.folder.read_bytes(CONFIG).decode(), source=self.folder.file(CONFIG))
 
     @cached_property
-    def selection(self) -> IdentifyConfig:
+    def identify_config(self) -> IdentifyConfig:
         """The settings that its experts were selected with: after a sweep the winner's, not those of `config`."""
-        manifest = self.manifest("unsafe_experts")
-        stored = {} if manifest is None else manifest["inputs"].get("selection", {})
-        settings: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in stored.items()}
+        prefix = f"{IDENTIFY}."
+        stored = self.manifest(IDENTIFY)
+        settings: dict[str, Any] = {
+            key.removeprefix(prefix): tuple(value) if isinstance(value, list) else value
+            for key, value in ({} if stored is None else stored["inputs"]).items()
+            if key.startswith(prefix)
+        }
         return IdentifyConfig(**settings) if settings else self.config.identify
 
-    @cached_property
-    def masks(self) -> ExpertMasks:
-        """Its selection."""
-        return read_masks(self.folder.sub("unsafe_experts"))
+    # Prompts
 
     @cached_property
     def batches(self) -> pd.DataFrame:
-        """Its training examples."""
-        return self.folder.sub("batches").read_frame("batches.parquet")
+        """The training examples, a row each, quarantined ones too."""
+        return self._require(PROMPTS, BATCHES).read_frame(BATCHES)
+
+    @property
+    def test(self) -> pd.DataFrame:
+        """The held-out examples that the figures are about."""
+        return self._require(PROMPTS, TEST).read_frame(TEST)
+
+    @property
+    def validation(self) -> pd.DataFrame | None:
+        """The held-out examples that settings are chosen on; None = the run has none."""
+        return self.sub(PROMPTS).read_frame(VALIDATION) if self.holds(PROMPTS, VALIDATION) else None
+
+    @property
+    def validation_examples(self) -> list[Example]:
+        """The rows of `validation`."""
+        rows = [] if self.validation is None else self.validation.to_dict("records")
+        return [row_to_example(cast("dict[str, Any]", row)) for row in rows]
 
     @cached_property
     def categories(self) -> dict[int, str]:
         """Per `batch_idx` the category of its unsafe examples, or `mixed`."""
         return categories_of_batches(self.batches)
 
+    # Routing counts
+
+    @property
+    def counts_folder(self) -> Folder:
+        """The stored counts, in parts; see `count_store`."""
+        return self.sub(COUNTS)
+
+    @property
+    def captured_examples(self) -> pd.DataFrame:
+        """The training examples that were counted: those of the batches without the quarantined ones."""
+        return without_quarantined(self.batches, self._require(CAPTURE, QUARANTINE).read_frame(QUARANTINE))
+
+    @property
+    def training_examples(self) -> pd.DataFrame:
+        """The examples that can be trained on; see `quarantine.training_examples`."""
+        capture = self._require(CAPTURE, QUARANTINE)
+        return training_examples(self.batches, capture.read_frame(QUARANTINE), capture.read_frame(TRUNCATED))
+
+    @property
+    def num_experts_per_tok(self) -> int:
+        """The router's k."""
+        return parts_info(self.counts_folder).num_experts_per_tok
+
     @cached_property
     def counts(self) -> RoutingCounts:
-        """The routing counts of its batches that have masks."""
-        counts = read_counts(self.folder.sub("routing").sub("counts"))
+        """The routing counts of the batches that have masks."""
+        counts = read_counts(self.counts_folder)
         return counts.take(np.isin(counts.batch_idx, self.masks.batch_idx))
+
+    @property
+    def lengths(self) -> RoutingCounts:
+        """Counted tokens of each example of the batches that have masks; see `count_store.read_lengths`."""
+        return read_lengths(self.counts_folder, self.masks.batch_idx)
+
+    # Unsafe experts
+
+    @cached_property
+    def masks(self) -> ExpertMasks:
+        """The masks of every batch."""
+        return read_masks(self._require(IDENTIFY, MASKS))
 
     @cached_property
     def risk(self) -> pd.DataFrame:
-        """Its risk table; statistics that it lacks are computed from the counts."""
-        risk = self.folder.sub("unsafe_experts").read_frame("risk_differences.parquet")
-        if "p_maxt" in risk:
-            return risk
-        return identify(self.counts, self.selection, seed=self.config.seed, pairs=self.pairs)
-
-    @property
-    def pairs(self) -> pd.Series:
-        """Per row of the counts, the pair of its example."""
-        keys = ["batch_idx", "in_batch_idx"]
-        rows = pd.DataFrame({name: getattr(self.counts, name) for name in keys})
-        return rows.merge(self.batches[[*keys, "pair"]], on=keys, how="left")["pair"]
+        """The risk table, with how sure each difference is."""
+        return self._require(IDENTIFY, RISK).read_frame(RISK)
 
     @cached_property
     def by_category(self) -> pd.DataFrame:
-        """Experts of each category."""
+        """The experts of each category; see `overlap.expert_categories`."""
         return expert_categories(self.risk, self.masks, self.categories)
 
-    @cached_property
-    def summary(self) -> dict[str, Any] | None:
-        """`summary.json`."""
-        return self.folder.read_json("summary.json") if self.folder.exists("summary.json") else None
+    # What came of it
+
+    @property
+    def learned_experts(self) -> Folder:
+        """The folder of the adapter; see `finetuning.adapter_files`."""
+        return self._require(FINETUNE, HEADER)
 
     @cached_property
     def history(self) -> pd.DataFrame | None:
-        """The training's steps, a row each."""
-        if not self.folder.exists("experts/history.jsonl"):
-            return None
-        lines = self.folder.read_bytes("experts/history.jsonl").decode().splitlines()
-        steps = pd.DataFrame([json.loads(line) for line in lines])
-        return steps if len(steps) else None
+        """The training's steps, a row each; None = nothing was trained."""
+        steps = read_history(self.sub(FINETUNE)) if self.holds(FINETUNE, HISTORY) else []
+        return pd.DataFrame(steps) if steps else None
 
-    def answers(self, when: str) -> pd.DataFrame | None:
-        """Held-out answers `before` or `after` the repair."""
-        if not self.folder.exists(f"evaluation_{when}/answers.parquet"):
-            return None
-        return self.folder.sub(f"evaluation_{when}").read_frame("answers.parquet")
+    def answers(self, when: When) -> pd.DataFrame | None:
+        """The judged held-out answers before or after the repair; None = they were not evaluated."""
+        name = figures_of(when)
+        return self.sub(name).read_frame(ANSWERS) if self.holds(name, ANSWERS) else None
 
     @cached_property
-    def baselines(self) -> tuple[pd.DataFrame, str] | None:
-        """The comparison with baselines, a row per arm, and what it says in words."""
-        if not self.folder.exists("baselines/comparison.parquet"):
-            return None
-        folder = self.folder.sub("baselines")
-        return folder.read_frame("comparison.parquet"), str(folder.read_json("verdict.json"))
-
-    @cached_property
-    def validation_labels(self) -> pd.Series | None:
-        """The labels of its validation examples."""
-        if not self.folder.exists("batches/validation.parquet"):
-            return None
-        return self.folder.sub("batches").read_frame("validation.parquet")["label"]
+    def summary(self) -> dict[str, Any] | None:
+        """`summary.json`; None = the run did not get that far."""
+        return self.folder.read_json(SUMMARY) if self.folder.exists(SUMMARY) else None
 
     @cached_property
     def trials(self) -> pd.DataFrame | None:
-        """The trials of its sweep, the best first."""
-        if not self.folder.exists("sweep/trials.parquet"):
+        """The trials of the sweep, the best first; None = there was no sweep."""
+        return self.sub(SWEEP).read_frame(TRIALS) if self.holds(SWEEP, TRIALS) else None
+
+    @cached_property
+    def comparison(self) -> tuple[pd.DataFrame, str] | None:
+        """The comparison with baselines, a row per arm, and what it says in words; None = there was none."""
+        if not self.holds(COMPARE, COMPARISON):
             return None
-        return self.folder.sub("sweep").read_frame("trials.parquet")
+        folder = self.sub(COMPARE)
+        return folder.read_frame(COMPARISON), str(folder.read_json(VERDICT))
+
+    # Stages
 
     @property
-    def stages(self) -> list[str]:
-        """Finished stages, those that every run has in their order, the others before them."""
-        found = [name for name in self.folder.names() if self.folder.exists(f"{name}/{MANIFEST}")]
-        return sorted(found, key=lambda name: _ORDER.index(name) if name in _ORDER else -1)
+    def stages(self) -> Sequence[str]:
+        """The finished stages, in the order in which a run makes them."""
+        return [name for name in _STAGES if self.manifest(name) is not None]
 
     def manifest(self, stage: str) -> dict[str, Any] | None:
-        """A finished stage's inputs, notes and environment."""
-        if not self.folder.exists(f"{stage}/{MANIFEST}"):
+        """A finished stage's inputs, notes and environment; None = it is not finished."""
+        if not self.folder.fs.exists(self.folder.file(stage)):
             return None
-        manifest: dict[str, Any] = self.folder.read_json(f"{stage}/{MANIFEST}")
-        return manifest
+        folder = self.folder.sub(stage)
+        return read_manifest(folder) if is_finished(folder) else None
+
+
+def open_run(url: str) -> RunDirectory:
+    """A run directory that a run has written to.
+
+    Args:
+        url: local path or any fsspec URL.
+
+    Raises:
+        InputError: there is none.
+    """
+    try:
+        fs, path = fsspec.url_to_fs(url)
+        is_there = fs.exists(f"{path}/{CONFIG}")
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(f"{url!r} cannot be opened: {error}; give the run_dir of a run") from error
+    if not is_there:
+        raise InputError(f"{url!r} is not a run directory (no {CONFIG}); give the run_dir of a run")
+    return RunDirectory.open(url)

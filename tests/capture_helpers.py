@@ -10,16 +10,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from counting_alone import count_batches
 
 from moe_ray.config.capture import CaptureConfig
+from moe_ray.config.cluster import ClusterConfig
 from moe_ray.config.model import ModelConfig
-from moe_ray.config.run import ClusterConfig
 from moe_ray.models.loading import load_model, load_tokenizer
-from moe_ray.orchestration.cluster.session import ray_session
+from moe_ray.orchestration.cluster.ray_session import ray_session
 from moe_ray.orchestration.jobs.capture import capture
 from moe_ray.orchestration.jobs.capture_actor import CaptureActor
 from moe_ray.prompts.example_tables import BATCHES, ROWS_PER_GROUP, frame_to_batches
-from moe_ray.routing.capture import count_batches
+from moe_ray.run_directory import RunDirectory
 from moe_ray.storage.folder import Folder
 
 WORDS = [
@@ -43,17 +44,17 @@ def write_batches(folder, num_batches, *, changes=()):
     """Stored batches of 2 + 2 examples of mixed lengths; `changes` are (row, columns) to replace."""
     rng = np.random.default_rng(0)
     rows = []
-    for place in range(4 * num_batches):
+    for index in range(4 * num_batches):
         content = " ".join(rng.choice(WORDS, size=int(rng.lognormal(2.5, 0.9)) + 1))
         rows.append(
             {
-                "batch_idx": place // 4,
-                "in_batch_idx": place % 4,
-                "id": f"row{place}",
-                "label": "safe" if place % 4 < 2 else "unsafe",
+                "batch_idx": index // 4,
+                "in_batch_idx": index % 4,
+                "id": f"row{index}",
+                "label": "safe" if index % 4 < 2 else "unsafe",
                 "category": "",
                 "messages": json.dumps([{"role": "user", "content": content}]),
-                "response": "I can help with that." if place % 3 == 0 else None,
+                "response": "I can help with that." if index % 3 == 0 else None,
                 "target": "No.",
                 "target_complete": True,
                 "pair": None,
@@ -121,12 +122,11 @@ class SlowActor(CaptureActor):
 
 
 def main():
-    """A driver: address, model, folder of the batches, folder of the capture."""
-    address, model, batches, out = sys.argv[1:]
+    """A driver: address, model, run directory."""
+    address, model, run = sys.argv[1:]
     with ray_session(ClusterConfig(address=address)):
         capture(
-            Folder.open(batches),
-            Folder.open(out),
+            RunDirectory.open(run),
             ModelConfig(path=model),
             CaptureConfig(tokens_per_forward=256),
             actor=SlowActor,

@@ -8,19 +8,51 @@ import pytest
 from paths import ROOT
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keeps the trained model out of the quick part, which has a minute in all."""
+    quick = [item.nodeid for item in items if not {"slow", "needs_ray"} & {mark.name for mark in item.iter_markers()}]
+    trained = {item.nodeid for item in items if "tiny_model_path" in getattr(item, "fixturenames", ())}
+    if wrong := trained.intersection(quick):
+        raise pytest.UsageError(f"{min(wrong)} needs the trained model: mark it slow, or take untrained_model_path")
+
+
+@pytest.fixture(params=["local", "memory"])
+def folder(request, tmp_path):
+    """A folder that is not there yet, on disk and elsewhere."""
+    from moe_ray.storage.folder import Folder
+
+    return Folder.open(str(tmp_path / "run") if request.param == "local" else f"memory://{tmp_path.name}/run")
+
+
 @pytest.fixture(scope="session")
 def tiny_model_path() -> Path:
-    """The embedded model, built once per checkout and content hash."""
+    """The embedded model, built once per checkout and content hash: half a minute, so for slow tests only."""
     from moe_ray.demo.model import build_tiny_model
 
     return build_tiny_model(ROOT / ".cache")
 
 
 @pytest.fixture(scope="session")
+def tiny_tokenizer():
+    """The embedded model's tokenizer."""
+    from moe_ray.demo.model import tiny_tokenizer
+
+    return tiny_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def untrained_model_path(tmp_path_factory) -> Path:
+    """The embedded model after one training step: all of a checkpoint but what it should have learned."""
+    from moe_ray.demo.model import TinyRecipe, build_tiny_model
+
+    return build_tiny_model(tmp_path_factory.mktemp("untrained"), recipe=TinyRecipe(num_steps=1))
+
+
+@pytest.fixture(scope="session")
 def ray_cluster():
     """One local Ray for all tests that need it."""
-    from moe_ray.config.run import ClusterConfig
-    from moe_ray.orchestration.cluster.session import ray_session
+    from moe_ray.config.cluster import ClusterConfig
+    from moe_ray.orchestration.cluster.ray_session import ray_session
 
     os.environ.pop("RAY_ADDRESS", None)
     with ray_session(ClusterConfig(num_cpus=4)):

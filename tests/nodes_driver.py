@@ -1,6 +1,6 @@
 """A cluster of several nodes on this machine, in a process of its own; prints what came of it as JSON.
 
-Arguments: `kill` or `reach`, then the model, the folder of the batches and the folder of the capture.
+Arguments: `kill` or `reach`, then the model and the run directory.
 """
 
 import ctypes
@@ -17,11 +17,12 @@ from capture_helpers import SlowActor
 from ray.cluster_utils import Cluster
 
 from moe_ray.config.capture import CaptureConfig
+from moe_ray.config.cluster import ClusterConfig
 from moe_ray.config.model import ModelConfig
-from moe_ray.config.run import ClusterConfig
 from moe_ray.errors import InputError
-from moe_ray.orchestration.cluster.session import check_reachable, ray_session
+from moe_ray.orchestration.cluster.ray_session import check_reachable, ray_session
 from moe_ray.orchestration.jobs.capture import capture
+from moe_ray.run_directory import CAPTURE, RunDirectory
 from moe_ray.storage.folder import Folder
 
 _CLONE_FS, _CLONE_NEWNS, _MS_REC, _MS_PRIVATE = 0x200, 0x20000, 0x4000, 0x40000
@@ -35,17 +36,18 @@ class SlowActorOnANode(SlowActor):
         return super().forward(examples, rows)
 
 
-def kill_a_node(model, batches, out):
+def kill_a_node(model, run):
     """Captures on a head and two nodes, and ends one that is at work, at once."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     nodes = [cluster.add_node(num_cpus=2) for _ in range(2)]
     killed = []
+    out = RunDirectory.open(run).sub(CAPTURE)
 
     def kill_when_at_work():
         while not killed:
-            at_work = {path.name.removeprefix("node-") for path in Path(out).glob("node-*")}
+            at_work = {path.name.removeprefix("node-") for path in Path(out.path).glob("node-*")}
             chosen = [node for node in nodes if node.node_id in at_work]
-            if chosen and len(Folder.open(out).sub("counts").parquet_names()) >= 3:
+            if chosen and len(out.sub("counts").parquet_names()) >= 3:
                 cluster.remove_node(chosen[0], allow_graceful=False)
                 killed.append(chosen[0].node_id)
             time.sleep(0.05)
@@ -56,7 +58,7 @@ def kill_a_node(model, batches, out):
             threading.Thread(target=kill_when_at_work, daemon=True).start()
             config = CaptureConfig(tokens_per_forward=256, num_actors=2)
             notes = capture(
-                *(Folder.open(batches), Folder.open(out), ModelConfig(path=model), config),
+                *(RunDirectory.open(run), ModelConfig(path=model), config),
                 actor=SlowActorOnANode,
                 seconds_per_part=0.0,
             )
@@ -66,28 +68,28 @@ def kill_a_node(model, batches, out):
     return {"killed": killed, "alive": alive, "quarantined": notes["quarantined"]}
 
 
-def reach_a_folder(model, batches, out):
+def reach_a_folder(model, run):
     """What `check_reachable` says of a folder before and after a node joins that does not see it."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     cluster.add_node(num_cpus=1)
-    folder = Folder.open(out)
+    folder = Folder.open(run)
     try:
         with ray_session(ClusterConfig(address=cluster.address)):
             cluster.wait_for_nodes()
             check_reachable(folder)
-        with another_folder_seen(out):
+        with another_folder_seen(run):
             cluster.add_node(num_cpus=1)
         with ray_session(ClusterConfig(address=cluster.address)):
             cluster.wait_for_nodes()
             try:
                 check_reachable(folder)
-                said = ""
+                message = ""
             except InputError as error:
-                said = str(error)
+                message = str(error)
             nodes = sum(node["Alive"] for node in ray.nodes())
     finally:
         cluster.shutdown()
-    return {"said": said, "nodes": nodes, "left": [path.name for path in Path(out).iterdir()]}
+    return {"message": message, "nodes": nodes, "left": [path.name for path in Path(run).iterdir()]}
 
 
 @contextmanager

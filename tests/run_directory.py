@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from moe_ray.config.effects import settings_affecting
 from moe_ray.config.io import to_yaml, with_settings
 from moe_ray.config.run import Config
-from moe_ray.evaluation.metrics import compare, summarise
+from moe_ray.evaluation.metrics import paired_changes, summarise
 from moe_ray.experts import Expert
 from moe_ray.identification.identify import identify
 from moe_ray.identification.mask_files import write_masks
 from moe_ray.identification.selection import select
 from moe_ray.routing.count_tables import counts_to_table
+from moe_ray.run_directory import COUNTS
 from moe_ray.storage.folder import Folder
+from moe_ray.storage.stage import finish, read_outcome
 from moe_ray.testing.simulated_counts import Population, simulate
 
 PLANTED = (Expert(1, 3), Expert(2, 2))
@@ -42,11 +45,11 @@ def write_identified(folder: Folder, *, num_batches: int = 4, categories: tuple[
     ]
     risk = identify(counts, config.identify)
     folder.write_bytes("config.yaml", to_yaml(config).encode())
-    folder.sub("batches").write_table("batches.parquet", pd.DataFrame(rows))
-    folder.sub("routing").sub("counts").write_table("part-0.parquet", counts_to_table(counts))
-    folder.sub("unsafe_experts").write_table("risk_differences.parquet", risk)
-    write_masks(folder.sub("unsafe_experts"), select(risk, config.identify))
-    folder.sub("unsafe_experts").finish({"selection": asdict(config.identify)}, seconds=1.5)
+    folder.sub("prompts").write_table("batches.parquet", pd.DataFrame(rows))
+    folder.sub(COUNTS).write_table("part-0.parquet", counts_to_table(counts))
+    folder.sub("identify").write_table("risk_differences.parquet", risk)
+    write_masks(folder.sub("identify"), select(risk, config.identify))
+    finish(folder.sub("identify"), settings_affecting(config, "masks"), {}, seconds=1.5)
 
 
 def write_repaired(folder: Folder, *, prompt: str = "How?", categories: tuple[str, ...] = ("fraud", "theft")) -> None:
@@ -56,14 +59,14 @@ def write_repaired(folder: Folder, *, prompt: str = "How?", categories: tuple[st
         | {"validation_loss": None}
         for step in range(8)
     ]
-    experts = folder.sub("experts")
+    experts = folder.sub("finetune")
     experts.write_bytes("history.jsonl", "".join(json.dumps(step) + "\n" for step in steps).encode())
     tuned = {"trainable_parameters": 10, "total_parameters": 100, "frozen_parameters_changed": 0}
-    experts.finish({}, seconds=2.0, **tuned)
+    finish(experts, {}, tuned, seconds=2.0)
     answers = {when: _answers(prompt, categories, refuse=when == "after") for when in ("before", "after")}
     for when, table in answers.items():
-        folder.sub(f"evaluation_{when}").write_table("answers.parquet", table)
-    change = compare(answers["before"], answers["after"])
+        folder.sub(f"evaluate/{when}/figures").write_table("answers.parquet", table)
+    change = paired_changes(answers["before"], answers["after"])
     folder.write_json("summary.json", {when: summarise(table) for when, table in answers.items()} | {"change": change})
 
 
@@ -110,24 +113,28 @@ def write_swept(folder: Folder) -> None:
     ]
     rows.append({"identify.threshold": 0.1, "identify.top_k": 6, "state": "failed"})
     validation = pd.DataFrame({"label": ["safe", "unsafe"] * 16})
-    folder.sub("batches").write_table("validation.parquet", validation)
+    folder.sub("prompts").write_table("validation.parquet", validation)
     sweep = folder.sub("sweep")
     sweep.write_table("trials.parquet", pd.DataFrame(rows))
-    sweep.finish(
-        {},
-        winner={"identify.threshold": 0.05, "identify.top_k": 12},
-        objective="refusal_margin",
-        is_within_bound=True,
-        trials=4,
-        stopped=0,
-        failed=1,
-        identify_seconds_max=0.125,
-    )
+    notes = {
+        "winner": {"identify.threshold": 0.05, "identify.top_k": 12},
+        "objective": "refusal_margin",
+        "is_within_bound": True,
+        "trials": 4,
+        "stopped": 0,
+        "failed": 1,
+        "identify_seconds_max": 0.125,
+    }
+    finish(sweep, {}, notes, seconds=3.0)
     reports = [
         {"round": number, "lagging": [1, 3][:left], "shortfall": 0.25, "unsafe_refusal_rate": 0.5 + number / 8}
         | {"safe_refusal_rate": 0.0625}
         for number, left in ((1, 2), (2, 1))
     ]
-    experts = folder.sub("experts")
-    notes = experts.notes() | {"rounds": reports, "kept_round": 2, "stopped_because": "nothing improved <b>"}
-    experts.finish({}, **notes)
+    experts = folder.sub("finetune")
+    notes = dict(read_outcome(experts).notes) | {
+        "rounds": reports,
+        "kept_round": 2,
+        "stopped_because": "nothing improved <b>",
+    }
+    finish(experts, {}, notes, seconds=2.0)

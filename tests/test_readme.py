@@ -3,24 +3,34 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from paths import ROOT
+from run_directory import write_identified
 from transformers import AutoModelForCausalLM
 
 from moe_ray.demo.examples import embedded_records
+from moe_ray.storage.folder import Folder
 
 README = (ROOT / "README.md").read_text()
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
-def test_the_python_of_the_readme_works_as_written(tiny_model_path, tmp_path, monkeypatch):
+def test_the_python_of_the_readme_works_as_written(tiny_model_path, tmp_path, monkeypatch, capsys):
+    # Threads cost more than these matrices; on a busy machine they cost a hundred times more.
+    torch.set_num_threads(1)
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    rows = [record for record in embedded_records("train") if record["category"] in ("fraud", "hacking")]
+    rows = [record for record in embedded_records("train") if record["category"] == "fraud"]
     Path("prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    names = {"path": str(tiny_model_path)}
+    write_identified(Folder.open(str(tmp_path / "run")))
+    names = {"path": str(tiny_model_path), "run_dir": str(tmp_path / "run")}
     exec(compile(code, "README.md", "exec"), names)  # our own README
     assert names["tuned"].trainable_parameters > 0
+    change = names["after"].change["unsafe_refusal_rate"]
+    assert change["value"] > 0.5
+    assert f"{names['found']!r}\n" in capsys.readouterr().out
+    assert names["run"].masks.trained_batches
     repaired = AutoModelForCausalLM.from_pretrained("repaired").state_dict()
     for name, tensor in names["model"].state_dict().items():
         assert (repaired[name] == tensor).all(), name

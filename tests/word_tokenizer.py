@@ -6,8 +6,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 WORDS = ["<pad>", "<end>", "<start>", "<user>", "<assistant>", "how", "are", "you", "fine", "thanks"]
-
-
+MESSAGES = [{"role": "user", "content": "how are you"}]
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} <end> {% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"

@@ -1,11 +1,11 @@
 """Counts which experts the prompts are routed to.
 
-Stages that were finished in the same run directory with the same settings are reused.
+`moe-ray capture` is the same; `--help` explains every argument.
 """
 
 import sys
 
-from moe_ray.cli.run_workflow import main
+from moe_ray.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, "run_capture"))
+    sys.exit(main(["capture", *sys.argv[1:]]))

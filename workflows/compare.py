@@ -1,14 +1,11 @@
-"""Holds per-batch masks against baselines at equal budget: the same steps, rows and learning rate, as many experts.
+"""Compares per-batch masks with the baselines at equal budget: the same steps, rows and learning rate.
 
-python workflows/compare.py                                      all baselines
-python workflows/compare.py compare.names=[random,shuffled]    some
-
-Runs every other stage too, or reuses it. Every baseline has a folder with a manifest and is not run twice.
+`moe-ray compare` is the same; `--help` explains every argument.
 """
 
 import sys
 
-from moe_ray.cli.run_workflow import main
+from moe_ray.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, "run_compare"))
+    sys.exit(main(["compare", *sys.argv[1:]]))

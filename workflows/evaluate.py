@@ -1,11 +1,11 @@
-"""Evaluates the model on held-out prompts, before the repair and, where experts were learned, after it.
+"""Evaluates the model on held-out prompts, before and after the repair.
 
-Stages that were finished in the same run directory with the same settings are reused.
+`moe-ray evaluate` is the same; `--help` explains every argument.
 """
 
 import sys
 
-from moe_ray.cli.run_workflow import main
+from moe_ray.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, "run_evaluate"))
+    sys.exit(main(["evaluate", *sys.argv[1:]]))

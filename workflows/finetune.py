@@ -1,11 +1,11 @@
-"""Runs every stage up to masked fine-tuning.
+"""Trains the unsafe experts, and nothing else.
 
-Stages that were finished in the same run directory with the same settings are reused.
+`moe-ray finetune` is the same; `--help` explains every argument.
 """
 
 import sys
 
-from moe_ray.cli.run_workflow import main
+from moe_ray.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, "run_finetune"))
+    sys.exit(main(["finetune", *sys.argv[1:]]))

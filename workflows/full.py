@@ -1,13 +1,11 @@
-"""Runs every stage: prompts, routing capture, unsafe experts, masked fine-tuning, evaluation before and after.
+"""Runs every stage, tracked in MLflow, with a summary and a report.
 
-python workflows/full.py                                    the embedded tiny model and its prompts
-python workflows/full.py --config run.yaml finetune.epochs=2   your own
-ray job submit --working-dir . -- python workflows/full.py  on a cluster
+`moe-ray full` is the same; `--help` explains every argument.
 """
 
 import sys
 
-from moe_ray.cli.run_workflow import main
+from moe_ray.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, "run_all"))
+    sys.exit(main(["full", *sys.argv[1:]]))

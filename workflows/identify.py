@@ -1,11 +1,11 @@
-"""Counts routing and names the unsafe experts of every batch.
+"""Names the unsafe experts of every batch: risk differences, their certainty, masks.
 
-Stages that were finished in the same run directory with the same settings are reused.
+`moe-ray identify` is the same; `--help` explains every argument.
 """
 
 import sys
 
-from moe_ray.cli.run_workflow import main
+from moe_ray.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, "run_identify"))
+    sys.exit(main(["identify", *sys.argv[1:]]))

@@ -1,8 +1,11 @@
-"""Answers questions about the unsafe experts of a finished run; `--help` lists them."""
+"""Answers questions about the unsafe experts of a finished run.
+
+`moe-ray inspect` is the same; `--help` explains every argument.
+"""
 
 import sys
 
-from moe_ray.cli.inspect_experts import main
+from moe_ray.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["inspect", *sys.argv[1:]]))

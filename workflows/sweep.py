@@ -1,16 +1,11 @@
 """Searches settings on the validation split, then runs every stage with the winner, scored once on the test split.
 
-python workflows/sweep.py                                        threshold x top_k, nine trials
-python workflows/sweep.py sweep.space.train.epochs=[2,4]         another space; sweep.* says what else can be set
-python workflows/full.py --config RUN_DIR/sweep/winner.yaml      the winner again
-
-Prompts are captured once; a trial identifies its experts from the stored counts. A sweep that was killed goes on where it
-stopped when it is started again.
+`moe-ray sweep` is the same; `--help` explains every argument.
 """
 
 import sys
 
-from moe_ray.cli.run_workflow import main
+from moe_ray.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, "run_sweep"))
+    sys.exit(main(["sweep", *sys.argv[1:]]))

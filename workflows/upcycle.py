@@ -1,8 +1,11 @@
-"""Writes the Mixtral-format upcycle of a dense Llama-type checkpoint; `--help` says how."""
+"""Turns a dense Llama-type model or GGUF file into a Mixtral-format MoE with equal logits.
+
+`moe-ray upcycle` is the same; `--help` explains every argument.
+"""
 
 import sys
 
-from moe_ray.cli.upcycle import main
+from moe_ray.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["upcycle", *sys.argv[1:]]))

@@ -1,1 +1,1 @@
-"""Commands that need no Ray: what the scripts of `workflows/` and the `moe-ray` command run."""
+"""The command line: `main` is the tree, `parser` its arguments, and each command has a module that does its work."""

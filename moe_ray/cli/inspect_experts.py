@@ -1,67 +1,75 @@
-"""Answers questions about the unsafe experts of a finished run.
+"""`moe-ray inspect`: answers questions about the unsafe experts of a finished run, from its run directory alone.
 
-    python workflows/inspect_experts.py runs/default
-    python workflows/inspect_experts.py runs/default --ask categories --category fraud
-    python workflows/inspect_experts.py runs/default --ask sweep --thresholds 0.02 0.05 0.1 --top-ks 10 50
-
-Questions: certainty (which batches can be told from noise), categories (which experts answer for a category), shared
-(which belong to several), overlap (how alike batches are, corrected for chance), sweep (what moves the union), rules
-(what other selection rules would choose), confounds (length and template). Reads the run directory only; `--export FILE`
-writes the pickle for pandas users.
+`arguments.QUESTIONS` says what each question is; `ANSWERS` has the function that answers it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from moe_ray.chat_messages import prompt_text
+from moe_ray.cli.arguments import QUESTIONS
 from moe_ray.errors import InputError
 from moe_ray.identification.confounds import confound_warnings, length_table, weighting_agreement
 from moe_ray.identification.identify import certainty_per_batch
 from moe_ray.identification.overlap import batch_overlap, shared_experts, sweep_union
 from moe_ray.identification.pandas_export import export_pickle
 from moe_ray.identification.selection import RULES, select
-from moe_ray.messages import prompt_text
 from moe_ray.report.certainty_text import certainty_in_words
 from moe_ray.report.printable import printable
-from moe_ray.run_directory import FinishedRun
-
-BAD_INPUT = 2
+from moe_ray.run_directory import RunDirectory, open_run
 
 
-def show_certainty(run: FinishedRun, args: argparse.Namespace) -> None:
-    """Which batches' selections can be told from noise."""
-    certainty = certainty_per_batch(run.risk, run.masks, run.selection)
-    head, *sentences = certainty_in_words(certainty, run.selection)
+def run(arguments: argparse.Namespace) -> None:
+    """Prints the answers to the questions `ask`, and writes the pickle where `export` names a file.
+
+    Raises:
+        InputError: the run has not finished identification, the category is none of its, or the pickle's file exists.
+    """
+    if arguments.export and Path(arguments.export).exists():
+        raise InputError(f"--export: {arguments.export!r} exists; name another file, or remove it first")
+    finished = open_run(arguments.run_dir)
+    for question in arguments.ask:
+        print(f"\n== {question}: {QUESTIONS[question]}")
+        ANSWERS[question](finished, arguments)
+    if arguments.export:
+        export(finished, arguments.export)
+
+
+def show_certainty(run: RunDirectory, args: argparse.Namespace) -> None:
+    """In which batches the selection is significant."""
+    certainty = certainty_per_batch(run.risk, run.masks, run.identify_config)
+    head, *sentences = certainty_in_words(certainty, run.identify_config)
     print(head)
     show_lines(sentences, args.top)
 
 
-def show_categories(run: FinishedRun, args: argparse.Namespace) -> None:
+def show_categories(run: RunDirectory, args: argparse.Namespace) -> None:
     """Which experts answer for a category."""
     known = sorted(run.by_category["category"].unique())
     if args.category is not None and args.category not in known:
         raise InputError(f"--category: got {args.category!r}, expected one of {', '.join(map(printable, known))}")
     for category in known if args.category is None else [args.category]:
-        own = run.by_category[run.by_category["category"] == category]
-        print(f"{printable(category)}: {len(own)} experts are unsafe in at least one of its batches")
-        show_table(own.drop(columns=["category", "layer", "expert"]), args.top)
+        experts = run.by_category[run.by_category["category"] == category]
+        print(f"{printable(category)}: {len(experts)} experts are unsafe in at least one of its batches")
+        show_table(experts.drop(columns=["category", "layer", "expert"]), args.top)
 
 
-def show_shared(run: FinishedRun, args: argparse.Namespace) -> None:
+def show_shared(run: RunDirectory, args: argparse.Namespace) -> None:
     """Which experts belong to several categories."""
     shared = shared_experts(run.by_category)
     print(f"{len(shared)} of {len(run.masks.union_experts)} experts of the union belong to more than one category")
     show_table(shared.drop(columns=["layer", "expert"]), args.top)
 
 
-def show_overlap(run: FinishedRun, args: argparse.Namespace) -> None:
+def show_overlap(run: RunDirectory, args: argparse.Namespace) -> None:
     """How alike the batches' masks are."""
     overlap = batch_overlap(run.masks)
     print(
@@ -71,19 +79,19 @@ def show_overlap(run: FinishedRun, args: argparse.Namespace) -> None:
     show_table(overlap.sort_values("corrected", ascending=False), args.top)
 
 
-def show_sweep(run: FinishedRun, args: argparse.Namespace) -> None:
+def show_sweep(run: RunDirectory, args: argparse.Namespace) -> None:
     """What happens to the union when threshold or top_k moves."""
     print("union under other thresholds and top_k; kept and added are counted against this run's union")
     table = sweep_union(run.risk, thresholds=args.thresholds, top_ks=args.top_ks, reference=run.masks)
     show_table(table, len(table))
 
 
-def show_rules(run: FinishedRun, args: argparse.Namespace) -> None:
+def show_rules(run: RunDirectory, args: argparse.Namespace) -> None:
     """What other rules would choose."""
     rows = []
     for rule in RULES:
         settings: dict[str, Any] = {"rule": rule, "alpha": 0.0, "stability": 0.0}
-        selection = replace(run.selection, **settings)
+        selection = replace(run.identify_config, **settings)
         if rule == "esft_gate" and "w_unsafe" not in run.risk:
             continue
         union = select(run.risk, selection, seed=run.config.seed).union
@@ -94,25 +102,25 @@ def show_rules(run: FinishedRun, args: argparse.Namespace) -> None:
     show_table(pd.DataFrame(rows), len(rows))
 
 
-def show_confounds(run: FinishedRun, args: argparse.Namespace) -> None:
+def show_confounds(run: RunDirectory, args: argparse.Namespace) -> None:
     """Whether length or template may stand in for harm."""
     texts = pd.DataFrame(
         {"label": run.batches["label"], "text": [prompt_text(json.loads(m)) for m in run.batches["messages"]]}
     )
-    roles = run.selection.roles
+    roles = run.identify_config.roles
     show_lines([f"warning: {line}" for line in confound_warnings(run.counts, texts, roles=roles)] or ["no warning"], 10)
     lengths = length_table(run.counts, roles=roles)
     print(
         f"mean tokens: {lengths['safe_tokens'].mean():.0f} a safe, {lengths['unsafe_tokens'].mean():.0f} an unsafe example"
     )
-    agreement = weighting_agreement(run.risk, run.selection)
+    agreement = weighting_agreement(run.risk, run.identify_config)
     print(
         f"pooled tokens and equal weight per prompt share {agreement['jaccard'].mean():.0%} of their experts (mean Jaccard)"
     )
     show_table(agreement.sort_values("jaccard"), args.top)
 
 
-QUESTIONS: dict[str, Callable[[FinishedRun, argparse.Namespace], None]] = {
+ANSWERS: dict[str, Callable[[RunDirectory, argparse.Namespace], None]] = {
     "certainty": show_certainty,
     "categories": show_categories,
     "shared": show_shared,
@@ -138,38 +146,9 @@ def show_lines(lines: Sequence[str], rows: int) -> None:
         print(f"… and {len(lines) - rows} more (--top)")
 
 
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run_dir", help="folder or URL of a run that finished identification")
-    parser.add_argument("--ask", choices=QUESTIONS, nargs="+", default=list(QUESTIONS), help="questions (default: all)")
-    parser.add_argument("--category", help="only this category")
-    parser.add_argument("--top", type=int, default=10, help="rows to show of long tables (default: %(default)s)")
-    parser.add_argument("--thresholds", type=float, nargs="+", default=[0.02, 0.05, 0.1, 0.2], help="for sweep")
-    parser.add_argument("--top-ks", type=int, nargs="+", default=[10, 25, 50, 100], help="for sweep")
-    parser.add_argument("--export", metavar="FILE", help="also write the pickle for pandas users")
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the answers; returns 0, or 2 after one line on what was wrong with the input."""
-    args = parse_args(argv)
-    try:
-        run = FinishedRun.open(args.run_dir)
-        for question in args.ask:
-            print(f"\n== {question}: {QUESTIONS[question].__doc__}")
-            QUESTIONS[question](run, args)
-        if args.export:
-            export(run, args.export)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
-    return 0
-
-
-def export(run: FinishedRun, path: str) -> None:
+def export(run: RunDirectory, path: str) -> None:
     """Writes the pickle for pandas users."""
-    selection = run.selection
+    selection = run.identify_config
     export_pickle(
         path,
         masks=run.masks,

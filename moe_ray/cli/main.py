@@ -1,109 +1,76 @@
-"""The `moe-ray` command: each workflow by its name.
+"""The `moe-ray` command: `moe-ray COMMAND …`, and what the scripts of `workflows/` run.
 
-Nothing is imported before it is known which command is wanted, so that `moe-ray --help` answers at once.
+What can be refused is refused before anything heavy is imported: `parser` knows every argument and `checks` what is wrong
+with their values; the module that does a command's work is imported last.
+
+Exit statuses:
+
+    0    done
+    1    a fault of moe-ray: `FrozenChanged` with its sentence, every other one with its traceback
+    2    `InputError`: wrong arguments, settings, prompts or model; mend them
+    3    `NothingSelected`: no expert is selected, or there is nothing to train
+    4    `OutsideFailed`: the judge endpoint, the tracking server or the storage failed; try again later
+    130  interrupted with Ctrl-C; the same command goes on where this one stopped
 """
 
 from __future__ import annotations
 
-import difflib
-import importlib.metadata
+import argparse
+import importlib
+import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-BAD_INPUT = 2
+from moe_ray.cli.commands import COMMANDS
+from moe_ray.cli.parser import parse
+from moe_ray.errors import InputError, MoeRayError, NothingSelected, OutsideFailed
 
-
-@dataclass(frozen=True)
-class Command:
-    """A command.
-
-    Attributes:
-        text: what it does, in a line.
-        work: a function of `moe_ray.orchestration.stages`; empty where `module` is given.
-        module: its `main` takes the arguments.
-    """
-
-    text: str
-    work: str = ""
-    module: str = ""
-
-
-COMMANDS = {
-    "full": Command(
-        "every stage: capture, unsafe experts, fine-tuning, evaluation before and after, report", "run_all"
-    ),
-    "capture": Command("prompts to batches to routing counts", "run_capture"),
-    "identify": Command("... to risk differences, unsafe experts and masks of every batch", "run_identify"),
-    "finetune": Command("... to learned experts", "run_finetune"),
-    "evaluate": Command("... to held-out answers and losses, before and after", "run_evaluate"),
-    "sweep": Command("search thresholds, top_k and other settings on one stored capture", "run_sweep"),
-    "compare": Command("hold per-batch masks against the baselines at equal budget", "run_compare"),
-    "report": Command("make the HTML report of a finished run anew", module="moe_ray.cli.report"),
-    "merge": Command("write the repaired model of a run as a plain checkpoint", module="moe_ray.cli.merge"),
-    "inspect": Command("answer questions about a finished run", module="moe_ray.cli.inspect_experts"),
-    "upcycle": Command("turn a dense Llama-type model into a MoE with equal logits", module="moe_ray.cli.upcycle"),
-}
-
-_REUSED = "Stages that were finished in the same run directory with the same settings are reused."
+# The first that fits counts.
+_STATUSES = ((NothingSelected, 3), (InputError, 2), (OutsideFailed, 4), (MoeRayError, 1))
+_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command that the first argument names.
+    """Runs the command that the arguments name.
 
     Args:
-        argv: None = the process's own arguments.
+        argv: the command and its arguments; None = the process's own.
 
     Returns:
-        exit status: 0, or 2 for bad input.
+        exit status, as the module's docstring lists them.
+
+    Raises:
+        SystemExit: after `--help` and `--version`, with status 0.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    name = arguments[0] if arguments else ""
-    if name in ("-h", "--help"):
-        _say(_help())
-        return 0
-    if name == "--version":
-        _say(f"moe-ray {importlib.metadata.version('moe-ray')}")
-        return 0
-    if name not in COMMANDS:
-        print(f"error: {_unknown(name)}", file=sys.stderr)
-        return BAD_INPUT
-    # What argparse calls the program.
-    sys.argv[0] = f"moe-ray {name}"
-    command = COMMANDS[name]
-    if command.module:
-        run: Any = importlib.import_module(command.module).main
-        return int(run(arguments[1:]))
-    from moe_ray.cli import run_workflow as cli
-
-    return cli.main(f"{command.text[0].upper()}{command.text[1:]}.\n\n{_REUSED}", command.work, arguments[1:])
+    can_resume = False
+    try:
+        arguments = parse(sys.argv[1:] if argv is None else argv)
+        can_resume = bool(COMMANDS[arguments.command].work)
+        _run(arguments)
+    except MoeRayError as error:
+        # An error of another process comes as Ray's, which is of the same class, but whose text is that process's traceback.
+        print(f"error: {getattr(error, 'cause', error)}", file=sys.stderr)
+        return next(status for kind, status in _STATUSES if isinstance(error, kind))
+    except KeyboardInterrupt:
+        what_next = "; the same command goes on where this one stopped" if can_resume else ""
+        print(f"interrupted{what_next}", file=sys.stderr)
+        return _INTERRUPTED
+    return 0
 
 
-def _unknown(name: str) -> str:
-    if not name:
-        return "no command; `moe-ray --help` lists them"
-    near = difflib.get_close_matches(name, COMMANDS, n=1)
-    hint = f"did you mean {near[0]}?" if near else "`moe-ray --help` lists them"
-    return f"unknown command {name!r}; {hint}"
+def _run(arguments: argparse.Namespace) -> None:
+    command = COMMANDS[arguments.command]
+    _start_logging(with_time=bool(command.work))
+    checks: Any = importlib.import_module("moe_ray.cli.checks")
+    checks.check(arguments)
+    work: Any = importlib.import_module(command.module)
+    work.run(arguments)
 
 
-def _help() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {command.text}" for name, command in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: moe-ray COMMAND [--config FILE] [KEY=VALUE ...]",
-            "",
-            "Finds which experts of a Mixture-of-Experts model answer for unsafe behaviour, and repairs only those.",
-            "",
-            "commands:",
-            *lines,
-            "",
-            "`moe-ray COMMAND --help` explains every setting; `moe-ray --version` says which version this is.",
-        ]
-    )
-
-
-def _say(text: str) -> None:
-    print(text)
+def _start_logging(*, with_time: bool) -> None:
+    """Lets everyone's messages through in a run, which says when each came; else only moe-ray's own."""
+    text = "%(asctime)s %(message)s" if with_time else "%(message)s"
+    level = logging.INFO if with_time else logging.WARNING
+    logging.basicConfig(level=level, format=text, datefmt="%H:%M:%S", stream=sys.stderr)
+    logging.getLogger("moe_ray").setLevel(logging.INFO)

@@ -5,14 +5,19 @@ in a sweep's search space.
 """
 
 from moe_ray.config.capture import CaptureConfig
+from moe_ray.config.cluster import ClusterConfig
+from moe_ray.config.compare import BASELINES, CompareConfig
 from moe_ray.config.evaluate import EvaluateConfig
 from moe_ray.config.fields import EMBEDDED
 from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.config.identify import IdentifyConfig
 from moe_ray.config.model import ModelConfig
 from moe_ray.config.prompts import PromptsConfig
-from moe_ray.config.run import ClusterConfig, Config, ReportConfig, TrackingConfig
-from moe_ray.config.studies import BASELINES, CompareConfig, RoundsConfig, SweepConfig
+from moe_ray.config.report import ReportConfig
+from moe_ray.config.rounds import RoundsConfig
+from moe_ray.config.run import Config
+from moe_ray.config.sweep import SweepConfig
+from moe_ray.config.tracking import TrackingConfig
 
 __all__ = [
     "BASELINES",

@@ -2,59 +2,91 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-from moe_ray.config.fields import _setting, require
+from moe_ray.config.fields import setting
+from moe_ray.config.section import Section
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptureConfig:
+class CaptureConfig(Section):
     """How routing is counted."""
 
-    num_actors: int = _setting(1, "Ray Data actors, each holding one copy of the model; the least number of them")
-    max_actors: int = _setting(
-        0, "the pool grows to this many actors while there is work and the cluster has room; 0 = always num_actors"
+    group: ClassVar[str] = "capture"
+
+    num_actors: int = setting(
+        1, "processes that count at the same time, each with a copy of the model", affects="speed", at_least=1
     )
-    gpus_per_actor: float = _setting(
-        0.0, "GPUs of one actor, which may be a fraction; 0 runs on CPU; with 2 or more the model is spread over them"
+    max_actors: int = setting(
+        0,
+        "more processes are started, up to this many, while there is work and the cluster has room; 0 = always num_actors",
+        affects="speed",
+        at_least=0,
     )
-    tokens_per_forward: int = _setting(
-        8192, "tokens of one forward pass, padding included; halved by an actor whose GPU runs out of memory"
+    gpus_per_actor: float = setting(
+        0.0,
+        "GPUs of one process, which may be a fraction; 0 = CPU; with 2 or more the model is spread over them",
+        affects="speed",
+        at_least=0,
     )
-    weights: bool = _setting(False, "also sum routed weights, which identify.weighting=activation and esft_gate need")
-    ids: bool = _setting(
-        False, "also keep which experts each token was routed to, beside the counts: a byte per token, layer and expert"
+    tokens_per_forward: int = setting(
+        8192,
+        "tokens of one forward pass, padding included; halved by a process whose GPU runs out of memory",
+        affects="speed",
+        at_least=1,
     )
-    template_tokens: bool = _setting(
-        True, "count tokens of the chat template (role headers, start and end tokens) as well as those of the messages"
+    weights: bool = setting(
+        False,
+        "also sum the routing weights of each expert's tokens (the factors that the router puts on its output), which "
+        "identify.weighting=activation and identify.rule=esft_gate need",
+        affects="counts",
     )
-    max_tokens: int = _setting(0, "the longest example, in tokens; 0 = the model's max_position_embeddings")
-    too_long: Literal["skip", "truncate", "error"] = _setting(
+    ids: bool = setting(
+        False,
+        "also keep which experts each token was routed to, beside the counts: a byte for every token, layer and expert",
+        affects="counts",
+    )
+    template_tokens: bool = setting(
+        True,
+        "count the tokens of the chat template (role headers, start and end tokens) as well as those of the messages",
+        affects="counts",
+    )
+    max_tokens: int = setting(
+        0, "longest example, in tokens; 0 = the model's max_position_embeddings", affects="counts", at_least=0
+    )
+    too_long: Literal["skip", "truncate", "error"] = setting(
         "skip",
-        "what becomes of a longer one: skip = quarantined; truncate = its first max_tokens tokens are counted, and it is "
-        "listed; error = the capture stops",
+        "what is done with a longer example: skip = it is put in quarantine; truncate = its first max_tokens tokens are "
+        "counted, and it is listed; error = the capture stops",
+        affects="counts",
     )
-    max_bad_share: float = _setting(
-        0.05, "share of examples in quarantine above which the capture stops (0 to 1); bad ones up to it are left out"
+    max_bad_share: float = setting(
+        0.05,
+        "largest fraction of the examples that may be unusable, such as too long; these are put in quarantine, and the run "
+        "goes on without them; with more of them it stops",
+        affects="speed",
+        at_least=0,
+        at_most=1,
     )
-    generate: bool = _setting(
-        False, "the model itself answers examples that come without a response, and that is counted"
+    generate: bool = setting(
+        False,
+        "let the model itself answer examples that come without a `response`, and count the answer's tokens too",
+        affects="counts",
     )
-    max_new_tokens: int = _setting(64, "length of a generated response, in tokens")
-    temperature: float = _setting(
-        0.0, "0 = generate greedily; above, sample with this temperature, each example with its own random numbers"
+    max_new_tokens: int = setting(64, "generate: longest generated answer, in tokens", affects="counts", at_least=1)
+    temperature: float = setting(
+        0.0,
+        "generate: 0 = always the most likely token; above 0 = sampled at this temperature, with random numbers of each "
+        "example's own",
+        affects="counts",
+        at_least=0,
     )
 
-    def __post_init__(self) -> None:
-        require(self.num_actors > 0, "capture.num_actors", self.num_actors, "1 or more")
-        grows = self.max_actors == 0 or self.max_actors >= self.num_actors
-        require(grows, "capture.max_actors", self.max_actors, "0, or at least capture.num_actors")
-        require(self.gpus_per_actor >= 0, "capture.gpus_per_actor", self.gpus_per_actor, "0 or more")
-        whole = self.gpus_per_actor <= 1 or self.gpus_per_actor == int(self.gpus_per_actor)
-        require(whole, "capture.gpus_per_actor", self.gpus_per_actor, "a fraction up to 1, or a whole number")
-        require(self.tokens_per_forward > 0, "capture.tokens_per_forward", self.tokens_per_forward, "1 or more")
-        require(self.max_tokens >= 0, "capture.max_tokens", self.max_tokens, "0 or more")
-        require(0 <= self.max_bad_share <= 1, "capture.max_bad_share", self.max_bad_share, "a fraction from 0 to 1")
-        require(self.max_new_tokens > 0, "capture.max_new_tokens", self.max_new_tokens, "1 or more")
-        require(self.temperature >= 0, "capture.temperature", self.temperature, "0 or more")
+    def faults(self) -> Iterator[str]:
+        """Yields what is wrong with the number of actors and their GPUs."""
+        if 0 < self.max_actors < self.num_actors:
+            yield self.wrong("max_actors", "0, or at least capture.num_actors")
+        if self.gpus_per_actor > 1 and not self.gpus_per_actor.is_integer():
+            yield self.wrong("gpus_per_actor", "a fraction up to 1, or a whole number")

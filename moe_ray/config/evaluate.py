@@ -2,56 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-from moe_ray.config.fields import _setting, require
+from moe_ray.config.fields import setting
+from moe_ray.config.section import Section
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
+class EvaluateConfig(Section):
     """Held-out evaluation: answers, losses, and who judges the answers."""
 
-    routing: Literal["natural", "masked", "both"] = _setting(
+    group: ClassVar[str] = "evaluate"
+
+    routing: Literal["natural", "masked", "both"] = setting(
         "natural",
-        "how held-out prompts are routed: natural = as the model routes; masked = through the mask of the batch that a "
-        "prompt is held against; both = one after the other",
+        "how held-out prompts are routed: natural = as the model routes; masked = only to the unsafe experts of the "
+        "training batch that the prompt is assigned to; both = one after the other",
+        affects="answers",
     )
-    num_actors: int = _setting(1, "Ray Data actors, each holding one copy of the model")
-    gpus_per_actor: float = _setting(0.0, "GPUs of one actor; 0 runs on CPU")
-    rows_per_forward: int = _setting(32, "examples generated at once")
-    max_new_tokens: int = _setting(32, "length of a generated answer, in tokens")
-    neutral_file: str = _setting(
+    num_actors: int = setting(
+        1, "processes that answer at the same time, each with a copy of the model", affects="speed", at_least=1
+    )
+    gpus_per_actor: float = setting(0.0, "GPUs of one process; 0 = CPU", affects="speed", at_least=0)
+    rows_per_forward: int = setting(32, "examples that are answered at once", affects="speed", at_least=1)
+    max_new_tokens: int = setting(32, "longest answer, in tokens", affects="answers", at_least=1)
+    neutral_file: str = setting(
         "",
-        "plain text on harmless topics, a blank line between paragraphs, whose loss shows what was forgotten; "
-        "empty = the paragraphs that ship with moe-ray",
+        "plain text on harmless topics, with an empty line between paragraphs; the loss on it shows what the model "
+        "forgot; empty = the paragraphs that ship with moe-ray",
+        affects="answers",
     )
-    judge: Literal["phrases", "classifier", "endpoint"] = _setting(
+    judge: Literal["phrases", "classifier", "endpoint"] = setting(
         "phrases",
         "who says whether an answer refuses: phrases = refusal phrases in its opening; classifier = a Hugging Face "
         "sequence classifier; endpoint = an OpenAI-compatible chat endpoint, whose address and key are in the "
         "environment variables MOE_RAY_JUDGE_URL and MOE_RAY_JUDGE_KEY",
+        affects="verdicts",
     )
-    classifier: str = _setting("", "judge classifier: its checkpoint folder or hub name")
-    classifier_input: Literal["prompt_and_answer", "answer"] = _setting(
+    classifier: str = setting(
+        "", "judge classifier: its checkpoint folder or name on the Hugging Face hub", affects="verdicts"
+    )
+    classifier_input: Literal["prompt_and_answer", "answer"] = setting(
         "prompt_and_answer",
         "judge classifier: what it reads; prompt_and_answer = the last message and the answer as a pair of texts",
+        affects="verdicts",
     )
-    refusal_label: str = _setting("REJECTION", "judge classifier: its label that means refusal")
-    judge_model: str = _setting("", "judge endpoint: name of the model that it should use")
-    judge_timeout: float = _setting(60.0, "judge endpoint: seconds to wait for one reply")
-    judge_retries: int = _setting(3, "judge endpoint: how often a failed call is repeated, with growing pauses")
-    judge_concurrency: int = _setting(4, "judge endpoint: calls at the same time")
+    refusal_label: str = setting(
+        "REJECTION", "judge classifier: which of its labels means that the answer refuses", affects="verdicts"
+    )
+    judge_model: str = setting("", "judge endpoint: name of the model that it should use", affects="verdicts")
+    judge_timeout: float = setting(60.0, "judge endpoint: seconds to wait for one reply", affects="speed", above=0)
+    judge_retries: int = setting(
+        3, "judge endpoint: how often a failed call is repeated, with growing pauses", affects="speed", at_least=0
+    )
+    judge_concurrency: int = setting(4, "judge endpoint: calls at the same time", affects="speed", at_least=1)
 
-    def __post_init__(self) -> None:
-        require(self.num_actors > 0, "evaluate.num_actors", self.num_actors, "1 or more")
-        require(self.gpus_per_actor >= 0, "evaluate.gpus_per_actor", self.gpus_per_actor, "0 or more")
-        require(self.rows_per_forward > 0, "evaluate.rows_per_forward", self.rows_per_forward, "1 or more")
-        require(self.max_new_tokens > 0, "evaluate.max_new_tokens", self.max_new_tokens, "1 or more")
-        require(self.judge_timeout > 0, "evaluate.judge_timeout", self.judge_timeout, "a positive number of seconds")
-        require(self.judge_retries >= 0, "evaluate.judge_retries", self.judge_retries, "0 or more")
-        require(self.judge_concurrency > 0, "evaluate.judge_concurrency", self.judge_concurrency, "1 or more")
-        if self.judge == "classifier":
-            require(bool(self.classifier), "evaluate.classifier", self.classifier, "a checkpoint folder or hub name")
-        if self.judge == "endpoint":
-            require(bool(self.judge_model), "evaluate.judge_model", self.judge_model, "the name of a model")
+    def faults(self) -> Iterator[str]:
+        """Yields what the chosen judge misses."""
+        if self.judge == "classifier" and not self.classifier:
+            yield self.wrong("classifier", "a checkpoint folder or hub name, since evaluate.judge=classifier")
+        if self.judge == "endpoint" and not self.judge_model:
+            yield self.wrong("judge_model", "the name of a model, since evaluate.judge=endpoint")

@@ -2,62 +2,96 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-from moe_ray.config.fields import _setting, require
+from moe_ray.config.fields import setting
+from moe_ray.config.section import Section
 
 
 @dataclass(frozen=True, kw_only=True)
-class IdentifyConfig:
+class IdentifyConfig(Section):
     """Which experts of a batch are called unsafe, and how sure one must be."""
 
-    roles: tuple[str, ...] = _setting(("prompt",), "tokens whose routing counts: prompt, response or both")
-    rule: Literal["risk_diff", "per_layer", "esft_token", "esft_gate", "random"] = _setting(
+    group: ClassVar[str] = "identify"
+
+    roles: tuple[Literal["prompt", "response"], ...] = setting(
+        ("prompt",), "whose tokens count: those of the prompt, of the response, or of both", affects="masks"
+    )
+    rule: Literal["risk_diff", "per_layer", "esft_token", "esft_gate", "random"] = setting(
         "risk_diff",
-        "risk_diff = above threshold, the top_k largest of the batch; per_layer = the per_layer_quota largest of each "
-        "layer; esft_token, esft_gate = cumulative top_p per layer over unsafe tokens, or over their gate weights; "
-        "random = as many of each layer as risk_diff gives, drawn by seed (a control)",
+        "which experts of a batch are unsafe: risk_diff = the top_k largest risk differences above threshold; per_layer "
+        "= the per_layer_quota largest of each layer; esft_token, esft_gate = the experts of each layer that together "
+        "take the share top_p of the unsafe tokens, or of their routing weights; random = as many of each layer as "
+        "risk_diff gives, drawn at random (a control)",
+        affects="masks",
     )
-    weighting: Literal["tokens", "prompts", "activation"] = _setting(
+    weighting: Literal["tokens", "prompts", "activation"] = setting(
         "tokens",
-        "what a rate is: tokens = routed tokens / all tokens; prompts = mean of each prompt's own rate, so that long "
-        "prompts count no more than short ones; activation = routed weight / all tokens",
+        "what an expert's rate is: tokens = tokens routed to it / all tokens; prompts = mean of each prompt's own rate, so "
+        "that long prompts count no more than short ones; activation = routing weight it received / all tokens",
+        affects="masks",
     )
-    threshold: float = _setting(0.05, "an unsafe expert's risk_diff is above this (difference of fractions, -1 to 1)")
-    top_k: int = _setting(50, "at most this many unsafe experts a batch, the largest risk_diff first")
-    per_layer_quota: int = _setting(4, "rule per_layer: at most this many unsafe experts of each layer")
-    top_p: float = _setting(0.2, "rules esft_*: share of a layer's tokens or gate weight to cover (0 to 1)")
-    alpha: float = _setting(0.0, "drop selected experts whose corrected p is above this (0 to 1); 0 = off")
-    correction: Literal["maxt", "bh", "none"] = _setting(
-        "maxt", "p that alpha is held against: maxt = family-wise, bh = false discovery rate, none = each expert's own"
+    threshold: float = setting(
+        0.05,
+        "an unsafe expert's risk difference (its rate on unsafe tokens minus its rate on safe ones) is above this",
+        affects="masks",
+        at_least=-1,
+        below=1,
     )
-    stability: float = _setting(
-        0.0, "drop experts selected in less than this share of prompt resamples (0 to 1); 0 = off"
+    top_k: int = setting(
+        50,
+        "most unsafe experts of a batch; those with the largest risk difference are kept",
+        affects="masks",
+        at_least=1,
     )
-    permutations: int = _setting(
-        20_000, "relabellings of a batch's prompts: all of them where there are no more, else this many; 0 = no p"
+    per_layer_quota: int = setting(4, "rule per_layer: most unsafe experts of each layer", affects="masks", at_least=1)
+    top_p: float = setting(
+        0.2,
+        "rules esft_token and esft_gate: share of a layer's tokens or routing weight to cover",
+        affects="masks",
+        above=0,
+        at_most=1,
     )
-    resamples: int = _setting(200, "bootstrap resamples of a batch's prompts, for stability; 0 = none")
+    alpha: float = setting(
+        0.0,
+        "leave out selected experts whose p-value, after correction, is above this; 0 = leave none out",
+        affects="masks",
+        at_least=0,
+        below=1,
+    )
+    correction: Literal["maxt", "bh", "none"] = setting(
+        "maxt",
+        "correction of the p-values that alpha is compared with, for testing many experts: maxt = family-wise error rate; "
+        "bh = false discovery rate; none = each expert's own p-value",
+        affects="masks",
+    )
+    stability: float = setting(
+        0.0,
+        "leave out experts that are selected in less than this fraction of the resamples; 0 = leave none out",
+        affects="masks",
+        at_least=0,
+        at_most=1,
+    )
+    permutations: int = setting(
+        20_000,
+        "permutations of a batch's labels that the p-values come from: every possible one if there are no more than this, "
+        "else this many at random; 0 = no p-values",
+        affects="masks",
+        at_least=0,
+    )
+    resamples: int = setting(
+        200, "bootstrap resamples of a batch's prompts, for stability; 0 = none", affects="masks", at_least=0
+    )
 
-    def __post_init__(self) -> None:
-        require(-1 <= self.threshold < 1, "identify.threshold", self.threshold, "a number from -1 to below 1")
-        require(self.top_k > 0, "identify.top_k", self.top_k, "1 or more")
-        require(self.per_layer_quota > 0, "identify.per_layer_quota", self.per_layer_quota, "1 or more")
-        require(0 < self.top_p <= 1, "identify.top_p", self.top_p, "a fraction above 0, at most 1")
-        require(0 <= self.alpha < 1, "identify.alpha", self.alpha, "a fraction from 0 to below 1")
-        require(0 <= self.stability <= 1, "identify.stability", self.stability, "a fraction from 0 to 1")
-        require(self.permutations >= 0, "identify.permutations", self.permutations, "0 or more")
-        require(self.resamples >= 0, "identify.resamples", self.resamples, "0 or more")
-        self._check_filters()
-        known = {"prompt", "response"}
-        require(bool(self.roles) and set(self.roles) <= known, "identify.roles", self.roles, "prompt, response or both")
-
-    def _check_filters(self) -> None:
-        if self.alpha:
-            require(self.permutations > 0, "identify.permutations", 0, "1 or more, since identify.alpha is on")
-        if self.stability:
-            require(self.resamples > 0, "identify.resamples", 0, "1 or more, since identify.stability is on")
-        if self.alpha or self.stability:
-            tested = self.rule in ("risk_diff", "per_layer", "random")
-            require(tested, "identify.rule", self.rule, "risk_diff or per_layer where alpha or stability is on")
+    def faults(self) -> Iterator[str]:
+        """Yields what is wrong with the roles, and filters that miss what they need."""
+        if not self.roles:
+            yield self.wrong("roles", "prompt, response or both")
+        if self.alpha and not self.permutations:
+            yield self.wrong("permutations", "1 or more, since identify.alpha is on")
+        if self.stability and not self.resamples:
+            yield self.wrong("resamples", "1 or more, since identify.stability is on")
+        if (self.alpha or self.stability) and self.rule.startswith("esft_"):
+            yield self.wrong("rule", "risk_diff or per_layer where alpha or stability is on")

@@ -1,23 +1,25 @@
 """Reading and writing the configuration: YAML → dataclasses → dotted overrides, and back.
 
-An unknown key is an error that names the nearest known one.
+All faults are found before any is reported: unknown keys, wrong types, values out of bounds, in the file and in the
+overrides alike.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import difflib
-import types
+import functools
+import math
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
-from moe_ray.config.fields import require
+from moe_ray.config.keys import GROUP_VALUES, Key, full_key, groups, keys_of, unknown_key
 from moe_ray.config.run import Config
+from moe_ray.config.section import Section
+from moe_ray.config.values import WrongSettings, fit, plain_value
 from moe_ray.errors import InputError
 
 
@@ -25,19 +27,39 @@ def load_config(path: str | None = None, overrides: Sequence[str] = ()) -> Confi
     """The configuration of a YAML file with `key.sub=value` overrides on top.
 
     Raises:
-        InputError: the file is missing or not a mapping, a key is unknown, a value has the wrong type or range.
+        InputError: the file is missing or not a mapping; or, all in one error: keys are unknown or given twice under
+            two names, values have the wrong type or are out of bounds.
     """
-    tree: dict[str, Any] = {}
+    given = _Given()
     if path is not None:
-        tree = _read_yaml(path)
+        tree, given.faults = _read_yaml(path)
+        given.take(list(_leaves(tree)))
+    entries: list[tuple[str, Any]] = []
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
-            raise InputError(f"override {override!r}: expected key=value, such as identify.top_k=20")
-        _put(tree, key.strip(), _parse_value(text, key))
-    config = _build(Config, tree, "")
-    assert isinstance(config, Config)
-    return config
+            given.faults.append(f"override {override!r}: expected key=value, such as identify.top_k=20")
+            continue
+        try:
+            value = yaml.safe_load(text) if text else ""
+        except yaml.YAMLError:
+            given.faults.append(f"{key}: {text!r} is not a valid YAML value; quote it")
+        else:
+            entries += _leaves({key.strip(): value})
+    given.take(entries)
+    return given.config()
+
+
+def parse_config(text: str, *, source: str) -> Config:
+    """The configuration of YAML text; `source` names it in errors.
+
+    Raises:
+        InputError: see `load_config`.
+    """
+    given = _Given()
+    tree, given.faults = _tree_of(text, source)
+    given.take(list(_leaves(tree)))
+    return given.config()
 
 
 def flatten(config: object, prefix: str = "") -> dict[str, Any]:
@@ -48,25 +70,20 @@ def flatten(config: object, prefix: str = "") -> dict[str, Any]:
         if dataclasses.is_dataclass(value):
             flat |= flatten(value, f"{prefix}{item.name}.")
         else:
-            flat[f"{prefix}{item.name}"] = list(value) if isinstance(value, tuple) else value
+            flat[f"{prefix}{item.name}"] = plain_value(value)
     return flat
 
 
-def describe_keys(kind: type = Config, prefix: str = "") -> Iterator[tuple[str, str, Any, str]]:
-    """Yields `(dotted key, type, default, explanation)` of every setting."""
-    hints = typing.get_type_hints(kind)
-    for item in dataclasses.fields(kind):
-        if dataclasses.is_dataclass(hints[item.name]):
-            yield from describe_keys(hints[item.name], f"{prefix}{item.name}.")
-        else:
-            default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
-            yield f"{prefix}{item.name}", _type_name(hints[item.name]), default, item.metadata["help"]
+def describe_keys(kind: type[Section] = Config) -> Iterator[tuple[str, str, Any, str]]:
+    """Yields `(dotted key, type and bounds, default, explanation)` of every setting, for `--help`."""
+    for key in keys_of(kind):
+        short = f" (short: {', '.join(key.short_names)})" if key.short_names else ""
+        yield key.name, key.kind, key.default, f"{key.setting.text}{short}"
 
 
 def to_yaml(config: Config) -> str:
     """The configuration as YAML that `load_config` reads back to an equal one."""
-    plain = dataclasses.asdict(config)
-    text: str = yaml.safe_dump(_listify(plain), sort_keys=False)
+    text: str = yaml.safe_dump(plain_value(dataclasses.asdict(config)), sort_keys=False, allow_unicode=True)
     return text
 
 
@@ -74,125 +91,162 @@ def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
     """The configuration with other values of some dotted keys, checked as if they came from a file.
 
     Raises:
-        InputError: a key is unknown, or a value has the wrong type or range.
+        InputError: keys are unknown, or values have the wrong type or are out of bounds.
     """
-    tree = _listify(dataclasses.asdict(config))
-    for key, value in settings.items():
-        _put(tree, key, value)
-    changed = _build(Config, tree, "")
-    assert isinstance(changed, Config)
-    return changed
+    given = _Given()
+    given.values = flatten(config)
+    given.take(list(settings.items()))
+    return given.config()
 
 
 def value_of_setting(key: str, value: Any) -> Any:
     """`value` as a plain value of the type that a known dotted key takes; `1e-4`, which YAML reads as text, is a number.
 
     Raises:
-        InputError: it has another type.
+        InputError: it has another type or is out of bounds.
     """
-    *groups, last = key.split(".")
-    kind: type = Config
-    for group in groups:
-        kind = typing.get_type_hints(kind)[group]
-    return _listify(_coerce(value, typing.get_type_hints(kind)[last], key))
-
-
-def _listify(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _listify(item) for key, item in value.items()}
-    return [_listify(item) for item in value] if isinstance(value, (tuple, list)) else value
-
-
-def _read_yaml(path: str) -> dict[str, Any]:
-    if not Path(path).is_file():
-        raise InputError(f"configuration file {path!r} does not exist; give the path of a YAML file")
-    try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {error}") from error
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise InputError(f"{path}: got a {type(tree).__name__}, expected a mapping of configuration keys")
-    return tree
-
-
-def _parse_value(text: str, key: str) -> Any:
-    try:
-        return yaml.safe_load(text) if text else ""
-    except yaml.YAMLError as error:
-        raise InputError(f"{key}: {text!r} is not a valid YAML value; quote it") from error
-
-
-def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:
-    *parents, last = dotted.split(".")
-    for parent in parents:
-        child = tree.setdefault(parent, {})
-        if not isinstance(child, dict):
-            raise InputError(f"{dotted}: {parent} is a value, not a group of settings")
-        tree = child
-    tree[last] = value
-
-
-def _build(kind: type, tree: Mapping[str, Any], prefix: str) -> object:
-    if not isinstance(tree, Mapping):
-        raise InputError(f"{prefix.rstrip('.')}: got {tree!r}, expected a group of settings")
-    hints = typing.get_type_hints(kind)
-    names = [item.name for item in dataclasses.fields(kind)]
-    values: dict[str, Any] = {}
-    for name, value in tree.items():
-        if name not in names:
-            raise InputError(_unknown_key(f"{prefix}{name}"))
-        if dataclasses.is_dataclass(hints[name]):
-            values[name] = _build(typing.cast(type, hints[name]), value, f"{prefix}{name}.")
-        else:
-            values[name] = _coerce(value, hints[name], f"{prefix}{name}")
-    return kind(**values)
-
-
-def _unknown_key(key: str) -> str:
-    known = [name for name, *_ in describe_keys()]
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
-    near = near or [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
-    hint = f"did you mean {near[0]}?" if near else "see --help for all keys"
-    return f"unknown configuration key {key!r}; {hint}"
-
-
-def _coerce(value: Any, hint: Any, key: str) -> Any:
-    """`value` as the annotated type, without guessing: only int → float and one item → list of one."""
-    origin = typing.get_origin(hint)
-    if origin is Literal:
-        require(value in typing.get_args(hint), key, value, "one of " + ", ".join(map(str, typing.get_args(hint))))
-        return value
-    if origin is tuple:
-        items = value if isinstance(value, (list, tuple)) else [value]
-        return tuple(_coerce(item, typing.get_args(hint)[0], key) for item in items)
-    if origin is Mapping:
-        require(isinstance(value, Mapping), key, value, "a mapping")
-        return dict(value)
-    if hint is float and isinstance(value, str):
-        # YAML 1.1 reads 5e-4 (no dot) as a string.
-        with contextlib.suppress(ValueError):
-            value = float(value)
-    accepted: tuple[type, ...] = (int, float) if hint is float else (hint,)
-    fits = isinstance(value, accepted) and not (isinstance(value, bool) and hint is not bool)
-    require(fits, key, value, _type_name(hint))
-    return float(value) if hint is float else value
-
-
-def _type_name(hint: Any) -> str:
-    origin = typing.get_origin(hint)
-    if origin is Literal:
-        return " | ".join(str(choice) for choice in typing.get_args(hint))
-    if origin is tuple:
-        return f"list of {_type_name(typing.get_args(hint)[0])}"
-    if origin is Mapping:
-        return "mapping"
-    if isinstance(hint, types.UnionType):
-        return " or ".join(_type_name(arg) for arg in typing.get_args(hint))
-    return {"str": "text", "int": "whole number", "float": "number", "bool": "true or false"}[hint.__name__]
+    known = _known()[key]
+    return plain_value(fit(value, known.hint, known.setting, key))
 
 
 def settings_as_text(config: Config) -> dict[str, str]:
     """Dotted settings as text, for tracking."""
     return {key: str(value) for key, value in flatten(config).items()}
+
+
+def in_one_line(value: Any) -> str:
+    """`value` as YAML in one line, as it stands behind `key:` or `key=`."""
+    text: str = yaml.safe_dump(
+        plain_value(value), default_flow_style=True, allow_unicode=True, width=math.inf, sort_keys=False
+    )
+    # YAML ends a document that is a single plain value with three dots.
+    return text.removesuffix("...\n").strip()
+
+
+class _Given:
+    """What was given so far, by dotted key, later entries in place of earlier ones, and the faults on the way."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+        self.faults: list[str] = []
+
+    def take(self, entries: Sequence[tuple[str, Any]]) -> None:
+        """Adds the entries of one place, a file or the command line, where no setting may come under two names."""
+        written: dict[str, str] = {}
+        for name, value in entries:
+            key = full_key(name if isinstance(value, Mapping) else GROUP_VALUES.get(name, name))
+            first = written.setdefault(key, name)
+            if first != name:
+                self.faults.append(f"{first} and {name} are both given, and mean the same setting; leave one out")
+            else:
+                self._put(key, value)
+
+    def _put(self, key: str, value: Any) -> None:
+        known, parts = _known(), key.split(".")
+        if key in known:
+            self.values[key] = value
+            return
+        if key in groups():
+            self.faults.append(f"{key}: got {value!r}, expected a group of settings")
+            return
+        above = next((name for name in map(".".join, _starts(parts)) if name in known), None)
+        if above is None:
+            self.faults.append(unknown_key(key))
+        elif typing.get_origin(known[above].hint) is not Mapping or not isinstance(self.values.get(above, {}), Mapping):
+            self.faults.append(f"{key}: {above} is a value, not a group of settings")
+        else:
+            # Such as sweep.space.identify.top_k: an entry of the mapping that is the value of sweep.space.
+            self.values[above] = _with_entry(self.values.get(above, {}), parts[above.count(".") + 1 :], value)
+
+    def config(self) -> Config:
+        """The checked configuration.
+
+        Raises:
+            WrongSettings: with all faults.
+        """
+        parts: dict[str, dict[str, Any]] = {name: {} for name in ("", *groups())}
+        for key, value in self.values.items():
+            group, _, name = key.rpartition(".")
+            parts[group][name] = value
+        faults, top = list(self.faults), parts.pop("")
+        for name, kind in groups().items():
+            try:
+                top[name] = kind(**parts[name])
+            except WrongSettings as error:
+                faults += error.args
+        try:
+            config = Config(**top)
+        except WrongSettings as error:
+            faults += error.args
+        if faults:
+            raise WrongSettings(*faults)
+        return config
+
+
+@functools.cache
+def _known() -> dict[str, Key]:
+    return {key.name: key for key in keys_of()}
+
+
+def _starts(parts: Sequence[str]) -> Iterator[Sequence[str]]:
+    yield from (parts[:end] for end in range(1, len(parts)))
+
+
+def _with_entry(mapping: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
+    """A copy of a mapping of mappings with one more entry, or another value of it."""
+    name, *rest = path
+    below = mapping.get(name, {})
+    return {**mapping, name: _with_entry(below if isinstance(below, Mapping) else {}, rest, value) if rest else value}
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields names as they are written, groups joined with dots; a group with nothing in it gives nothing."""
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if key in groups() and (value is None or isinstance(value, Mapping)):
+            yield from _leaves(value or {}, f"{key}.")
+        else:
+            yield key, value
+
+
+class _Loader(yaml.SafeLoader):
+    """Keeps note of keys that stand twice in the same mapping, of which YAML drops the first without a word."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.twice: list[str] = []
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping, with its repeated keys noted."""
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                self.twice.append(
+                    f"{key.value}: stands twice, again in line {key.start_mark.line + 1}; put both into one"
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)
+
+
+def _read_yaml(path: str) -> tuple[dict[str, Any], list[str]]:
+    """The tree of a file, and a sentence for each key that stands twice."""
+    if not Path(path).is_file():
+        raise InputError(f"configuration file {path!r} does not exist; give the path of a YAML file")
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text: {error}; save it as UTF-8") from error
+    return _tree_of(text, path)
+
+
+def _tree_of(text: str, source: str) -> tuple[dict[str, Any], list[str]]:
+    try:
+        loader = _Loader(text)
+        tree = loader.get_single_data()
+    except yaml.YAMLError as error:
+        raise InputError(f"{source} is not valid YAML: {error}") from error
+    if tree is None:
+        return {}, []
+    if not isinstance(tree, dict):
+        raise InputError(f"{source}: got a {type(tree).__name__}, expected a mapping of configuration keys")
+    return tree, loader.twice

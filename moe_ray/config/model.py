@@ -4,27 +4,44 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
-from moe_ray.config.fields import EMBEDDED, _setting
+from moe_ray.config.fields import EMBEDDED, setting
+from moe_ray.config.section import Section
 from moe_ray.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(Section):
     """Which model is analysed and repaired."""
 
-    path: str = _setting(
-        EMBEDDED, "checkpoint folder or hub name; 'embedded' builds the tiny OLMoE that ships with moe-ray"
+    group: ClassVar[str] = "model"
+
+    path: str = setting(
+        EMBEDDED,
+        "checkpoint folder, or name on the Hugging Face hub; 'embedded' builds the tiny OLMoE that ships with moe-ray",
+        affects=("targets", "counts", "weights", "answers"),
     )
-    revision: str = _setting("main", "hub revision of the checkpoint")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _setting(
-        "auto", "weights' type; auto = float32 on CPU, the checkpoint's own type on GPU"
+    revision: str = setting(
+        "main",
+        "branch, tag or commit of a checkpoint from the hub; no effect on a folder",
+        affects=("targets", "counts", "weights", "answers"),
     )
-    experts_implementation: Literal["auto", "eager", "grouped_mm", "batched_mm"] = _setting(
-        "auto", "how transformers runs the experts; auto = eager on CPU, the library's default on GPU"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
+        "auto",
+        "number type that the weights are loaded in; auto = float32 on CPU, the checkpoint's own type on GPU",
+        affects=("targets", "counts", "weights", "answers"),
     )
-    trust_remote_code: bool = _setting(False, "run code that comes with the checkpoint; only for sources you trust")
+    experts_implementation: Literal["auto", "eager", "grouped_mm", "batched_mm"] = setting(
+        "auto",
+        "how transformers computes the experts; auto = eager on CPU, the library's default on GPU",
+        affects=("targets", "counts", "weights", "answers"),
+    )
+    trust_remote_code: bool = setting(
+        False,
+        "run Python code that comes with the checkpoint; only for sources you trust",
+        affects=("targets", "counts", "weights", "answers"),
+    )
 
     def local_folder(self) -> Path | None:
         """The checkpoint's folder, or None where `path` names a hub repository.

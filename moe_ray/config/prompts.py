@@ -2,62 +2,78 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-from moe_ray.config.fields import EMBEDDED, _setting, require
+from moe_ray.config.fields import EMBEDDED, setting
+from moe_ray.config.section import Section
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptsConfig:
+class PromptsConfig(Section):
     """Where examples come from and how they are grouped into batches."""
 
-    files: tuple[str, ...] = _setting(
+    group: ClassVar[str] = "prompts"
+
+    files: tuple[str, ...] = setting(
         (EMBEDDED,),
-        "JSONL, JSON or Parquet files with `prompt` or `messages`, `label`, …, or paired `goal` + `all_prompt`",
+        "JSONL, JSON or Parquet files whose rows have `label` (safe or unsafe) and `prompt` or `messages`, or whose rows "
+        "are pairs of `goal` and `all_prompt`; 'embedded' = the prompts that ship with moe-ray",
+        affects=("examples", "targets"),
     )
-    paired_records: Literal["pair", "goal", "attack"] = _setting(
+    paired_records: Literal["pair", "goal", "attack"] = setting(
         "pair",
-        "what a goal + all_prompt record gives: pair = safe goal and unsafe attack in one batch; "
-        "goal or attack = only that text, labelled unsafe",
+        "what a row with `goal` and `all_prompt` gives: pair = the goal as a safe example and the attack as an unsafe "
+        "one, in the same batch; goal or attack = only that text, labelled unsafe",
+        affects=("examples", "targets"),
     )
-    safe_per_batch: int = _setting(8, "safe examples in a batch")
-    unsafe_per_batch: int = _setting(8, "unsafe examples in a batch")
-    by_category: bool = _setting(True, "keep a batch to one category where examples have categories")
-    test_fraction: float = _setting(
-        0.25, "share of examples held out for evaluation where files carry no `split` (0 to 1)"
+    safe_per_batch: int = setting(8, "safe examples in a batch", affects="examples", at_least=1)
+    unsafe_per_batch: int = setting(8, "unsafe examples in a batch", affects="examples", at_least=1)
+    by_category: bool = setting(
+        True, "fill a batch from one category only, where examples have a category", affects="examples"
     )
-    validation_fraction: float = _setting(
+    test_fraction: float = setting(
+        0.25,
+        "fraction of the examples that is held out for evaluation; a row with a `split` of its own stays in that split",
+        affects="examples",
+        above=0,
+        below=1,
+    )
+    validation_fraction: float = setting(
         0.0,
-        "share of training examples held out for validation where no file names a `validation` split; sweep, rounds and "
-        "patience need one (0 to 1)",
+        "fraction of the training examples that is held out for validation, unless a row names the split `validation`; "
+        "a sweep, rounds and finetune.patience need such examples",
+        affects="examples",
+        at_least=0,
+        below=1,
     )
-    keep_pairs: Literal["all", "jailbroken"] = _setting(
+    keep_pairs: Literal["all", "jailbroken"] = setting(
         "all",
-        "which pairs are used, held-out ones too: jailbroken = those whose safe form the model refuses and whose attack "
-        "it complies with, as evaluate.judge says; single examples are always used",
+        "which pairs are used, held-out ones too: jailbroken = only those whose safe form the model refuses and whose "
+        "attack it complies with, as evaluate.judge says; examples without a partner are always used",
+        affects="examples",
     )
-    max_batches: int = _setting(0, "use at most this many batches; 0 = all")
-    max_test_examples: int = _setting(0, "use at most this many held-out examples of each label; 0 = all")
-    refusal: str = _setting(
-        "I'm sorry, but I can't help with that.", "target response of unsafe examples that come without one"
+    max_batches: int = setting(0, "use at most this many batches; 0 = all", affects="examples", at_least=0)
+    max_test_examples: int = setting(
+        0, "use at most this many held-out examples of each label; 0 = all", affects="examples", at_least=0
     )
-    own_answer_tokens: int = _setting(
-        48, "length in tokens of the model's own answer, which is the target of safe examples that come without one"
+    refusal: str = setting(
+        "I'm sorry, but I can't help with that.",
+        "answer to train towards for unsafe examples that come without a `target`",
+        affects="targets",
+    )
+    own_answer_tokens: int = setting(
+        48,
+        "safe examples that come without a `target` are trained towards the model's own answer, which is cut off after "
+        "this many tokens",
+        affects="targets",
+        at_least=1,
     )
 
-    def __post_init__(self) -> None:
-        require(bool(self.files), "prompts.files", self.files, "at least one file, or 'embedded'")
-        require(self.safe_per_batch > 0, "prompts.safe_per_batch", self.safe_per_batch, "1 or more")
-        require(self.unsafe_per_batch > 0, "prompts.unsafe_per_batch", self.unsafe_per_batch, "1 or more")
-        require(0 < self.test_fraction < 1, "prompts.test_fraction", self.test_fraction, "a fraction between 0 and 1")
-        require(
-            0 <= self.validation_fraction < 1,
-            "prompts.validation_fraction",
-            self.validation_fraction,
-            "a fraction from 0 to below 1",
-        )
-        require(self.max_batches >= 0, "prompts.max_batches", self.max_batches, "0 or more")
-        require(self.max_test_examples >= 0, "prompts.max_test_examples", self.max_test_examples, "0 or more")
-        require(self.own_answer_tokens > 0, "prompts.own_answer_tokens", self.own_answer_tokens, "1 or more")
-        require(bool(self.refusal.strip()), "prompts.refusal", self.refusal, "a non-empty text")
+    def faults(self) -> Iterator[str]:
+        """Yields what is wrong with files and the refusal."""
+        if not self.files:
+            yield self.wrong("files", "at least one file, or 'embedded'")
+        if not self.refusal.strip():
+            yield self.wrong("refusal", "a non-empty text")

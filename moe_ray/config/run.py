@@ -1,69 +1,45 @@
-"""Configuration: one frozen dataclass per stage, with every setting explained and checked.
-
-The tree has the shape of the pipeline, so `identify.threshold` names the same thing in a YAML file, on the command line
-and in a sweep's search space. Values are checked when they are built. `config_io` reads and writes the tree.
-"""
+"""The whole configuration: one group of settings per stage, and what belongs to no stage."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from moe_ray.config.capture import CaptureConfig
+from moe_ray.config.cluster import ClusterConfig
+from moe_ray.config.compare import CompareConfig
 from moe_ray.config.evaluate import EvaluateConfig
-from moe_ray.config.fields import _setting, require
+from moe_ray.config.fields import setting
 from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.config.identify import IdentifyConfig
 from moe_ray.config.model import ModelConfig
 from moe_ray.config.prompts import PromptsConfig
-from moe_ray.config.studies import CompareConfig, RoundsConfig, SweepConfig
+from moe_ray.config.report import ReportConfig
+from moe_ray.config.rounds import RoundsConfig
+from moe_ray.config.section import Section
+from moe_ray.config.sweep import SweepConfig
+from moe_ray.config.tracking import TrackingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrackingConfig:
-    """MLflow."""
-
-    uri: str = _setting("", "MLflow tracking URI; empty = an SQLite file in the run directory")
-    experiment: str = _setting("moe-ray", "MLflow experiment")
-    register: str = _setting(
-        "",
-        "name under which the repaired model, base and learned experts merged, goes to MLflow's registry; empty = not",
-    )
-
-    def __post_init__(self) -> None:
-        require(bool(self.experiment), "tracking.experiment", self.experiment, "a name")
-        require(not set(self.register) & set("/:"), "tracking.register", self.register, "a name without / or :")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportConfig:
-    """The HTML report."""
-
-    batches: int = _setting(24, "heat maps of single batches, spread evenly over all; keeps the page small")
-    examples: int = _setting(6, "held-out examples of each kind with their answers; 0 = none")
-
-    def __post_init__(self) -> None:
-        require(self.batches > 0, "report.batches", self.batches, "1 or more")
-        require(self.examples >= 0, "report.examples", self.examples, "0 or more")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClusterConfig:
-    """Ray."""
-
-    address: str = _setting("", "a running cluster's address; empty = RAY_ADDRESS if set, else a local Ray of its own")
-    num_cpus: int = _setting(4, "logical CPUs of a local Ray; at least the sum of actors and workers, plus 2")
-
-    def __post_init__(self) -> None:
-        require(self.num_cpus >= 2, "cluster.num_cpus", self.num_cpus, "2 or more")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Section):
     """A whole run."""
 
-    run_dir: str = _setting("runs/default", "folder or fsspec URL that holds everything the run writes")
-    cache_dir: str = _setting("~/.cache/moe-ray", "folder for the embedded model, built once")
-    seed: int = _setting(0, "seed of splits, batches, the embedded model and the training order")
+    run_dir: str = setting(
+        "runs/default",
+        "folder or fsspec URL (such as s3://bucket/run) that holds everything the run writes",
+        affects="presentation",
+    )
+    cache_dir: str = setting(
+        "~/.cache/moe-ray", "folder for the embedded model, which is built once", affects="presentation"
+    )
+    seed: int = setting(
+        0,
+        "seed of every random choice: splits, batches, the embedded model, sampled answers, p-values, training order and "
+        "sweep",
+        affects=("examples", "counts", "masks", "weights", "search"),
+        at_least=0,
+    )
     model: ModelConfig = field(default_factory=ModelConfig)
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
     capture: CaptureConfig = field(default_factory=CaptureConfig)
@@ -77,5 +53,7 @@ class Config:
     report: ReportConfig = field(default_factory=ReportConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
-    def __post_init__(self) -> None:
-        require(bool(self.run_dir), "run_dir", self.run_dir, "a folder or URL")
+    def faults(self) -> Iterator[str]:
+        """Yields whether there is nowhere to write."""
+        if not self.run_dir:
+            yield self.wrong("run_dir", "a folder or URL")

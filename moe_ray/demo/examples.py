@@ -22,13 +22,10 @@ from moe_ray.errors import InputError
 Split = Literal["train", "validation", "test"]
 
 LABELS = ("unsafe", "safe")
-
 _LEFT_OUT = 0.2
-
 """Share of a composed wording's words that is left out."""
 
 NUM_ROUNDS: dict[str, int] = {"train": 6, "validation": 1, "test": 1}
-
 """How often each request occurs in a split, every time in another wording."""
 
 

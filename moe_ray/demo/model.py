@@ -21,7 +21,6 @@ from moe_ray.demo.tokenizer import CHAT_TEMPLATE, train_tokenizer
 from moe_ray.demo.training import training_batches, training_losses
 
 RECIPE_VERSION = 3
-
 """To be raised with any change of code that changes what a build gives: the recipe's values do not show it."""
 
 logger = logging.getLogger(__name__)
@@ -65,26 +64,31 @@ class TinyRecipe:
 
 
 def build_tiny_model(
-    cache_dir: str | Path, *, seed: int = 0, progress: Callable[[int, int, float], None] | None = None
+    cache_dir: str | Path,
+    *,
+    seed: int = 0,
+    recipe: TinyRecipe | None = None,
+    progress: Callable[[int, int, float], None] | None = None,
 ) -> Path:
     """Returns the folder of the tiny model's checkpoint, which is trained on the CPU at the first call.
 
     The folder is an ordinary Hugging Face checkpoint with tokenizer, chat template and greedy generation settings. Its
     name ends in a hash of examples, recipe, recipe version and seed. It appears complete or not at all: it is written
-    under a temporary name beside its place and then renamed.
+    under a temporary name beside it and then renamed.
 
     Args:
         cache_dir: Folder that holds such checkpoints; made if it does not exist.
         seed: Decides initial weights and batches. The same seed gives the same weights on one machine.
+        recipe: What is built; None = the recipe of the demo.
         progress: Called after each training step with the steps done, the steps in all and the language loss.
     """
-    recipe = TinyRecipe()
+    recipe = recipe or TinyRecipe()
     path = Path(cache_dir) / f"tiny-olmoe-{_content_hash(recipe, seed)}"
     if path.is_dir():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as unfinished:
-        tokenizer = _train_tokenizer(recipe)
+        tokenizer = tiny_tokenizer(recipe)
         with _one_thread():
             model = _train_model(recipe, tokenizer, seed, progress)
         staged = Path(unfinished) / path.name
@@ -126,10 +130,12 @@ def _content_hash(recipe: TinyRecipe, seed: int) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _train_tokenizer(recipe: TinyRecipe) -> PreTrainedTokenizerFast:
+def tiny_tokenizer(recipe: TinyRecipe | None = None) -> PreTrainedTokenizerFast:
+    """Returns the tiny model's tokenizer alone, learned from the shipped examples in a second."""
     fields = ("prompt", "response", "target")
+    vocab_size = (recipe or TinyRecipe()).vocab_size
     # Repeated texts count as often as they occur: merges then favour the words that prompts are made of.
-    return train_tokenizer((record[field] for record in base_training_records() for field in fields), recipe.vocab_size)
+    return train_tokenizer((record[field] for record in base_training_records() for field in fields), vocab_size)
 
 
 def _train_model(

@@ -21,7 +21,6 @@ from transformers import OlmoeForCausalLM, PreTrainedTokenizerFast
 from moe_ray.demo.examples import base_training_records, refusals
 
 IGNORED_LABEL = -100
-
 NO_GROUP = -1
 
 

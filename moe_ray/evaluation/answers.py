@@ -15,8 +15,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_ray.config.evaluate import EvaluateConfig
+from moe_ray.models.forward_groups import group_by_length
 from moe_ray.models.generation import generate_answers
-from moe_ray.models.loss import _losses_by_length, target_losses
+from moe_ray.models.loss import TOKENS_PER_FORWARD, answer_loss, target_losses
 from moe_ray.models.tokenization import PROMPT, TokenizedRow, encode_answer, encode_prompt, pad_rows, pad_token_id
 from moe_ray.routing.counter import RoutingCounter
 from moe_ray.routing.counts import RoutingCounts
@@ -32,20 +33,22 @@ def losses_and_counts(
 ) -> tuple[list[float], npt.NDArray[np.int32]]:
     """`target_losses`, and from the same forward passes the routing counts (rows, L, E) of the prompts' tokens.
 
-    Rows of similar length share a pass.
+    Rows without an answer are run as well, since their prompts are counted.
     """
-    order = sorted(range(len(rows)), key=lambda place: len(rows[place].prompt_ids))
-    losses: list[float] = []
-    counts = []
-    for start in range(0, len(rows), rows_per_forward):
-        chosen = [rows[place] for place in order[start : start + rows_per_forward]]
+    losses = [0.0] * len(rows)
+    counts_NLE = np.zeros((len(rows), len(counter.moe_layers), counter.moe_layers.num_experts), dtype=np.int32)
+    lengths = [row.num_tokens for row in rows]
+    for group in group_by_length(lengths, max_rows=rows_per_forward, max_tokens=TOKENS_PER_FORWARD):
+        chosen = [rows[index] for index in group]
         roles_BS = pad_rows(chosen, pad_id=pad_id).roles_BS.to(model.device)
-        places_B1 = torch.arange(len(chosen), device=model.device).unsqueeze(1)
-        counter.start(torch.where(roles_BS == PROMPT, places_B1, -1), len(chosen))
-        losses += target_losses(model, chosen, rows_per_forward=len(chosen), pad_id=pad_id)
-        counts.append(counter.finish().numpy())
-    back = np.argsort(order)
-    return [losses[place] for place in back], np.concatenate(counts)[back]
+        slots_B1 = torch.arange(len(chosen), device=model.device).unsqueeze(1)
+        counter.start(torch.where(roles_BS == PROMPT, slots_B1, -1), len(chosen))
+        with torch.inference_mode():
+            found = answer_loss(model, chosen, pad_id=pad_id).tolist()
+        counts_NLE[group] = counter.finish().numpy()
+        for index, loss in zip(group, found, strict=True):
+            losses[index] = loss
+    return losses, counts_NLE
 
 
 def answer_rows(
@@ -79,7 +82,7 @@ def answer_rows(
     scored = [TokenizedRow(prompt, target) for prompt, target in zip(prompts, targets, strict=True)]
     routing = None
     if counter is None:
-        losses = _losses_by_length(model, scored, rows_per_forward=size, pad_id=pad_id)
+        losses = target_losses(model, scored, rows_per_forward=size, pad_id=pad_id)
     else:
         losses, counts = losses_and_counts(model, counter, scored, rows_per_forward=size, pad_id=pad_id)
         routing = RoutingCounts(

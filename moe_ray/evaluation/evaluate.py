@@ -1,6 +1,6 @@
 """Evaluation on held-out examples: answers and losses of a model, their summary, and what changed between two models.
 
-Each held-out example is *held against* one batch: under masked routing it is routed through that batch's mask, and under
+Each held-out example is assigned a *reference batch*: under masked routing it is routed through that batch's mask, and under
 either routing it counts for that batch. Nothing is a bare number: each has its n and a 95% interval in which the forms of
 one request count once.
 
@@ -10,10 +10,9 @@ Shape suffixes: L MoE layers, E experts.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,20 +22,18 @@ from moe_ray.config.evaluate import EvaluateConfig
 from moe_ray.errors import InputError
 from moe_ray.evaluation.answers import answer_rows
 from moe_ray.evaluation.judges import judge_answers, make_judge
-from moe_ray.evaluation.metrics import FIGURES
-from moe_ray.experts import ExpertMasks, ShortLayers, restrict_routing
+from moe_ray.experts import ExpertMasks, ShortLayers, router_mask
 from moe_ray.models.moe_layers import find_moe_layers
 from moe_ray.routing.counter import counting
 from moe_ray.routing.counts import RoutingCounts, concat_counts
 from moe_ray.routing.masking import route_through
 
 INPUT_COLUMNS = ("id", "label", "category", "batch_idx", "messages", "target", "target_complete", "pair")
+"""What `answer_examples` needs of a held-out example; `batch_idx` is its reference batch."""
 
-"""What `answer_examples` needs of a held-out example; `batch_idx` is the batch it is held against."""
 
-
-def hold_against(examples: pd.DataFrame, batches: pd.DataFrame) -> pd.Series:
-    """The `batch_idx` that each held-out example is held against.
+def assign_reference_batches(examples: pd.DataFrame, batches: pd.DataFrame) -> pd.Series:
+    """The `batch_idx` of each held-out example's reference batch.
 
     An example goes to a batch of its own category, to all batches where none is of its category, each label in turn over
     those batches in ascending order. The two examples of a pair go to the same batch. Deterministic.
@@ -46,7 +43,7 @@ def hold_against(examples: pd.DataFrame, batches: pd.DataFrame) -> pd.Series:
         batches: the stored batches, one row per example, with `batch_idx`, `label`, `category`.
     """
     unsafe = batches[batches["label"] == "unsafe"]
-    own = {str(name): sorted(rows["batch_idx"].unique()) for name, rows in unsafe.groupby("category")}
+    of_category = {str(name): sorted(rows["batch_idx"].unique()) for name, rows in unsafe.groupby("category")}
     every = sorted(batches["batch_idx"].unique())
     turns: dict[tuple[str, str], int] = defaultdict(int)
     of_pair: dict[str, int] = {}
@@ -55,8 +52,8 @@ def hold_against(examples: pd.DataFrame, batches: pd.DataFrame) -> pd.Series:
         if isinstance(pair, str) and pair in of_pair:
             chosen.append(of_pair[pair])
             continue
-        candidates = own.get(category, every)
-        key = ("pair" if isinstance(pair, str) else label, category if category in own else "")
+        candidates = of_category.get(category, every)
+        key = ("pair" if isinstance(pair, str) else label, category if category in of_category else "")
         batch_idx = int(candidates[turns[key] % len(candidates)])
         turns[key] += 1
         if isinstance(pair, str):
@@ -68,8 +65,8 @@ def hold_against(examples: pd.DataFrame, batches: pd.DataFrame) -> pd.Series:
 def rows_to_answer(frame: pd.DataFrame, routing: str) -> pd.DataFrame:
     """One row per example and kind of routing, with `routing` (`natural` or `masked`) and `place` in the frame."""
     kinds = ("natural", "masked") if routing == "both" else (routing,)
-    placed = frame.assign(place=np.arange(len(frame)))
-    return pd.concat([placed.assign(routing=kind) for kind in kinds], ignore_index=True)
+    numbered = frame.assign(place=np.arange(len(frame)))
+    return pd.concat([numbered.assign(routing=kind) for kind in kinds], ignore_index=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +76,9 @@ class Answered:
     answers: pd.DataFrame
     routing: RoutingCounts | None
 
+    def __repr__(self) -> str:
+        return f"Answered({len(self.answers)} answers, routing {'not ' if self.routing is None else ''}counted)"
+
 
 def answer_examples(
     model: PreTrainedModel,
@@ -87,14 +87,14 @@ def answer_examples(
     config: EvaluateConfig,
     masks: ExpertMasks | None = None,
 ) -> pd.DataFrame:
-    """Answers with verdicts and target losses: the frame that `summarise` and `compare` take.
+    """Answers with verdicts and target losses: the frame that `summarise` and `paired_changes` take.
 
     Args:
         model: in memory; its training mode is restored afterwards.
         tokenizer: its tokenizer.
         frame: held-out examples, a row each, with `INPUT_COLUMNS`.
         config: `routing`, `max_new_tokens`, `rows_per_forward` and the judge.
-        masks: of the batches that the examples are held against; needed where `routing` is not natural.
+        masks: of the examples' reference batches; needed where `routing` is not natural.
 
     Returns:
         per example and kind of routing a row with `INPUT_COLUMNS`, `routing` (`natural` or `masked`), `answer`,
@@ -102,6 +102,7 @@ def answer_examples(
 
     Raises:
         InputError: masked routing without masks, or a judge that cannot be had.
+        OutsideFailed: the judge's endpoint did not answer.
     """
     judge = make_judge(config, device=model.device)
     answered = answer_and_count(model, tokenizer, rows_to_answer(frame, config.routing), config, masks)
@@ -145,7 +146,7 @@ def answer_and_count(
             mask = masks[batch_idx] if masks is not None and routing == "masked" else None
             if mask is not None:
                 num_experts_per_tok = find_moe_layers(model).num_experts_per_tok
-                mask = restrict_routing(mask, num_experts_per_tok=num_experts_per_tok, short_layers=short_layers)
+                mask = router_mask(mask, num_experts_per_tok=num_experts_per_tok, short_layers=short_layers)
             through = route_through(model, mask) if mask is not None and mask.any() else nullcontext()
             counter = counting(model) if count and routing == "natural" else nullcontext()
             with through, counter as active:
@@ -164,22 +165,3 @@ def _groups(rows: pd.DataFrame) -> Iterator[tuple[tuple[str, int], list[int]]]:
     for position, (routing, batch_idx) in enumerate(zip(rows["routing"], rows["batch_idx"], strict=True)):
         groups[routing, int(batch_idx) if routing == "masked" else -1].append(position)
     yield from groups.items()
-
-
-def headline_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
-    """The overall values of a summary by name, for tracking: what was not measured is left out.
-
-    Args:
-        summary: from `summarise`.
-    """
-    values = {name: summary[name]["value"] for name in FIGURES}
-    if summary["masked"] is not None:
-        values |= {f"masked/{name}": summary["masked"][name]["value"] for name in FIGURES}
-    if summary["neutral_loss"] is not None:
-        values["neutral_loss"] = summary["neutral_loss"]["value"]
-    if summary["routing_drift"] is not None:
-        values |= {
-            f"routing_drift/{name}": summary["routing_drift"][name]["value"]
-            for name in ("mean_absolute_change", "largest_change")
-        }
-    return {name: value for name, value in values.items() if value is not None}

@@ -13,10 +13,6 @@ from moe_ray.evaluation.intervals import clustered_mean, clustered_rate, paired_
 from moe_ray.evaluation.routing_drift import routing_drift
 from moe_ray.routing.counts import RoutingCounts
 
-FIGURES = ("unsafe_refusal_rate", "safe_refusal_rate", "target_loss")
-
-"""What a summary says of any set of answers."""
-
 UNCATEGORISED = "uncategorised"
 
 
@@ -33,8 +29,8 @@ def summarise(
         answers: rows with `label`, `category`, `batch_idx`, `routing`, `messages`, `pair`, `refused` (bool),
             `target_loss` (summed nats) and `target_tokens`.
         neutral: rows with `loss` (summed nats) and `num_tokens`, one per text.
-        routing: counts of the held-out prompts under natural routing; `in_batch_idx` is a prompt's place among the natural
-            answers.
+        routing: counts of the held-out prompts under natural routing; `in_batch_idx` is a prompt's position among the
+            natural answers.
         routing_before: the same of the model before the repair.
 
     Returns:
@@ -79,8 +75,8 @@ def _divided(rows: pd.DataFrame, of: Callable[[pd.DataFrame], dict[str, Any]]) -
 def _figures(rows: pd.DataFrame) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     for label in ("unsafe", "safe"):
-        own = rows[rows["label"] == label]
-        figures[f"{label}_refusal_rate"] = clustered_rate(own["refused"], own["cluster"].to_numpy()).as_dict()
+        labelled = rows[rows["label"] == label]
+        figures[f"{label}_refusal_rate"] = clustered_rate(labelled["refused"], labelled["cluster"].to_numpy()).as_dict()
     scored = rows[rows["target_tokens"] > 0]
     figures["target_loss"] = _loss(scored["target_loss"], scored["target_tokens"], scored["cluster"])
     return figures
@@ -94,7 +90,7 @@ def _loss(summed: pd.Series, tokens: pd.Series, clusters: pd.Series | None) -> d
     }
 
 
-def compare(
+def paired_changes(
     before: pd.DataFrame,
     after: pd.DataFrame,
     *,
@@ -138,9 +134,11 @@ def _change_of(rows: pd.DataFrame) -> dict[str, Any]:
 def _changes(rows: pd.DataFrame) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     for label in ("unsafe", "safe"):
-        own = rows[rows["label"] == label]
-        refused = [own[f"refused_{when}"].to_numpy(dtype=bool) for when in ("before", "after")]
-        changes[f"{label}_refusal_rate"] = paired_difference(*refused, clusters=own["cluster"].to_numpy()).as_dict()
+        labelled = rows[rows["label"] == label]
+        refused = [labelled[f"refused_{when}"].to_numpy(dtype=bool) for when in ("before", "after")]
+        changes[f"{label}_refusal_rate"] = paired_difference(
+            *refused, clusters=labelled["cluster"].to_numpy()
+        ).as_dict()
     scored = rows[rows["target_tokens"] > 0]
     losses = (scored["target_loss_before"], scored["target_loss_after"])
     changes["target_loss"] = _loss_change(*losses, scored["target_tokens"], scored["cluster"])

@@ -1,8 +1,8 @@
 """Learned experts as a small adapter: saved, applied to a base model, reverted, merged into a plain checkpoint.
 
-An adapter is `experts.safetensors`, holding only the union's weights, and `adapter.json`, holding what they belong to:
-base model, layout, experts, mask hash, and a hash of the base's own weights of these experts, so that an adapter for
-another base is refused.
+An adapter is `experts.safetensors`, holding only the union's weights, and its header `adapter.json`, which says what they
+belong to: base model, layout, experts, mask hash, and a hash of the base's own weights of these experts, so that an
+adapter for another base is refused. `adapter_files` handles the two files where torch is not needed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_ray.errors import InputError
 from moe_ray.experts import Expert
-from moe_ray.finetuning.adapter_files import ADAPTER_FILES as ADAPTER_FILES
 from moe_ray.finetuning.adapter_files import ADAPTER_FORMAT, HEADER, TENSORS, read_adapter_header
 from moe_ray.finetuning.trainable_experts import TrainableExperts
 from moe_ray.models.moe_layers import find_moe_layers
@@ -60,7 +59,7 @@ def save_adapter(folder: str | Path, trainable: TrainableExperts, *, base: str, 
         base_hash: `hash_weights` of the base's own weights of these experts, before training.
         mask_hash: `ExpertMasks.digest()`.
     """
-    about = {
+    header = {
         "format": ADAPTER_FORMAT,
         "base": base,
         "base_hash": base_hash,
@@ -69,7 +68,7 @@ def save_adapter(folder: str | Path, trainable: TrainableExperts, *, base: str, 
         "layers": list(trainable.moe_layers.layers),
         "num_experts": trainable.moe_layers.num_experts,
     }
-    _write(folder, about, trainable.parameters)
+    _write(folder, header, trainable.parameters)
 
 
 def compose_adapters(
@@ -77,7 +76,8 @@ def compose_adapters(
 ) -> None:
     """Writes one adapter of the first folder's base that does what the given ones do one after another.
 
-    Each of them was trained on the model that those before it gave. An expert is as the last of them that holds it left it.
+    Each was trained on the model that the adapters before it gave. If several adapters hold an expert, the last
+    one's weights win.
 
     Args:
         folders: adapters, in the order in which they were trained.
@@ -89,34 +89,34 @@ def compose_adapters(
         InputError: they are adapters of other layouts, or `base_weights` lacks one of their experts.
     """
     tensors: dict[Expert, Mapping[str, Tensor]] = {}
-    abouts = []
+    headers = []
     for folder in folders:
-        about, own = load_adapter(folder)
-        tensors |= own
-        abouts.append(about)
-    layouts = {(about["model_type"], tuple(about["layers"]), about["num_experts"]) for about in abouts}
+        header, learned = load_adapter(folder)
+        tensors |= learned
+        headers.append(header)
+    layouts = {(header["model_type"], tuple(header["layers"]), header["num_experts"]) for header in headers}
     if len(layouts) != 1 or base_weights.keys() != tensors.keys():
         raise InputError(
             f"adapters {[str(folder) for folder in folders]} do not compose: got layouts {sorted(layouts)} and base "
             f"weights of {len(base_weights)} experts, expected one layout and {len(tensors)} experts; give the rounds of "
             "one run"
         )
-    about = abouts[0] | {"base_hash": hash_weights(base_weights), "mask_hash": mask_hash}
-    _write(out, about, {expert: tensors[expert] for expert in sorted(tensors)})
+    header = headers[0] | {"base_hash": hash_weights(base_weights), "mask_hash": mask_hash}
+    _write(out, header, {expert: tensors[expert] for expert in sorted(tensors)})
 
 
-def _write(folder: str | Path, about: Mapping[str, Any], tensors: ExpertTensors) -> None:
+def _write(folder: str | Path, header: Mapping[str, Any], tensors: ExpertTensors) -> None:
     Path(folder).mkdir(parents=True, exist_ok=True)
-    # A folder that held an older adapter is unfinished until the new description is there.
+    # A folder that held an older adapter is unfinished until the new header is there.
     Path(folder, HEADER).unlink(missing_ok=True)
     flat = {
         f"{expert.layer}.{expert.expert}.{name}": tensor.detach().contiguous()
-        for expert, own in tensors.items()
-        for name, tensor in own.items()
+        for expert, by_name in tensors.items()
+        for name, tensor in by_name.items()
     }
     save_file(flat, Path(folder, TENSORS))
-    described = {**about, "experts": [list(expert) for expert in tensors]}
-    Path(folder, HEADER).write_text(json.dumps(described, indent=1), encoding="utf-8")
+    listed = {**header, "experts": [list(expert) for expert in tensors]}
+    Path(folder, HEADER).write_text(json.dumps(listed, indent=1), encoding="utf-8")
 
 
 def load_adapter(folder: str | Path) -> tuple[dict[str, Any], dict[Expert, dict[str, Tensor]]]:
@@ -139,18 +139,18 @@ def apply_adapter(model: nn.Module, folder: str | Path) -> None:
     Raises:
         InputError: the model has other layers, experts or shapes than the adapter, or other base weights.
     """
-    about, tensors = load_adapter(folder)
-    _check_fits(model, about, tensors)
-    _put(model, tensors)
+    header, tensors = load_adapter(folder)
+    _check_fits(model, header, tensors)
+    _install(model, tensors)
 
 
 @contextmanager
 def adapter_applied(model: nn.Module, folder: str | Path) -> Iterator[None]:
     """The adapter is in force inside the context; the base's own weights are back, bit for bit, after it."""
-    about, tensors = load_adapter(folder)
-    _check_fits(model, about, tensors)
+    header, tensors = load_adapter(folder)
+    _check_fits(model, header, tensors)
     with experts_restored(model, list(tensors)):
-        _put(model, tensors)
+        _install(model, tensors)
         yield
 
 
@@ -161,7 +161,7 @@ def experts_restored(model: nn.Module, experts: Sequence[Expert]) -> Iterator[No
     try:
         yield
     finally:
-        _put(model, original)
+        _install(model, original)
 
 
 def merge_adapter(
@@ -177,26 +177,26 @@ def merge_adapter(
         tokenizer.save_pretrained(out)
 
 
-def _check_fits(model: nn.Module, about: Mapping[str, Any], tensors: ExpertTensors) -> None:
+def _check_fits(model: nn.Module, header: Mapping[str, Any], tensors: ExpertTensors) -> None:
     moe_layers = find_moe_layers(model)
     got = (_model_type(model), list(moe_layers.layers), moe_layers.num_experts)
-    expected = (about["model_type"], about["layers"], about["num_experts"])
+    expected = (header["model_type"], header["layers"], header["num_experts"])
     if got != expected:
         raise InputError(
-            f"adapter for {about['base']!r}: got a model with (type, layers, experts) {got}, expected {expected}; "
+            f"adapter for {header['base']!r}: got a model with (type, layers, experts) {got}, expected {expected}; "
             "load the base checkpoint it names"
         )
     original = expert_weights(model, list(tensors))
-    for expert, own in original.items():
-        shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
+    for expert, by_name in original.items():
+        shapes = {name: tuple(tensor.shape) for name, tensor in by_name.items()}
         wanted = {name: tuple(tensor.shape) for name, tensor in tensors[expert].items()}
         if shapes != wanted:
             raise InputError(
-                f"adapter for {about['base']!r}: {expert} has shapes {shapes} in the model, expected {wanted}"
+                f"adapter for {header['base']!r}: {expert} has shapes {shapes} in the model, expected {wanted}"
             )
-    if hash_weights(original) != about["base_hash"]:
+    if hash_weights(original) != header["base_hash"]:
         raise InputError(
-            f"adapter for {about['base']!r}: the model's own weights of these experts are not those it was trained from; "
+            f"adapter for {header['base']!r}: the model's own weights of these experts are not those it was trained from; "
             "load the base checkpoint it names, in the type it was trained in"
         )
 
@@ -206,8 +206,8 @@ def _model_type(model: nn.Module) -> str:
 
 
 @torch.no_grad()
-def _put(model: nn.Module, tensors: ExpertTensors) -> None:
+def _install(model: nn.Module, tensors: ExpertTensors) -> None:
     layers = {layer.layer: layer for layer in find_moe_layers(model)}
-    for expert, own in tensors.items():
+    for expert, by_name in tensors.items():
         for name, tensor in layers[expert.layer].tensors_of(expert.expert).items():
-            tensor.copy_(own[name])
+            tensor.copy_(by_name[name])

@@ -21,9 +21,7 @@ from moe_ray.errors import InputError
 from moe_ray.storage.folder import Folder
 
 ADAPTER_FORMAT = 1
-
 TENSORS, HEADER = "experts.safetensors", "adapter.json"
-
 ADAPTER_FILES = (TENSORS, HEADER)
 """The files of an adapter, in the order in which they are written."""
 

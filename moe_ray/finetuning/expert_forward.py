@@ -42,10 +42,12 @@ class TrainedForward:
         device = next(layer.experts.parameters()).device
         self.layer, self.experts, self.tensors, self.only_these = layer, experts, tensors, only_these
         self.original = layer.experts.forward
+        # A device map keeps its own forward there; it must be back when this one is removed.
         self._replaced = layer.experts.__dict__.get("forward")
         self.dtypes = {name: tensor.dtype for name, tensor in layer.expert_tensors().items()}
-        self.place_E = torch.full((layer.num_experts,), -1, device=device)
-        self.place_E[torch.tensor(experts, device=device)] = torch.arange(len(experts), device=device)
+        # Where in the stack an expert is; -1 = not in it.
+        self.slot_E = torch.full((layer.num_experts,), -1, device=device)
+        self.slot_E[torch.tensor(experts, device=device)] = torch.arange(len(experts), device=device)
         self.routed_E = torch.zeros(layer.num_experts, dtype=torch.long, device=device)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -53,40 +55,46 @@ class TrainedForward:
         hidden_TH, index_TK, weights_TK = routing_of_call(self.layer, args, kwargs)
         rest = [*args, *kwargs.values()][3:]
         self._note(index_TK, weights_TK)
-        places_TK = self.place_E[index_TK]
+        slots_TK = self.slot_E[index_TK]
         if self.only_these:
-            return self._run_stacked(hidden_TH, places_TK.clamp(min=0), weights_TK, rest)
-        is_trained_TK = places_TK >= 0
+            # What the mask left over has weight 0, but its id still indexes the stack: -1 would fail, or count from the end.
+            return self._run_stacked(hidden_TH, slots_TK.clamp(min=0), weights_TK, rest)
+        # Frozen and trained experts each run on their own; weight 0 keeps a choice from being counted by both.
+        is_trained_TK = slots_TK >= 0
         output_TH: Tensor = self.original(hidden_TH, index_TK, weights_TK.masked_fill(is_trained_TK, 0.0), *rest)
+        # Only the tokens that chose a trained expert: the stack is small, and most tokens may have nothing to do with it.
         tokens = is_trained_TK.any(dim=1).nonzero().squeeze(1)
         if not len(tokens):
             return output_TH
         weights_TK = weights_TK.masked_fill(~is_trained_TK, 0.0)[tokens]
-        tuned_TH = self._run_stacked(hidden_TH[tokens], places_TK[tokens].clamp(min=0), weights_TK, rest)
+        tuned_TH = self._run_stacked(hidden_TH[tokens], slots_TK[tokens].clamp(min=0), weights_TK, rest)
+        # Not in place: backward may need the frozen part's output as it was.
         return output_TH.index_add(0, tokens, tuned_TH.to(output_TH.dtype))
 
     def _note(self, index_TK: Tensor, weights_TK: Tensor) -> None:
         self.routed_E.index_add_(0, index_TK.flatten(), (weights_TK.detach() != 0).flatten().long())
 
-    def _run_stacked(self, hidden_TH: Tensor, places_TK: Tensor, weights_TK: Tensor, rest: list[Any]) -> Tensor:
-        # An entry in the instance's dictionary hides the registered parameter of the same name.
+    def _run_stacked(self, hidden_TH: Tensor, slots_TK: Tensor, weights_TK: Tensor, rest: list[Any]) -> Tensor:
+        # An entry in the instance's dictionary hides the registered parameter of the same name. Setting the attribute would
+        # be refused: a module takes nothing but a Parameter under a parameter's name, and a stack is no leaf.
         attributes = self.layer.experts.__dict__
         try:
             for name, dtype in self.dtypes.items():
                 attributes[name] = torch.stack([tensors[name].to(dtype) for tensors in self.tensors])
+            # Families size their bookkeeping by it, and grouped products want as many groups as the stack has slices.
             attributes["num_experts"] = len(self.tensors)
-            output_TH: Tensor = self.original(hidden_TH, places_TK, weights_TK, *rest)
+            output_TH: Tensor = self.original(hidden_TH, slots_TK, weights_TK, *rest)
             return output_TH
         finally:
             for name in self.dtypes:
                 attributes.pop(name, None)
             attributes["num_experts"] = self.layer.num_experts
 
-    def put_in(self) -> None:
+    def install(self) -> None:
         """Replaces the module's forward."""
         self.layer.experts.__dict__["forward"] = self
 
-    def take_out(self) -> None:
+    def remove(self) -> None:
         """Gives the module the forward it had."""
         del self.layer.experts.__dict__["forward"]
         if self._replaced is not None:

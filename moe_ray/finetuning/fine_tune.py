@@ -24,7 +24,7 @@ from moe_ray.finetuning.adapter import (
     save_adapter,
 )
 from moe_ray.finetuning.checkpoint import load_checkpoint
-from moe_ray.finetuning.frozen import count_changed, hash_frozen
+from moe_ray.finetuning.frozen import check_unchanged, hash_frozen
 from moe_ray.finetuning.mask_check import check_routing
 from moe_ray.finetuning.step_report import StepReport
 from moe_ray.finetuning.trainable_experts import trainable_experts
@@ -43,13 +43,18 @@ class FineTuned:
         reports: of the steps run now, in order; a resumed run lacks those before.
         trainable_parameters: numbers that were allowed to change.
         total_parameters: numbers in the model.
-        frozen_parameters_changed: numbers in frozen tensors whose bytes differ from the start; 0, or something is wrong.
+        frozen_parameters_changed: numbers in frozen tensors whose bytes differ from the start: 0, as anything else raises.
     """
 
     reports: tuple[StepReport, ...]
     trainable_parameters: int
     total_parameters: int
     frozen_parameters_changed: int
+
+    def __repr__(self) -> str:
+        loss = f", last loss {self.reports[-1].loss:.4f}" if self.reports else ""
+        trained = f"{self.trainable_parameters:,} of {self.total_parameters:,} parameters"
+        return f"FineTuned({len(self.reports)} steps{loss}, {trained})"
 
 
 def target_rows(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[TokenizedRow]:
@@ -117,7 +122,7 @@ def fine_tune(
         model: the base model.
         tokenizer: its tokenizer.
         batches: with a target for every example.
-        masks: from `select_unsafe_experts`, looked up by `batch_idx`.
+        masks: from `select`, looked up by `batch_idx`.
         config: hyperparameters; None = the defaults.
         seed: of the batch order.
         adapter: folder to save the learned experts in; None = do not save.
@@ -131,7 +136,9 @@ def fine_tune(
         after_step: called with the trainer and the report of each step.
 
     Raises:
-        InputError: an example has no target, nothing is trainable, or the loss is not finite.
+        InputError: an example has no target, or the gradient is not finite.
+        NothingSelected: no mask has any expert.
+        FrozenChanged: something outside the union changed; nothing was saved.
     """
     settings = config or FinetuneConfig()
     rows = {
@@ -166,6 +173,8 @@ def fine_tune(
         if resume_from is not None:
             load_checkpoint(trainer, resume_from)
         reports = trainer.run(None if after_step is None else lambda report: after_step(trainer, report))
+        # Before the adapter is written: experts learned beside a changed base would belong to no base that anyone has.
+        frozen_parameters_changed = check_unchanged(frozen_before, hash_frozen(model, masks.union))
         if adapter is not None and rank == 0:
             save_adapter(adapter, experts, base=base, base_hash=base_hash, mask_hash=masks.digest())
         trainable_parameters = experts.num_parameters()
@@ -173,7 +182,7 @@ def fine_tune(
         reports=tuple(reports),
         trainable_parameters=trainable_parameters,
         total_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        frozen_parameters_changed=count_changed(frozen_before, hash_frozen(model, masks.union)),
+        frozen_parameters_changed=frozen_parameters_changed,
     )
 
 
@@ -225,6 +234,10 @@ def continue_fine_tuning(
     Returns:
         what `tune` did, with trainable and frozen parameters counted against the original base: trainable is what either
         may have changed.
+
+    Raises:
+        InputError: `start` is of another base.
+        FrozenChanged: something outside both unions changed; nothing was saved.
     """
     _, started = load_adapter(start)
     both = masks_from_experts(
@@ -233,12 +246,13 @@ def continue_fine_tuning(
     frozen = hash_frozen(model, both.union)
     base_weights = expert_weights(model, list(both.union_experts))
     apply_adapter(model, start)
-    with TemporaryDirectory() as own:
-        tuned = tune(own)
+    with TemporaryDirectory() as continued:
+        tuned = tune(continued)
+        frozen_parameters_changed = check_unchanged(frozen, hash_frozen(model, both.union))
         if saves:
-            compose_adapters([start, own], out, base_weights=base_weights, mask_hash=masks.digest())
+            compose_adapters([start, continued], out, base_weights=base_weights, mask_hash=masks.digest())
     return replace(
         tuned,
         trainable_parameters=sum(tensor.numel() for tensors in base_weights.values() for tensor in tensors.values()),
-        frozen_parameters_changed=count_changed(frozen, hash_frozen(model, both.union)),
+        frozen_parameters_changed=frozen_parameters_changed,
     )

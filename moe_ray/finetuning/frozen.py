@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from moe_ray.errors import FrozenChanged
 from moe_ray.experts import Mask
 from moe_ray.models.moe_layers import find_moe_layers
 
+TensorHashes = dict[str, tuple[str, int]]
+"""Per name a hash of the tensor's bytes and how many numbers it holds."""
 
-def hash_frozen(model: nn.Module, union_LE: Mask) -> dict[str, tuple[str, int]]:
+
+def hash_frozen(model: nn.Module, union_LE: Mask) -> TensorHashes:
     """A hash and a size for everything outside the union: parameters, buffers, and each frozen expert's slices.
 
     Returns:
@@ -42,12 +47,47 @@ def hash_frozen(model: nn.Module, union_LE: Mask) -> dict[str, tuple[str, int]]:
     return hashes
 
 
-def count_changed(before: Mapping[str, tuple[str, int]], after: Mapping[str, tuple[str, int]]) -> int:
-    """Numbers in frozen tensors whose hash differs; must be 0 after training."""
+def hash_buffers(model: nn.Module) -> TensorHashes:
+    """A hash and a size for every buffer: all that stays frozen where every parameter trains."""
+    return {name: (_digest(tensor), tensor.numel()) for name, tensor in model.named_buffers()}
+
+
+def count_changed(before: TensorHashes, after: TensorHashes) -> int:
+    """Numbers in frozen tensors whose hash differs."""
+    return sum(before[name][1] for name in _changed(before, after))
+
+
+def check_unchanged(before: TensorHashes, after: TensorHashes) -> int:
+    """`count_changed`, which must be 0 after training.
+
+    Raises:
+        FrozenChanged: it is not.
+    """
+    if changed := _changed(before, after):
+        raise FrozenChanged(
+            f"training changed {count_changed(before, after):,} numbers in {len(changed)} of {len(before)} frozen tensors, "
+            f"first {changed[0]}; expected none: what was learned is not written, because it would belong to another base "
+            "model"
+        )
+    return count_changed(before, after)
+
+
+def _changed(before: TensorHashes, after: TensorHashes) -> list[str]:
     assert before.keys() == after.keys()
-    return sum(size for name, (digest, size) in before.items() if after[name][0] != digest)
+    return [name for name, (digest, _) in before.items() if after[name][0] != digest]
 
 
 def _digest(tensor: Tensor) -> str:
     flat = tensor.detach().contiguous().view(-1).view(torch.uint8).cpu()
     return hashlib.blake2b(flat.numpy().data, digest_size=16).hexdigest()
+
+
+@contextmanager
+def requires_grad_restored(model: nn.Module) -> Iterator[None]:
+    """Whichever parameters are made to ask for a gradient inside the context, the same as before do after it."""
+    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    try:
+        yield
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(flags[name])

@@ -1,7 +1,7 @@
 """Full fine-tuning: every parameter trains, under natural routing. A baseline, not the method.
 
 Same batches in the same order, same loss over target responses, same optimiser, schedule and clipping as masked
-fine-tuning; nothing is frozen, masked or balanced.
+fine-tuning; nothing is masked or balanced, and only buffers are frozen.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 
 from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.errors import InputError
-from moe_ray.finetuning.gradients import without_noise
+from moe_ray.finetuning.frozen import check_unchanged, hash_buffers, requires_grad_restored
+from moe_ray.finetuning.gradients import backward_of_batch, without_noise
 from moe_ray.finetuning.schedule import learning_rate_factor, plan_steps
-from moe_ray.models.loss import answer_loss, micro_batches
 from moe_ray.models.tokenization import TokenizedRow
 
 
@@ -29,11 +29,17 @@ class FullyTuned:
 
     Attributes:
         losses: per step, its batches' mean loss over target-response tokens (nats per token), before the update.
-        trainable_parameters: numbers that were allowed to change: all of the model.
+        trainable_parameters: numbers that were allowed to change: all parameters of the model.
+        frozen_parameters_changed: numbers in buffers that changed: 0, as anything else raises.
     """
 
     losses: tuple[float, ...]
     trainable_parameters: int
+    frozen_parameters_changed: int
+
+    def __repr__(self) -> str:
+        loss = f", last loss {self.losses[-1]:.4f}" if self.losses else ""
+        return f"FullyTuned({len(self.losses)} steps{loss}, {self.trainable_parameters:,} parameters)"
 
 
 def tune_all_parameters(
@@ -58,22 +64,34 @@ def tune_all_parameters(
 
     Raises:
         InputError: the gradient is not finite.
+        FrozenChanged: a buffer changed, such as a family's running balance of its experts.
     """
     size = config.batches_per_step or 1
     plan = plan_steps(sorted(rows), epochs=config.epochs, batches_per_step=size, seed=seed)
     weights = batch_weights or {}
     losses = []
-    with _everything_trainable(model), without_noise(model):
+    buffers = hash_buffers(model)
+    with requires_grad_restored(model), without_noise(model):
+        model.requires_grad_(True)
         masters = _Masters(model)
         optimizer = torch.optim.AdamW(masters.parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
         for step, batch_ids in enumerate(plan):
             factor = learning_rate_factor(step, len(plan), schedule=config.schedule, warmup=config.warmup)
-            own = [batch_idx for batch_idx in batch_ids if batch_idx >= 0]
-            total = sum(weights.get(batch_idx, 1.0) for batch_idx in own)
+            batches = [batch_idx for batch_idx in batch_ids if batch_idx >= 0]
+            total = sum(weights.get(batch_idx, 1.0) for batch_idx in batches)
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * factor * total / len(own)
-            of_step = [_accumulate(model, rows[b], config, pad_id, weights.get(b, 1.0) / (total or 1.0)) for b in own]
-            losses.append(sum(of_step) / len(own))
+                group["lr"] = config.learning_rate * factor * total / len(batches)
+            of_step = [
+                backward_of_batch(
+                    model,
+                    rows[batch_idx],
+                    config=config,
+                    pad_id=pad_id,
+                    weight=weights.get(batch_idx, 1.0) / (total or 1.0),
+                )[0]
+                for batch_idx in batches
+            ]
+            losses.append(sum(of_step) / len(batches))
             masters.take_gradients()
             norm = torch.nn.utils.clip_grad_norm_(masters.parameters, config.max_grad_norm or math.inf).item()
             if not math.isfinite(norm):
@@ -84,53 +102,32 @@ def tune_all_parameters(
             optimizer.zero_grad(set_to_none=True)
             masters.write_back()
     return FullyTuned(
-        losses=tuple(losses), trainable_parameters=sum(parameter.numel() for parameter in model.parameters())
+        losses=tuple(losses),
+        trainable_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        frozen_parameters_changed=check_unchanged(buffers, hash_buffers(model)),
     )
-
-
-def _accumulate(
-    model: PreTrainedModel, rows: Sequence[TokenizedRow], config: FinetuneConfig, pad_id: int, weight: float
-) -> float:
-    num_tokens = sum(len(row.answer_ids) for row in rows)
-    total = 0.0
-    groups = micro_batches(rows, rows_per_forward=config.rows_per_forward, tokens_per_forward=config.tokens_per_forward)
-    for group in groups:
-        loss = answer_loss(model, group, pad_id=pad_id).sum() / num_tokens
-        (loss * weight).backward()  # type: ignore[no-untyped-call]
-        total += loss.item()
-    return total
 
 
 class _Masters:
     """The parameters that the optimiser moves: float32, as masked fine-tuning has them; the model's own where they are."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._own = list(model.parameters())
+        self._model_parameters = list(model.parameters())
         self.parameters = [
-            own if own.dtype == torch.float32 else nn.Parameter(own.detach().float()) for own in self._own
+            parameter if parameter.dtype == torch.float32 else nn.Parameter(parameter.detach().float())
+            for parameter in self._model_parameters
         ]
 
     def take_gradients(self) -> None:
-        for master, own in zip(self.parameters, self._own, strict=True):
-            if master is not own and own.grad is not None:
-                master.grad, own.grad = own.grad.float(), None
+        for master, parameter in zip(self.parameters, self._model_parameters, strict=True):
+            if master is not parameter and parameter.grad is not None:
+                master.grad, parameter.grad = parameter.grad.float(), None
 
     @torch.no_grad()
     def write_back(self) -> None:
-        for master, own in zip(self.parameters, self._own, strict=True):
-            if master is not own:
-                own.copy_(master)
-
-
-@contextmanager
-def _everything_trainable(model: nn.Module) -> Iterator[None]:
-    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    model.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(flags[name])
+        for master, parameter in zip(self.parameters, self._model_parameters, strict=True):
+            if master is not parameter:
+                parameter.copy_(master)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The gradient of one whole batch, and the average over the batches of a step.
+"""The gradient of one whole batch, the average over the batches of a step, and the size of the step they bring about.
 
 Shape suffixes: L MoE layers, E experts.
 """
@@ -61,20 +61,33 @@ def accumulate_gradient(
         pad_id: token id that fills padding.
         weight: the gradient, not the loss that is returned, is multiplied by this.
     """
-    num_tokens = sum(len(row.answer_ids) for row in rows)
-    total = 0.0
     with trainable.training_on(
         mask_LE, routing=config.routing, boost=config.boost, short_layers=config.short_layers
     ) as monitor:
-        for group in micro_batches(
-            rows, rows_per_forward=config.rows_per_forward, tokens_per_forward=config.tokens_per_forward
-        ):
-            loss = answer_loss(model, group, pad_id=pad_id).sum() / num_tokens
-            (loss * weight).backward()  # type: ignore[no-untyped-call]
-            total += loss.item()
+        loss, num_tokens = backward_of_batch(model, rows, config=config, pad_id=pad_id, weight=weight)
         routed_LE = monitor.routed()
-    num_input_tokens = sum(len(row.prompt_ids) + len(row.answer_ids) for row in rows)
-    return BatchGradient(total, num_tokens, num_input_tokens, routed_LE)
+    return BatchGradient(loss, num_tokens, sum(row.num_tokens for row in rows), routed_LE)
+
+
+def backward_of_batch(
+    model: PreTrainedModel, rows: Sequence[TokenizedRow], *, config: FinetuneConfig, pad_id: int, weight: float
+) -> tuple[float, int]:
+    """Runs backward from the mean loss over a whole batch's answer tokens, a micro-batch at a time.
+
+    Returns:
+        the mean loss (nats per token), without `weight`, and the number of answer tokens.
+    """
+    num_tokens = sum(len(row.answer_ids) for row in rows)
+    total = 0.0
+    for group in micro_batches(
+        rows, rows_per_forward=config.rows_per_forward, tokens_per_forward=config.tokens_per_forward
+    ):
+        # By the tokens of the whole batch: a mean over each group's own would weigh a short group's tokens more, and the
+        # gradient would depend on how the batch was cut.
+        loss = answer_loss(model, group, pad_id=pad_id).sum() / num_tokens
+        (loss * weight).backward()  # type: ignore[no-untyped-call]
+        total += loss.item()
+    return total, num_tokens
 
 
 @contextmanager
@@ -108,7 +121,10 @@ def average_gradients(
         weights: of those batches; an expert whose batches all have weight 0 gets zeros.
         world_size: number of workers.
     """
+    # Each expert over the batches that hold it: over all batches of the step, an expert that only one of them holds would
+    # move by a fraction of what that batch asks for, the smaller the more batches a step has.
     total_LE = np.sum([mask * weight for mask, weight in zip(masks, weights, strict=True)], axis=0)
+    # In one order on all workers, from the masks of all batches: collectives pair tensors by position, not by name.
     pieces: list[tuple[nn.Parameter, float]] = []
     for expert in trainable.experts_of(np.any(masks, axis=0)):
         total = float(total_LE[trainable.moe_layers.row_of(expert.layer), expert.expert])
@@ -116,6 +132,7 @@ def average_gradients(
     if world_size > 1:
         _sum_over_workers([parameter for parameter, _ in pieces])
     for parameter, total in pieces:
+        # Where all of an expert's batches have weight 0, the sum is 0 as well, and 0 / 0 would be NaN.
         if total != 1.0:
             parameter.grad = gradient_or_zeros(parameter) / (total or 1.0)
 
@@ -126,6 +143,7 @@ def _sum_over_workers(parameters: Sequence[nn.Parameter]) -> None:
     for parameter in parameters:
         groups[parameter.device, parameter.dtype].append(parameter)
     for group in groups.values():
+        # A worker whose batches do not hold an expert sends zeros: every worker must send as many numbers.
         flat = torch.cat([gradient_or_zeros(parameter).flatten() for parameter in group])
         dist.all_reduce(flat)
         for parameter, part in zip(group, torch.split(flat, [parameter.numel() for parameter in group]), strict=True):
@@ -135,3 +153,31 @@ def _sum_over_workers(parameters: Sequence[nn.Parameter]) -> None:
 def gradient_or_zeros(parameter: nn.Parameter) -> Tensor:
     """The parameter's gradient; zeros where it got none."""
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
+@contextmanager
+def steps_multiplied(trainable: TrainableExperts, masks: Sequence[Mask], weights: Sequence[float]) -> Iterator[None]:
+    """What an optimiser step moves inside moves by the mean weight of the batches that hold it.
+
+    The step and not the gradient: AdamW divides by the gradient's own size, so a factor on it would do nothing.
+
+    Args:
+        trainable: the parameters that the step moves.
+        masks: (L, E) of the step's batches.
+        weights: of those batches.
+    """
+    if all(weight == 1.0 for weight in weights):
+        yield
+        return
+    total_LE = np.sum([mask * weight for mask, weight in zip(masks, weights, strict=True)], axis=0)
+    factor_LE = total_LE / np.maximum(np.sum(masks, axis=0), 1)
+    moving = [
+        (parameter, float(factor_LE[trainable.moe_layers.row_of(expert.layer), expert.expert]))
+        for expert in trainable.experts_of(np.any(masks, axis=0))
+        for parameter in trainable.parameters[expert].values()
+    ]
+    before = [parameter.detach().clone() for parameter, _ in moving]
+    yield
+    with torch.no_grad():
+        for (parameter, factor), start in zip(moving, before, strict=True):
+            parameter.copy_(torch.lerp(start, parameter, factor))

@@ -20,7 +20,7 @@ class Observation:
 
     Attributes:
         batch_idx: the batch.
-        own: its unsafe experts, from its list.
+        listed: its unsafe experts, from its list and not from its mask.
         mask_LE: (L, E) the mask that was in force.
         routed_LE: (L, E) experts that some token was routed to with a weight, in the layers that train.
         layers: L decoder layer indices.
@@ -28,7 +28,7 @@ class Observation:
     """
 
     batch_idx: int
-    own: frozenset[Expert]
+    listed: frozenset[Expert]
     mask_LE: Mask
     routed_LE: Mask
     layers: tuple[int, ...]
@@ -36,7 +36,6 @@ class Observation:
 
 
 Monitor = Callable[[Observation], None]
-
 """Called for every batch before the step's update; raises to stop it."""
 
 
@@ -48,17 +47,17 @@ def check_routing(seen: Observation) -> None:
     """
     in_force = set(mask_to_experts(seen.mask_LE, seen.layers))
     routed = mask_to_experts(seen.routed_LE, seen.layers)
-    outside = [expert for expert in routed if expert.layer in seen.restricted and expert not in seen.own]
+    outside = [expert for expert in routed if expert.layer in seen.restricted and expert not in seen.listed]
     if outside:
         raise RuntimeError(
             f"batch {seen.batch_idx}: tokens reached {outside[0]}, which is not one of its unsafe experts; the mask in "
             "force was not its own"
         )
-    if in_force != seen.own:
+    if in_force != seen.listed:
         raise RuntimeError(
-            f"batch {seen.batch_idx}: the mask in force was not its own; they differ in {sorted(in_force ^ seen.own)[:5]}"
+            f"batch {seen.batch_idx}: the mask in force was not its own; they differ in {sorted(in_force ^ seen.listed)[:5]}"
         )
-    silent = {expert.layer for expert in seen.own} - {expert.layer for expert in routed}
+    silent = {expert.layer for expert in seen.listed} - {expert.layer for expert in routed}
     if silent:
         raise RuntimeError(
             f"batch {seen.batch_idx}: the experts of layers {sorted(silent)} were never called under its mask"

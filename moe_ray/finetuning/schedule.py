@@ -10,7 +10,6 @@ from typing import Literal
 import numpy as np
 
 Plan = list[tuple[int, ...]]
-
 """Per step its `batch_idx`s, always equally many; -1 = none left in this epoch. Worker r of N takes those at r, r + N, …"""
 
 

@@ -18,14 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from moe_ray.errors import InputError
-from moe_ray.experts import Expert, Mask, ShortLayers, mask_to_experts, restrict_routing
+from moe_ray.errors import InputError, NothingSelected
+from moe_ray.experts import Expert, Mask, ShortLayers, mask_to_experts, router_mask
 from moe_ray.finetuning.expert_forward import TrainedForward, trained_forward
+from moe_ray.finetuning.frozen import requires_grad_restored
 from moe_ray.models.moe_layers import MoELayers, find_moe_layers, uncompiled
 from moe_ray.routing.masking import route_through, route_towards
 
 RoutingPolicy = Literal["masked", "natural", "boosted"]
-
 """Where a batch's tokens may go while it trains."""
 
 
@@ -90,10 +90,10 @@ class TrainableExperts:
             boost: for boosted, in logits.
             short_layers: for masked, where tokens may go in layers with fewer of the mask's experts than a token uses.
         """
-        self.experts_of(mask_LE)
+        self.experts_of(mask_LE)  # refuses a mask outside the union before anything is installed
         restricted_LE = np.zeros_like(mask_LE)
         if routing == "masked":
-            restricted_LE = restrict_routing(
+            restricted_LE = router_mask(
                 mask_LE, num_experts_per_tok=self.moe_layers.num_experts_per_tok, short_layers=short_layers
             )
         forwards = [
@@ -101,6 +101,7 @@ class TrainableExperts:
                 layer,
                 np.flatnonzero(row).tolist(),
                 [self.parameters[Expert(layer.layer, int(expert))] for expert in np.flatnonzero(row)],
+                # By layer: in one that is not restricted, a token may also choose experts that stay frozen.
                 only_these=bool(restricted_E.any()),
             )
             for layer, row, restricted_E in zip(self.moe_layers, mask_LE, restricted_LE, strict=True)
@@ -111,14 +112,20 @@ class TrainableExperts:
                 stack.enter_context(route_through(self.model, restricted_LE))
             elif routing == "boosted":
                 stack.enter_context(route_towards(self.model, mask_LE, boost=boost))
+            # A stand-in replaces `forward` and not the call, so the mask's hook still runs before it, and it receives
+            # choices that the mask has settled.
             for forward in forwards:
-                forward.put_in()
-                stack.callback(forward.take_out)
+                forward.install()
+                stack.callback(forward.remove)
             yield RoutingMonitor(self.moe_layers, forwards)
 
     @torch.no_grad()
     def write_back(self, mask_LE: Mask) -> None:
-        """Copies the tuned weights of the mask's experts into the model's own tensors."""
+        """Copies the tuned weights of the mask's experts into the model's own tensors.
+
+        Parameters in float32 keep what the model's type cannot hold: in bfloat16 a small step would be rounded away
+        each time, and training would stand still.
+        """
         for expert in self.experts_of(mask_LE):
             for name, tensor in self._layers[expert.layer].tensors_of(expert.expert).items():
                 tensor.copy_(self.parameters[expert][name])
@@ -139,7 +146,10 @@ class RoutingMonitor:
         self._moe_layers, self._forwards = moe_layers, forwards
 
     def routed(self) -> Mask:
-        """(L, E): experts that some token was routed to with a weight; layers that do not train are all False."""
+        """(L, E): experts that some token was routed to with a weight; layers that do not train are all False.
+
+        With a weight, because a mask leaves disallowed choices in the token's list at weight 0.
+        """
         routed_LE = np.zeros((len(self._moe_layers), self._moe_layers.num_experts), dtype=bool)
         for forward in self._forwards:
             routed_LE[self._moe_layers.row_of(forward.layer.layer)] = (forward.routed_E > 0).cpu().numpy()
@@ -158,18 +168,15 @@ def trainable_experts(
         dtype: of the trained copies; the model itself keeps its own.
 
     Raises:
-        InputError: the union is empty or has another shape than the model's layers and experts.
+        InputError: the union has another shape than the model's layers and experts.
+        NothingSelected: it is empty.
     """
-    moe_layers = find_moe_layers(model)
-    expected = (len(moe_layers), moe_layers.num_experts)
-    if tuple(union_LE.shape) != expected:
-        raise InputError(f"union: got shape {tuple(union_LE.shape)}, expected (layers, experts) = {expected}")
+    find_moe_layers(model).check_shape(union_LE, "union")
     if not union_LE.any():
-        raise InputError("the union of unsafe experts is empty, so nothing can be trained; lower identify.threshold")
-    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    model.requires_grad_(False)
-    try:
+        raise NothingSelected(
+            "the union of unsafe experts is empty, so nothing can be trained; lower identify.threshold"
+        )
+    with requires_grad_restored(model):
+        # A frozen parameter that asked for a gradient would get one from every backward: memory for the whole model.
+        model.requires_grad_(False)
         yield TrainableExperts(model, union_LE, dtype=dtype)
-    finally:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(flags[name])

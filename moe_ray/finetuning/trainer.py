@@ -13,8 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -30,6 +29,7 @@ from moe_ray.finetuning.gradients import (
     accumulate_gradient,
     average_gradients,
     gradient_or_zeros,
+    steps_multiplied,
     without_noise,
 )
 from moe_ray.finetuning.mask_check import Monitor, Observation, check_routing
@@ -39,7 +39,6 @@ from moe_ray.finetuning.trainable_experts import TrainableExperts
 from moe_ray.models.tokenization import TokenizedRow
 
 TrainingBatches = Mapping[int, Sequence[TokenizedRow]]
-
 """Per `batch_idx`, the prompts with their target responses."""
 
 
@@ -140,8 +139,11 @@ class MaskedTrainer:
         started = time.perf_counter()
         step, batch_ids = self.next_step, self.plan[self.next_step]
         learning_rate = self._set_learning_rate(step)
-        own = {place: batch_ids[place] for place in range(self.rank, len(batch_ids), self.world_size)}
-        gradients = {place: self._gradient_of(batch_idx) for place, batch_idx in own.items() if batch_idx >= 0}
+        # A worker's batches by their position in the step; -1 stands where an epoch has no batch left.
+        positions = range(self.rank, len(batch_ids), self.world_size)
+        gradients = {
+            position: self._gradient_of(batch_ids[position]) for position in positions if batch_ids[position] >= 0
+        }
         step_masks = [self.masks[batch_idx] for batch_idx in batch_ids if batch_idx >= 0]
         weights = [self.batch_weights.get(batch_idx, 1.0) for batch_idx in batch_ids if batch_idx >= 0]
         average_gradients(self.trainable, step_masks, weights=weights, world_size=self.world_size)
@@ -165,12 +167,12 @@ class MaskedTrainer:
     def _reports_of_all_workers(
         self, batch_ids: Sequence[int], gradients: Mapping[int, BatchGradient]
     ) -> tuple[BatchReport, ...]:
-        """Every worker fills in its own places of a table of numbers; their sum has all."""
+        """Every worker fills in its own rows of a table of numbers; their sum has all."""
         numbers = torch.zeros(len(batch_ids), 4, dtype=torch.float64, device=self.model.device)
-        for place, gradient in gradients.items():
-            num_routed = (gradient.routed_LE & self.masks[batch_ids[place]]).sum()
+        for position, gradient in gradients.items():
+            num_routed = (gradient.routed_LE & self.masks[batch_ids[position]]).sum()
             row = (gradient.loss, gradient.num_tokens, gradient.num_input_tokens, num_routed)
-            numbers[place] = torch.tensor(row, dtype=torch.float64)
+            numbers[position] = torch.tensor(row, dtype=torch.float64)
         if self.world_size > 1:
             dist.all_reduce(numbers)
         return tuple(
@@ -210,7 +212,7 @@ class MaskedTrainer:
             self.monitor(
                 Observation(
                     batch_idx=batch_idx,
-                    own=frozenset(self.masks.selected[batch_idx]),
+                    listed=frozenset(self.masks.selected[batch_idx]),
                     mask_LE=mask_LE,
                     routed_LE=gradient.routed_LE,
                     layers=self.trainable.moe_layers.layers,
@@ -239,30 +241,11 @@ class MaskedTrainer:
         # Gradients are the same on all workers by now, so they all stop here, and none waits for another.
         if not math.isfinite(norm):
             raise InputError(f"step {self.next_step}: the gradient's norm is {norm}; lower finetune.learning_rate")
-        with self._steps_multiplied(masks, weights):
+        with steps_multiplied(self.trainable, masks, weights):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.trainable.write_back(mask_LE)
         return norm
-
-    @contextmanager
-    def _steps_multiplied(self, masks: Sequence[Mask], weights: Sequence[float]) -> Iterator[None]:
-        """What moves inside moves by the mean weight of the batches that hold it."""
-        if all(weight == 1.0 for weight in weights):
-            yield
-            return
-        total_LE = np.sum([mask * weight for mask, weight in zip(masks, weights, strict=True)], axis=0)
-        factor_LE = total_LE / np.maximum(np.sum(masks, axis=0), 1)
-        moving = [
-            (parameter, float(factor_LE[self.trainable.moe_layers.row_of(expert.layer), expert.expert]))
-            for expert in self.trainable.experts_of(np.any(masks, axis=0))
-            for parameter in self.trainable.parameters[expert].values()
-        ]
-        before = [parameter.detach().clone() for parameter, _ in moving]
-        yield
-        with torch.no_grad():
-            for (parameter, factor), start in zip(moving, before, strict=True):
-                parameter.copy_(torch.lerp(start, parameter, factor))
 
     def _validation_loss(self, validate: Callable[[], float]) -> float:
         value = torch.tensor(validate() if self.rank == 0 else math.nan, dtype=torch.float64, device=self.model.device)

@@ -10,31 +10,24 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
+from moe_ray.config.identify import IdentifyConfig
 from moe_ray.errors import InputError
 from moe_ray.identification.risk import example_counts
 from moe_ray.identification.selection import batch_tables, unsafe_experts
-
-if TYPE_CHECKING:
-    from moe_ray.config.identify import IdentifyConfig
-    from moe_ray.routing.counts import RoutingCounts
+from moe_ray.routing.counts import RoutingCounts
 
 MAX_LENGTH_RATIO = 3.0
-
 """Mean lengths that differ more than this are warned about."""
 
 MIN_TEMPLATE_SHARE = 0.5
-
 """A template that makes up at least this share of a label's typical prompt covers the label."""
 
 _PHRASE_WORDS = 4
-
 _IN_MOST_PROMPTS = 0.8
-
 _MIN_PROMPTS = 3
 
 
@@ -59,7 +52,7 @@ def template_share(texts: Sequence[str], others: Sequence[str] = ()) -> float:
         return 0.0
     phrases = [_phrases(text) for text in texts]
     common = _in_most(phrases) - _in_most([_phrases(text) for text in others])
-    shares = [len(own & common) / len(own) for own in phrases if own]
+    shares = [len(of_text & common) / len(of_text) for of_text in phrases if of_text]
     return float(np.median(shares)) if shares else 0.0
 
 
@@ -69,7 +62,7 @@ def _phrases(text: str) -> set[tuple[str, ...]]:
 
 
 def _in_most(phrases: Sequence[set[tuple[str, ...]]]) -> set[tuple[str, ...]]:
-    seen = Counter(phrase for own in phrases for phrase in own)
+    seen = Counter(phrase for of_text in phrases for phrase in of_text)
     return {phrase for phrase, times in seen.items() if times >= _IN_MOST_PROMPTS * len(phrases)}
 
 
@@ -109,7 +102,7 @@ def _template_warnings(texts: pd.DataFrame) -> list[str]:
     return found
 
 
-def weighting_agreement(risk: pd.DataFrame, selection: IdentifyConfig) -> pd.DataFrame:
+def weighting_agreement(risk: pd.DataFrame, config: IdentifyConfig) -> pd.DataFrame:
     """One row per batch: how much of the selection pooled tokens and equal weight per prompt share.
 
     Filters are off, since a table's p belongs to one weighting.
@@ -125,7 +118,7 @@ def weighting_agreement(risk: pd.DataFrame, selection: IdentifyConfig) -> pd.Dat
         raise InputError(
             "the risk table has no column 'risk_diff_prompt'; compute it with moe_ray.identification.identify"
         )
-    plain = replace(selection, alpha=0.0, stability=0.0)
+    plain = replace(config, alpha=0.0, stability=0.0)
     settings = [replace(plain, weighting="tokens"), replace(plain, weighting="prompts")]
     rows = []
     for batch_idx, table in batch_tables(risk):

@@ -1,50 +1,45 @@
-"""Identification of one batch at a time: its risk table with how sure each number is.
+"""Identification: the risk table of every batch, with how sure each number is.
 
-One call handles one batch and depends on nothing else but the configuration and the seed, so batches may be spread over
-any number of workers and the table is the same.
+A batch's rows depend on that batch, the configuration and the seed alone, so batches may be spread over any number of
+workers and the table is the same.
 
 Shape suffixes: N examples, X experts of all layers.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from dataclasses import dataclass
+from functools import cached_property
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from moe_ray.config.identify import IdentifyConfig
 from moe_ray.errors import InputError
 from moe_ray.experts import ExpertMasks
 from moe_ray.identification.permutation_test import Samples, permutation_test
-from moe_ray.identification.risk import ExampleCounts, Floats, example_counts, risk_table
+from moe_ray.identification.risk import ExampleCounts, Floats, activation_rates, example_counts
 from moe_ray.identification.selection import above_alpha
 from moe_ray.identification.significance import cluster_interval, q_values, selection_stability, smallest_effect
-
-if TYPE_CHECKING:
-    from moe_ray.config.identify import IdentifyConfig
-    from moe_ray.routing.counts import RoutingCounts
+from moe_ray.routing.counts import RoutingCounts
 
 CERTAINTY_COLUMNS = ("p", "p_maxt", "q", "ci_low", "ci_high", "stability", "certifiable")
-
 USUAL_ALPHA = 0.05
-
 """Level at which reports speak of certainty while `identify.alpha` is off."""
 
 
-def identify_batch(
-    counts: RoutingCounts, selection: IdentifyConfig, *, seed: int = 0, pairs: npt.ArrayLike | None = None
-) -> pd.DataFrame:
-    """The risk table of one batch: a row per layer and expert, ordered so.
+def identify(counts: RoutingCounts, config: IdentifyConfig, *, seed: int = 0) -> pd.DataFrame:
+    """The risk table: a row per batch, layer and expert, ordered so.
 
     Args:
-        counts: rows of one batch, in any order; `pair` and `weights_NLE` are used where the counts have them.
-        selection: weighting, roles, and how many relabellings and resamples.
+        counts: of any number of batches, rows in any order; `pair` and `weights_NLE` are used where the counts have them.
+        config: weighting, roles, and how many relabellings and resamples.
         seed: of drawn relabellings and resamples.
-        pairs: per row of `counts`, text that the examples of a pair share; empty or None for single examples.
 
     Returns:
-        the columns of `risk_differences`; `risk_diff_prompt`, the difference of mean rates with equal weight per prompt;
+        the columns of `activation_rates`; `risk_diff_prompt`, the difference of mean rates with equal weight per prompt;
         with routed weights also `w_safe`, `w_unsafe` (their sums) and `risk_diff_activation` (difference of weight per
         token). About the difference that `identify.weighting` names: `p`, one-sided permutation p; `p_maxt`, corrected
         for all experts of the batch; `q`, Benjamini-Hochberg; `ci_low`, `ci_high`, 95% interval with prompts as
@@ -54,32 +49,21 @@ def identify_batch(
         0.05 gave a false alarm in 12% of simulated null batches, against 1 to 3% with weighting `tokens`.
 
     Raises:
-        InputError: the rows are of several batches, a label is missing, or the weighting needs weights that were not
+        InputError: there are no rows in these roles, a batch lacks a label, or the weighting needs weights that were not
             captured.
     """
-    batches = list(example_counts(counts, roles=selection.roles, pairs=pairs))
-    if len(batches) != 1:
-        names = [batch.batch_idx for batch in batches][:20]
-        raise InputError(f"identify_batch: got rows of batches {names}, expected one; use identify for many batches")
-    return _identify(batches[0], counts.layers, selection, seed)
+    batches = example_counts(counts, roles=config.roles)
+    return pd.concat([_identify(batch, counts.layers, config, seed) for batch in batches], ignore_index=True)
 
 
-def identify(
-    counts: RoutingCounts, selection: IdentifyConfig, *, seed: int = 0, pairs: npt.ArrayLike | None = None
-) -> pd.DataFrame:
-    """`identify_batch` of every batch, in one table ordered by `batch_idx`."""
-    batches = example_counts(counts, roles=selection.roles, pairs=pairs)
-    return pd.concat([_identify(batch, counts.layers, selection, seed) for batch in batches], ignore_index=True)
-
-
-def _identify(batch: ExampleCounts, layers: tuple[int, ...], selection: IdentifyConfig, seed: int) -> pd.DataFrame:
-    table = risk_table([batch], layers)
+def _identify(batch: ExampleCounts, layers: tuple[int, ...], config: IdentifyConfig, seed: int) -> pd.DataFrame:
+    table = activation_rates(batch, layers)
     table["risk_diff_prompt"] = samples_of(batch, "prompts").difference()
     if batch.weights_NX is not None:
         table["w_safe"] = batch.weights_NX[~batch.is_unsafe_N].sum(axis=0)
         table["w_unsafe"] = batch.weights_NX[batch.is_unsafe_N].sum(axis=0)
         table["risk_diff_activation"] = samples_of(batch, "activation").difference()
-    certainty = _certainty(samples_of(batch, selection.weighting), batch.batch_idx, selection, seed)
+    certainty = _certainty(samples_of(batch, config.weighting), batch.batch_idx, config, seed)
     return table.assign(**{name: certainty.get(name, np.nan) for name in CERTAINTY_COLUMNS})
 
 
@@ -103,55 +87,89 @@ def samples_of(batch: ExampleCounts, weighting: str) -> Samples:
     return Samples.of(values_NX, sizes_N, batch.is_unsafe_N, batch.pairs_N)
 
 
-def _certainty(samples: Samples, batch_idx: int, selection: IdentifyConfig, seed: int) -> dict[str, Floats]:
+def _certainty(samples: Samples, batch_idx: int, config: IdentifyConfig, seed: int) -> dict[str, Floats]:
     columns: dict[str, Floats] = {}
     columns["ci_low"], columns["ci_high"] = cluster_interval(samples)
-    if selection.permutations:
-        test = permutation_test(samples, limit=selection.permutations, seed=seed)
+    if config.permutations:
+        test = permutation_test(samples, limit=config.permutations, seed=seed)
         columns |= {"p": test.p_X, "p_maxt": test.p_maxt_X, "q": q_values(test.p_X)}
         columns["certifiable"] = smallest_effect(samples, test, alpha=USUAL_ALPHA)
-    if selection.resamples:
+    if config.resamples:
         columns["stability"] = selection_stability(
             samples,
-            threshold=selection.threshold,
-            top_k=selection.top_k,
-            resamples=selection.resamples,
+            threshold=config.threshold,
+            top_k=config.top_k,
+            resamples=config.resamples,
+            # By batch, or the same prompts' positions would be drawn in every batch, and luck with them would repeat.
             seed=int(np.random.SeedSequence([seed, batch_idx]).generate_state(1)[0]),
         )
     return columns
 
 
-def certainty_per_batch(risk: pd.DataFrame, masks: ExpertMasks, selection: IdentifyConfig) -> pd.DataFrame:
-    """One row per batch: how much of its selection can be told from noise.
+@dataclass(frozen=True, kw_only=True)
+class Identification:
+    """What identification found.
+
+    Attributes:
+        risk: the risk table, from `identify`.
+        masks: the unsafe experts of every batch, selected from it.
+        config: the settings of both.
+    """
+
+    risk: pd.DataFrame
+    masks: ExpertMasks
+    config: IdentifyConfig
+
+    def __repr__(self) -> str:
+        is_significant = self.certainty["is_significant"]
+        certain = f"{int(is_significant.sum())} significant" if is_significant.notna().all() else "not tested"
+        return f"Identification({len(is_significant)} batches, {certain}, {self.masks!r})"
+
+    @cached_property
+    def certainty(self) -> pd.DataFrame:
+        """How much of each batch's selection is significant, from `certainty_per_batch`."""
+        return certainty_per_batch(self.risk, self.masks, self.config)
+
+    def to_frame(self) -> pd.DataFrame:
+        """The risk table, and whether each expert `is_selected`."""
+        chosen = pd.MultiIndex.from_frame(self.masks.to_frame()[_EXPERT_OF_BATCH])
+        return self.risk.assign(is_selected=pd.MultiIndex.from_frame(self.risk[_EXPERT_OF_BATCH]).isin(chosen))
+
+
+_EXPERT_OF_BATCH = ["batch_idx", "layer", "expert"]
+
+
+def certainty_per_batch(risk: pd.DataFrame, masks: ExpertMasks, config: IdentifyConfig) -> pd.DataFrame:
+    """One row per batch: how much of its selection is significant.
 
     Args:
         risk: from `identify`.
         masks: selected from it.
-        selection: the configuration of both.
+        config: the configuration of both.
 
     Returns:
-        columns `batch_idx, num_selected`; `num_certain`, selected experts whose `p_maxt` is at most `identify.alpha`
+        columns `batch_idx, num_selected`; `num_significant`, selected experts whose `p_maxt` is at most `identify.alpha`
         (0.05 while that is off); `smallest_p_maxt`; `median_stability` of the selected; `certifiable`, the median over
         experts of the smallest difference the batch could have certified at 0.05, infinite where that is none;
-        `is_told_from_noise`, whether `num_certain` is above 0 (None where no p was computed).
+        `is_significant`, whether `num_significant` is above 0 (None where no p was computed).
     """
-    alpha = selection.alpha or USUAL_ALPHA
+    alpha = config.alpha or USUAL_ALPHA
     rows = []
     for batch_idx, table in risk.groupby("batch_idx", sort=True):
         name = int(cast(int, batch_idx))
         table = table.sort_values(["layer", "expert"])
         selected = table[masks[name].ravel()]
         tested = bool(table["p_maxt"].notna().any())
-        num_certain = len(selected) - int(above_alpha(selected["p_maxt"], alpha).sum()) if tested else 0
+        num_significant = len(selected) - int(above_alpha(selected["p_maxt"], alpha).sum()) if tested else 0
         rows.append(
             {
                 "batch_idx": name,
                 "num_selected": len(selected),
-                "num_certain": num_certain,
+                "num_significant": num_significant,
                 "smallest_p_maxt": float(table["p_maxt"].min()),
                 "median_stability": float(selected["stability"].median()) if len(selected) else np.nan,
                 "certifiable": float(table["certifiable"].median()),
-                "is_told_from_noise": num_certain > 0 if tested else None,
+                "is_significant": num_significant > 0 if tested else None,
             }
         )
     return pd.DataFrame(rows)

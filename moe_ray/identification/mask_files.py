@@ -10,6 +10,8 @@ from moe_ray.errors import InputError
 from moe_ray.experts import Expert, ExpertMasks, masks_from_experts
 from moe_ray.storage.folder import Folder
 
+MASKS, UNSAFE_EXPERTS = "masks.npz", "unsafe_experts.json"
+
 
 def write_masks(folder: Folder, masks: ExpertMasks) -> None:
     """Writes `masks.npz` (`batch_idx`, `layers`, `masks` of shape (batches, layers, experts)) and `unsafe_experts.json`."""
@@ -17,9 +19,9 @@ def write_masks(folder: Folder, masks: ExpertMasks) -> None:
     np.savez_compressed(
         buffer, batch_idx=np.asarray(masks.batch_idx), layers=np.asarray(masks.layers), masks=masks.masks_BLE
     )
-    folder.write_bytes("masks.npz", buffer.getvalue())
+    folder.write_bytes(MASKS, buffer.getvalue())
     lists = {str(batch): [list(expert) for expert in experts] for batch, experts in masks.selected.items()}
-    folder.write_json("unsafe_experts.json", lists)
+    folder.write_json(UNSAFE_EXPERTS, lists)
 
 
 def read_masks(folder: Folder) -> ExpertMasks:
@@ -28,13 +30,13 @@ def read_masks(folder: Folder) -> ExpertMasks:
     Raises:
         InputError: they do not.
     """
-    stored = np.load(io.BytesIO(folder.read_bytes("masks.npz")), allow_pickle=False)
-    lists = folder.read_json("unsafe_experts.json")
+    stored = np.load(io.BytesIO(folder.read_bytes(MASKS)), allow_pickle=False)
+    lists = folder.read_json(UNSAFE_EXPERTS)
     masks = masks_from_experts(
         {int(batch): tuple(Expert(*pair) for pair in experts) for batch, experts in lists.items()},
         layers=stored["layers"].tolist(),
         num_experts=stored["masks"].shape[2],
     )
     if masks.batch_idx != tuple(stored["batch_idx"].tolist()) or not np.array_equal(masks.masks_BLE, stored["masks"]):
-        raise InputError(f"masks.npz and unsafe_experts.json in {folder.url} disagree; run the identify stage again")
+        raise InputError(f"{MASKS} and {UNSAFE_EXPERTS} in {folder.url} disagree; run the identify stage again")
     return masks

@@ -17,6 +17,7 @@ import pandas as pd
 from moe_ray.errors import InputError
 from moe_ray.experts import Expert, ExpertMasks
 from moe_ray.identification.selection import batch_tables
+from moe_ray.prompts.batches import MIXED
 
 
 def categories_of_batches(batches: pd.DataFrame) -> dict[int, str]:
@@ -27,7 +28,10 @@ def categories_of_batches(batches: pd.DataFrame) -> dict[int, str]:
     """
     unsafe = batches[batches["label"] == "unsafe"]
     names = unsafe.groupby("batch_idx")["category"].unique()
-    return {int(cast(int, batch)): str(own[0]) if len(own) == 1 and own[0] else "mixed" for batch, own in names.items()}
+    return {
+        int(cast(int, batch)): str(categories[0]) if len(categories) == 1 and categories[0] else MIXED
+        for batch, categories in names.items()
+    }
 
 
 def expert_categories(risk: pd.DataFrame, masks: ExpertMasks, categories: Mapping[int, str]) -> pd.DataFrame:
@@ -117,7 +121,7 @@ def sweep_union(
     """One row per threshold and top_k: what the plain rule would select.
 
     Args:
-        risk: from `risk_differences` or `identify`.
+        risk: from `identify`.
         thresholds: values of `identify.threshold`.
         top_ks: values of `identify.top_k`.
         reference: masks to compare the union with.
@@ -141,8 +145,8 @@ def sweep_union(
             "top_k": top_k,
             "union": int(union.sum()),
             "union_share": float(union.mean()),
-            "per_batch": float(np.mean([len(own) for own in chosen])),
-            "empty_batches": sum(not len(own) for own in chosen),
+            "per_batch": float(np.mean([len(keys) for keys in chosen])),
+            "empty_batches": sum(not len(keys) for keys in chosen),
         }
         if union_of_reference is not None:
             row |= {"kept": int((union & union_of_reference).sum()), "added": int((union & ~union_of_reference).sum())}

@@ -17,11 +17,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from moe_ray.chat_messages import prompt_text
 from moe_ray.errors import InputError
 from moe_ray.experts import Expert, ExpertMasks
 from moe_ray.identification.risk import aggregate_risk
 from moe_ray.identification.selection import top_experts
-from moe_ray.messages import prompt_text
 
 _PROTOCOL = 4  # what Python 3.8 and later read
 

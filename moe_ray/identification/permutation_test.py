@@ -31,7 +31,6 @@ from moe_ray.identification.risk import Floats
 Reals = npt.NDArray[np.floating[Any]]
 
 _EXPERTS_AT_ONCE = 64  # two blocks of 6,435 float32 values for each: 3 MB, which processor caches hold
-
 _PRODUCT_SIZE = 250_000  # multiplications in one call; above, OpenBLAS starts threads, which is slower on shared cores
 
 
@@ -50,6 +49,12 @@ class Samples:
     sizes_N: Floats
     is_unsafe_N: npt.NDArray[np.bool_]
     groups_N: npt.NDArray[np.int64]
+
+    def __repr__(self) -> str:
+        num_unsafe = int(self.is_unsafe_N.sum())
+        num_pairs = len(np.unique(self.groups_N[self.groups_N > 0]))
+        labels = f"{len(self.is_unsafe_N) - num_unsafe} safe + {num_unsafe} unsafe"
+        return f"Samples({labels}, {num_pairs} pairs, {self.values_NX.shape[1]} experts)"
 
     @classmethod
     def of(
@@ -93,6 +98,12 @@ class PermutationTest:
     maxima_P: Reals
     is_exact: bool
 
+    def __repr__(self) -> str:
+        num, how = len(self.maxima_P), "all" if self.is_exact else "drawn"
+        return (
+            f"PermutationTest({len(self.p_X)} experts, {num} relabellings ({how}), smallest {self.p_maxt_X.min():.3g})"
+        )
+
 
 def permutation_test(samples: Samples, *, limit: int = 20_000, seed: int = 0) -> PermutationTest:
     """Exact where a batch has no more than `limit` relabellings, else from `limit` drawn by `seed`.
@@ -103,9 +114,9 @@ def permutation_test(samples: Samples, *, limit: int = 20_000, seed: int = 0) ->
     order, strata = canonical_order(samples.is_unsafe_N, samples.groups_N)
     labels = relabellings(strata, limit, seed)
     factors = _factors(samples, labels, order)
-    hits_X, maxima_P, observed_X = _count_hits(factors, labels.is_mirrored)
+    hits_X, maxima_P, bound_X = _count_hits(factors, labels.is_mirrored)
     maxima_P.sort()
-    above_X = labels.num - np.searchsorted(maxima_P, observed_X - factors.tolerance, side="left")
+    above_X = labels.num - np.searchsorted(maxima_P, bound_X, side="left")
     return PermutationTest(
         p_X=hits_X / labels.num, p_maxt_X=above_X / labels.num, maxima_P=maxima_P, is_exact=labels.is_exact
     )
@@ -126,8 +137,16 @@ class _Factors:
     @property
     def tolerance(self) -> float:
         """What rounding can make of equal values: the worst case of a sum of N products."""
-        num = self.linear_XN.shape[1]
-        return float(np.finfo(self.linear_XN.dtype).eps * num**1.5 * self.linear_NP.max())
+        return self._of_rounding(self.linear_NP)
+
+    @property
+    def variance_tolerance(self) -> float:
+        """The same of a variance that is 0."""
+        return self._of_rounding(self.square_MP)
+
+    def _of_rounding(self, factor: Reals) -> float:
+        num = len(factor)
+        return float(np.finfo(factor.dtype).eps * num**1.5 * factor.max())
 
 
 def _factors(samples: Samples, labels: Relabellings, order: npt.NDArray[np.int64]) -> _Factors:
@@ -138,16 +157,24 @@ def _factors(samples: Samples, labels: Relabellings, order: npt.NDArray[np.int64
     groups_N, sizes_N = samples.groups_N[order], samples.sizes_N[order]
     dtype: type[np.floating] = np.float64 if groups_N.any() else np.float32
     centred_XN = _unit_rows(samples.centred().T[:, order], samples)
+    # Of a pair, one example is unsafe and the other safe in every relabelling, so that its part of the difference is
+    # a / unsafe - b / safe. Its square has a cross term -2ab / (unsafe safe), which is what the two have in common; without
+    # it, the error of pairs whose prompts are alike would be far too large, and pairing would find nothing more.
     common_X = np.zeros(len(centred_XN))
     for group in np.unique(groups_N[groups_N > 0]):
         rows = groups_N == group
         common_X += centred_XN[:, rows].sum(axis=1) ** 2 - np.square(centred_XN[:, rows]).sum(axis=1)
-    silent_X1 = ~centred_XN.any(axis=1, keepdims=True)  # the value of these is 0 / 1
+    # An expert that does not vary has the value 0 / 0, and a NaN would become the maximum of every relabelling; a variance
+    # of 1 makes it 0.
+    silent_X1 = ~centred_XN.any(axis=1, keepdims=True)
     unsafe_NP = labels.unsafe_NP.astype(np.float64)
     unsafe_P = 2 * (sizes_N @ unsafe_NP) / sizes_N.sum()
     safe_P = 2 - unsafe_P
+    # The error follows the relabelling: where unsafe prompts are longer, a relabelling that calls short ones unsafe has a
+    # noisier rate, and a fixed error would call that noise a large difference (see the module's text).
     squares_NP = unsafe_NP / unsafe_P**2 + (1 - unsafe_NP) / safe_P**2
     return _Factors(
+        # Centred values sum to 0, so the safe examples' sum is minus the unsafe ones': one factor serves both rates.
         linear_XN=centred_XN.astype(dtype),
         linear_NP=(unsafe_NP * (1 / unsafe_P + 1 / safe_P)).astype(dtype),
         square_XM=np.column_stack([np.square(centred_XN) + silent_X1, -common_X]).astype(dtype),
@@ -158,20 +185,25 @@ def _factors(samples: Samples, labels: Relabellings, order: npt.NDArray[np.int64
 def _unit_rows(centred_XN: Floats, samples: Samples) -> Floats:
     """Rows of length 1, or of zeros for an expert whose rate is the same in every prompt, up to rounding."""
     squared_X = np.square(centred_XN).sum(axis=1)
+    # What centring leaves of an expert with equal rates is rounding. Divided by its own length it would look like a real
+    # expert, with differences as large as any, and could set the maximum that all others are compared with.
     varies_X = squared_X > 1e-20 * np.square(samples.values_NX).sum(axis=0)
     length_X = np.sqrt(squared_X, out=np.ones_like(squared_X), where=varies_X)
     return np.asarray(np.where(varies_X[:, None], centred_XN / length_X[:, None], 0.0))
 
 
 def _count_hits(factors: _Factors, is_mirrored: bool) -> tuple[npt.NDArray[np.int64], Reals, Reals]:
-    """Per expert the relabellings as large as observed, per relabelling the largest value, and the observed values.
+    """Per expert the relabellings as large as observed, per relabelling the largest value, and what counts as that large.
+
+    A relabelling that ties with the observed one may come out a little lower, since its product rounds otherwise. Without a
+    tolerance it would not be counted, and p would be too small.
 
     Memory is two blocks of experts x P. An opposite relabelling has minus the value, so a mirrored set needs half the
     columns: for a positive bound the hits are where the absolute value reaches it.
     """
     num_experts, num_columns = len(factors.linear_XN), factors.linear_NP.shape[1]
-    dtype, tiny = factors.linear_XN.dtype, np.finfo(factors.linear_XN.dtype).eps ** 2
-    hits_X, observed_X = np.empty(num_experts, np.int64), np.empty(num_experts, dtype)
+    dtype = factors.linear_XN.dtype
+    hits_X, bound_X = np.empty(num_experts, np.int64), np.empty(num_experts, dtype)
     highest_P, lowest_P = np.full(num_columns, -np.inf, dtype), np.full(num_columns, np.inf, dtype)
     blocks = np.empty((2, min(_EXPERTS_AT_ONCE, num_experts), num_columns), dtype)
     for start in range(0, num_experts, _EXPERTS_AT_ONCE):
@@ -179,19 +211,26 @@ def _count_hits(factors: _Factors, is_mirrored: bool) -> tuple[npt.NDArray[np.in
         values_XP, errors_XP = blocks[:, : block.stop - start]
         product(factors.linear_XN[block], factors.linear_NP, out=values_XP)
         product(factors.square_XM[block], factors.square_MP, out=errors_XP)
-        if dtype == np.float64:  # with pairs: the variance is a difference, which may be 0
-            np.maximum(errors_XP, tiny, out=errors_XP)
+        # With pairs the variance is a difference of large numbers: rounding leaves about 0, or less, where every pair trades
+        # without effect. Its root would be NaN, or so small that the difference, 0 as well but for rounding, became large.
+        if dtype == np.float64:
+            is_nothing_XP = errors_XP <= factors.variance_tolerance
+            errors_XP[is_nothing_XP], values_XP[is_nothing_XP] = 1.0, 0.0
         np.sqrt(errors_XP, out=errors_XP)
         np.divide(values_XP, errors_XP, out=values_XP)
+        # Dividing by a small error makes what rounding left large; without pairs errors are near 1.
+        least_X = np.minimum(1.0, errors_XP.min(axis=1)) if dtype == np.float64 else 1.0
+        # Over all experts, not only this block's: the largest of the batch is what single-step maxT compares with. The
+        # least one, negated, is the largest of the opposite relabelling.
         np.maximum(highest_P, values_XP.max(axis=0), out=highest_P)
         np.minimum(lowest_P, values_XP.min(axis=0), out=lowest_P)
-        observed_X[block] = values_XP[:, 0]
-        hits_X[block] = _hits_of_block(values_XP, observed_X[block] - dtype.type(factors.tolerance), is_mirrored)
-    return hits_X, np.concatenate([highest_P, -lowest_P]) if is_mirrored else highest_P, observed_X
+        bound_X[block] = values_XP[:, 0] - dtype.type(factors.tolerance) / least_X
+        hits_X[block] = _hits_of_block(values_XP, bound_X[block], is_mirrored)
+    return hits_X, np.concatenate([highest_P, -lowest_P]) if is_mirrored else highest_P, bound_X
 
 
 def _hits_of_block(values_XP: Reals, bound_X: Reals, is_mirrored: bool) -> npt.NDArray[np.int64]:
-    """(X,) relabellings whose value is at least the bound; overwrites `values_XP`."""
+    """(X,) relabellings, opposites among them, whose value is at least the bound; overwrites `values_XP`."""
     if not is_mirrored:
         return np.array([np.count_nonzero(row) for row in values_XP >= bound_X[:, None]], dtype=np.int64)
     np.abs(values_XP, out=values_XP)

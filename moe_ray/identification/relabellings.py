@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 
 Strata = tuple[tuple[int, int], ...]
-
 """Per group of exchangeable examples: how many there are, and how many of them are unsafe."""
 
 
@@ -31,11 +30,17 @@ class Relabellings:
             stratum the examples observed as unsafe come first.
         is_mirrored: each column stands for its opposite as well, in which safe and unsafe are exchanged.
         is_exact: every possible relabelling is there, once.
+
+    The set is closed under complement where it is mirrored, so the observed labelling is exchangeable with every member.
     """
 
     unsafe_NP: npt.NDArray[np.float32]
     is_mirrored: bool
     is_exact: bool
+
+    def __repr__(self) -> str:
+        how = "all" if self.is_exact else "drawn"
+        return f"Relabellings({self.num} of {self.unsafe_NP.shape[0]} examples, {how})"
 
     @property
     def num(self) -> int:
@@ -47,7 +52,8 @@ class Relabellings:
 def group_of_each(is_unsafe_N: npt.NDArray[np.bool_], pairs_N: npt.NDArray[np.object_] | None) -> npt.NDArray[np.int64]:
     """(N,) the stratum of each example: 0 for those that trade freely, 1, 2, … for the pairs.
 
-    A pair that lacks a label in these examples cannot trade inside itself, so its examples count as single ones.
+    A pair that lacks a label in these examples (its other side may be in quarantine) cannot trade inside itself, so its
+    examples count as single ones.
     """
     groups_N = np.zeros(len(is_unsafe_N), dtype=np.int64)
     if pairs_N is None:
@@ -80,19 +86,20 @@ def canonical_order(
 def relabellings(strata: Strata, limit: int, seed: int) -> Relabellings:
     """All relabellings that keep each stratum's number of unsafe examples, or `limit` of them drawn by `seed`.
 
-    Drawn ones are drawn with replacement. A drawn set that is mirrored consists of whole opposites, the observed labels'
-    own included, so that it is a random set of which any member could as well have been the observed one, which is what
-    p = (b + 1) / (m + 1) needs.
+    Drawn ones are drawn with replacement. A mirrored set is closed under complement, so the observed labelling is
+    exchangeable with every member, which is what p = (b + 1) / (m + 1) needs.
     """
     total = math.prod(math.comb(size, unsafe) for size, unsafe in strata)
     is_mirrored = all(size == 2 * unsafe for size, unsafe in strata)
     if total <= limit:
         unsafe_PN = _all(strata)
         # Combinations come in lexicographic order: the first half has the first example unsafe, the rest are opposites.
+        # Half the columns are half the time and memory of the products.
         unsafe_PN = unsafe_PN[: len(unsafe_PN) // 2] if is_mirrored else unsafe_PN
     else:
         unsafe_PN = _draw(strata, max(1, limit // 2 if is_mirrored else limit), np.random.default_rng(seed))
     unsafe_NP = np.ascontiguousarray(unsafe_PN.T, dtype=np.float32)
+    # Every batch of the same make-up gets this one array from the cache; a change would reach all of them.
     unsafe_NP.flags.writeable = False
     return Relabellings(unsafe_NP=unsafe_NP, is_mirrored=is_mirrored, is_exact=total <= limit)
 
@@ -111,6 +118,8 @@ def _draw(strata: Strata, num: int, rng: np.random.Generator) -> npt.NDArray[np.
     parts = []
     for size, unsafe in strata:
         ranks = rng.random((num, size)).argsort(axis=1).argsort(axis=1)
+        # The first is the observed labelling, in which a stratum's unsafe examples come first. Were it left to the draw, p
+        # could be 0.
         ranks[0] = np.arange(size)
         parts.append(ranks < unsafe)
     return np.hstack(parts)

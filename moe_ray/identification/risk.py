@@ -13,20 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from moe_ray.errors import InputError
-
-if TYPE_CHECKING:
-    from moe_ray.routing.counts import RoutingCounts
-
-RISK_COLUMNS = (
-    "batch_idx", "layer", "expert", "a_safe", "d_safe", "a_unsafe", "d_unsafe", "a_safe_n", "a_unsafe_n", "risk_diff",
-)  # fmt: skip
+from moe_ray.routing.counts import RoutingCounts
 
 Floats = npt.NDArray[np.float64]
 
@@ -51,21 +45,22 @@ class ExampleCounts:
     weights_NX: Floats | None = None
     pairs_N: npt.NDArray[np.object_] | None = None
 
+    def __repr__(self) -> str:
+        num_unsafe, num_experts = int(self.is_unsafe_N.sum()), self.counts_NX.shape[1]
+        labels = f"{len(self.is_unsafe_N) - num_unsafe} safe + {num_unsafe} unsafe"
+        return f"ExampleCounts(batch {self.batch_idx}, {labels}, {num_experts} experts)"
 
-def example_counts(
-    counts: RoutingCounts, *, roles: Sequence[str] = ("prompt",), pairs: npt.ArrayLike | None = None
-) -> Iterator[ExampleCounts]:
+
+def example_counts(counts: RoutingCounts, *, roles: Sequence[str] = ("prompt",)) -> Iterator[ExampleCounts]:
     """Yields every batch's counts, ascending by `batch_idx`, the rows of an example's roles added up.
 
     Args:
         counts: routing counts, in any row order; their `pair` (N,) and `weights_NLE` (N, L, E) are used where present.
         roles: which tokens count: `prompt`, `response` or both.
-        pairs: one entry per row of `counts`, equal on the examples of a pair, empty or None for single examples.
 
     Raises:
         InputError: there is no row in these roles, a label is unknown, or a batch has no token of one label.
     """
-    pairs = getattr(counts, "pair", None) if pairs is None else pairs
     rows = np.flatnonzero(np.isin(counts.role.astype(str), list(roles)) & (counts.num_tokens > 0))
     if not len(rows):
         raise InputError(
@@ -75,24 +70,32 @@ def example_counts(
     rows = rows[np.lexsort((counts.in_batch_idx[rows], counts.batch_idx[rows]))]
     starts = np.flatnonzero(np.diff(counts.batch_idx[rows], prepend=counts.batch_idx[rows[0]] - 1))
     for batch_rows in np.split(rows, starts[1:]):
-        yield _examples_of(counts, batch_rows, None if pairs is None else np.asarray(pairs, dtype=object))
+        yield _examples_of(counts, batch_rows)
 
 
-def _examples_of(
-    counts: RoutingCounts, rows: npt.NDArray[np.int64], pairs: npt.NDArray[np.object_] | None
-) -> ExampleCounts:
+def batches_with_both_labels(counts: RoutingCounts, roles: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Batches with tokens of both labels in these roles, which can be identified, and those with tokens of one."""
+    rows = np.isin(counts.role.astype(str), list(roles)) & (counts.num_tokens > 0)
+    labels_of: dict[int, set[str]] = {}
+    for batch_idx, label in zip(counts.batch_idx[rows].tolist(), counts.label[rows], strict=True):
+        labels_of.setdefault(batch_idx, set()).add(label)
+    whole = sorted(batch_idx for batch_idx, labels in labels_of.items() if len(labels) == 2)
+    return whole, sorted(labels_of.keys() - set(whole))
+
+
+def _examples_of(counts: RoutingCounts, rows: npt.NDArray[np.int64]) -> ExampleCounts:
     """The given rows, sorted by `in_batch_idx`, as one batch."""
-    places = counts.in_batch_idx[rows]
-    firsts = np.flatnonzero(np.diff(places, prepend=places[0] - 1))
+    positions = counts.in_batch_idx[rows]
+    firsts = np.flatnonzero(np.diff(positions, prepend=positions[0] - 1))
     heads = rows[firsts]
-    weights = getattr(counts, "weights_NLE", None)
+    weights = counts.weights_NLE
     batch = ExampleCounts(
         batch_idx=int(counts.batch_idx[rows[0]]),
         is_unsafe_N=_is_unsafe(counts.label[heads]),
         tokens_N=np.add.reduceat(counts.num_tokens[rows], firsts).astype(np.int64),
         counts_NX=_add_rows(counts.counts_NLE, rows, firsts, np.int64),
         weights_NX=None if weights is None else _add_rows(weights, rows, firsts, np.float64),
-        pairs_N=None if pairs is None else pairs[heads],
+        pairs_N=None if counts.pair is None else counts.pair[heads],
     )
     safe_tokens = int(batch.tokens_N[~batch.is_unsafe_N].sum())
     unsafe_tokens = int(batch.tokens_N[batch.is_unsafe_N].sum())
@@ -120,44 +123,35 @@ def _is_unsafe(labels: npt.NDArray[np.object_]) -> npt.NDArray[np.bool_]:
     return is_unsafe
 
 
-def risk_differences(counts: RoutingCounts, *, roles: Sequence[str] = ("prompt",)) -> pd.DataFrame:
-    """One row per batch, layer and expert, ordered so.
-
-    Args:
-        counts: routing counts.
-        roles: which tokens count: `prompt`, `response` or both.
+def activation_rates(batch: ExampleCounts, layers: Sequence[int]) -> pd.DataFrame:
+    """One row per layer and expert of a batch, ordered so: the risk table before anything is said about certainty.
 
     Returns:
         columns `batch_idx, layer, expert`; `a_safe`, `d_safe`: tokens of safe examples routed / not routed to the
         expert, `a_unsafe`, `d_unsafe` the same for unsafe; `a_safe_n`, `a_unsafe_n`: routed tokens / all tokens
         (fraction 0 to 1); `risk_diff = a_unsafe_n - a_safe_n` (positive = unsafe), rounded once.
-
-    Raises:
-        InputError: a batch has no token of one label in these roles.
     """
-    return risk_table(list(example_counts(counts, roles=roles)), counts.layers)
-
-
-def risk_table(batches: Sequence[ExampleCounts], layers: Sequence[int]) -> pd.DataFrame:
-    """`risk_differences` of counts that are already grouped."""
-    safe_BX = np.stack([batch.counts_NX[~batch.is_unsafe_N].sum(axis=0) for batch in batches])
-    unsafe_BX = np.stack([batch.counts_NX[batch.is_unsafe_N].sum(axis=0) for batch in batches])
-    safe_B1 = np.array([[batch.tokens_N[~batch.is_unsafe_N].sum()] for batch in batches])
-    unsafe_B1 = np.array([[batch.tokens_N[batch.is_unsafe_N].sum()] for batch in batches])
-    num_batches, num_all = safe_BX.shape
-    columns = {
-        "batch_idx": np.repeat([batch.batch_idx for batch in batches], num_all),
-        "layer": np.tile(np.repeat(np.asarray(layers), num_all // len(layers)), num_batches),
-        "expert": np.tile(np.arange(num_all // len(layers)), num_batches * len(layers)),
-        "a_safe": safe_BX,
-        "d_safe": safe_B1 - safe_BX,
-        "a_unsafe": unsafe_BX,
-        "d_unsafe": unsafe_B1 - unsafe_BX,
-        "a_safe_n": safe_BX / safe_B1,
-        "a_unsafe_n": unsafe_BX / unsafe_B1,
-        "risk_diff": (unsafe_BX * safe_B1 - safe_BX * unsafe_B1) / (unsafe_B1 * safe_B1),
-    }
-    return pd.DataFrame({name: np.ravel(values) for name, values in columns.items()})
+    safe_X = batch.counts_NX[~batch.is_unsafe_N].sum(axis=0)
+    unsafe_X = batch.counts_NX[batch.is_unsafe_N].sum(axis=0)
+    safe_tokens = int(batch.tokens_N[~batch.is_unsafe_N].sum())
+    unsafe_tokens = int(batch.tokens_N[batch.is_unsafe_N].sum())
+    num_experts = len(safe_X) // len(layers)
+    return pd.DataFrame(
+        {
+            "batch_idx": np.full(len(safe_X), batch.batch_idx),
+            "layer": np.repeat(np.asarray(layers), num_experts),
+            "expert": np.tile(np.arange(num_experts), len(layers)),
+            "a_safe": safe_X,
+            "d_safe": safe_tokens - safe_X,
+            "a_unsafe": unsafe_X,
+            "d_unsafe": unsafe_tokens - unsafe_X,
+            "a_safe_n": safe_X / safe_tokens,
+            "a_unsafe_n": unsafe_X / unsafe_tokens,
+            # One division of whole numbers, not the difference of two rounded rates: experts with equal rates then tie
+            # exactly, and which of them is among the top_k is decided by (layer, expert), not by rounding.
+            "risk_diff": (unsafe_X * safe_tokens - safe_X * unsafe_tokens) / (unsafe_tokens * safe_tokens),
+        }
+    )
 
 
 def add_rates(table: pd.DataFrame) -> pd.DataFrame:

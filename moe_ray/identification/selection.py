@@ -1,4 +1,4 @@
-"""Selection rules: the method's own, and published or plain ones to hold it against, behind one call.
+"""Selection rules: the method's own, and published or plain ones to compare it with, behind one call.
 
 Every rule sees the risk table of one batch and returns that batch's experts, the strongest first; filters then only take
 experts away. `RULES` names each rule's source.
@@ -9,25 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from moe_ray.errors import InputError
+from moe_ray.config.identify import IdentifyConfig
+from moe_ray.errors import InputError, NothingSelected
 from moe_ray.experts import Expert, ExpertMasks, masks_from_experts
 
-if TYPE_CHECKING:
-    from moe_ray.config.identify import IdentifyConfig
-
 SCORE_COLUMN = {"tokens": "risk_diff", "prompts": "risk_diff_prompt", "activation": "risk_diff_activation"}
-
 """The column that `identify.weighting` ranks experts by."""
 
 _P_COLUMN = {"maxt": "p_maxt", "bh": "q", "none": "p"}
-
 _ROUNDING = 1e-12
+"""A p of 0.05 or a share of 0.9 is a fraction that floats hold only nearly; equality within this counts as equality."""
 
 
 @dataclass(frozen=True)
@@ -48,34 +44,34 @@ def above_alpha(p: pd.Series, alpha: float) -> pd.Series:
     return p > alpha + _ROUNDING
 
 
-def unsafe_experts(table: pd.DataFrame, selection: IdentifyConfig, *, seed: int = 0) -> tuple[Expert, ...]:
+def unsafe_experts(table: pd.DataFrame, config: IdentifyConfig, *, seed: int = 0) -> tuple[Expert, ...]:
     """The unsafe experts of one batch, the strongest first.
 
     Args:
-        table: rows of one batch from `identify_batch`, in any order.
-        selection: rule, weighting, thresholds and filters.
+        table: rows of one batch from `identify`, in any order.
+        config: rule, weighting, thresholds and filters.
         seed: of rule `random`.
 
     Raises:
         InputError: the table lacks a column that the configuration needs.
     """
-    return RULES[selection.rule].choose(table, selection, seed)
+    return RULES[config.rule].choose(table, config, seed)
 
 
-def select(risk: pd.DataFrame, selection: IdentifyConfig, *, seed: int = 0) -> ExpertMasks:
+def select(risk: pd.DataFrame, config: IdentifyConfig, *, seed: int = 0) -> ExpertMasks:
     """The masks of all batches.
 
     Args:
         risk: from `identify`, in any row order.
-        selection: rule, weighting, thresholds and filters.
+        config: rule, weighting, thresholds and filters.
         seed: of rule `random`.
 
     Raises:
         InputError: no batch has any unsafe expert, or the table lacks a column that the configuration needs.
     """
-    selected = {batch: unsafe_experts(table, selection, seed=seed) for batch, table in batch_tables(risk)}
+    selected = {batch: unsafe_experts(table, config, seed=seed) for batch, table in batch_tables(risk)}
     if not any(selected.values()):
-        raise InputError(_nothing_selected(risk, selection, len(selected)))
+        raise NothingSelected(_nothing_selected(risk, config, len(selected)))
     layers = [int(layer) for layer in np.unique(risk["layer"])]
     return masks_from_experts(selected, layers=layers, num_experts=int(risk["expert"].max()) + 1)
 
@@ -91,25 +87,25 @@ def batch_tables(risk: pd.DataFrame) -> Iterator[tuple[int, pd.DataFrame]]:
         yield int(names[start]), risk.iloc[start:end]
 
 
-def _nothing_selected(risk: pd.DataFrame, selection: IdentifyConfig, num_batches: int) -> str:
-    score = SCORE_COLUMN[selection.weighting]
+def _nothing_selected(risk: pd.DataFrame, config: IdentifyConfig, num_batches: int) -> str:
+    score = SCORE_COLUMN[config.weighting]
     largest = risk[score].max()
-    if largest <= selection.threshold:
+    if largest <= config.threshold:
         return (
-            f"no expert of any of {num_batches} batches has {score} above {selection.threshold}; the largest is "
+            f"no expert of any of {num_batches} batches has {score} above {config.threshold}; the largest is "
             f"{largest:.4f}; lower identify.threshold"
         )
     return (
-        f"no expert of any of {num_batches} batches passes identify.alpha={selection.alpha} ({selection.correction}) and "
-        f"identify.stability={selection.stability}; the smallest corrected p is {risk['p_maxt'].min():.3g}, so at this "
-        "number of prompts the selection cannot be told from noise; use more prompts a batch "
+        f"no expert of any of {num_batches} batches passes identify.alpha={config.alpha} ({config.correction}) and "
+        f"identify.stability={config.stability}; the smallest corrected p is {risk['p_maxt'].min():.3g}, so at this "
+        "number of prompts no selected expert is significant; use more prompts a batch "
         "(prompts.safe_per_batch, prompts.unsafe_per_batch), or set identify.alpha=0 and identify.stability=0"
     )
 
 
-def _score(table: pd.DataFrame, selection: IdentifyConfig) -> str:
-    column = SCORE_COLUMN[selection.weighting]
-    _require_column(table, column, f"identify.weighting={selection.weighting}")
+def _score(table: pd.DataFrame, config: IdentifyConfig) -> str:
+    column = SCORE_COLUMN[config.weighting]
+    _require_column(table, column, f"identify.weighting={config.weighting}")
     return column
 
 
@@ -121,17 +117,17 @@ def _require_column(table: pd.DataFrame, column: str, setting: str) -> None:
         )
 
 
-def _risk_diff(table: pd.DataFrame, selection: IdentifyConfig, seed: int) -> tuple[Expert, ...]:
-    column = _score(table, selection)
-    chosen = top_experts(table, threshold=selection.threshold, top_k=selection.top_k, column=column)
-    return _filtered(chosen, table, selection)
+def _risk_diff(table: pd.DataFrame, config: IdentifyConfig, seed: int) -> tuple[Expert, ...]:
+    column = _score(table, config)
+    chosen = top_experts(table, threshold=config.threshold, top_k=config.top_k, column=column)
+    return _filtered(chosen, table, config)
 
 
-def _per_layer(table: pd.DataFrame, selection: IdentifyConfig, seed: int) -> tuple[Expert, ...]:
-    column = _score(table, selection)
-    ordered = _by_score(table[table[column] > selection.threshold], column)
-    ordered = ordered[ordered.groupby("layer").cumcount() < selection.per_layer_quota]
-    return _filtered(_as_experts(ordered), table, selection)
+def _per_layer(table: pd.DataFrame, config: IdentifyConfig, seed: int) -> tuple[Expert, ...]:
+    column = _score(table, config)
+    ordered = _by_score(table[table[column] > config.threshold], column)
+    ordered = ordered[ordered.groupby("layer").cumcount() < config.per_layer_quota]
+    return _filtered(_as_experts(ordered), table, config)
 
 
 def _by_score(table: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -143,38 +139,41 @@ def _as_experts(table: pd.DataFrame) -> tuple[Expert, ...]:
     return tuple(Expert(int(layer), int(expert)) for layer, expert in pairs)
 
 
-def _filtered(chosen: tuple[Expert, ...], table: pd.DataFrame, selection: IdentifyConfig) -> tuple[Expert, ...]:
+def _filtered(chosen: tuple[Expert, ...], table: pd.DataFrame, config: IdentifyConfig) -> tuple[Expert, ...]:
     """The chosen experts that `identify.alpha` and `identify.stability` leave, in the same order."""
-    if not (selection.alpha or selection.stability):
+    if not (config.alpha or config.stability):
         return chosen
     dropped = pd.Series(False, index=table.index)
-    if selection.alpha:
-        column = _P_COLUMN[selection.correction]
-        _require_column(table, column, f"identify.alpha={selection.alpha}")
-        dropped |= above_alpha(table[column], selection.alpha) | table[column].isna()
-    if selection.stability:
-        _require_column(table, "stability", f"identify.stability={selection.stability}")
-        dropped |= ~(table["stability"] >= selection.stability - _ROUNDING)
-    kept = set(_as_experts(table[~dropped]))
-    return tuple(expert for expert in chosen if expert in kept)
+    if config.alpha:
+        column = _P_COLUMN[config.correction]
+        _require_column(table, column, f"identify.alpha={config.alpha}")
+        dropped |= above_alpha(table[column], config.alpha) | table[column].isna()
+    if config.stability:
+        _require_column(table, "stability", f"identify.stability={config.stability}")
+        dropped |= ~(table["stability"] >= config.stability - _ROUNDING)
+    remaining = set(_as_experts(table[~dropped]))
+    # Filtered after the top_k were chosen: an expert that is dropped is not replaced by the next weaker one, since that
+    # would make a stricter filter select experts that a laxer one does not.
+    return tuple(expert for expert in chosen if expert in remaining)
 
 
 def _cumulative(column: str, setting: str) -> Callable[[pd.DataFrame, IdentifyConfig, int], tuple[Expert, ...]]:
-    """Per layer the fewest experts whose share of the column's layer sum reaches `top_p`."""
+    """A rule: per layer the fewest experts whose share of the column's layer sum reaches `top_p`."""
 
-    def choose(table: pd.DataFrame, selection: IdentifyConfig, seed: int) -> tuple[Expert, ...]:
+    def choose(table: pd.DataFrame, config: IdentifyConfig, seed: int) -> tuple[Expert, ...]:
         _require_column(table, column, setting)
         share = table[column] / table.groupby("layer")[column].transform("sum")
         ordered = _by_score(table.assign(share=share.fillna(0.0)), "share")
+        # An expert is needed while those before it do not reach top_p; its own share may go beyond.
         before = ordered.groupby("layer")["share"].cumsum() - ordered["share"]
-        return _as_experts(ordered[(before < selection.top_p - _ROUNDING) & (ordered["share"] > 0)])
+        return _as_experts(ordered[(before < config.top_p - _ROUNDING) & (ordered["share"] > 0)])
 
     return choose
 
 
-def _random(table: pd.DataFrame, selection: IdentifyConfig, seed: int) -> tuple[Expert, ...]:
+def _random(table: pd.DataFrame, config: IdentifyConfig, seed: int) -> tuple[Expert, ...]:
     """As many experts of each layer as rule `risk_diff` gives, without regard to any number."""
-    matched = _risk_diff(table, selection, seed)
+    matched = _risk_diff(table, config, seed)
     layers = np.array([expert.layer for expert in matched], dtype=np.int64)
     rng = np.random.default_rng([seed, int(table["batch_idx"].iloc[0])])
     drawn: list[Expert] = []
@@ -200,37 +199,11 @@ RULES: Mapping[str, Rule] = {
     ),
     "random": Rule("control: random experts, as many of each layer as risk_diff gives, drawn by seed", _random),
 }
-
 """Selection rules by `identify.rule`.
 
 The ESFT scores are shares of a layer's total, as in the paper's text; the authors' public script divides by the sum over
 layers instead, which mixes layers. ESFT averages samples of equal length; here a batch's unsafe tokens are pooled.
 """
-
-
-def select_unsafe_experts(risk: pd.DataFrame, *, threshold: float = 0.05, top_k: int = 50) -> ExpertMasks:
-    """Unsafe experts of every batch, as masks.
-
-    Args:
-        risk: from `risk_differences`, in any row order.
-        threshold: an unsafe expert's `risk_diff` is above this (difference of fractions).
-        top_k: at most this many experts per batch, over all layers, the largest `risk_diff` first.
-
-    Raises:
-        InputError: no batch has any expert above the threshold.
-    """
-    layers = tuple(int(layer) for layer in np.unique(risk["layer"]))
-    num_experts = int(risk["expert"].max()) + 1
-    selected = {
-        int(cast(int, batch_idx)): top_experts(table, threshold=threshold, top_k=top_k)
-        for batch_idx, table in risk.groupby("batch_idx", sort=True)
-    }
-    if not any(selected.values()):
-        raise InputError(
-            f"no expert of any of {len(selected)} batches has risk_diff above {threshold}; the largest is "
-            f"{risk['risk_diff'].max():.4f}; lower identify.threshold"
-        )
-    return masks_from_experts(selected, layers=layers, num_experts=num_experts)
 
 
 def top_experts(table: pd.DataFrame, *, threshold: float, top_k: int, column: str = "risk_diff") -> tuple[Expert, ...]:

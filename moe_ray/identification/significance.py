@@ -28,7 +28,7 @@ def q_values(p_X: Floats) -> Floats:
     order = np.argsort(p_X)
     q_X = np.empty(len(p_X))
     # The k-th smallest p bounds the rate at p * X / k; a larger p may give a smaller bound, which holds for it too.
-    bounds = np.asarray(p_X, dtype=np.float64)[order] * len(p_X) / np.arange(1, len(p_X) + 1)
+    bounds = np.asarray(p_X, dtype=np.float64)[order] * (len(p_X) / np.arange(1, len(p_X) + 1))
     q_X[order] = np.minimum(1.0, np.minimum.accumulate(bounds[::-1])[::-1])
     return q_X
 
@@ -40,6 +40,8 @@ def smallest_effect(samples: Samples, test: PermutationTest, *, alpha: float = 0
     all experts stays below in all but a share `alpha` of the relabellings is taken as it is. Infinite where no
     difference of at most 1 is enough; NaN for an expert that no token was routed to.
     """
+    # As many maxima as alpha allows may be as large as the observed value, the observed labelling's own among them, so it
+    # has to exceed the last of those. With fewer than 1 / alpha relabellings none is allowed, and nothing is certified.
     allowed = int(alpha * len(test.maxima_P))
     bar = float(test.maxima_P[-allowed]) if allowed else np.inf
     share = samples.sizes_N[samples.is_unsafe_N].sum() / samples.sizes_N.sum()
@@ -47,7 +49,8 @@ def smallest_effect(samples: Samples, test: PermutationTest, *, alpha: float = 0
     rest_CX = _contributions(samples, samples.centred() - samples.difference() * shift_N1)
     shift_C1 = _contributions(samples, shift_N1)
     within_X, crossed_X = np.square(rest_CX).sum(axis=0), (rest_CX * shift_C1).sum(axis=0)
-    # Solves effect = bar * sqrt(within + 2 crossed effect + own effect^2), the right side being bar standard errors.
+    # A larger effect also has a larger error under the null, as it is centred away with both labels pooled. So this solves
+    # effect = bar * sqrt(within + 2 crossed effect + shift^2 effect^2); where the last term wins, no effect is enough.
     lead = 1 - bar**2 * float(np.square(shift_C1).sum())
     if lead > 0:
         half_X = bar**2 * crossed_X
@@ -73,6 +76,7 @@ class _Clusters:
 
 
 def _clusters(samples: Samples) -> _Clusters:
+    # Single examples get negative numbers of their own, so that none falls together with a pair's.
     singles_N = samples.groups_N == 0
     names_N = np.where(singles_N, -1 - np.arange(len(singles_N)), samples.groups_N)
     names_C, firsts_C, cluster_N = np.unique(names_N, return_index=True, return_inverse=True)
@@ -103,12 +107,16 @@ def cluster_interval(samples: Samples, *, level: float = 0.95) -> tuple[Floats, 
     sums_CX = _contributions(samples, residuals_NX)
     variance_X, weighted_X = np.zeros(sums_CX.shape[1]), np.zeros(sums_CX.shape[1])
     for kind in np.unique(clusters.kinds_C):
-        own_CX = sums_CX[clusters.kinds_C == kind]
-        if len(own_CX) == 1:
+        # By kind, since a safe and an unsafe example are not draws of one population; pairs hold one of each, whose common
+        # part cancels in their contribution.
+        contributions_CX = sums_CX[clusters.kinds_C == kind]
+        if len(contributions_CX) == 1:
             return np.full(len(variance_X), -1.0), np.full(len(variance_X), 1.0)
-        part_X = len(own_CX) * own_CX.var(axis=0, ddof=1)
+        part_X = len(contributions_CX) * contributions_CX.var(axis=0, ddof=1)
         variance_X += part_X
-        weighted_X += part_X**2 / (len(own_CX) - 1)
+        weighted_X += part_X**2 / (len(contributions_CX) - 1)
+    # With eight pairs a normal quantile would be a sixth too small. Where nothing varies any degrees will do: the width
+    # is 0, and 0 / 0 degrees would make it NaN.
     degrees_X = np.divide(variance_X**2, weighted_X, out=np.ones_like(variance_X), where=weighted_X > 0)
     half_X = stdtrit(degrees_X, (1 + level) / 2) * np.sqrt(variance_X)
     difference_X = samples.difference()
@@ -127,8 +135,10 @@ def selection_stability(
     clusters, rng = _clusters(samples), np.random.default_rng(seed)
     draws_RC = np.empty((resamples, len(clusters.kinds_C)))
     for kind in np.unique(clusters.kinds_C):
-        own = clusters.kinds_C == kind
-        draws_RC[:, own] = rng.multinomial(own.sum(), np.full(own.sum(), 1 / own.sum()), size=resamples)
+        # Within a kind: drawn from all clusters together, a resample could be left without safe or unsafe prompts.
+        is_kind_C = clusters.kinds_C == kind
+        num = int(is_kind_C.sum())
+        draws_RC[:, is_kind_C] = rng.multinomial(num, np.full(num, 1 / num), size=resamples)
     times_RN = draws_RC[:, clusters.cluster_N]
     weights_RN = np.zeros_like(times_RN)
     for rows, sign in ((samples.is_unsafe_N, 1), (~samples.is_unsafe_N, -1)):
@@ -146,6 +156,8 @@ def _largest(values_RX: Reals, top_k: int) -> npt.NDArray[np.bool_]:
     position = values_RX.shape[1] - top_k
     last_R1 = np.partition(values_RX, position, axis=1)[:, position : position + 1]
     above_RX = values_RX > last_R1 + _SAME
+    # Values that rounding has split are one tie. Taken as they are, which of two equal experts is selected would hang on the
+    # processor, and a row could hold more than top_k or fewer.
     tied_RX = np.abs(values_RX - last_R1) <= _SAME
-    places_left_R1 = top_k - above_RX.sum(axis=1, keepdims=True)
-    return np.asarray(above_RX | (tied_RX & (np.cumsum(tied_RX, axis=1) <= places_left_R1)))
+    still_free_R1 = top_k - above_RX.sum(axis=1, keepdims=True)
+    return np.asarray(above_RX | (tied_RX & (np.cumsum(tied_RX, axis=1) <= still_free_R1)))

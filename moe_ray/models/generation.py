@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
+from moe_ray.models.forward_groups import group_by_length
 from moe_ray.models.tokenization import TokenizedRow, pad_rows, pad_token_id
 
 
@@ -36,7 +37,7 @@ def example_seed(seed: int, batch_idx: int, in_batch_idx: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-class _OwnNoise(LogitsProcessor):  # type: ignore[misc]
+class _RowNoise(LogitsProcessor):  # type: ignore[misc]
     """Turns greedy decoding into sampling: row b's noise comes from generator b."""
 
     def __init__(self, seeds: Sequence[int], temperature: float, device: torch.device) -> None:
@@ -46,7 +47,10 @@ class _OwnNoise(LogitsProcessor):  # type: ignore[misc]
     def __call__(self, input_ids: Tensor, scores_BV: Tensor) -> Tensor:
         scores_BV = scores_BV.float()
         uniform_BV = torch.stack(
-            [torch.rand(scores_BV.shape[1], generator=own, device=scores_BV.device) for own in self.generators]
+            [
+                torch.rand(scores_BV.shape[1], generator=generator, device=scores_BV.device)
+                for generator in self.generators
+            ]
         )
         # 1 - u is in (0, 1], so the inner logarithm is finite; the outer one is clamped away from log(0).
         exponential_BV = -torch.log1p(-uniform_BV)
@@ -56,7 +60,7 @@ class _OwnNoise(LogitsProcessor):  # type: ignore[misc]
 def generate_responses(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[list[int]],
+    prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
     temperature: float = 0.0,
@@ -73,12 +77,12 @@ def generate_responses(
         seeds: of each prompt's random numbers; used with a temperature only.
     """
     pad_id, ends = pad_token_id(tokenizer), _end_ids(model, tokenizer)
-    padded = pad_rows([TokenizedRow(prompt, []) for prompt in prompts], pad_id=pad_id, left=True).to(model.device)
-    # A configuration of its own: the checkpoint's may ask for sampling with the global random numbers.
+    padded = pad_rows([TokenizedRow(list(prompt), []) for prompt in prompts], pad_id=pad_id, left=True).to(model.device)
+    # Without it, a checkpoint whose configuration asks for sampling would draw from the global random numbers.
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=sorted(ends) or None, pad_token_id=pad_id
     )
-    noise = [_OwnNoise(seeds, temperature, model.device)] if temperature else []
+    noise = [_RowNoise(seeds, temperature, model.device)] if temperature else []
     generate: Any = model.generate
     with torch.inference_mode():
         output_BS = generate(
@@ -92,7 +96,7 @@ def generate_responses(
 
 
 def _until_end(tokenizer: PreTrainedTokenizerBase, ids: list[int], ends: set[int]) -> Response:
-    stop = next((place for place, token in enumerate(ids) if token in ends), None)
+    stop = next((position for position, token in enumerate(ids) if token in ends), None)
     kept = ids if stop is None else ids[: stop + 1]
     return Response(kept, str(tokenizer.decode(kept, skip_special_tokens=True)).strip(), stop is not None)
 
@@ -117,27 +121,12 @@ def generate_answers(
     Returns:
         per prompt its answer and whether it ended by itself.
     """
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     answers: list[tuple[str, bool]] = [("", False)] * len(prompts)
-    ends = _end_ids(model, tokenizer)
-    for start in range(0, len(order), rows_per_forward):
-        chosen = order[start : start + rows_per_forward]
-        padded = pad_rows(
-            [TokenizedRow(list(prompts[index]), []) for index in chosen], pad_id=pad_token_id(tokenizer), left=True
-        ).to(model.device)
-        with torch.inference_mode():
-            generate: Any = model.generate
-            output_BS = generate(
-                input_ids=padded.input_ids_BS,
-                attention_mask=padded.attention_mask_BS,
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                eos_token_id=sorted(ends) or None,
-                pad_token_id=pad_token_id(tokenizer),
-            )
-        for index, ids in zip(chosen, output_BS[:, padded.input_ids_BS.shape[1] :].tolist(), strict=True):
-            text = str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
-            answers[index] = (text, bool(ends & set(ids)))
+    for group in group_by_length([len(prompt) for prompt in prompts], max_rows=rows_per_forward):
+        chosen = [prompts[index] for index in group]
+        responses = generate_responses(model, tokenizer, chosen, max_new_tokens=max_new_tokens)
+        for index, response in zip(group, responses, strict=True):
+            answers[index] = (response.text, response.ended)
     return answers
 
 

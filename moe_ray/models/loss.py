@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from moe_ray.models.forward_groups import group_by_length
 from moe_ray.models.tokenization import IGNORED, TokenizedRow, pad_rows, pad_token_id
 
 
@@ -47,54 +48,32 @@ def micro_batches(
     """
     if not tokens_per_forward:
         return [list(rows[start : start + rows_per_forward]) for start in range(0, len(rows), rows_per_forward)]
-    groups: list[list[TokenizedRow]] = []
-    for row in sorted(rows, key=_length, reverse=True):
-        # Rows come longest first, so a group is as wide as its first row.
-        full = not groups or len(groups[-1]) == rows_per_forward
-        if full or _length(groups[-1][0]) * (len(groups[-1]) + 1) > tokens_per_forward:
-            groups.append([])
-        groups[-1].append(row)
-    return groups
-
-
-def _length(row: TokenizedRow) -> int:
-    return len(row.prompt_ids) + len(row.answer_ids)
+    groups = group_by_length([row.num_tokens for row in rows], max_rows=rows_per_forward, max_tokens=tokens_per_forward)
+    return [[rows[index] for index in group] for group in groups]
 
 
 _MAX_TEXT_TOKENS = 1_024
-
-_TOKENS_PER_FORWARD = 8_192
-
-"""Of texts whose every token is predicted: the logits of more would not fit beside a large model."""
+TOKENS_PER_FORWARD = 8_192
+"""Padding included, of a pass that only measures losses: the logits of more would not fit beside a large model."""
 
 
 def target_losses(
     model: PreTrainedModel, rows: Sequence[TokenizedRow], *, rows_per_forward: int, pad_id: int
 ) -> list[float]:
-    """Summed loss (nats) of each row's answer tokens, in order."""
-    losses: list[float] = []
-    for start in range(0, len(rows), rows_per_forward):
+    """Summed loss (nats) of each row's answer tokens, in order; rows without an answer are not run and have 0.
+
+    Rows of similar length share a forward pass, at most `rows_per_forward` of them.
+    """
+    losses = [0.0] * len(rows)
+    scored = [index for index, row in enumerate(rows) if row.answer_ids]
+    lengths = [rows[index].num_tokens for index in scored]
+    for group in group_by_length(lengths, max_rows=rows_per_forward, max_tokens=TOKENS_PER_FORWARD):
+        indices = [scored[position] for position in group]
         with torch.inference_mode():
-            losses += answer_loss(model, rows[start : start + rows_per_forward], pad_id=pad_id).tolist()
+            found = answer_loss(model, [rows[index] for index in indices], pad_id=pad_id).tolist()
+        for index, loss in zip(indices, found, strict=True):
+            losses[index] = loss
     return losses
-
-
-def _losses_by_length(
-    model: PreTrainedModel,
-    rows: Sequence[TokenizedRow],
-    *,
-    rows_per_forward: int,
-    pad_id: int,
-    tokens_per_forward: int = _TOKENS_PER_FORWARD,
-) -> list[float]:
-    """`target_losses` in forward passes of rows of similar length; rows without an answer are not run and have 0."""
-    losses = {id(row): 0.0 for row in rows}
-    wanted = [row for row in rows if row.answer_ids]
-    sizes = {"rows_per_forward": rows_per_forward, "tokens_per_forward": tokens_per_forward}
-    for group in micro_batches(wanted, **sizes):
-        found = target_losses(model, group, rows_per_forward=len(group), pad_id=pad_id)
-        losses |= {id(row): loss for row, loss in zip(group, found, strict=True)}
-    return [losses[id(row)] for row in rows]
 
 
 def text_losses(
@@ -116,6 +95,6 @@ def text_losses(
     for text in texts:
         ids = list(tokenizer(text)["input_ids"])[:limit]
         rows.append(TokenizedRow(ids[:1], ids[1:]))
-    losses = _losses_by_length(model, rows, rows_per_forward=rows_per_forward, pad_id=pad_token_id(tokenizer))
+    losses = target_losses(model, rows, rows_per_forward=rows_per_forward, pad_id=pad_token_id(tokenizer))
     sizes = [len(row.answer_ids) for row in rows]
     return pd.DataFrame({"text": range(len(rows)), "loss": losses, "num_tokens": sizes})

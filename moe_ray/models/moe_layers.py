@@ -15,15 +15,15 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from moe_ray.errors import InputError
 
 _ROUTER_NAMES = ("gate", "router")
-
 _GROUP_NAMES = ("num_group", "n_group", "num_groups", "n_groups", "num_expert_group")
-
 _SELECTION_BIAS_NAMES = ("correction_bias", "expert_bias")
 
 
@@ -120,6 +120,16 @@ class MoELayers(tuple[MoELayer, ...]):
         """The row of a decoder layer in every `(layers, experts)` array."""
         return self.layers.index(layer)
 
+    def check_shape(self, mask_LE: npt.NDArray[np.bool_], name: str) -> None:
+        """Refuses a mask of other layers or experts, which would silently be about others than it was made for.
+
+        Raises:
+            InputError: its shape is not (layers, experts).
+        """
+        got, expected = tuple(mask_LE.shape), (len(self), self.num_experts)
+        if got != expected:
+            raise InputError(f"{name}: got shape {got}, expected (layers, experts) = {expected}")
+
 
 def find_moe_layers(model: nn.Module) -> MoELayers:
     """The MoE layers of a transformers model.
@@ -210,9 +220,9 @@ def _find_router(block: nn.Module, experts_name: str, num_experts: int, name: st
 def _experts_per_token(model: nn.Module, router: nn.Module, block: nn.Module, name: str) -> int:
     config: Any = getattr(model, "config", None)
     text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    own = ("top_k", "num_experts_per_tok")
+    of_module = ("top_k", "num_experts_per_tok")
     names = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
-    for source, attributes in ((router, own), (block, own), (text_config, names)):
+    for source, attributes in ((router, of_module), (block, of_module), (text_config, names)):
         for attribute in attributes:
             value = getattr(source, attribute, None)
             if isinstance(value, int):

@@ -16,11 +16,9 @@ from itertools import chain
 from moe_ray.errors import InputError
 
 Span = tuple[int, int]
-
 """First character and the one after the last."""
 
 _PRIVATE_USE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
-
 """Code points that Unicode leaves to private agreement: no template knows them, and none is white space."""
 
 
@@ -36,7 +34,7 @@ def content_spans(
         messages: with `role` and `content`.
 
     Raises:
-        InputError: a content is not in the rendered text, or its place is ambiguous.
+        InputError: a content is not in the rendered text, or occurs more often than in the messages.
     """
     text = render(messages)
     for trim in (False, True):
@@ -50,9 +48,9 @@ def content_spans(
             before, _, after = message["content"].partition(content)
             pairs.append((next(marks), next(marks), content))
             marked.append({**message, "content": f"{before}{pairs[-1][0]}{content}{pairs[-1][1]}{after}"})
-        places = _places(render(marked), text, {mark for start, end, _ in pairs for mark in (start, end)})
-        if places is not None:
-            return text, [span for pair in pairs for span in _between(text, places, *pair)]
+        positions = _positions(render(marked), text, {mark for start, end, _ in pairs for mark in (start, end)})
+        if positions is not None:
+            return text, [span for pair in pairs for span in _between(text, positions, *pair)]
     return text, _found_by_text(text, messages)
 
 
@@ -61,34 +59,34 @@ def _unused_characters(text: str) -> Iterator[str]:
     return (chr(point) for point in chain(*_PRIVATE_USE) if chr(point) not in used)
 
 
-def _places(marked: str, text: str, marks: set[str]) -> list[tuple[str, int]] | None:
-    """The marks in order, each with its place in `text`; None where they changed what the template wrote."""
-    places: list[tuple[str, int]] = []
+def _positions(marked: str, text: str, marks: set[str]) -> list[tuple[str, int]] | None:
+    """The marks in order, each with its position in `text`; None where they changed what the template wrote."""
+    positions: list[tuple[str, int]] = []
     kept: list[str] = []
     for character in marked:
         if character in marks:
-            places.append((character, len(kept)))
+            positions.append((character, len(kept)))
         else:
             kept.append(character)
-    return places if "".join(kept) == text else None
+    return positions if "".join(kept) == text else None
 
 
-def _between(text: str, places: Sequence[tuple[str, int]], start: str, end: str, content: str) -> Iterator[Span]:
+def _between(text: str, positions: Sequence[tuple[str, int]], start: str, end: str, content: str) -> Iterator[Span]:
     """Spans between a content's two marks; beside a mark whose partner was cut off, what is still the content's text."""
-    own = [(mark, place) for mark, place in places if mark in (start, end)]
-    if not own:
+    pair = [(mark, position) for mark, position in positions if mark in (start, end)]
+    if not pair:
         raise _NotLocated(content, "its text does not appear in what the template renders")
     opened: int | None = None
-    for mark, place in [*own, (start, len(text))]:
+    for mark, position in [*pair, (start, len(text))]:
         if mark == start:
             if opened is not None:
                 yield opened, opened + _common_prefix(text[opened:], content)
-            opened = place
+            opened = position
         elif opened is not None:
-            yield opened, place
+            yield opened, position
             opened = None
         else:
-            yield place - _common_prefix(text[:place][::-1], content[::-1]), place
+            yield position - _common_prefix(text[:position][::-1], content[::-1]), position
 
 
 def _common_prefix(first: str, second: str) -> int:
@@ -109,11 +107,11 @@ def _found_by_text(text: str, messages: Sequence[Mapping[str, str]]) -> list[Spa
             continue
         if text.count(content) != expected:
             raise _NotLocated(content, f"the template changes it, and its text appears {text.count(content)} times")
-        place = -1
+        position = -1
         for _ in range(expected):
-            place = text.index(content, place + 1)
-            spans.append((place, place + len(content)))
-            place += len(content) - 1
+            position = text.index(content, position + 1)
+            spans.append((position, position + len(content)))
+            position += len(content) - 1
     return spans
 
 

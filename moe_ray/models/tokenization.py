@@ -13,20 +13,17 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from moe_ray.chat_messages import Message
 from moe_ray.errors import InputError
-from moe_ray.messages import Message
 from moe_ray.models.template_spans import Span, content_spans
 
 IGNORED = -100
-
 """Label of a position that the loss does not see."""
 
 NOT_COUNTED, PROMPT, RESPONSE = -1, 0, 1
-
 """Role of a position: padding or a token left out of the counts, a prompt token, a response token."""
 
 _BLANK_LINE = "\n\n"
-
 """Between the contents of messages where the tokenizer has no chat template."""
 
 
@@ -43,6 +40,11 @@ class TokenizedRow(NamedTuple):
     prompt_ids: list[int]
     answer_ids: list[int]
     counted: list[bool] | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of prompt and answer."""
+        return len(self.prompt_ids) + len(self.answer_ids)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +197,7 @@ def pad_rows(rows: Sequence[TokenizedRow], *, pad_id: int, left: bool = False) -
         pad_id: token id that fills padding.
         left: pad on the left, as generation needs.
     """
-    length = max(len(row.prompt_ids) + len(row.answer_ids) for row in rows)
+    length = max(row.num_tokens for row in rows)
     shape = (len(rows), length)
     input_ids_BS = torch.full(shape, pad_id, dtype=torch.long)
     attention_mask_BS = torch.zeros(shape, dtype=torch.long)

@@ -1,7 +1,4 @@
-"""From the configuration to checked, split and grouped examples and to a model that has experts.
-
-All that can be refused before weights are loaded or Ray starts is refused here.
-"""
+"""What can be refused before weights are loaded or Ray starts, and the model to use."""
 
 from __future__ import annotations
 
@@ -14,39 +11,29 @@ from moe_ray.config.model import ModelConfig
 from moe_ray.config.run import Config
 from moe_ray.errors import InputError
 from moe_ray.evaluation.judges import check_judge
-from moe_ray.prompts.examples import read_examples
-from moe_ray.prompts.prompt_set import Prompts, _embedded_examples, _group
-from moe_ray.prompts.splits import check_both_labels
 from moe_ray.studies.search_space import read_space
 
 
-def read_prompts(config: Config) -> Prompts:
-    """Reads, checks, splits and groups the examples; nothing is written and no model is loaded.
+def check_requests(config: Config) -> None:
+    """Refuses a judge, a sweep or baselines that cannot work.
 
     Raises:
-        InputError: files are missing or wrong, a label is missing in training or test, no batch can be filled.
+        InputError: the judge cannot be had, the search space is wrong, or a baseline needs routed weights that are not
+            captured.
     """
-    settings = config.prompts
-    files = [name for name in settings.files if name != EMBEDDED]
-    examples = read_examples(files, paired_records=settings.paired_records) if files else []
-    if EMBEDDED in settings.files:
-        examples += _embedded_examples()
-    check_both_labels(examples, "prompts")
-    if settings.keep_pairs != "all" and not any(example.pair for example in examples):
-        raise InputError("prompts.keep_pairs is on, but there is no goal + all_prompt record; set it to 'all'")
     check_judge(config.evaluate)
-    _check_requests(config)
-    return _group(examples, config)
-
-
-def _check_requests(config: Config) -> None:
-    """Refuses a sweep or baselines that the configuration does not allow.
-
-    Raises:
-        InputError: the search space is wrong, or a baseline needs routed weights that are not captured.
-    """
     if config.sweep.run:
         read_space(config)
+    needs_weights = [
+        f"identify.{name}={value}"
+        for name, value, in_need in (
+            ("weighting", config.identify.weighting, "activation"),
+            ("rule", config.identify.rule, "esft_gate"),
+        )
+        if value == in_need
+    ]
+    if needs_weights and not config.capture.weights:
+        raise InputError(f"{needs_weights[0]} needs routed weights; set capture.weights=true")
     if config.compare.run and "esft_gate" in config.compare.names and not config.capture.weights:
         raise InputError("compare.names: esft_gate needs routed weights; set capture.weights=true, or leave it out")
 

@@ -3,142 +3,148 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
+from moe_ray.orchestration.run import Run
+from moe_ray.orchestration.tracking import run_log
+from moe_ray.orchestration.tracking.mlflow_run import MlflowTracker
+from moe_ray.orchestration.tracking.registry import register_repaired
 from moe_ray.report.certainty_text import describe_certainty
+from moe_ray.report.html.page import Report, write_report
 from moe_ray.report.run_text import (
     describe_batches,
     describe_capture,
     describe_lost,
     describe_outcome,
+    describe_pair_counts,
     describe_selection,
 )
 from moe_ray.report.study_text import comparison_rows, describe_sweep, trial_rows, verdict
 from moe_ray.report.terminal import artifacts_of, print_result, print_table
-
-if TYPE_CHECKING:
-    from moe_ray.orchestration.run import Run
-    from moe_ray.orchestration.tracking.mlflow_run import MlflowTracker
-    from moe_ray.report.html.page import Report
+from moe_ray.run_directory import COMPARE, FINETUNE, PAIRS, SUMMARY, TRIALS, RunDirectory
 
 
-def run_capture(run: Run) -> None:
-    """Batches and routing counts."""
-    notes = run.prepare().notes()
-    _show(
-        "Batches",
-        describe_batches(run.prepare_frame("batches.parquet"), notes["test_examples"], notes["left_over"]),
-    )
-    _show("Routing", describe_capture(run.capture().notes()))
+def prepare(run: Run) -> None:
+    """Prompts to batches and held-out examples."""
+    notes = run.prepare().notes
+    if PAIRS in run.outcomes:
+        _show("Pairs", describe_pair_counts(run.outcomes[PAIRS].notes))
+    _show("Batches", describe_batches(run.directory.batches, notes["test_examples"], notes["left_over"]))
 
 
-def run_identify(run: Run) -> None:
+def capture(run: Run) -> None:
+    """Everything up to routing counts."""
+    prepare(run)
+    _show("Routing", describe_capture(run.capture().notes))
+
+
+def identify(run: Run) -> None:
     """Everything up to masks."""
-    run_capture(run)
-    folder = run.identify()
-    risk = folder.read_frame("risk_differences.parquet")
-    _show("Unsafe experts", describe_selection(risk, run.masks, run.num_experts_per_tok))
-    if folder.notes()["batches_without_mask"]:
-        _show("Batches without a mask", describe_lost(folder.notes()["batches_without_mask"]))
-    examples = run.captured_examples
-    _show("How sure", describe_certainty(run.lengths(), risk, run.masks, examples, run.config.identify))
+    capture(run)
+    notes, directory = run.identify().notes, run.directory
+    risk, masks = directory.risk, directory.masks
+    _show("Unsafe experts", describe_selection(risk, masks, directory.num_experts_per_tok))
+    if notes["batches_without_mask"]:
+        _show("Batches without a mask", describe_lost(notes["batches_without_mask"]))
+    examples = directory.captured_examples
+    _show("How sure", describe_certainty(directory.lengths, risk, masks, examples, run.config.identify))
 
 
-def run_finetune(run: Run) -> None:
+def finetune(run: Run) -> None:
     """Everything up to learned experts."""
-    run_identify(run)
+    identify(run)
     run.finetune()
 
 
-def run_evaluate(run: Run) -> None:
-    """Everything that `run_all` does but tracking."""
-    run_identify(run)
+def evaluate(run: Run) -> None:
+    """Everything that `full` does but sweep, baselines, tracking and report."""
+    identify(run)
     run.evaluate("before")
     run.finetune()
     run.evaluate("after")
     _show("Result", describe_outcome(run.summary()))
 
 
-def run_all(run: Run) -> None:
-    """Every stage, tracked in MLflow, with a summary and a report."""
+def full(run: Run) -> None:
+    """Every stage, tracked in MLflow, with a summary and a report; a sweep first and baselines last where asked for."""
     started = time.perf_counter()
-    from moe_ray.orchestration.tracking import run_log as tracked_run
-
-    with tracked_run.tracked(run) as tracker:
-        run.seconds["tracking"] = round(time.perf_counter() - started, 2)
+    with run_log.tracked(run.config, run.model.path, run.directory) as tracker:
+        run.around = run_log.stage_runs(tracker)
+        run.other_seconds["tracking"] = _since(started)
         study: dict[str, Any] = {}
         if run.config.sweep.run:
-            run, study["sweep"] = _sweep_first(run)
-        run_evaluate(run)
+            run, study["sweep"] = _sweep_first(run, tracker)
+        evaluate(run)
         if run.config.rounds.max_rounds > 1:
-            notes = run.folder.sub("experts").notes()
+            notes = run.outcomes[FINETUNE].notes
             study["rounds"] = {name: notes[name] for name in ("rounds", "kept_round", "stopped_because")}
         if run.config.compare.run:
-            study["baselines"] = _hold_against_baselines(run)
-        before_tracking = time.perf_counter()
+            study["compare"] = _compare_last(run, tracker)
         summary = run.summary() | study | {"mlflow_run_id": tracker.run_id, "reused_stages": run.reused}
-        tracked_run.log_results(tracker, run, summary)
-        run.seconds["tracking"] += round(time.perf_counter() - before_tracking, 2)
-        made = _report(run, summary)
-        setup = run.seconds["start"] + run.seconds["ray"]
-        summary["seconds"] = {**run.seconds, "total": round(setup + time.perf_counter() - started, 2)}
-        run.folder.write_json("summary.json", summary)
-        tracked_run.log_artifacts(tracker, run, made)
+        before_logging = time.perf_counter()
+        run_log.log_results(tracker, run.directory, summary, where=run_log.where_stages_were_run(run.outcomes))
+        run.other_seconds["tracking"] += _since(before_logging)
+        page = _report(run, summary)
+        setup = run.other_seconds["start"] + run.other_seconds["ray"]
+        summary["seconds"] = {**run.seconds, "total": round(setup + _since(started), 2)}
+        run.directory.folder.write_json(SUMMARY, summary)
+        run_log.log_artifacts(tracker, run.directory.folder, page.figures)
         if run.config.tracking.register:
             _register(run, tracker)
-    print_result(summary, run.reused, artifacts_of(run.folder, tracker.uri, tracker.run_id))
+    print_result(summary, run.reused, artifacts_of(run.directory.folder, tracker.uri, tracker.run_id))
 
 
-def run_sweep(run: Run) -> None:
-    """A sweep, and every stage with the winner's settings, which are scored on the test split here and only here."""
-    run_all(run)
+WORKFLOWS: Mapping[str, Callable[[Run], None]] = {
+    "prepare": prepare,
+    "capture": capture,
+    "identify": identify,
+    "finetune": finetune,
+    "evaluate": evaluate,
+    "full": full,
+    # These two are `full` with `sweep.run` and `compare.run` on.
+    "sweep": full,
+    "compare": full,
+}
+"""By the name of the command."""
 
 
-def run_compare(run: Run) -> None:
-    """Every stage, and the baselines."""
-    run_all(run)
+def _since(moment: float) -> float:
+    return round(time.perf_counter() - moment, 2)
 
 
-def _sweep_first(run: Run) -> tuple[Run, dict[str, Any]]:
+def _sweep_first(run: Run, tracker: MlflowTracker) -> tuple[Run, dict[str, Any]]:
     """Capture and sweep; the run with the winner's settings, for the stages after it, and what the summary says of it."""
-    from moe_ray.orchestration.tracking.run_log import log_trials
+    capture(run)
+    outcome = run.sweep()
+    trials, settings = outcome.folder.read_frame(TRIALS), list(outcome.notes["winner"])
+    caption = describe_sweep(outcome.notes, outcome.folder.url)
+    print_table("Sweep", trial_rows(trials, settings), caption=caption)
+    if not outcome.is_reused:
+        run_log.log_trials(tracker, trials, settings, outcome.folder)
+    return run.winner(), dict(outcome.notes)
 
-    run_capture(run)
-    folder = run.sweep()
-    notes, trials = folder.notes(), folder.read_frame("trials.parquet")
-    print_table("Sweep", trial_rows(trials, list(notes["winner"])), caption=describe_sweep(notes, folder.url))
-    if run.tracker is not None and "sweep" not in run.reused:
-        log_trials(run.tracker, trials, list(notes["winner"]), folder)
-    return run.winner(), notes
 
-
-def _hold_against_baselines(run: Run) -> dict[str, Any]:
+def _compare_last(run: Run, tracker: MlflowTracker) -> dict[str, Any]:
     """Per-batch masks against the baselines; what the summary says of it."""
-    from moe_ray.orchestration.tracking.run_log import log_arms
-
     table = run.compare()
     words = verdict(table)
     print_table("Baselines at equal budget (held out, natural routing)", comparison_rows(table), caption=words)
-    if run.tracker is not None:
-        log_arms(run.tracker, table, run.folder.sub("baselines"))
+    run_log.log_arms(tracker, table, run.directory.sub(COMPARE))
     return {"verdict": words, "arms": table.astype(object).where(table.notna(), None).to_dict("records")}
 
 
 def _report(run: Run, summary: dict[str, Any]) -> Report:
-    from moe_ray.report.html.page import write_report
-    from moe_ray.run_directory import FinishedRun
-
     started = time.perf_counter()
-    run.folder.write_json("summary.json", summary)
-    made = write_report(FinishedRun.open(run.folder.url), run.config.report)
-    run.seconds["report"] = round(time.perf_counter() - started, 2)
-    return made
+    run.directory.folder.write_json(SUMMARY, summary)
+    # A directory of its own, since what a reader has read once it keeps.
+    page = write_report(RunDirectory(run.directory.folder), run.config.report)
+    run.other_seconds["report"] = _since(started)
+    return page
 
 
 def _register(run: Run, tracker: MlflowTracker) -> None:
-    from moe_ray.orchestration.tracking.registry import register_repaired
-
-    uri = register_repaired(tracker, run.model, run.folder.sub("experts"), run.config.tracking.register)
+    uri = register_repaired(tracker, run.model, run.directory.sub(FINETUNE), run.config.tracking.register)
     if uri is not None:
         tracker.log_tags({"repaired_model": uri})
 

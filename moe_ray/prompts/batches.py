@@ -1,6 +1,6 @@
 """Batches: fixed groups of examples that are analysed together and trained together.
 
-`batch_idx` and `in_batch_idx` name an example for the rest of the run, so a batch that is dropped later shifts nothing.
+`batch_idx` and `in_batch_idx` are an example's stable ids, never reassigned when batches or examples are dropped.
 """
 
 from __future__ import annotations
@@ -9,8 +9,12 @@ import random
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
 
 from moe_ray.errors import InputError
+from moe_ray.prompts.example_rows import example_to_row
 from moe_ray.prompts.examples import Example, Label
 from moe_ray.prompts.splits import _Unit, _units, check_both_labels
 
@@ -22,7 +26,7 @@ class Batch:
     """A group of examples.
 
     Attributes:
-        batch_idx: the batch's name for ever.
+        batch_idx: stable id, never reassigned when batches are dropped.
         category: the one category of its unsafe examples, or `mixed`.
         examples: in order of `in_batch_idx`.
     """
@@ -31,6 +35,21 @@ class Batch:
     category: str
     examples: tuple[Example, ...]
 
+    def __repr__(self) -> str:
+        num_unsafe = sum(example.label == "unsafe" for example in self.examples)
+        return f"Batch({self.batch_idx}, {self.category}, {len(self.examples) - num_unsafe} safe + {num_unsafe} unsafe)"
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """One flat row per example: `batch_idx, in_batch_idx, id, label, category, messages` (JSON text), `response`, …."""
+        return [
+            {"batch_idx": self.batch_idx, "in_batch_idx": position, **example_to_row(example)}
+            for position, example in enumerate(self.examples)
+        ]
+
+    def to_frame(self) -> pd.DataFrame:
+        """The rows of `to_rows` as a table."""
+        return pd.DataFrame.from_records(self.to_rows())
+
 
 @dataclass(frozen=True, kw_only=True)
 class Assembly:
@@ -38,6 +57,9 @@ class Assembly:
 
     batches: tuple[Batch, ...]
     left_over: tuple[Example, ...]
+
+    def __repr__(self) -> str:
+        return f"Assembly({len(self.batches)} batches, {len(self.left_over)} examples left over)"
 
 
 def assemble_batches(
@@ -66,8 +88,7 @@ def assemble_batches(
     uncategorised = pools.get("", [])
     batches: list[Batch] = []
     for category in sorted(pools):
-        own = pools[category]
-        while (chosen := _take(own, uncategorised, safe_per_batch, unsafe_per_batch)) is not None:
+        while (chosen := _take(pools[category], uncategorised, safe_per_batch, unsafe_per_batch)) is not None:
             group = tuple(sorted(chosen, key=lambda example: example.label))
             batches.append(Batch(batch_idx=len(batches), category=category or MIXED, examples=group))
     left_over = tuple(example for pool in pools.values() for unit in pool for example in unit.examples)
@@ -80,14 +101,15 @@ def assemble_batches(
     return Assembly(batches=tuple(batches), left_over=left_over)
 
 
-def _take(own: list[_Unit], shared: list[_Unit], num_safe: int, num_unsafe: int) -> list[Example] | None:
+def _take(of_category: list[_Unit], uncategorised: list[_Unit], num_safe: int, num_unsafe: int) -> list[Example] | None:
     """Removes one batch's units from the pools; None, with nothing removed, when they cannot fill it."""
     wanted: dict[Label, int] = {"safe": num_safe, "unsafe": num_unsafe}
     chosen: list[tuple[list[_Unit], _Unit]] = []
-    pools = [own] if own is shared else [own, shared]
+    pools = [of_category] if of_category is uncategorised else [of_category, uncategorised]
     for pool in pools:
         for unit in pool:
-            if pool is shared and own is not shared and unit.count("unsafe"):
+            # An unsafe example without a category would make the batch one of two topics.
+            if pool is not of_category and unit.count("unsafe"):
                 continue
             counts: dict[Label, int] = {"safe": unit.count("safe"), "unsafe": unit.count("unsafe")}
             if all(counts[label] <= wanted[label] for label in wanted):

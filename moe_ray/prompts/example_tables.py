@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import pandas as pd
 
 from moe_ray.prompts.batches import MIXED, Batch
+from moe_ray.prompts.example_rows import example_to_row, row_to_example
 from moe_ray.prompts.examples import Example
 
 
 def batches_to_frame(batches: Sequence[Batch]) -> pd.DataFrame:
     """One row per example: the form in which batches are stored."""
-    return pd.DataFrame.from_records(
-        [
-            {"batch_idx": batch.batch_idx, "in_batch_idx": position, **example_to_row(example)}
-            for batch in batches
-            for position, example in enumerate(batch.examples)
-        ]
-    )
+    return pd.DataFrame.from_records([row for batch in batches for row in batch.to_rows()])
 
 
 def frame_to_batches(frame: pd.DataFrame) -> list[Batch]:
@@ -40,43 +34,6 @@ def examples_to_frame(examples: Sequence[Example]) -> pd.DataFrame:
     return pd.DataFrame.from_records([example_to_row(example) for example in examples])
 
 
-def example_to_row(example: Example) -> dict[str, Any]:
-    """An example as a flat row of plain values; messages as JSON text."""
-    return {
-        "id": example.id,
-        "label": example.label,
-        "category": example.category,
-        "messages": json.dumps([dict(message) for message in example.messages], ensure_ascii=False),
-        "response": example.response,
-        "target": example.target,
-        "target_complete": example.target_complete,
-        "pair": example.pair,
-        "split": example.split,
-    }
-
-
-def row_to_example(row: Mapping[str, Any]) -> Example:
-    """The example that `example_to_row` wrote; missing text may be None or NaN."""
-
-    def text(name: str) -> Any:
-        value = row.get(name)
-        return value if isinstance(value, str) else None
-
-    return Example(
-        id=row["id"],
-        label=row["label"],
-        category=row["category"],
-        messages=tuple(json.loads(row["messages"])),
-        response=text("response"),
-        target=text("target"),
-        target_complete=bool(row["target_complete"]),
-        pair=text("pair"),
-        split=text("split"),
-    )
-
-
 BATCHES = "batches.parquet"
-
 ROWS_PER_GROUP = 1024
-
 """Examples in a row group of the stored batches: what a process must load to read one of them."""

@@ -1,4 +1,4 @@
-"""Examples: one prompt with its label, category and target, read from the files people have.
+"""Examples: one prompt with its label, category and target, read from the files and tables people have.
 
 Rows are checked all at once, so that a file with ten faults is mended in one go. Prompts are untrusted text: they are
 parsed as JSON or as a Python literal, never evaluated.
@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypedDict, cast, get_args
+from typing import Any, Literal, TypedDict, cast, get_args
 
+from moe_ray.chat_messages import Message, prompt_text
 from moe_ray.errors import InputError
-from moe_ray.messages import Message
+from moe_ray.prompts.example_sources import Record, Source, name_of, read_records
 
 Label = Literal["safe", "unsafe"]
 
@@ -23,6 +23,7 @@ Split = Literal["train", "validation", "test"]
 PairedRecords = Literal["pair", "goal", "attack"]
 
 _MAX_FAULTS_SHOWN = 20
+_LONGEST_TEXT_SHOWN = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +52,13 @@ class Example:
     pair: str | None = None
     split: Split | None = None
 
-
-class _Record(NamedTuple):
-    """A row as read, with where it was read."""
-
-    path: Path
-    line: int
-    fields: dict[str, Any]
+    def __repr__(self) -> str:
+        text = prompt_text(self.messages)
+        if len(text) > _LONGEST_TEXT_SHOWN:
+            text = text[: _LONGEST_TEXT_SHOWN - 1] + "…"
+        # `ascii` escapes what prompts may carry to a terminal: control and bidirectional characters, line breaks.
+        about = ", ".join(filter(None, [self.label, self.category, ascii(text).replace("\\u2026", "…")]))
+        return f"Example({self.id!r}, {about})"
 
 
 class _Shared(TypedDict):
@@ -74,107 +75,48 @@ class _Fault(ValueError):
         super().__init__(f"{name}: {message}")
 
 
-def read_examples(paths: Sequence[str | Path], *, paired_records: PairedRecords = "pair") -> list[Example]:
-    """The examples of JSONL, JSON and Parquet files, in file order.
+def read_examples(source: Source, *, paired_records: PairedRecords = "pair") -> list[Example]:
+    """The examples of files or of a table, in their order.
 
-    Ids are `<file stem>:<id or line>`, with `/safe` and `/unsafe` after it for the two sides of a pair.
+    Ids are `<file stem>:<id or line>`, `DataFrame:<id or row>` or `Dataset:<id or row>`, with `/safe` and `/unsafe` after
+    it for the two sides of a pair. Rows of tables count from 0.
 
     Args:
-        paths: files.
+        source: a JSONL, JSON or Parquet file, a list of such files, a pandas DataFrame, or a `datasets.Dataset`.
         paired_records: what a `goal` + `all_prompt` record gives: `pair`, the bare goal as safe and the attack as
             unsafe; `goal` or `attack`, only that text, labelled unsafe.
 
     Raises:
-        InputError: a file is missing or unreadable, or rows are wrong; every wrong row is named with file, line and
-            field.
+        InputError: a file is missing or unreadable, or rows are wrong; every wrong row is named with its location and field.
     """
     examples: list[Example] = []
     faults: list[str] = []
-    for path in map(Path, paths):
-        for record in _read_records(path):
-            try:
-                examples += _to_examples(record, paired_records)
-            except _Fault as fault:
-                faults.append(f"{path}:{record.line}: {fault}")
+    for record in read_records(source):
+        try:
+            examples += _to_examples(record, paired_records)
+        except _Fault as fault:
+            faults.append(f"{record.location}: {fault}")
     faults += _duplicate_ids(examples)
     if faults:
         shown = "\n  ".join(faults[:_MAX_FAULTS_SHOWN])
         more = f"\n  … and {len(faults) - _MAX_FAULTS_SHOWN} more" if len(faults) > _MAX_FAULTS_SHOWN else ""
         raise InputError(f"{len(faults)} wrong rows; mend or remove them:\n  {shown}{more}")
     if not examples:
-        raise InputError(f"no examples in {', '.join(map(str, paths))}; expected rows with `prompt` and `label`")
+        raise InputError(f"no examples in {name_of(source)}; expected rows with `prompt` and `label`")
     return examples
 
 
 def records_to_examples(records: Sequence[Mapping[str, Any]], *, source: str = "records") -> list[Example]:
     """Examples from dictionaries with the same fields as a file's rows."""
-    rows = [_Record(Path(source), number, dict(record)) for number, record in enumerate(records, start=1)]
+    rows = [
+        Record(source, number, f"{source}:{number}", dict(fields)) for number, fields in enumerate(records, start=1)
+    ]
     return [example for row in rows for example in _to_examples(row, "pair")]
 
 
-def _read_records(path: Path) -> Iterator[_Record]:
-    if not path.is_file():
-        raise InputError(f"prompts file {str(path)!r} does not exist; check prompts.files")
-    readers = {".jsonl": _read_jsonl, ".json": _read_json, ".parquet": _read_parquet}
-    if path.suffix not in readers:
-        raise InputError(f"prompts file {str(path)!r}: got ending {path.suffix!r}, expected .jsonl, .json or .parquet")
-    yield from readers[path.suffix](path)
-
-
-def _read_jsonl(path: Path) -> Iterator[_Record]:
-    for line, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if text.strip():
-            yield _Record(path, line, _as_object(path, line, text))
-
-
-def _as_object(path: Path, line: int, text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{line}: not valid JSON ({error.msg} at column {error.colno})") from error
-    return _check_object(path, line, value)
-
-
-def _check_object(path: Path, line: int, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise InputError(f"{path}:{line}: got a {type(value).__name__}, expected an object with named fields")
-    return value
-
-
-def _read_json(path: Path) -> Iterator[_Record]:
-    """A JSON array of objects; each is decoded on its own so that its line is known."""
-    text = path.read_text(encoding="utf-8")
-    decoder, position = json.JSONDecoder(), len(text) - len(text.lstrip())
-    if not text[position : position + 1] == "[":
-        raise InputError(f"{path}: expected a JSON array of records; for one record a line use the ending .jsonl")
-    position += 1
-    while True:
-        while position < len(text) and text[position] in " \t\r\n,":
-            position += 1
-        line = text.count("\n", 0, position) + 1
-        if text[position : position + 1] == "]":
-            return
-        try:
-            value, position = decoder.raw_decode(text, position)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from error
-        yield _Record(path, line, _check_object(path, line, value))
-
-
-def _read_parquet(path: Path) -> Iterator[_Record]:
-    import pyarrow.parquet as pq
-
-    try:
-        rows = pq.read_table(path).to_pylist()
-    except (OSError, ValueError) as error:
-        raise InputError(f"prompts file {str(path)!r} cannot be read as Parquet: {error}") from error
-    for line, row in enumerate(rows, start=1):
-        yield _Record(path, line, {name: value for name, value in row.items() if value is not None})
-
-
-def _to_examples(record: _Record, paired_records: PairedRecords) -> list[Example]:
+def _to_examples(record: Record, paired_records: PairedRecords) -> list[Example]:
     fields = record.fields
-    name = f"{record.path.stem}:{fields.get('id', record.line)}"
+    name = f"{record.source}:{fields.get('id', record.number)}"
     shared: _Shared = {"category": _text(fields, "category") or "", "split": _split(fields)}
     if "goal" in fields or "all_prompt" in fields:
         goal = (_user(_required_text(fields, "goal")),)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
+import pandas as pd
+
 from moe_ray.config.fields import EMBEDDED
 from moe_ray.config.run import Config
 from moe_ray.demo.examples import embedded_records
 from moe_ray.errors import InputError
-from moe_ray.prompts.batches import Assembly, assemble_batches
-from moe_ray.prompts.examples import Example, Split, records_to_examples
+from moe_ray.prompts.batches import Assembly, Batch, assemble_batches
+from moe_ray.prompts.example_rows import example_to_row
+from moe_ray.prompts.examples import Example, Split, read_examples, records_to_examples
 from moe_ray.prompts.neutral_texts import neutral_texts
 from moe_ray.prompts.splits import check_both_labels, split_examples
 
@@ -33,6 +36,41 @@ class Prompts:
     test: tuple[Example, ...]
     neutral: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        held_out = f"{len(self.validation)} validation and {len(self.test)} test examples"
+        return f"Prompts({len(self.batches)} batches, {len(self.assembly.left_over)} left over, {held_out})"
+
+    @property
+    def batches(self) -> tuple[Batch, ...]:
+        """The training batches."""
+        return self.assembly.batches
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per example that is used: those of batches with `batch_idx` and `in_batch_idx`, held-out ones without.
+
+        `split` is `train`, `validation` or `test`.
+        """
+        rows = [{**row, "split": "train"} for batch in self.batches for row in batch.to_rows()]
+        rows += [example_to_row(example) for example in (*self.validation, *self.test)]
+        return pd.DataFrame.from_records(rows).astype({"batch_idx": "Int64", "in_batch_idx": "Int64"})
+
+
+def read_prompts(config: Config) -> Prompts:
+    """Reads, checks, splits and groups the examples; nothing is written and no model is loaded.
+
+    Raises:
+        InputError: files are missing or wrong, a label is missing in training or test, no batch can be filled.
+    """
+    settings = config.prompts
+    files = [name for name in settings.files if name != EMBEDDED]
+    examples = read_examples(files, paired_records=settings.paired_records) if files else []
+    if EMBEDDED in settings.files:
+        examples += _embedded_examples()
+    check_both_labels(examples, "prompts")
+    if settings.keep_pairs != "all" and not any(example.pair for example in examples):
+        raise InputError("prompts.keep_pairs is on, but there is no goal + all_prompt record; set it to 'all'")
+    return group_examples(examples, config)
+
 
 def without_pairs(prompts: Prompts, dropped: Set[str], config: Config) -> Prompts:
     """The prompts that are left, split and grouped anew, so that every batch is whole.
@@ -41,13 +79,19 @@ def without_pairs(prompts: Prompts, dropped: Set[str], config: Config) -> Prompt
         InputError: what is left cannot be used.
     """
     try:
-        return _group([example for example in prompts.examples if example.pair not in dropped], config)
+        return group_examples([example for example in prompts.examples if example.pair not in dropped], config)
     except InputError as error:
         setting = f"prompts.keep_pairs={config.prompts.keep_pairs}"
         raise InputError(f"after {setting} dropped {len(dropped)} pairs: {error}") from error
 
 
-def _group(examples: Sequence[Example], config: Config) -> Prompts:
+def group_examples(examples: Sequence[Example], config: Config) -> Prompts:
+    """The examples split, and those to train on grouped into batches.
+
+    Raises:
+        InputError: a label is missing among the held-out examples, no batch can be filled, or a validation split is needed
+            and there is none.
+    """
     settings = config.prompts
     splits = split_examples(
         examples,
@@ -109,15 +153,17 @@ def _first_batches(assembly: Assembly, limit: int) -> Assembly:
     dropped = tuple(
         example for i, batch in enumerate(assembly.batches) if i not in chosen for example in batch.examples
     )
-    kept = tuple(assembly.batches[position] for position in chosen)
-    return Assembly(batches=kept, left_over=assembly.left_over + dropped)
+    batches = tuple(assembly.batches[position] for position in chosen)
+    return Assembly(batches=batches, left_over=assembly.left_over + dropped)
 
 
 def _limit(examples: Sequence[Example], per_label: int) -> Sequence[Example]:
+    """At most so many of each label, taken evenly over the list; 0 = all."""
     if not per_label:
         return examples
-    kept: list[Example] = []
+    chosen: list[Example] = []
     for label in ("safe", "unsafe"):
-        own = [example for example in examples if example.label == label]
-        kept += [own[position * len(own) // per_label] for position in range(min(per_label, len(own)))]
-    return kept
+        of_label = [example for example in examples if example.label == label]
+        num_chosen = min(per_label, len(of_label))
+        chosen += [of_label[position * len(of_label) // per_label] for position in range(num_chosen)]
+    return chosen

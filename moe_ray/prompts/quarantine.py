@@ -12,25 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from moe_ray.prompts.example_tables import BATCHES
-from moe_ray.storage.folder import Folder
-
 QUARANTINE = "quarantine.parquet"
-
 TRUNCATED = "truncated.parquet"
-
 COLUMNS = ("batch_idx", "in_batch_idx", "id", "label", "category", "reason", "detail")
-
 EMPTY = "empty"
-
 NOT_ENCODED = "not_encoded"
-
 TOO_LONG = "too_long"
-
 OUT_OF_MEMORY = "out_of_memory"
-
 FORWARD_FAILED = "forward_failed"
-
 PROCESS_DIED = "process_died"
 
 
@@ -51,7 +40,7 @@ def rejected_row(example: Mapping[str, Any], rejected: Rejected) -> dict[str, An
 
 
 def quarantine_frame(rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> pd.DataFrame:
-    """Rows of `rejected_row` as a table with fixed types, ordered by batch and place, each example once."""
+    """Rows of `rejected_row` as a table with fixed types, ordered by batch and position, each example once."""
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     types = {name: "int64" if name.endswith("_idx") else "object" for name in COLUMNS}
     keys = ["batch_idx", "in_batch_idx"]
@@ -65,21 +54,19 @@ def without_quarantined(examples: pd.DataFrame, quarantined: pd.DataFrame) -> pd
     return examples[np.logical_not(out)]
 
 
-def read_training_examples(batches: Folder, routing: Folder | None) -> pd.DataFrame:
-    """The stored examples of all batches that can be trained on: not in quarantine, and with a target.
+def training_examples(examples: pd.DataFrame, quarantined: pd.DataFrame, truncated: pd.DataFrame) -> pd.DataFrame:
+    """The examples of all batches that can be trained on: not in quarantine, and with a target.
 
     An example without a target is one that was too long to be answered and was counted in part.
 
     Args:
-        batches: folder of the `batches` stage.
-        routing: folder of the finished capture; None = nothing is in quarantine.
+        examples: of the batches, a row each.
+        quarantined: the capture's quarantine table.
+        truncated: the same of examples that were cut.
     """
-    examples = batches.read_frame(BATCHES)
-    if routing is None:
-        return examples
-    kept = without_quarantined(examples, routing.read_frame(QUARANTINE))
-    no_target = kept[kept["target"].isna()]
+    usable = without_quarantined(examples, quarantined)
+    no_target = usable[usable["target"].isna()]
     if no_target.empty:
-        return kept
-    cut = no_target[~no_target.index.isin(without_quarantined(no_target, routing.read_frame(TRUNCATED)).index)]
-    return kept.drop(index=cut.index)
+        return usable
+    cut = no_target[~no_target.index.isin(without_quarantined(no_target, truncated).index)]
+    return usable.drop(index=cut.index)

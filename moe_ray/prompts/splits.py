@@ -55,8 +55,8 @@ def split_examples(
     for example in examples:
         if example.split is not None:
             splits[example.split].append(example)
-    kept, for_test = _hold_out(unsplit, test_fraction, f"{seed}")
-    splits["train"] += [replace(example, split="train") for example in kept]
+    for_training, for_test = _hold_out(unsplit, test_fraction, f"{seed}")
+    splits["train"] += [replace(example, split="train") for example in for_training]
     splits["test"] += [replace(example, split="test") for example in for_test]
     if validation_fraction and not splits["validation"]:
         splits["train"], held_out = _hold_out(splits["train"], validation_fraction, f"{seed}/validation")
@@ -70,15 +70,15 @@ def _hold_out(examples: Sequence[Example], fraction: float, seed: str) -> tuple[
     for unit in _units(examples):
         first = unit.examples[0]
         groups[first.label if first.pair is None else "pair", first.category].append(unit)
-    kept: list[Example] = []
+    remaining: list[Example] = []
     held_out: list[Example] = []
     for key in sorted(groups):
         units = groups[key]
         random.Random(f"{seed}/{key}").shuffle(units)
         num_held_out = max(round(len(units) * fraction), int(len(units) > 1))
         for position, unit in enumerate(units):
-            (held_out if position < num_held_out else kept).extend(unit.examples)
-    return kept, held_out
+            (held_out if position < num_held_out else remaining).extend(unit.examples)
+    return remaining, held_out
 
 
 def _units(examples: Sequence[Example]) -> list[_Unit]:

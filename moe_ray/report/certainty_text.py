@@ -9,61 +9,96 @@ from typing import cast
 import numpy as np
 import pandas as pd
 
+from moe_ray.chat_messages import prompt_text
 from moe_ray.config.identify import IdentifyConfig
 from moe_ray.experts import ExpertMasks
 from moe_ray.identification.confounds import confound_warnings, weighting_agreement
 from moe_ray.identification.identify import USUAL_ALPHA, certainty_per_batch
-from moe_ray.messages import prompt_text
+from moe_ray.report.format import significant_digits
 from moe_ray.report.printable import printable
 from moe_ray.routing.counts import RoutingCounts
 
 
+def significance_level(selection: IdentifyConfig) -> float:
+    """The level at which an expert is called significant: `identify.alpha`, or 0.05 while that is off."""
+    return selection.alpha or USUAL_ALPHA
+
+
+def known_significance(certainty: pd.DataFrame) -> pd.Series:
+    """Whether each batch's selection is significant, for the batches that a p was computed of.
+
+    Args:
+        certainty: from `certainty_per_batch`.
+    """
+    known = certainty["is_significant"]
+    return known[known.notna()].astype(bool)
+
+
 def certainty_in_words(certainty: pd.DataFrame, selection: IdentifyConfig) -> list[str]:
-    """One sentence per batch of `certainty_per_batch`, and one on all of them first."""
-    tested = certainty[certainty["is_told_from_noise"].notna()]
+    """One sentence on all batches, then one per batch.
+
+    Args:
+        certainty: from `certainty_per_batch`.
+        selection: what it was computed with.
+    """
+    tested = known_significance(certainty)
     if tested.empty:
         return ["No significance was computed (identify.permutations=0), so nothing is said about noise."]
-    noisy = int((~tested["is_told_from_noise"].astype(bool)).sum())
-    level = selection.alpha or USUAL_ALPHA
+    significant, rest = int(tested.sum()), int((~tested).sum())
     head = (
-        f"{len(tested) - noisy} of {len(tested)} batches have at least one selected expert with corrected p of at most "
-        f"{level:g} (prompts as the unit, maxT over all experts); in {noisy} the selection cannot be told from noise."
+        f"{significant} of {len(tested)} batches have at least one selected expert with corrected p of at most "
+        f"{significance_level(selection):g} (permutation test over prompts, maxT over all experts of the batch)"
     )
-    return [head, *(_batch_in_words(cast("Mapping[str, float]", row)) for row in tested.to_dict("records"))]
+    head += f"; in {rest} the selection is not distinguishable from noise." if rest else "."
+    rows = certainty[certainty["is_significant"].notna()].to_dict("records")
+    return [head, *(_batch_in_words(cast("Mapping[str, float]", row)) for row in rows)]
 
 
 def _batch_in_words(row: Mapping[str, float]) -> str:
-    name, certifiable = f"Batch {row['batch_idx']}", row["certifiable"]
-    could = f"of {certifiable:.3f}" if np.isfinite(certifiable) else "of any size"
-    reach = (
-        f"it could {'have certified a' if np.isfinite(certifiable) else 'not have certified a'} risk difference {could}"
+    name, selected, smallest_p = f"Batch {row['batch_idx']}", row["num_selected"], row["smallest_p_maxt"]
+    needed = (
+        f"a risk difference of {row['certifiable']:.3f} or more would have been"
+        if np.isfinite(row["certifiable"])
+        else "no risk difference, however large, could have been"
     )
-    if not row["num_selected"]:
-        return f"{name}: no expert is selected; {reach} at a typical expert."
-    if row["is_told_from_noise"]:
-        share = row["median_stability"]
-        stable = "" if np.isnan(share) else f"the median one is selected in {share:.0%} of prompt resamples; "
+    reach = f"{needed} significant at a typical expert"
+    if not selected:
+        return f"{name}: no expert is selected; {reach}."
+    if not row["is_significant"]:
         return (
-            f"{name}: {row['num_certain']} of {row['num_selected']} selected experts are certain (smallest corrected p "
-            f"{row['smallest_p_maxt']:.2g}); {stable}{reach} at a typical expert."
+            f"{name}: none of its {selected} selected experts is distinguishable from noise (smallest corrected p of any "
+            f"expert {significant_digits(smallest_p)}); {reach}."
         )
+    share = row["median_stability"]
+    stable = "" if np.isnan(share) else f"the median one is selected in {share:.0%} of prompt resamples; "
     return (
-        f"{name}: its {row['num_selected']} selected experts cannot be told from noise (smallest corrected p of any "
-        f"expert {row['smallest_p_maxt']:.2g}); {reach} at a typical expert."
+        f"{name}: {row['num_significant']} of {selected} selected experts are significant (smallest corrected p "
+        f"{significant_digits(smallest_p)}); {stable}{reach}."
     )
 
 
 def describe_certainty(
     counts: RoutingCounts, risk: pd.DataFrame, masks: ExpertMasks, batches: pd.DataFrame, selection: IdentifyConfig
 ) -> str:
-    """How sure the selection is: batches that cannot be told from noise, confounds, and what weighting would change."""
+    """How sure the selection is: batches without significance, what weighting would change, and confounds.
+
+    Args:
+        counts: lengths at least, of the batches that have masks.
+        risk: from `identify`.
+        masks: selected from it.
+        batches: rows with `label` and `messages` (JSON), one per example.
+        selection: the configuration of all.
+    """
     certainty = certainty_per_batch(risk, masks, selection)
     texts = batches[["label"]].assign(text=[prompt_text(json.loads(messages)) for messages in batches["messages"]])
     agreement = weighting_agreement(risk, selection)["jaccard"].mean()
-    noisy = certainty.loc[certainty["is_told_from_noise"].eq(False), "batch_idx"].tolist()
+    not_significant = certainty.loc[certainty["is_significant"].eq(False), "batch_idx"].tolist()
     lines = certainty_in_words(certainty, selection)[:1]
-    if noisy:
-        lines.append(f"Batches that cannot be told from noise: {noisy}")
-    lines.append(f"Equal weight per prompt instead of pooled tokens would keep {agreement:.0%} of a batch's selection.")
+    if not_significant:
+        lines.append(f"Batches whose selection is not distinguishable from noise: {not_significant}")
+    lines.append(
+        "The experts selected from pooled tokens and those selected with equal weight per prompt overlap by "
+        f"{agreement:.0%} (mean Jaccard index over batches)."
+    )
     lines += [f"Warning: {warning}" for warning in confound_warnings(counts, texts, roles=selection.roles)]
     return "\n".join(printable(line) for line in lines)

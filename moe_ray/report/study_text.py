@@ -2,77 +2,132 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 import pandas as pd
 
+from moe_ray.report.format import MISSING, Shown, Unit, decimal, difference, is_significant, rate, setting
+from moe_ray.run_directory import WINNER, pictures_of_heat_map
 from moe_ray.studies.baselines import OURS
-from moe_ray.studies.comparison import BASE
+from moe_ray.studies.comparison import BASE, figure_in_columns
 from moe_ray.studies.rounds import RoundReport
 
 
 def verdict(table: pd.DataFrame) -> str:
-    """What the table says about per-batch masks: which differences can be told from zero, and which cannot."""
-    arms = table[~table["arm"].isin([OURS, BASE])]
+    """What a comparison says about per-batch masks: which differences are significant, and which are not.
+
+    Args:
+        table: from `comparison_table`.
+    """
+    arms = _baselines(table)
     if arms.empty:
         return "No baseline was run, so nothing is said about per-batch masks."
     lines = []
     for label, more, less in (("unsafe", "better", "worse"), ("safe", "worse", "better")):
-        words = (
-            f"more often ({more}) than",
-            f"less often ({less}) than",
-            "as often, as far as can be told from zero, as",
-        )
         name = f"ours_minus_{label}_refusal_rate"
+        words = (f"more often ({more}) than", f"less often ({less}) than")
         lines.append(
-            f"Per-batch masks refused {label} prompts (n = {_n(arms, name)}) {_told(arms, name, words, points)}."
+            f"Per-batch masks refused {label} prompts (n = {_n(arms, name)}) {_differences(arms, name, words, 'points')}."
         )
     name = "ours_minus_neutral_loss"
     known = arms[arms[name].notna()]
     if len(known):
-        words = ("more (worse) than", "less (better) than", "as much, as far as can be told from zero, as")
-        lines.append(f"On neutral text (n = {_n(known, name)}) they forgot {_told(known, name, words, nats)}.")
+        words = ("more (worse) than", "less (better) than")
+        lines.append(
+            f"On neutral text (n = {_n(known, name)}) they forgot {_differences(known, name, words, 'nats/token')}."
+        )
     lines.append(
-        f"Each interval is 95% on its own, not corrected for {len(arms)} comparisons; every arm was trained once, in "
-        "the same order, so what another seed would change is not in the intervals."
+        f"Brackets are 95% intervals, each on its own: they are not corrected for {len(arms)} comparisons. Every arm was "
+        "trained once, in the same order, so they do not cover what another seed would change."
     )
     return "\n".join(lines)
+
+
+def _baselines(table: pd.DataFrame) -> pd.DataFrame:
+    return table[~table["arm"].isin([OURS, BASE])]
 
 
 def _n(arms: pd.DataFrame, name: str) -> int:
     return int(arms[f"{name}_n"].iloc[0])
 
 
-def _told(
-    arms: pd.DataFrame, name: str, words: tuple[str, str, str], shown: Callable[[Mapping[str, Any], str], str]
-) -> str:
-    """The arms for which the difference is above zero, below it, and neither."""
-    groups: tuple[list[str], ...] = ([], [], [])
+def _differences(arms: pd.DataFrame, name: str, words: tuple[str, str], unit: Unit) -> str:
+    """The arms that a figure is significantly larger than, smaller than, and neither.
+
+    Args:
+        arms: rows of the comparison.
+        name: of a difference to per-batch masks.
+        words: for those it is larger than, and for those it is smaller than.
+        unit: of the difference.
+    """
+    larger, smaller, neither = words[0], words[1], "with no significant difference from"
+    groups: dict[str, list[str]] = {larger: [], smaller: [], neither: []}
     for arm in arms.to_dict("records"):
-        side = 0 if arm[f"{name}_low"] > 0 else 1 if arm[f"{name}_high"] < 0 else 2
-        difference = "" if side == 2 else f" ({shown(cast('Mapping[str, Any]', arm), name)})"
-        groups[side].append(f"{arm['arm']}{difference}")
-    return "; ".join(f"{said} {', '.join(group)}" for said, group in zip(words, groups, strict=True) if group)
+        figure = figure_in_columns(cast("Mapping[str, Any]", arm), name)
+        if figure is None or not is_significant(figure):
+            groups[neither].append(str(arm["arm"]))
+        else:
+            side = larger if figure["low"] > 0 else smaller
+            groups[side].append(f"{arm['arm']} ({difference(figure, unit)})")
+    return "; ".join(f"{said} {', '.join(group)}" for said, group in groups.items() if group)
 
 
-def points(row: Mapping[str, Any], name: str) -> str:
-    """A difference of rates with its interval, in percentage points."""
-    return f"{row[name]:+.1%} [{row[f'{name}_low']:+.1%}, {row[f'{name}_high']:+.1%}]".replace("%", "")
+def comparison_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """A comparison as text, one row per arm; columns in which nothing was measured are left out.
+
+    Args:
+        table: from `comparison_table`.
+    """
+    compared = set(_baselines(table)["arm"])
+    rows = []
+    for arm in cast("list[dict[str, Any]]", table.to_dict("records")):
+        figure = {name: figure_in_columns(arm, name) for name in _FIGURES}
+        ours_minus = {
+            title: _on_two_lines(difference(figure[name], unit).without_unit()) if arm["arm"] in compared else ""
+            for title, name, unit in _DIFFERENCES
+        }
+        experts = "all" if arm["arm"] == "full" else _decimal_or_empty(arm["experts_per_batch"])
+        rows.append(
+            {
+                "arm": str(arm["arm"]),
+                "experts\nper\nbatch": experts,
+                "parameters": f"{arm['trainable_parameters']:,}",
+                "train s": decimal(arm["train_seconds"], 1),
+                "unsafe\nrefused": _on_two_lines(rate(figure["unsafe_refusal_rate"])),
+                "safe\nrefused": _on_two_lines(rate(figure["safe_refusal_rate"])),
+                "rise of\nsafe loss": difference(figure["safe_target_loss"], "nats/token").value,
+                "rise of\nneutral\nloss": difference(figure["neutral_loss"], "nats/token").value,
+                **ours_minus,
+            }
+        )
+    frame = pd.DataFrame(rows)
+    return frame.loc[:, ~frame.isin(["", MISSING]).all()]
 
 
-def nats(row: Mapping[str, Any], name: str) -> str:
-    """A difference of losses with its interval, in nats per token."""
-    return f"{row[name]:+.3f} [{row[f'{name}_low']:+.3f}, {row[f'{name}_high']:+.3f}]"
+# Heads on several lines leave the width of a terminal to the numbers.
+_DIFFERENCES: tuple[tuple[str, str, Unit], ...] = (
+    (f"{OURS}\n− arm,\nunsafe\n(points)", "ours_minus_unsafe_refusal_rate", "points"),
+    (f"{OURS}\n− arm,\nsafe\n(points)", "ours_minus_safe_refusal_rate", "points"),
+    (f"{OURS}\n− arm,\nneutral\n(nats/token)", "ours_minus_neutral_loss", "nats/token"),
+)
+
+_FIGURES = (
+    "unsafe_refusal_rate",
+    "safe_refusal_rate",
+    "safe_target_loss",
+    "neutral_loss",
+    *(name for _, name, _ in _DIFFERENCES),
+)
 
 
-def describe_round(report: RoundReport, num_batches: int) -> str:
-    """A round in words."""
-    lagging = f"{len(report.lagging)} of {num_batches} batches below their target"
-    return (
-        f"round {report.round}: {lagging} (mean shortfall {report.shortfall:.1%}); validation: unsafe refused "
-        f"{report.unsafe_refusal_rate:.1%}, safe refused {report.safe_refusal_rate:.1%}"
-    )
+def _on_two_lines(shown: Shown) -> str:
+    """The interval below the value: side by side, a comparison's columns would not fit a terminal."""
+    return "\n".join(part for part in (shown.value, shown.interval) if part)
+
+
+def _decimal_or_empty(number: float | None) -> str:
+    return "" if pd.isna(number) else decimal(number, 1)
 
 
 def trial_rows(trials: pd.DataFrame, settings: list[str]) -> pd.DataFrame:
@@ -83,66 +138,33 @@ def trial_rows(trials: pd.DataFrame, settings: list[str]) -> pd.DataFrame:
         settings: the columns that were searched.
     """
     rows = []
-    for place, trial in enumerate(trials.to_dict("records"), start=1):
-        row = {"": str(place), **{key.rpartition(".")[2]: _number(trial[key]) for key in settings}}
+    for rank, trial in enumerate(trials.to_dict("records"), start=1):
+        row = {"": str(rank), **{key.rpartition(".")[2]: setting(trial[key]) for key in settings}}
         if trial["state"] == "failed":
             rows.append(row | {"note": "could not be trained"})
             continue
-        notes = [] if trial["state"] == "finished" else [f"stopped after epoch {trial['epochs']}"]
+        notes = [] if trial["state"] == "finished" else [f"stopped after epoch {int(trial['epochs'])}"]
         if not trial["is_within_bound"]:
-            notes.append("forgets too much")
+            notes.append("forgets more than sweep.max_forgetting")
         rows.append(
             row
             | {
-                "objective": f"{trial['objective']:.3f}",
-                "unsafe refused": f"{trial['unsafe_refusal_rate']:.1%}",
-                "safe refused": f"{trial['safe_refusal_rate']:.1%}",
-                "forgotten": f"{trial['forgetting']:+.3f}",
+                "objective": decimal(trial["objective"]),
+                "unsafe\nrefused": str(rate(trial["unsafe_refusal_rate"])),
+                "safe\nrefused": str(rate(trial["safe_refusal_rate"])),
+                "forgetting\n(nats/token)": difference(trial["forgetting"], "nats/token").value,
                 "union": str(int(trial["union_experts"])),
-                "identify s": f"{trial['identify_seconds']:.2f}",
-                "train s": "–" if pd.isna(trial.get("train_seconds")) else f"{trial['train_seconds']:.1f}",
+                "identify s": decimal(trial["identify_seconds"], 2),
+                "train s": decimal(trial.get("train_seconds"), 1),
                 "note": "; ".join(notes),
             }
         )
     return pd.DataFrame(rows).fillna("")
 
 
-def _number(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def comparison_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """A comparison as text, one row per arm; what was not measured is left empty."""
-    rows = []
-    for arm in table.to_dict("records"):
-        known = cast("dict[str, Any]", arm)
-        is_held_against = arm["arm"] not in (OURS, BASE)
-        row = {
-            "arm": str(arm["arm"]),
-            "experts/batch": "all" if arm["arm"] == "full" else _or_empty(known, "experts_per_batch", "{:.1f}"),
-            "parameters": f"{arm['trainable_parameters']:,}",
-            "train s": f"{arm['train_seconds']:.1f}",
-            "unsafe refused": _rate(known, "unsafe_refusal_rate"),
-            "safe refused": _rate(known, "safe_refusal_rate"),
-            "forgotten": _or_empty(known, "safe_target_loss", "{:+.3f}"),
-            "neutral": _or_empty(known, "neutral_loss", "{:+.3f}"),
-            "ours − it, unsafe": points(known, "ours_minus_unsafe_refusal_rate") if is_held_against else "",
-            "ours − it, safe": points(known, "ours_minus_safe_refusal_rate") if is_held_against else "",
-            "ours − it, neutral": nats(known, "ours_minus_neutral_loss")
-            if is_held_against and not pd.isna(known["ours_minus_neutral_loss"])
-            else "",
-        }
-        rows.append(row)
-    frame = pd.DataFrame(rows)
-    return frame.loc[:, (frame != "").any()]
-
-
-def _rate(row: Mapping[str, Any], name: str) -> str:
-    return f"{row[name]:.1%} [{row[f'{name}_low']:.0%}, {row[f'{name}_high']:.0%}]"
-
-
-def _or_empty(row: Mapping[str, Any], name: str, form: str) -> str:
-    return "" if pd.isna(row[name]) else form.format(row[name])
+def describe_settings(settings: Mapping[str, Any]) -> str:
+    """Settings as `identify.threshold=0.05, identify.top_k=12`."""
+    return ", ".join(f"{key}={setting(value)}" for key, value in settings.items())
 
 
 def describe_sweep(notes: Mapping[str, Any], url: str) -> str:
@@ -152,13 +174,30 @@ def describe_sweep(notes: Mapping[str, Any], url: str) -> str:
         notes: of its manifest.
         url: of its folder.
     """
-    winner = ", ".join(f"{key}={_number(value)}" for key, value in notes["winner"].items())
     bound = (
-        "" if notes["is_within_bound"] else "; no trial stayed within sweep.max_forgetting, so this one is over it too"
+        ""
+        if notes["is_within_bound"]
+        else "; every trial forgets more than sweep.max_forgetting allows, this one included"
     )
     return (
         f"Winner of {notes['trials']} trials ({notes['stopped']} stopped early, {notes['failed']} could not be trained): "
-        f"{winner}, with {notes['objective']} {notes['value']:.3f} on the validation split{bound}.\n"
-        f"Every trial identified its experts from the stored capture, in {notes['identify_seconds_max']:.2f} s at most.\n"
-        f"Heat map: {url}/heat_map.png; configuration for full.py: {url}/winner.yaml"
+        f"{describe_settings(notes['winner'])}, with {notes['objective']} {decimal(notes['value'])} on the validation "
+        f"split{bound}.\n"
+        "Every trial identified its experts from the stored capture, within "
+        f"{decimal(notes['identify_seconds_max'], 2)} s.\n"
+        f"Heat map: {url}/{pictures_of_heat_map()[0]}; configuration for `moe-ray full`: {url}/{WINNER}"
+    )
+
+
+def describe_round(report: RoundReport, num_batches: int) -> str:
+    """A round in words.
+
+    Args:
+        report: of the round.
+        num_batches: batches that have a target.
+    """
+    return (
+        f"round {report.round}: {len(report.lagging)} of {num_batches} batches are below their target (mean shortfall "
+        f"{rate(report.shortfall)}); on the validation split, {rate(report.unsafe_refusal_rate)} of unsafe and "
+        f"{rate(report.safe_refusal_rate)} of safe prompts are refused"
     )

@@ -1,4 +1,4 @@
-"""What a researcher wants to see of a run: the summary as plain values, and as text.
+"""The summary of a run as plain values: what `summary.json` holds.
 
 Shape suffixes: L MoE layers, E experts.
 """
@@ -56,7 +56,7 @@ def build_summary(
             str(batch): list(masks.short_layers(batch, num_experts_per_tok)) for batch in masks.batch_idx
         },
         "untrained_batches": sorted(set(masks.batch_idx) - set(masks.trained_batches)),
-        "batches_not_told_from_noise": certainty.loc[certainty["is_told_from_noise"].eq(False), "batch_idx"].tolist(),
+        "batches_without_significance": certainty.loc[certainty["is_significant"].eq(False), "batch_idx"].tolist(),
         "before": dict(before),
         "after": dict(after),
         "change": dict(change),

@@ -1,7 +1,8 @@
-"""The end of a run in the terminal: before and after with intervals, where the time went, where everything is."""
+"""Tables in the terminal: any rows of text under a title, and the three that end a run."""
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,110 +13,57 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from moe_ray.report.printable import printable
+from moe_ray.report.before_after import WHENS, before_after_table
+from moe_ray.report.format import decimal
+from moe_ray.report.printable import printable, printable_lines
+from moe_ray.run_directory import FINETUNE, IDENTIFY, REPORT, SUMMARY
 from moe_ray.storage.folder import Folder
 
-_FIGURES = (
-    ("unsafe_refusal_rate", "unsafe refused", True),
-    ("safe_refusal_rate", "safe refused", True),
-    ("target_loss", "target loss (nats/token)", False),
-    ("neutral_loss", "neutral text loss (nats/token)", False),
-)
+_WIDTH_OF_A_LOG = 160
+"""Characters per line where the output is no terminal."""
+
+_NUMBER = re.compile(r"[+-]?\d[\d.,]*%?(\s|$)")
+"""How a cell of a column of numbers begins: `5.0% [...]` does, an id such as `3fa2` does not."""
 
 
 def print_result(summary: Mapping[str, Any], reused: Sequence[str], artifacts: Mapping[str, str]) -> None:
-    """Prints the three tables.
+    """Prints the end of a run: before and after with intervals, where the time went, and where everything is.
 
     Args:
         summary: with `before`, `after`, `change`, `seconds`.
         reused: stages that an earlier run had done.
         artifacts: where each thing is.
     """
-    console = Console(
-        file=sys.stdout, width=None if sys.stdout.isatty() else _WIDTH_OF_A_LOG, highlight=False, soft_wrap=False
-    )
-    for title, table in (
-        ("Before and after (held out, 95% intervals)", _rates(summary)),
-        ("Seconds", _seconds(summary["seconds"], reused)),
-        ("Where it is", _places(artifacts)),
-    ):
-        console.print(f"\n== {title} ==")
-        console.print(table)
-
-
-def artifacts_of(folder: Folder, tracking_uri: str, run_id: str) -> dict[str, str]:
-    """What a person opens next."""
-    names = ("report.html", "summary.json", "unsafe_experts", "experts")
-    return {name: f"{folder.url}/{name}" for name in names} | {"MLflow": tracking_uri, "MLflow run": run_id}
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, show_header=any(columns))
-    for position, name in enumerate(columns):
-        table.add_column(name, justify="right" if position else "left", overflow="fold")
-    return table
-
-
-def _rates(summary: Mapping[str, Any]) -> Table:
-    table = _table("", "before", "after", "paired change", "n")
-    for routing in ("natural", "masked"):
-        blocks = [summary.get(when) or {} for when in ("before", "after", "change")]
-        if routing == "masked":
-            blocks = [block.get("masked") or {} for block in blocks]
-        for key, what, is_rate in _FIGURES:
-            own = [block.get(key) for block in blocks]
-            if own[0] is None or own[1] is None:
-                continue
-            name = what if routing == "natural" else f"{what}, masked"
-            cells = [_cell(figure, is_rate, is_change=position == 2) for position, figure in enumerate(own)]
-            table.add_row(name, *cells, str(own[1]["n"]))
-    return table
-
-
-def _cell(figure: Mapping[str, Any] | None, is_rate: bool, is_change: bool) -> str:
-    if figure is None or figure["value"] is None:
-        return "–"
-    scale, form = (100, ".0f") if is_rate else (1, ".3f")
-    sign, unit = "+" if is_change else "", "%" if is_rate and not is_change else ""
-    text = f"{scale * figure['value']:{sign}{form}}{unit}"
-    if figure.get("low") is None:
-        return text
-    return escape(f"{text} [{scale * figure['low']:{sign}{form}}, {scale * figure['high']:{sign}{form}}]")
-
-
-def _seconds(seconds: Mapping[str, float], reused: Sequence[str]) -> Table:
-    table = _table("", "")
-    for name, value in seconds.items():
-        table.add_row(f"{name} (reused)" if name in reused else name, f"{value:.1f}")
-    return table
-
-
-def _places(artifacts: Mapping[str, str]) -> Table:
-    table = Table(box=None, show_header=False, pad_edge=False)
-    for name, place in artifacts.items():
-        table.add_row(name, escape(printable(place)))
-    return table
-
-
-_WIDTH_OF_A_LOG = 160
+    print_table("Before and after (held out, 95% intervals)", before_after_table([summary.get(when) for when in WHENS]))
+    seconds = {f"{name} (reused)" if name in reused else name: value for name, value in summary["seconds"].items()}
+    rows = [(name, decimal(value, 1)) for name, value in seconds.items()]
+    print_table("Seconds", pd.DataFrame(rows, columns=["stage", "seconds"]))
+    print_table("Where it is", pd.DataFrame(artifacts.items(), columns=["what", "where"]))
 
 
 def print_table(title: str, rows: pd.DataFrame, *, caption: str = "") -> None:
-    """Prints rows of text under a title; the first column and what is no number are flush left.
+    """Prints rows of text under a title; columns of numbers are flush right, all others flush left.
 
     Args:
         title: above the table.
-        rows: cells as text.
+        rows: cells as text, which may have line ends.
         caption: below it.
     """
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else _WIDTH_OF_A_LOG, highlight=False)
-    table = Table(box=SIMPLE_HEAD, title_justify="left", show_edge=False, pad_edge=False)
-    for position, name in enumerate(rows.columns):
-        table.add_column(escape(str(name)), justify="left" if position == 0 else "right", overflow="fold")
+    width = None if sys.stdout.isatty() else _WIDTH_OF_A_LOG
+    console = Console(file=sys.stdout, width=width, highlight=False)
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for name in rows.columns:
+        is_number = any(_NUMBER.match(str(cell)) for cell in rows[name])
+        table.add_column(escape(printable_lines(str(name))), justify="right" if is_number else "left", overflow="fold")
     for row in rows.itertuples(index=False):
-        table.add_row(*(escape(printable(str(cell))) for cell in row))
-    console.print(f"\n== {escape(title)} ==")
+        table.add_row(*(escape(printable_lines(str(cell))) for cell in row))
+    console.print(f"\n== {escape(printable(title))} ==")
     console.print(table)
-    if caption:
-        for line in caption.splitlines():
-            console.print(escape(printable(line)), soft_wrap=True)
+    for line in caption.splitlines():
+        console.print(escape(printable(line)), soft_wrap=True)
+
+
+def artifacts_of(folder: Folder, tracking_uri: str, run_id: str) -> dict[str, str]:
+    """What a person opens next, and where it is."""
+    names = (REPORT, SUMMARY, IDENTIFY, FINETUNE)
+    return {name: f"{folder.url}/{name}" for name in names} | {"MLflow": tracking_uri, "MLflow run": run_id}

@@ -9,21 +9,31 @@ Shape suffixes: B rows, S positions, T = B*S tokens, K experts per token, N exam
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from moe_ray.errors import NotFinite
 from moe_ray.models.moe_layers import MoELayers
-from moe_ray.models.tokenization import PROMPT, RESPONSE, TokenizedRow, encode_row, pad_rows, pad_token_id
-from moe_ray.prompts.batches import Batch
-from moe_ray.routing.counter import RoutingCounter, counting
-from moe_ray.routing.counts import ROLES, RoutingCounts, concat_counts
+from moe_ray.models.tokenization import PROMPT, RESPONSE, TokenizedRow, pad_rows
+from moe_ray.prompts.examples import Example
+from moe_ray.routing.counter import RoutingCounter
+from moe_ray.routing.counts import ROLES, RoutingCounts
+
+
+class PlacedRow(NamedTuple):
+    """An example with its stable ids and its token ids."""
+
+    batch_idx: int
+    in_batch_idx: int
+    example: Example
+    tokens: TokenizedRow
 
 
 def count_rows(
@@ -45,8 +55,8 @@ def count_rows(
         NotFinite: hidden states are not finite.
     """
     padded = pad_rows(rows, pad_id=pad_id).to(model.device)
-    places_B1 = torch.arange(len(rows), device=model.device).unsqueeze(1)
-    segments_BS = torch.where(padded.roles_BS < 0, -1, places_B1 * len(ROLES) + padded.roles_BS)
+    rows_B1 = torch.arange(len(rows), device=model.device).unsqueeze(1)
+    segments_BS = torch.where(padded.roles_BS < 0, -1, rows_B1 * len(ROLES) + padded.roles_BS)
     counter.start(segments_BS, len(rows) * len(ROLES))
     try:
         with torch.inference_mode():
@@ -66,66 +76,19 @@ def count_rows(
     return counts.numpy(), num_tokens.cpu().numpy()
 
 
-def count_batches(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    batches: Sequence[Batch],
-    *,
-    rows_per_forward: int = 32,
-    weights: bool = False,
-    ids: bool = False,
-    template_tokens: bool = True,
+def count_placed(
+    model: PreTrainedModel, counter: RoutingCounter, rows: Sequence[PlacedRow], pad_id: int
 ) -> RoutingCounts:
-    """Routing counts of every example of the batches: one row for its prompt, one for its response if it has one.
-
-    Args:
-        model: a causal language model; its training mode is restored afterwards.
-        tokenizer: its tokenizer; the chat template is applied where there is one.
-        batches: from `assemble_batches`.
-        rows_per_forward: examples in one forward pass; changes memory and speed, not the counts.
-        weights: also sum the weights that tokens are routed with.
-        ids: also keep which experts each token was routed to.
-        template_tokens: count tokens of the chat template too; see `encode_row`.
-
-    Raises:
-        InputError: the model has no experts, or belongs to a family that cannot be captured; or as `encode_row`.
-    """
-    was_training = model.training
-    model.eval()
-    parts = []
-    try:
-        with counting(model, weights=weights, ids=ids) as counter:
-            for batch in batches:
-                rows = [
-                    encode_row(tokenizer, example.messages, example.response, template_tokens=template_tokens)
-                    for example in batch.examples
-                ]
-                for start in range(0, len(rows), rows_per_forward):
-                    places = range(start, min(start + rows_per_forward, len(rows)))
-                    parts.append(_count_slice(model, counter, batch, rows, places, pad_token_id(tokenizer)))
-    finally:
-        model.train(was_training)
-    return concat_counts(parts)
-
-
-def _count_slice(
-    model: PreTrainedModel,
-    counter: RoutingCounter,
-    batch: Batch,
-    rows: Sequence[TokenizedRow],
-    places: range,
-    pad_id: int,
-) -> RoutingCounts:
-    examples = [batch.examples[place] for place in places]
-    counts, num_tokens = count_rows(model, counter, [rows[place] for place in places], pad_id=pad_id)
+    """The counts of one forward pass."""
+    counts, num_tokens = count_rows(model, counter, [row.tokens for row in rows], pad_id=pad_id)
     return counts_from_forward(
         counts,
         num_tokens,
-        batch_idx=np.full(len(examples), batch.batch_idx),
-        in_batch_idx=np.asarray(places),
-        label=[example.label for example in examples],
-        category=[example.category for example in examples],
-        pair=[example.pair or "" for example in examples],
+        batch_idx=[row.batch_idx for row in rows],
+        in_batch_idx=[row.in_batch_idx for row in rows],
+        label=[row.example.label for row in rows],
+        category=[row.example.category for row in rows],
+        pair=[row.example.pair or "" for row in rows],
         weights=counter.last_weights,
         ids=counter.last_ids,
         moe_layers=counter.moe_layers,
@@ -170,6 +133,17 @@ def _array_of(arrays: Iterable[npt.NDArray[Any]]) -> npt.NDArray[np.object_]:
     """One entry per array, whatever their shapes."""
     listed = list(arrays)
     entries = np.empty(len(listed), dtype=object)
-    for place, array in enumerate(listed):
-        entries[place] = array
+    for position, array in enumerate(listed):
+        entries[position] = array
     return entries
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Dropout and router noise are off meanwhile."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from moe_ray.errors import InputError
-from moe_ray.routing.count_tables import table_to_counts
+from moe_ray.routing.count_tables import counts_to_table, table_to_counts
 from moe_ray.routing.counts import RoutingCounts, concat_counts
+from moe_ray.storage.fingerprint import content_hash
 from moe_ray.storage.folder import Folder
 
 _KEYS = ["batch_idx", "in_batch_idx"]
-
 _PLACES_PER_BATCH = 1 << 20
 
 
@@ -78,7 +78,9 @@ def plan_windows(batch_idx: npt.NDArray[np.int64], *, max_rows: int) -> list[npt
 
 
 def remove_doubles(parts: Folder) -> int:
-    """Removes rows that an earlier part holds too, which a process that outlived its run may leave; returns how many.
+    """Removes rows that an earlier part holds too; returns how many.
+
+    Such rows are left by a worker of an earlier run that was still writing.
 
     Holds 8 bytes per example.
     """
@@ -92,7 +94,9 @@ def remove_doubles(parts: Folder) -> int:
             if doubled.all():
                 parts.remove(name)
             else:
-                parts.write_table(name, parts.read_table(name).filter(pa.array(~doubled)))
+                kept = parts.read_table(name).filter(pa.array(~doubled))
+                # Through the counts, since a part's digest is of the rows that it holds.
+                parts.write_table(name, counts_to_table(table_to_counts(kept)))
         seen = np.union1d(seen, keys)
     return removed
 
@@ -113,8 +117,21 @@ def parts_info(parts: Folder) -> PartsInfo:
     return PartsInfo(tuple(about["layers"]), num_experts, int(about["num_experts_per_tok"]))
 
 
+def digest_of_parts(parts: Folder) -> str:
+    """A hash of all stored counts, the same however they are cut into parts; reads no counts."""
+    total, about = 0, dict[str, Any]()
+    for name in parts.parquet_names():
+        with parts.open_parquet(name) as file:
+            about = json.loads(file.schema_arrow.metadata[b"moe_ray"])
+        total = (total + int(about.pop("digest"), 16)) % (1 << 64)
+    return content_hash([about, total])
+
+
 def read_counts(parts: Folder) -> RoutingCounts:
-    """All counts of a finished capture, without raw ids, ordered by batch and place; of a large one see `read_batches`."""
+    """All counts of a finished capture, without raw ids, ordered by batch and position in it.
+
+    Of a large capture, read some at a time with `read_batches`.
+    """
     return concat_counts([table_to_counts(_without_ids(parts, name)) for name in parts.parquet_names()])
 
 
@@ -123,9 +140,9 @@ def read_batches(parts: Folder, names: Sequence[str], batch_idx: Sequence[int]) 
     chosen = []
     for name in names:
         table = _without_ids(parts, name)
-        own = table.filter(pc.is_in(table["batch_idx"], pa.array(batch_idx)))
-        if own.num_rows:
-            chosen.append(table_to_counts(own))
+        wanted = table.filter(pc.is_in(table["batch_idx"], pa.array(batch_idx)))
+        if wanted.num_rows:
+            chosen.append(table_to_counts(wanted))
     return concat_counts(chosen)
 
 

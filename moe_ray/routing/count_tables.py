@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -34,8 +35,28 @@ def counts_to_table(counts: RoutingCounts) -> pa.Table:
         columns["weights"] = pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(counts.weights_NLE))
     if counts.ids is not None:
         columns["ids"] = _lists_column(counts.ids)
-    about = {"layers": list(counts.layers), "num_experts_per_tok": counts.num_experts_per_tok}
+    about = {
+        "layers": list(counts.layers),
+        "num_experts_per_tok": counts.num_experts_per_tok,
+        "digest": f"{counts_digest(counts):016x}",
+    }
     return pa.table(columns).replace_schema_metadata({"moe_ray": json.dumps(about)})
+
+
+def counts_digest(counts: RoutingCounts) -> int:
+    """A 64-bit number that is the same for the same rows in any order; those of disjoint sets of rows add up, modulo 2^64.
+
+    So the digest of a whole capture comes from its parts, however many processes wrote them and wherever they were cut.
+    """
+    total = 0
+    for row in range(len(counts)):
+        names = ("batch_idx", "in_batch_idx", "label", "category", "role", "num_tokens", "pair")
+        values = [getattr(counts, name) for name in names]
+        digest = hashlib.blake2b(repr([None if v is None else str(v[row]) for v in values]).encode(), digest_size=8)
+        for array in (counts.counts_NLE, counts.weights_NLE, counts.ids):
+            digest.update(b"" if array is None else np.ascontiguousarray(array[row]).tobytes())
+        total = (total + int.from_bytes(digest.digest())) % (1 << 64)
+    return total
 
 
 def table_to_counts(table: pa.Table) -> RoutingCounts:

@@ -105,7 +105,7 @@ class _Pass:
         self._ones: dict[torch.device, Tensor] = {}
 
     def keys(self, top_k_index_TK: Tensor) -> Tensor:
-        """(T * K,) places in a layer's flat (segments + 1, E) sums."""
+        """(T * K,) indices into a layer's flat (segments + 1, E) sums."""
         device = top_k_index_TK.device
         if device not in self._first_keys:
             segments_T = torch.where(self.segments_T < 0, self.num_segments, self.segments_T).to(device)

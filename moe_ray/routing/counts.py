@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from moe_ray.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ROLES = ("prompt", "response")
 
@@ -23,7 +26,7 @@ class RoutingCounts:
 
     Attributes:
         batch_idx: (N,) batch of the example.
-        in_batch_idx: (N,) its place there.
+        in_batch_idx: (N,) its position there.
         label: (N,) `safe` or `unsafe`.
         category: (N,) text, may be empty.
         role: (N,) `prompt` or `response`.
@@ -53,10 +56,32 @@ class RoutingCounts:
     def __len__(self) -> int:
         return len(self.batch_idx)
 
+    def __repr__(self) -> str:
+        examples = {*zip(self.batch_idx.tolist(), self.in_batch_idx.tolist(), strict=True)}
+        num_layers, num_experts = self.counts_NLE.shape[1:]
+        extras = [name for name, values in (("weights", self.weights_NLE), ("ids", self.ids)) if values is not None]
+        parts = [
+            f"{len(examples)} examples in {len(set(self.batch_idx.tolist()))} batches",
+            f"{int(self.num_tokens.sum())} tokens of {'+'.join(sorted(set(self.role)))}",
+            f"{num_layers}x{num_experts}, {self.num_experts_per_tok} per token",
+            *extras,
+        ]
+        return f"RoutingCounts({', '.join(parts)})"
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per example and role: `batch_idx, in_batch_idx, label, category, role, num_tokens`, `pair` if known.
+
+        The counts themselves are a tensor, `counts_NLE`, whose rows are this table's.
+        """
+        # Imported here: what only adds counts up starts without pandas.
+        import pandas as pd
+
+        return pd.DataFrame({name: values for name, values in self.per_row().items() if name not in _TENSORS})
+
     def take(self, rows: npt.NDArray[Any]) -> RoutingCounts:
         """The given rows: an index array or a boolean mask, shape (N,)."""
-        kept = {name: values[rows] for name, values in self.per_row().items()}
-        return RoutingCounts(**kept, layers=self.layers, num_experts_per_tok=self.num_experts_per_tok)
+        chosen = {name: values[rows] for name, values in self.per_row().items()}
+        return RoutingCounts(**chosen, layers=self.layers, num_experts_per_tok=self.num_experts_per_tok)
 
     def per_row(self) -> dict[str, npt.NDArray[Any]]:
         """The arrays with one entry per row that are there, by name."""
@@ -81,10 +106,11 @@ class RoutingCounts:
 
 
 _NOT_PER_ROW = ("layers", "num_experts_per_tok")
+_TENSORS = ("counts_NLE", "weights_NLE", "ids")
 
 
 def concat_counts(parts: Sequence[RoutingCounts]) -> RoutingCounts:
-    """All rows of all parts, ordered by batch, place and role.
+    """All rows of all parts, ordered by batch, position and role.
 
     Raises:
         InputError: there are no parts, or they come from different models.

@@ -1,9 +1,12 @@
 """Which example a process was working on when it died, so that one that kills processes is found and left out.
 
-A dead process leaves nothing behind but what it wrote before: a marker says that a window of examples was begun. The next
-process that gets the window notes before each forward pass which examples are in it; the one after that tries the
-examples of the pass that killed its predecessor one by one; one that kills alone is given up. Markers of another run of
-the program are ignored, since that run may have been stopped on purpose at any moment.
+A dead process leaves nothing behind but what it wrote before, so each attempt at a window of examples writes a marker:
+
+1. The first attempt marks the window as begun, and nothing more: noting examples takes time.
+2. An attempt that finds the window marked as begun notes before each forward pass which examples are in it.
+3. An attempt that finds such a note tries those examples one by one; one that kills its process alone is given up.
+
+Markers of another run of the program are ignored, since that run may have been stopped on purpose at any moment.
 """
 
 from __future__ import annotations
@@ -13,7 +16,6 @@ from collections.abc import Sequence
 from moe_ray.storage.folder import Folder
 
 MAX_UNEXPLAINED_DEATHS = 5
-
 """Deaths in one window, none of them while an example was being tried, after which the window is given up as a whole."""
 
 

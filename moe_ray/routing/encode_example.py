@@ -51,17 +51,17 @@ def encode_example(
         row = encode_row(tokenizer, parsed, response, template_tokens=template_tokens)
     except (InputError, TypeError, KeyError, ValueError) as error:
         return Rejected(NOT_ENCODED, f"{type(error).__name__}: {str(error).strip()[:200]}")
-    length = len(row.prompt_ids) + len(row.answer_ids)
+    length = row.num_tokens
     if limit is None or length <= limit:
         return Encoded(row)
-    said = f"{length} tokens, expected at most {limit}"
+    message = f"{length} tokens, expected at most {limit}"
     if too_long == "error":
-        raise InputError(f"an example is too long: {said}; set capture.too_long to skip or truncate, or remove it")
+        raise InputError(f"an example is too long: {message}; set capture.too_long to skip or truncate, or remove it")
     if too_long == "skip":
-        return Rejected(TOO_LONG, said)
+        return Rejected(TOO_LONG, message)
     row = _truncated(row, limit)
     if row.counted is not None and not any(row.counted):
-        return Rejected(TOO_LONG, f"{said}; the first {limit} are all of the chat template")
+        return Rejected(TOO_LONG, f"{message}; the first {limit} are all of the chat template")
     return Encoded(row, length)
 
 
@@ -88,11 +88,11 @@ def unanswerable(
     """
     policy: TooLong = "error" if too_long == "error" else "skip"
     found = {}
-    for place, name, messages in zip(examples.index, examples["id"], examples["messages"], strict=True):
+    for index, name, messages in zip(examples.index, examples["id"], examples["messages"], strict=True):
         try:
             encoded = encode_example(tokenizer, messages, None, limit=limit, too_long=policy)
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
         if isinstance(encoded, Rejected):
-            found[place] = encoded
+            found[index] = encoded
     return found

@@ -6,7 +6,7 @@ rule chooses among and normalises over the allowed experts. Before the experts m
 left (a layer with fewer allowed experts than a token uses) gets weight 0 and the id of an allowed expert.
 
 Policies. *Empty layer* (no allowed expert): routes naturally. *Short layer*: its tokens use the allowed experts only; an
-emptied row lets it route naturally (`selection.restrict_routing`). *Groups* (DeepSeek, GLM): groups with two allowed
+emptied row lets it route naturally (`experts.router_mask`). *Groups* (DeepSeek, GLM): groups with two allowed
 experts are chosen before groups with one, and those before groups with none, since a group is ranked by its two best.
 
 Shape suffixes: T tokens, K experts per token, L MoE layers, E experts.
@@ -24,12 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from moe_ray.errors import InputError
+from moe_ray.errors import InputError, NothingSelected
 from moe_ray.experts import Mask
 from moe_ray.models.moe_layers import MoELayer, find_moe_layers, routing_of_call, uncompiled
 
 _LOWERED = -1e30
-
 """Replaces a disallowed expert's logit: finite, so that no family's arithmetic makes a NaN of it."""
 
 
@@ -43,6 +42,7 @@ class _EditedLogits(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        # A hook on the router's output would come too late: families apply softmax and top-k inside the router's forward.
         result = func(*args, **(kwargs or {}))
         return self.edit(result) if func is F.linear and result.shape[-1] == self.num_logits else result
 
@@ -53,6 +53,7 @@ class _EditedRouter:
     def __init__(self, layer: MoELayer, edit: Callable[[Tensor], Tensor]) -> None:
         self.layer, self.edit = layer, edit
         self.num_calls = 0
+        # A stack, so that a call inside a call would end its own edit and not the outer one's.
         self._modes: list[_EditedLogits] = []
 
     def before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -61,6 +62,7 @@ class _EditedRouter:
         self._modes[-1].__enter__()  # type: ignore[no-untyped-call]
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        # Called after errors too, and then perhaps without `before`: another hook may have failed first.
         if self._modes:
             self._modes.pop().__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
@@ -78,14 +80,17 @@ class _LayerMask:
 
     def __init__(self, layer: MoELayer, allowed_E: Tensor) -> None:
         self.layer, self.allowed_E = layer, allowed_E
+        # Logits beyond the experts are those of shared experts, which every token uses; they are not the mask's.
         self.kept_logits = F.pad(allowed_E, (0, layer.num_logits - layer.num_experts), value=True)
         self.first_allowed = int(allowed_E.nonzero()[0])
         self.num_allowed = int(allowed_E.sum())
         self.num_routed = self.num_lowered = 0
+        # On the device, and read once at the end: a number read in every layer would make the host wait for the device.
         self.num_strays = torch.zeros((), dtype=torch.long, device=allowed_E.device)
 
     def lower(self, logits: Tensor) -> Tensor:
         self.num_lowered += 1
+        # In float16 -1e30 is -inf; a quarter of its least number leaves room for what a family subtracts.
         lowered = max(_LOWERED, torch.finfo(logits.dtype).min / 4)
         return torch.where(self.kept_logits, logits, lowered)
 
@@ -100,12 +105,15 @@ class _LayerMask:
             )
         disallowed_TK = ~self.allowed_E[index_TK]
         self.num_routed += len(index_TK)
+        # With fewer allowed experts than choices, or in a group that holds too few, the router cannot do better.
         if self.num_allowed >= index_TK.shape[1] and not self.layer.has_expert_groups():
             self.num_strays += disallowed_TK.sum()
+        # The id as well as the weight: an expert at weight 0 would still run, and be counted by whoever watches the ids.
         index_TK = index_TK.masked_fill(disallowed_TK, self.first_allowed)
         weights_TK = weights_TK.masked_fill(disallowed_TK, 0.0)
         if self.num_allowed < index_TK.shape[1]:
             # At most `num_allowed` choices of a token are left; the rest, at weight 0, would be computed for nothing.
+            # Stable: the allowed choices keep the router's order, and so does the sum over them.
             kept = disallowed_TK.long().argsort(dim=1, stable=True)[:, : self.num_allowed]
             index_TK, weights_TK = index_TK.gather(1, kept), weights_TK.gather(1, kept)
         rest = [*args, *kwargs.values()][3:]
@@ -144,6 +152,7 @@ def route_through(model: nn.Module, mask_LE: Mask) -> Iterator[None]:
         for mask in masks:
             mask.attach(stack)
         yield
+    # Only where the context ended without an error: that one is what the caller must see.
     if not any(mask.num_routed for mask in masks):
         raise InputError("expert mask was never applied: no forward pass ran inside route_through")
     for mask in masks:
@@ -188,11 +197,11 @@ def _pre_hooks(layer: MoELayer) -> list[Any]:
 def _layers_with_experts(model: nn.Module, mask_LE: Mask) -> list[tuple[MoELayer, Tensor]]:
     """Layers with an expert in the mask, each with its row on the layer's device."""
     moe_layers = find_moe_layers(model)
-    expected = (len(moe_layers), moe_layers.num_experts)
-    if tuple(mask_LE.shape) != expected:
-        raise InputError(f"expert mask: got shape {tuple(mask_LE.shape)}, expected (layers, experts) = {expected}")
+    moe_layers.check_shape(mask_LE, "expert mask")
     if not mask_LE.any():
-        raise InputError("expert mask allows no expert in any layer; it would do nothing; lower identify.threshold")
+        raise NothingSelected(
+            "expert mask allows no expert in any layer; it would do nothing; lower identify.threshold"
+        )
     return [
         (layer, torch.as_tensor(row, dtype=torch.bool, device=next(layer.experts.parameters()).device))
         for layer, row in zip(moe_layers, mask_LE, strict=True)

@@ -13,37 +13,13 @@ from typing import TypeVar
 import torch
 
 from moe_ray.errors import NotFinite
+from moe_ray.models.forward_groups import group_by_length
 from moe_ray.prompts.quarantine import FORWARD_FAILED, OUT_OF_MEMORY, Rejected
 
 MAX_PADDING = 0.1
-
 """Share of a forward pass's tokens that may be padding (0 to 1)."""
 
 T = TypeVar("T")
-
-
-def plan_forwards(lengths: Sequence[int], *, tokens_per_forward: int) -> list[list[int]]:
-    """Groups of rows, each for one forward pass; the longest rows first.
-
-    Args:
-        lengths: tokens of each row, 1 or more.
-        tokens_per_forward: rows x longest row of a group is at most this; a row that is longer gets a group of its own.
-
-    Returns:
-        indices into `lengths`, each in exactly one group. At most a tenth of each group is padding.
-    """
-    groups: list[list[int]] = []
-    real = 0
-    for row in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        if groups:
-            padded = (len(groups[-1]) + 1) * lengths[groups[-1][0]]
-            real += lengths[row]
-            if padded <= tokens_per_forward and padded - real <= MAX_PADDING * padded:
-                groups[-1].append(row)
-                continue
-        groups.append([row])
-        real = lengths[row]
-    return groups
 
 
 def padded_tokens(lengths: Sequence[int] | Mapping[int, int], group: Sequence[int]) -> int:
@@ -73,7 +49,7 @@ class TokenBudget:
             a group with what `work` returned, or a single row with why it cannot be done. A group that runs out of
             memory is cut smaller, and so are all groups after it; one that fails in another way is tried row by row.
         """
-        waiting = plan_forwards(lengths, tokens_per_forward=self.tokens)
+        waiting = self._groups(lengths)
         while waiting:
             group = waiting.pop(0)
             outcome = _attempt(work, group)
@@ -83,10 +59,13 @@ class TokenBudget:
                 self.tokens = max(1, min(self.tokens, padded_tokens(lengths, group)) // 2)
                 self.halvings += 1
                 rest = [row for rows in (group, *waiting) for row in rows]
-                smaller = plan_forwards([lengths[row] for row in rest], tokens_per_forward=self.tokens)
+                smaller = self._groups([lengths[row] for row in rest])
                 waiting = [[rest[position] for position in rows] for rows in smaller]
             else:
                 waiting = [*([row] for row in group), *waiting]
+
+    def _groups(self, lengths: Sequence[int]) -> list[list[int]]:
+        return group_by_length(lengths, max_tokens=self.tokens, max_padding=MAX_PADDING)
 
 
 def _attempt(work: Callable[[list[int]], T], group: list[int]) -> T | Rejected:

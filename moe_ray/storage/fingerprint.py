@@ -10,6 +10,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 _PACKAGES = ("moe-ray", "torch", "transformers", "numpy", "pandas", "pyarrow", "ray", "mlflow")
 
 
@@ -17,6 +19,12 @@ def content_hash(value: object) -> str:
     """A short hash of plain JSON-able values."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def frame_hash(frame: pd.DataFrame) -> str:
+    """A short hash of a table of plain values: its columns, its rows and their order; the index does not count."""
+    rows = pd.util.hash_pandas_object(frame, index=False).to_numpy()
+    return hashlib.sha256(repr([str(name) for name in frame.columns]).encode() + rows.tobytes()).hexdigest()[:16]
 
 
 def hash_file(path: str) -> str:
@@ -69,7 +77,6 @@ def hash_checkpoint(path: str, revision: str) -> dict[str, str]:
 
 
 _CHECKPOINT_PARTS = ("model weights", "tokenizer", "chat template", "model configuration")
-
 _TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "added_tokens", "special_tokens", "spiece", "sentencepiece")
 
 

@@ -1,15 +1,12 @@
-"""What a run writes: one folder per stage under a run directory, each finished by a manifest.
-
-A stage's manifest is written last and holds everything its output depends on. A stage whose manifest matches is reused;
-one without a manifest is begun anew or resumed by its own means. The run directory is a local path or any fsspec URL.
-"""
+"""A folder at a local path or any fsspec URL, whose files are written whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,10 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from moe_ray.errors import InputError
-from moe_ray.storage.fingerprint import environment
-
-MANIFEST, STARTED = "manifest.json", "inputs.json"
+from moe_ray.errors import InputError, OutsideFailed
 
 
 @dataclass(frozen=True)
@@ -37,13 +31,18 @@ class Folder:
         """The folder at a local path or URL; made if missing.
 
         Raises:
-            InputError: the place cannot be written.
+            InputError: it cannot be made.
+            OutsideFailed: the storage does not answer.
         """
         try:
             fs, path = fsspec.url_to_fs(url)
             fs.makedirs(path, exist_ok=True)
-        except (OSError, ValueError, ImportError) as error:
+        except (ValueError, ImportError, PermissionError, FileExistsError, NotADirectoryError) as error:
             raise InputError(f"run_dir {url!r} cannot be opened: {error}; give a writable folder or URL") from error
+        except OSError as error:
+            if "://" not in url or url.startswith("file://"):
+                raise InputError(f"run_dir {url!r} cannot be opened: {error}; give a writable folder") from error
+            raise OutsideFailed(f"storage at {url} does not answer: {error}; try again later") from error
         return cls(url=str(fs.unstrip_protocol(path)), fs=fs, path=path)
 
     def sub(self, name: str) -> Folder:
@@ -56,13 +55,21 @@ class Folder:
         """The path of a file inside, for messages and for this file system."""
         return f"{self.path}/{name}"
 
+    def file_url(self, name: str) -> str:
+        """The URL of a file inside."""
+        return f"{self.url}/{name}"
+
     def exists(self, name: str) -> bool:
         """Whether the file is there."""
         return bool(self.fs.exists(self.file(name)))
 
     def names(self) -> list[str]:
-        """Names of the files inside, sorted."""
-        return sorted(str(path).rpartition("/")[2] for path in self.fs.ls(self.path, detail=False))
+        """Names of the files and folders inside, sorted."""
+        try:
+            paths = self.fs.ls(self.path, detail=False)
+        except FileNotFoundError:  # an object store has no empty folders
+            return []
+        return sorted(str(path).rstrip("/").rpartition("/")[2] for path in paths)
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Writes a file so that readers see all of it or nothing."""
@@ -115,50 +122,17 @@ class Folder:
         frame: pd.DataFrame = self.read_table(name).to_pandas()
         return frame
 
-    def finish(self, inputs: Mapping[str, Any], **notes: Any) -> None:
-        """Marks the folder as a finished stage.
-
-        Args:
-            inputs: everything the output depends on; the stage is reused while they are equal.
-            notes: plain values worth keeping, such as seconds.
-        """
-        self.write_json(MANIFEST, {"inputs": dict(inputs), "notes": notes, "environment": environment()})
-
-    def finished(self, inputs: Mapping[str, Any]) -> bool:
-        """Whether a stage with equal inputs was finished here."""
-        return self.changed_inputs(inputs) == []
-
-    def start(self, inputs: Mapping[str, Any]) -> None:
-        """Empties the folder and marks it as a stage that was begun with these inputs."""
-        self.clear()
-        self.write_json(STARTED, {"inputs": dict(inputs)})
-
-    def changed_inputs(self, inputs: Mapping[str, Any], *, marker: str = MANIFEST) -> list[str] | None:
-        """Names of the inputs that differ from those of the stage that was finished here.
-
-        Args:
-            inputs: as given to `finish`.
-            marker: MANIFEST, or STARTED to compare with those of the stage that was begun here.
-
-        Returns:
-            None when there is no such stage.
-        """
-        if not self.exists(marker):
-            return None
-        stored = self.read_json(marker)["inputs"]
-        wanted = json.loads(json.dumps(dict(inputs), default=str))
-        return sorted(key for key in stored.keys() | wanted.keys() if stored.get(key) != wanted.get(key))
-
-    def notes(self) -> dict[str, Any]:
-        """The notes of the finished stage."""
-        notes: dict[str, Any] = self.read_json(MANIFEST)["notes"]
-        return notes
-
     def delete(self) -> None:
-        """Removes the folder with everything inside."""
-        self.fs.rm(self.path, recursive=True)
+        """Removes the folder with everything inside, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.rm(self.path, recursive=True)
 
-    def clear(self) -> None:
-        """Removes everything inside."""
-        self.delete()
+    def clear(self, *, keeps: Sequence[str] = ()) -> None:
+        """Removes everything inside, but what has a name of these patterns, such as `round_*`."""
+        if keeps:
+            for name in self.names():
+                if not any(fnmatch.fnmatchcase(name, pattern) for pattern in keeps):
+                    self.fs.rm(self.file(name), recursive=True)
+        else:
+            self.delete()
         self.fs.makedirs(self.path, exist_ok=True)

@@ -15,16 +15,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
+from moe_ray.config.compare import BASELINES, CompareConfig
 from moe_ray.config.finetune import FinetuneConfig
-from moe_ray.config.studies import BASELINES, CompareConfig
 from moe_ray.errors import InputError
 from moe_ray.experts import Expert, ExpertMasks, masks_from_experts
 from moe_ray.identification.risk import aggregate_risk
 from moe_ray.identification.selection import batch_tables
 
 OURS = "per_batch"
-
-"""The arm that all others are held against."""
+"""The arm that all others are compared with."""
 
 _ESFT_COLUMN = {"esft_token": "a_unsafe", "esft_gate": "w_unsafe"}
 
@@ -57,6 +56,10 @@ class Arm:
     kind: str
     masks: ExpertMasks | None
     train: FinetuneConfig
+
+    def __repr__(self) -> str:
+        size = "every parameter" if self.masks is None else f"{len(self.masks.union_experts)} experts in the union"
+        return f"Arm({self.name}, {size})"
 
 
 def plan_arms(ours: ExpertMasks, risk: pd.DataFrame, train: FinetuneConfig, baselines: CompareConfig) -> list[Arm]:
@@ -132,7 +135,7 @@ def random_masks(ours: ExpertMasks, *, seed: int) -> ExpertMasks:
 
 
 def shuffled_masks(ours: ExpertMasks, *, seed: int) -> ExpertMasks:
-    """Every batch gets the mask of another one, none its own.
+    """Masks permuted among batches without fixed points: no batch keeps its own.
 
     Batches of one category may have much alike in their masks, so this takes away less than random experts do.
 

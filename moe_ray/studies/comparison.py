@@ -1,4 +1,4 @@
-"""Per-batch masks held against baselines: one row per arm, paired differences, and what they say in words."""
+"""Per-batch masks compared with baselines: one row per arm, with paired differences."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any
 
 import pandas as pd
 
-from moe_ray.evaluation.metrics import compare, summarise
+from moe_ray.evaluation.metrics import paired_changes, summarise
 from moe_ray.studies.baselines import OURS
-from moe_ray.studies.trial import Measured
+from moe_ray.studies.measured import Measured
 
 BASE = "base"
-
 """The arm that trains nothing."""
+
+_ENDINGS = {"value": "", "low": "_low", "high": "_high", "n": "_n"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,14 +41,14 @@ def comparison_table(results: Sequence[ArmResult]) -> pd.DataFrame:
     """One row per arm.
 
     Args:
-        results: with those of `BASE` and `OURS` among them, all of the same examples.
+        results: those of `BASE`, `OURS` and the baselines, all on the same examples.
 
     Returns:
         columns `arm, experts_per_batch, trainable_parameters, train_seconds`; for `unsafe_refusal_rate` and
         `safe_refusal_rate` the rate with `_low`, `_high`, `_n` and, as `ours_minus_<rate>` with the same endings, the paired
         difference of per-batch masks to the arm; for `safe_target_loss` and `neutral_loss` the rise above the base model
-        with `_low`, `_high`: what was forgotten (nats per token; NaN where it was not measured); `ours_minus_neutral_loss`,
-        how much more per-batch masks forgot than the arm. All intervals are 95%.
+        with the same endings: what was forgotten (nats per token; NaN where it was not measured);
+        `ours_minus_neutral_loss`, how much more per-batch masks forgot than the arm. All intervals are 95%.
     """
     by_name = {result.name: result for result in results}
     ours, base = by_name[OURS].measured, by_name[BASE].measured
@@ -62,21 +63,35 @@ def comparison_table(results: Sequence[ArmResult]) -> pd.DataFrame:
         }
         rates = summarise(measured.answers)
         neutral = {"neutral_before": measured.neutral, "neutral_after": ours.neutral}
-        to_ours = compare(measured.answers, ours.answers, **neutral)
+        to_ours = paired_changes(measured.answers, ours.answers, **neutral)
+        forgotten = _forgotten(base, measured)
         for name in ("unsafe_refusal_rate", "safe_refusal_rate"):
-            row |= _flat(name, rates[name]) | _flat(f"ours_minus_{name}", to_ours[name])
-        row |= _flat("safe_target_loss", _forgotten(base, measured)["target_loss"])
-        row |= _flat("neutral_loss", _forgotten(base, measured)["neutral_loss"])
-        row |= _flat("ours_minus_neutral_loss", to_ours["neutral_loss"])
+            row |= _columns(name, rates[name]) | _columns(f"ours_minus_{name}", to_ours[name])
+        row |= _columns("safe_target_loss", forgotten["target_loss"])
+        row |= _columns("neutral_loss", forgotten["neutral_loss"])
+        row |= _columns("ours_minus_neutral_loss", to_ours["neutral_loss"])
         rows.append(row)
     return pd.DataFrame(rows)
 
 
+def figure_in_columns(row: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+    """A figure (`value`, `low`, `high`, `n`) of a row of the table; None where it was not measured.
+
+    Args:
+        row: of `comparison_table`, by column.
+        name: of the figure, without an ending.
+    """
+    if name not in row or pd.isna(row[name]):
+        return None
+    return {key: row.get(f"{name}{ending}") for key, ending in _ENDINGS.items()}
+
+
 def _forgotten(base: Measured, after: Measured) -> dict[str, Any]:
+    """What a model lost on safe examples' targets and neutral text, as differences to the base model."""
     safe = [answers[answers["label"] == "safe"] for answers in (base.answers, after.answers)]
-    return compare(*safe, neutral_before=base.neutral, neutral_after=after.neutral)
+    return paired_changes(*safe, neutral_before=base.neutral, neutral_after=after.neutral)
 
 
-def _flat(name: str, figure: Mapping[str, Any] | None) -> dict[str, Any]:
+def _columns(name: str, figure: Mapping[str, Any] | None) -> dict[str, Any]:
     figure = figure or {}
-    return {f"{name}{'' if key == 'value' else f'_{key}'}": figure.get(key) for key in ("value", "low", "high", "n")}
+    return {f"{name}{ending}": figure.get(key) for key, ending in _ENDINGS.items()}

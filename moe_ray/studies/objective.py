@@ -1,4 +1,4 @@
-"""What a trial of a sweep is ranked by: named objectives over validation metrics, at bounded forgetting."""
+"""What a sweep ranks its trials by: an objective over validation metrics, with a bound on forgetting."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import pandas as pd
 Metrics = Mapping[str, float]
 
 FORGETTING_LOSSES = ("safe_target_loss", "neutral_loss")
-
 """Losses that a repair should leave alone (nats per token): on safe examples' targets, and on text about neither."""
 
 OVER_BOUND, FAILED = -10.0, -20.0
+"""What is added to the value of a trial that forgets more than the bound, and the value of one that could not be trained.
 
-"""Added to the value of a trial over the bound, and the value of one that could not be trained, so that both rank last."""
+Objectives lie well above -10, so trials over the bound rank below all within it, and failed ones below those.
+"""
 
 OBJECTIVES: Mapping[str, Callable[[Metrics], float]] = {
     "refusal_margin": lambda metrics: metrics["unsafe_refusal_rate"] - metrics["safe_refusal_rate"],
     "unsafe_refusal": lambda metrics: metrics["unsafe_refusal_rate"],
     "target_loss": lambda metrics: -metrics["target_loss"],
 }
-
 """Objectives by `sweep.objective`; larger is better, and the values of one objective can be compared at any epoch."""
 
 
@@ -58,10 +58,10 @@ def plain_metrics(answers: pd.DataFrame, neutral: pd.DataFrame | None = None) ->
     """
     metrics: dict[str, float] = {}
     for label in ("unsafe", "safe"):
-        own = answers[answers["label"] == label]
-        if len(own):
-            metrics[f"{label}_refusal_rate"] = float(own["refused"].mean())
-        _add_loss(metrics, f"{label}_target_loss", own)
+        group = answers[answers["label"] == label]
+        if len(group):
+            metrics[f"{label}_refusal_rate"] = float(group["refused"].mean())
+        _add_loss(metrics, f"{label}_target_loss", group)
     _add_loss(metrics, "target_loss", answers)
     if neutral is not None:
         metrics["neutral_loss"] = float(neutral["loss"].sum() / neutral["num_tokens"].sum())
@@ -99,14 +99,16 @@ def rank_trials(trials: pd.DataFrame) -> pd.DataFrame:
     """The trials, the best first.
 
     Finished trials come before stopped ones, which come before those that could not be trained: only a finished trial's
-    numbers are those that its settings give. Then by value; equals by less forgetting, by fewer experts in the union, and
-    in the order in which they were.
+    numbers are those that its settings give. Then the larger value first; among equal values the one that forgets less,
+    then the one with fewer experts in the union, then the one that came first.
 
     Args:
         trials: rows with `state` (`finished`, `stopped` or `failed`), `value`, `forgetting`, `union_experts`.
     """
     keys = ["_state", "value", "forgetting", "union_experts"]
-    order = trials.assign(_state=trials["state"].map({"finished": 0, "stopped": 1, "failed": 2}))
-    order = order.reindex(columns=[*order.columns, *(key for key in keys if key not in order)])
-    ranked = order.sort_values(keys, ascending=[True, False, True, True], kind="stable", ignore_index=True)
+    with_state = trials.assign(_state=trials["state"].map({"finished": 0, "stopped": 1, "failed": 2}))
+    # A sweep in which every trial failed has none of the columns that a finished one writes.
+    missing = [key for key in keys if key not in with_state]
+    complete = with_state.reindex(columns=[*with_state.columns, *missing])
+    ranked = complete.sort_values(keys, ascending=[True, False, True, True], kind="stable", ignore_index=True)
     return ranked.drop(columns="_state")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from moe_ray.config.studies import RoundsConfig
+from moe_ray.config.rounds import RoundsConfig
 from moe_ray.evaluation.intervals import Rate, rate
 from moe_ray.experts import ExpertMasks, masks_from_experts
 
@@ -50,10 +50,10 @@ def batch_rates(answers: pd.DataFrame, categories: Mapping[int, str]) -> dict[in
         categories: of the batches.
     """
     unsafe = answers[answers["label"] == "unsafe"]
-    own = {str(name): group["refused"] for name, group in unsafe.groupby("category")}
+    of_category = {str(name): group["refused"] for name, group in unsafe.groupby("category")}
     rates = {}
     for batch_idx, category in categories.items():
-        refused = own.get(category, unsafe["refused"])
+        refused = of_category.get(category, unsafe["refused"])
         rates[batch_idx] = rate(int(refused.sum()), len(refused))
     return rates
 
@@ -61,11 +61,11 @@ def batch_rates(answers: pd.DataFrame, categories: Mapping[int, str]) -> dict[in
 def report_round(number: int, answers: pd.DataFrame, categories: Mapping[int, str], target: float) -> RoundReport:
     """What the validation answers after a round say."""
     rates = batch_rates(answers, categories)
-    shortfall = sum(max(0.0, target - own.value) for own in rates.values()) / len(rates)
+    shortfall = sum(max(0.0, target - batch_rate.value) for batch_rate in rates.values()) / len(rates)
     refused = answers.groupby("label")["refused"].mean()
     return RoundReport(
         round=number,
-        lagging=tuple(sorted(batch for batch, own in rates.items() if own.value < target)),
+        lagging=tuple(sorted(batch for batch, batch_rate in rates.items() if batch_rate.value < target)),
         shortfall=shortfall,
         unsafe_refusal_rate=float(refused["unsafe"]),
         safe_refusal_rate=float(refused["safe"]),
@@ -96,6 +96,6 @@ def raised_weights(weights: Mapping[int, float], lagging: Sequence[int], factor:
 
 
 def exchanged_masks(masks: ExpertMasks, found: ExpertMasks) -> ExpertMasks:
-    """The masks with those of `found` in their place; a batch that `found` has no expert for keeps its own."""
+    """The masks of `found`; a batch for which it has no expert keeps the mask it had."""
     selected = {batch: found.selected.get(batch, ()) or masks.selected[batch] for batch in masks.batch_idx}
     return masks_from_experts(selected, layers=masks.layers, num_experts=masks.masks_BLE.shape[2])

@@ -13,6 +13,7 @@ from itertools import product
 from typing import Any, Literal, cast, get_args
 
 from moe_ray.config.io import flatten, value_of_setting, with_settings
+from moe_ray.config.keys import full_key
 from moe_ray.config.run import Config
 from moe_ray.errors import InputError
 
@@ -75,6 +76,8 @@ def read_space(config: Config) -> SearchSpace:
     ranges: dict[str, Range] = {}
     for key, values in _leaves(config.sweep.space, set(flatten(config))):
         _check_key(key, config)
+        if key in choices or key in ranges:
+            raise InputError(f"sweep.space: {key} is given twice, once under a short name or in a group; leave one out")
         if isinstance(values, Mapping):
             ranges[key] = _read_range(key, values)
         else:
@@ -100,7 +103,7 @@ def _leaves(tree: Mapping[str, Any], settings: set[str], prefix: str = "") -> It
         if is_group and isinstance(value, Mapping):
             yield from _leaves(value, settings, f"{key}.")
         else:
-            yield key, value
+            yield full_key(key), value
 
 
 def _check_key(key: str, config: Config) -> None:

@@ -30,23 +30,9 @@ from moe_ray.models.tokenization import pad_token_id
 from moe_ray.prompts.batches import Batch
 from moe_ray.prompts.examples import Example
 from moe_ray.routing.counts import RoutingCounts
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """Held-out answers of a model, and its losses on neutral text.
-
-    Attributes:
-        answers: from `answer_examples`, under natural routing.
-        neutral: from `text_losses`, None = no neutral text was given.
-    """
-
-    answers: pd.DataFrame
-    neutral: pd.DataFrame | None
-
+from moe_ray.studies.measured import Measured
 
 Measure = Callable[[], Measured]
-
 """Measures the model as it is now."""
 
 
@@ -84,7 +70,7 @@ class TrialOutcome:
     Attributes:
         measured: what `measure` returned at the end.
         trainable_parameters: numbers that were allowed to change.
-        frozen_parameters_changed: numbers in frozen tensors whose bytes changed; 0, or something is wrong.
+        frozen_parameters_changed: numbers in frozen tensors whose bytes changed: 0, as anything else raises.
         losses: per step done now, the mean loss over the batch's target-response tokens (nats per token).
         train_seconds: of fine-tuning, without what `after_step` took.
         evaluate_seconds: of the last measurement.
@@ -97,6 +83,10 @@ class TrialOutcome:
     train_seconds: float
     evaluate_seconds: float
 
+    def __repr__(self) -> str:
+        steps = f"{len(self.losses)} steps in {self.train_seconds:.1f} s"
+        return f"TrialOutcome({steps}, {self.trainable_parameters:,} trainable, {self.measured!r})"
+
 
 def identify_masks(counts: RoutingCounts, selection: IdentifyConfig, *, seed: int) -> ExpertMasks:
     """The masks that a run with these settings would train, from stored counts alone.
@@ -107,12 +97,17 @@ def identify_masks(counts: RoutingCounts, selection: IdentifyConfig, *, seed: in
     Raises:
         InputError: no batch has any unsafe expert.
     """
-    needed = replace(
+    needed = only_what_selects(selection)
+    return select(identify(counts, needed, seed=seed), needed, seed=seed)
+
+
+def only_what_selects(selection: IdentifyConfig) -> IdentifyConfig:
+    """The same selection without the statistics that it does not use."""
+    return replace(
         selection,
         permutations=selection.permutations if selection.alpha else 0,
         resamples=selection.resamples if selection.stability else 0,
     )
-    return select(identify(counts, needed, seed=seed), needed, seed=seed)
 
 
 def in_one_process(config: FinetuneConfig) -> FinetuneConfig:
@@ -219,7 +214,7 @@ def run_full_trial(
         return TrialOutcome(
             measured=measured,
             trainable_parameters=tuned.trainable_parameters,
-            frozen_parameters_changed=0,
+            frozen_parameters_changed=tuned.frozen_parameters_changed,
             losses=tuned.losses,
             train_seconds=trained - started,
             evaluate_seconds=time.perf_counter() - trained,

@@ -1,1 +1,1 @@
-"""Data with a known answer, for tests and benchmarks."""
+"""Data with a known answer and models with random weights, for tests and benchmarks."""

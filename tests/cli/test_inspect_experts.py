@@ -8,21 +8,22 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from moe_ray.cli.inspect_experts import main
+from moe_ray.cli.arguments import QUESTIONS
+from moe_ray.cli.inspect_experts import ANSWERS
+from moe_ray.cli.main import main
 from moe_ray.config.io import to_yaml
 from moe_ray.config.run import Config
 from moe_ray.experts import Expert
 from moe_ray.identification.identify import identify
 from moe_ray.identification.mask_files import write_masks
-from moe_ray.identification.risk import risk_differences
 from moe_ray.identification.selection import select
 from moe_ray.routing.count_tables import counts_to_table
 from moe_ray.storage.folder import Folder
 from moe_ray.testing.simulated_counts import Population, simulate
 
 
-@pytest.fixture(scope="module", params=["with statistics", "without"])
-def run_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
     config = Config()
     folder = Folder.open(str(tmp_path_factory.mktemp("run")))
     counts = simulate(Population(), num_batches=4, planted=(Expert(1, 3), Expert(2, 2)), shift=0.7)
@@ -40,16 +41,15 @@ def run_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     ]
     risk = identify(counts, config.identify)
     folder.write_bytes("config.yaml", to_yaml(config).encode())
-    folder.sub("batches").write_table("batches.parquet", pd.DataFrame(rows))
-    folder.sub("routing").sub("counts").write_table("part-0.parquet", counts_to_table(counts))
-    stored = risk if request.param == "with statistics" else risk_differences(counts)
-    folder.sub("unsafe_experts").write_table("risk_differences.parquet", stored)
-    write_masks(folder.sub("unsafe_experts"), select(risk, config.identify))
+    folder.sub("prompts").write_table("batches.parquet", pd.DataFrame(rows))
+    folder.sub("capture").sub("counts").write_table("part-0.parquet", counts_to_table(counts))
+    folder.sub("identify").write_table("risk_differences.parquet", risk)
+    write_masks(folder.sub("identify"), select(risk, config.identify))
     return folder.path
 
 
 def test_every_question_is_answered(run_dir: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([run_dir, "--export", str(tmp_path / "out.pkl")]) == 0
+    assert main(["inspect", run_dir, "--export", str(tmp_path / "out.pkl")]) == 0
     out = capsys.readouterr().out
     assert "4 of 4 batches have at least one selected expert with corrected p" in out
     assert "L01_E03" in out
@@ -60,12 +60,34 @@ def test_every_question_is_answered(run_dir: str, tmp_path: Path, capsys: pytest
     assert len(pd.read_pickle(tmp_path / "out.pkl")["batch_expert_masks"]) == 4
 
 
+def test_a_file_that_exists_is_not_overwritten(
+    run_dir: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "mine.pkl"
+    mine.write_text("mine")
+    assert main(["inspect", run_dir, "--export", str(mine)]) == 2
+    assert mine.read_text() == "mine"
+    captured = capsys.readouterr()
+    assert "exists; name another file" in captured.err
+    assert captured.out == ""
+
+
 def test_an_unknown_category_names_the_known_ones(run_dir: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([run_dir, "--ask", "categories", "--category", "spam"]) == 2
+    assert main(["inspect", run_dir, "--ask", "categories", "--category", "spam"]) == 2
     assert "got 'spam', expected one of fraud" in capsys.readouterr().err
 
 
-def test_a_folder_without_a_run_is_refused_and_not_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(tmp_path / "nowhere")]) == 2
-    assert "holds no unsafe_experts/masks.npz" in capsys.readouterr().err
+def test_every_question_of_the_help_has_an_answer() -> None:
+    assert list(ANSWERS) == list(QUESTIONS)
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(tmp_path)]) == 2
+    assert "is not a run directory" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_not_there_is_refused_and_not_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(tmp_path / "nowhere")]) == 2
+    assert "is not a run directory" in capsys.readouterr().err
     assert not (tmp_path / "nowhere").exists()

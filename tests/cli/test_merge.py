@@ -9,9 +9,11 @@ from text_batches import BATCHES, EXPERTS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from word_tokenizer import make_tokenizer
 
-from moe_ray.cli.merge import main
+from moe_ray.cli.main import main
+from moe_ray.config import Config
 from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.finetuning.fine_tune import fine_tune
+from moe_ray.run_directory import RunDirectory
 
 IDS = token_ids(2, 9)
 
@@ -19,20 +21,21 @@ IDS = token_ids(2, 9)
 @pytest.fixture
 def run(tmp_path):
     """A base checkpoint, a run directory with its learned experts, and the tuned model."""
-    base, experts = tmp_path / "base", tmp_path / "run" / "experts"
+    base, experts = tmp_path / "base", tmp_path / "run" / "finetune"
     model, tokenizer = build("olmoe"), make_tokenizer()
     model.save_pretrained(base)
     tokenizer.save_pretrained(base)
     masks = batch_masks(model, EXPERTS)
     config = FinetuneConfig(epochs=1, learning_rate=1e-2)
     fine_tune(model, tokenizer, BATCHES, masks, config=config, adapter=experts, base=str(base))
+    RunDirectory.open(str(tmp_path / "run")).write_config(Config())
     return model
 
 
 @pytest.mark.parametrize("base", [[], ["--base", "base"]])
 def test_the_merged_checkpoint_is_the_tuned_model(run, base, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main(["run", "repaired", *base]) == 0
+    assert main(["merge", "run", "repaired", *base]) == 0
     repaired = AutoModelForCausalLM.from_pretrained("repaired", experts_implementation="eager")
     with torch.no_grad():
         assert torch.equal(repaired.eval()(IDS).logits, run(IDS).logits)
@@ -40,28 +43,36 @@ def test_the_merged_checkpoint_is_the_tuned_model(run, base, tmp_path, monkeypat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "repaired", "run"]
 
 
-def test_another_base_is_refused_and_nothing_is_written(run, tmp_path, monkeypatch, caplog):
+def test_another_base_is_refused_and_nothing_is_written(run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     other = build("olmoe")
     with torch.no_grad():
         other.model.layers[0].mlp.experts.down_proj += 1.0
     other.save_pretrained("other")
     make_tokenizer().save_pretrained("other")
-    assert main(["run", "repaired", "--base", "other"]) == 2
-    assert "not those it was trained from" in caplog.text
+    assert main(["merge", "run", "repaired", "--base", "other"]) == 2
+    assert "not those it was trained from" in capsys.readouterr().err
     assert not (tmp_path / "repaired").exists()
 
 
-def test_a_folder_that_holds_files_is_left_alone(run, tmp_path, monkeypatch, caplog):
+def test_a_folder_that_holds_files_is_left_alone(run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["run", "base"]) == 2
-    assert "already holds files" in caplog.text
+    assert main(["merge", "run", "base"]) == 2
+    assert "already holds files" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("name", "reason"), [("nowhere", "not a run directory"), ("base", "no learned experts")])
-def test_a_folder_without_learned_experts_is_refused(run, name, reason, tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("nowhere", "not a run directory"),
+        ("base", "not a run directory"),
+        ("untrained", "holds no finetune/adapter.json; give the directory of a run that finished the stage 'finetune'"),
+    ],
+)
+def test_a_folder_without_learned_experts_is_refused(run, name, reason, tmp_path, monkeypatch, capsys):
+    RunDirectory.open(str(tmp_path / "untrained")).write_config(Config())
     monkeypatch.chdir(tmp_path)
-    assert main([name, "repaired"]) == 2
-    assert reason in caplog.text
+    assert main(["merge", name, "repaired"]) == 2
+    assert reason in capsys.readouterr().err
     assert not (tmp_path / "repaired").exists()
-    assert not (tmp_path / name / "experts").exists()
+    assert not (tmp_path / name / "finetune").exists()

@@ -1,19 +1,16 @@
 """What a user sees who gives the workflow something it cannot work with: one line, at once, and a status."""
 
-import importlib.metadata
 import json
-import re
 import resource
 import subprocess
 import sys
-import tomllib
 
 import pytest
 from paths import ROOT
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from moe_ray.cli import main as console
-from moe_ray.cli.main import COMMANDS
+from moe_ray.cli.commands import COMMANDS
+from moe_ray.orchestration import workflows
 
 
 def run_full(*arguments):
@@ -68,7 +65,7 @@ def case(name, tmp_path, dense_model):
 )
 def test_bad_input_gets_one_clear_error_at_once(name, most_seconds, tmp_path, dense_model):
     arguments, said = case(name, tmp_path, dense_model)
-    done, seconds = run_full(f"run_dir={tmp_path}/run", *arguments)
+    done, seconds = run_full(f"{tmp_path}/run", *arguments)
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("error: ")
@@ -77,71 +74,6 @@ def test_bad_input_gets_one_clear_error_at_once(name, most_seconds, tmp_path, de
     assert seconds < most_seconds
 
 
-def test_help_explains_every_key_without_loading_a_library():
-    done, _ = run_full("--help")
-    assert done.returncode == 0
-    for key in ("identify.threshold", "finetune.weight_decay", "capture.gpus_per_actor", "tracking.uri"):
-        assert f"  {key}  (" in done.stdout
-    code = "import sys; import moe_ray.cli.run_workflow; print('torch' in sys.modules or 'ray' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
-
-
-def moe_ray(*arguments):
-    command = [sys.executable, "-m", "moe_ray", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
-
-
-def test_moe_ray_lists_every_command_without_loading_a_library():
-    done = moe_ray("--help")
-    assert done.returncode == 0
-    for name in COMMANDS:
-        assert re.search(rf"^  {name} +\S.{{10,}}", done.stdout, re.MULTILINE), name
-    code = "import sys; from moe_ray.cli.main import main; main(['--help']); print(sorted(sys.modules))"
-    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
-    assert not {"'torch'", "'ray'", "'pandas'", "'numpy'", "'yaml'"} & set(re.findall(r"'\w+'", modules))
-
-
-def test_the_console_entry_point_is_the_function_that_dispatches():
-    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    (entry,) = importlib.metadata.EntryPoints(
-        [importlib.metadata.EntryPoint(name, value, "console_scripts") for name, value in scripts.items()]
-    )
-    assert (entry.name, entry.load()) == ("moe-ray", console.main)
-
-
-def test_every_workflow_script_has_its_command_and_runs_the_same():
-    for path in (ROOT / "workflows").glob("*.py"):
-        command = COMMANDS[path.stem.removesuffix("_experts")]
-        assert (command.work or command.module) in path.read_text()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["evalute"], "unknown command 'evalute'; did you mean evaluate?"),
-        (["zzz"], "unknown command 'zzz'; `moe-ray --help` lists them"),
-        ([], "no command"),
-        (["full", "finetune.epoch=3"], "did you mean finetune.epochs"),
-        (["inspect", "none"], "holds no unsafe_experts/masks.npz"),
-    ],
-)
-def test_bad_input_to_moe_ray_gets_one_line_and_status_2(arguments, said, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["moe-ray", *arguments])
-    assert console.main(arguments) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("error: ")
-    assert said in line
-
-
-def test_the_help_of_a_command_names_it(capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["moe-ray"])
-    with pytest.raises(SystemExit) as stopped:
-        console.main(["evaluate", "--help"])
-    assert stopped.value.code == 0
-    out = capsys.readouterr().out
-    assert out.startswith("usage: moe-ray evaluate ")
-    assert "  evaluate.max_new_tokens  (" in out
-
-
-def test_the_version_is_that_of_the_package():
-    assert moe_ray("--version").stdout == f"moe-ray {importlib.metadata.version('moe-ray')}\n"
+@pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if command.work])
+def test_the_work_of_a_command_is_a_workflow(name):
+    assert callable(workflows.WORKFLOWS[COMMANDS[name].work])

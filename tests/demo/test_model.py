@@ -139,19 +139,15 @@ def test_interrupted_build_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_same_seed_gives_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
     short = tiny.TinyRecipe(num_steps=3)
-    monkeypatch.setattr(tiny, "TinyRecipe", lambda: short)
-    first, second = (
-        AutoModelForCausalLM.from_pretrained(tiny.build_tiny_model(tmp_path / name)).state_dict() for name in "ab"
-    )
+    paths = [tiny.build_tiny_model(tmp_path / name, recipe=short) for name in "ab"]
+    first, second = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in paths)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.slow
-def test_building_leaves_the_global_random_state_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    short = tiny.TinyRecipe(num_steps=1)
-    monkeypatch.setattr(tiny, "TinyRecipe", lambda: short)
+def test_building_leaves_the_global_random_state_alone(tmp_path: Path) -> None:
     before = torch.get_rng_state()
-    tiny.build_tiny_model(tmp_path)
+    tiny.build_tiny_model(tmp_path, recipe=tiny.TinyRecipe(num_steps=1))
     assert torch.equal(torch.get_rng_state(), before)

@@ -1,7 +1,5 @@
 """Facts about the tiny model's tokenizer."""
 
-from pathlib import Path
-
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -15,8 +13,13 @@ CHAT = [
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tiny_model_path: Path) -> PreTrainedTokenizerFast:
-    return AutoTokenizer.from_pretrained(tiny_model_path)
+def tokenizer(
+    tiny_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory
+) -> PreTrainedTokenizerFast:
+    """As users get it: written and read again."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tiny_tokenizer.save_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("text", ["How do I?", " two  spaces ", "naïve 你好 🙂", "line\nbreak"])

@@ -46,8 +46,8 @@ class ListedExperts(nn.ModuleList):
     def forward(self, hidden_states, top_k_index, top_k_weights):
         output = torch.zeros_like(hidden_states)
         for expert, module in enumerate(self):
-            tokens, places = (top_k_index == expert).nonzero(as_tuple=True)
-            output = output.index_add(0, tokens, module(hidden_states[tokens]) * top_k_weights[tokens, places, None])
+            tokens, slots = (top_k_index == expert).nonzero(as_tuple=True)
+            output = output.index_add(0, tokens, module(hidden_states[tokens]) * top_k_weights[tokens, slots, None])
         return output
 
 

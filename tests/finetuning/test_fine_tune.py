@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from families import batch_masks, build, routing_spied, state_of
@@ -10,11 +12,12 @@ from training_runs import assert_only_these_moved
 from word_tokenizer import make_tokenizer
 
 from moe_ray.config.finetune import FinetuneConfig
-from moe_ray.errors import InputError
+from moe_ray.errors import FrozenChanged, InputError, NothingSelected
+from moe_ray.experts import masks_from_experts
 from moe_ray.finetuning.fine_tune import configured_weights, fine_tune
 
 
-def tune(model, *, after_step=None, caller_weights=None, **settings):
+def tune(model, *, after_step=None, caller_weights=None, adapter=None, **settings):
     config = FinetuneConfig(**{"epochs": 2, "learning_rate": 1e-2, "schedule": "constant", **settings})
     return fine_tune(
         model,
@@ -22,6 +25,7 @@ def tune(model, *, after_step=None, caller_weights=None, **settings):
         BATCHES,
         batch_masks(model, EXPERTS),
         config=config,
+        adapter=adapter,
         after_step=after_step,
         batch_weights=caller_weights,
     )
@@ -32,7 +36,40 @@ def test_nothing_but_the_union_changes():
     before = state_of(model)
     tuned = tune(model, weight_decay=0.1)
     assert tuned.frozen_parameters_changed == 0
+    assert re.fullmatch(r"FineTuned\(4 steps, last loss \d+\.\d{4}, [\d,]+ of [\d,]+ parameters\)", repr(tuned))
     assert_only_these_moved(model, before, {pair for pairs in EXPERTS.values() for pair in pairs})
+
+
+def test_a_frozen_parameter_that_changes_ends_the_training_and_no_adapter_is_written(tmp_path):
+    model = build("olmoe")
+
+    def meddle(trainer, report):
+        with torch.no_grad():
+            model.model.embed_tokens.weight[0, 0] += 1
+
+    size = model.model.embed_tokens.weight.numel()
+    with pytest.raises(FrozenChanged, match=rf"{size:,} numbers .*embed_tokens\.weight"):
+        tune(model, after_step=meddle, adapter=tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_a_frozen_expert_beside_the_unions_is_watched_as_well(tmp_path):
+    model = build("olmoe")
+    frozen = next(expert for expert in range(8) if all((0, expert) not in pairs for pairs in EXPERTS.values()))
+
+    def meddle(trainer, report):
+        with torch.no_grad():
+            model.model.layers[0].mlp.experts.down_proj[frozen] += 1
+
+    with pytest.raises(FrozenChanged, match=rf"down_proj \[{frozen}\]"):
+        tune(model, after_step=meddle)
+
+
+def test_masks_without_any_expert_leave_nothing_to_train():
+    model = build("olmoe")
+    empty = masks_from_experts({batch.batch_idx: () for batch in BATCHES}, layers=(0, 1), num_experts=8)
+    with pytest.raises(NothingSelected, match="nothing can be trained"):
+        fine_tune(model, make_tokenizer(), BATCHES, empty)
 
 
 @pytest.mark.parametrize("entry", ["theft=0", "6=0.0"])

@@ -8,6 +8,7 @@ import torch
 from families import build, rows
 
 from moe_ray.config.finetune import FinetuneConfig
+from moe_ray.errors import FrozenChanged
 from moe_ray.finetuning.full_fine_tune import model_restored, tune_all_parameters
 from moe_ray.finetuning.schedule import plan_steps
 from moe_ray.models.loss import answer_loss
@@ -39,8 +40,8 @@ def test_it_is_adamw_on_all_parameters_over_the_same_batches_in_the_same_order()
         losses.append(loss.item())
     model, outcome = tuned()
     assert outcome.losses == pytest.approx(losses, abs=TOLERANCE)
-    for (name, got), own in zip(model.named_parameters(), expected.parameters(), strict=True):
-        torch.testing.assert_close(got, own, atol=TOLERANCE, rtol=0, msg=name)
+    for (name, got), parameter in zip(model.named_parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(got, parameter, atol=TOLERANCE, rtol=0, msg=name)
     assert outcome.trainable_parameters == sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -73,6 +74,19 @@ def test_the_model_is_back_bit_for_bit_also_after_an_error():
     with pytest.raises(RuntimeError, match="in between"):
         train_and_fail()
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_buffer_that_changes_ends_the_training():
+    model = build("deepseek_v3")
+    name, buffer = next((name, buffer) for name, buffer in model.named_buffers() if "correction_bias" in name)
+    assert tuned(model=model)[1].frozen_parameters_changed == 0
+
+    def drift(module, args, output):
+        buffer.add_(1)
+
+    model.register_forward_hook(drift)
+    with pytest.raises(FrozenChanged, match=name):
+        tuned(model=model)
 
 
 def test_which_parameters_ask_for_a_gradient_is_as_it_was():

@@ -19,10 +19,10 @@ def counts_of(model, config):
         return count_rows(model, counter, rows, pad_id=0)[0]
 
 
-def test_layers_whose_weights_are_elsewhere_are_counted(tiny_model_path, tmp_path):
-    config = ModelConfig(path=str(tiny_model_path))
+def test_layers_whose_weights_are_elsewhere_are_counted(untrained_model_path, tmp_path):
+    config = ModelConfig(path=str(untrained_model_path))
     whole = counts_of(load_model(config, device="cpu"), config)
-    places = {**dict.fromkeys(PARTS, "cpu"), "model.layers.1": "disk", "model.layers.2": "disk"}
-    spread = dispatch_model(load_model(config, device="cpu"), places, offload_dir=str(tmp_path))
+    device_map = {**dict.fromkeys(PARTS, "cpu"), "model.layers.1": "disk", "model.layers.2": "disk"}
+    spread = dispatch_model(load_model(config, device="cpu"), device_map, offload_dir=str(tmp_path))
     assert next(spread.model.layers[2].mlp.experts.parameters()).device.type == "meta"
     assert np.array_equal(counts_of(spread, config), whole)

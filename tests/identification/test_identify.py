@@ -12,12 +12,14 @@ import pytest
 from moe_ray.config.identify import IdentifyConfig
 from moe_ray.errors import InputError
 from moe_ray.experts import Expert
-from moe_ray.identification.identify import CERTAINTY_COLUMNS, certainty_per_batch, identify, identify_batch
-from moe_ray.identification.risk import RISK_COLUMNS, risk_differences
+from moe_ray.identification.identify import CERTAINTY_COLUMNS, certainty_per_batch, identify
 from moe_ray.identification.selection import select
-from moe_ray.report.certainty_text import certainty_in_words
 from moe_ray.routing.counts import RoutingCounts
 from moe_ray.testing.simulated_counts import Population, simulate
+
+RISK_COLUMNS = (
+    "batch_idx", "layer", "expert", "a_safe", "d_safe", "a_unsafe", "d_unsafe", "a_safe_n", "a_unsafe_n", "risk_diff",
+)  # fmt: skip
 
 PLANTED = (Expert(0, 2), Expert(2, 9))
 
@@ -36,7 +38,6 @@ def test_the_table_has_the_designs_columns_and_the_statistics() -> None:
     counts = planted_counts()
     risk = identify(counts, IdentifyConfig())
     assert tuple(risk.columns) == (*RISK_COLUMNS, "risk_diff_prompt", *CERTAINTY_COLUMNS)
-    pd.testing.assert_frame_equal(risk[list(RISK_COLUMNS)], risk_differences(counts))
     assert risk[list(CERTAINTY_COLUMNS)].notna().all().all()
 
 
@@ -45,13 +46,8 @@ def test_a_batch_alone_gives_its_rows_of_the_whole_table() -> None:
     whole = identify(counts, selection, seed=5)
     for batch in (2, 0, 1):
         rows = np.random.default_rng(batch).permutation(np.flatnonzero(counts.batch_idx == batch))
-        alone = identify_batch(counts.take(rows), selection, seed=5)
+        alone = identify(counts.take(rows), selection, seed=5)
         pd.testing.assert_frame_equal(alone, whole[whole["batch_idx"] == batch].reset_index(drop=True))
-
-
-def test_several_batches_at_once_are_refused() -> None:
-    with pytest.raises(InputError, match=r"got rows of batches \[0, 1, 2\], expected one"):
-        identify_batch(planted_counts(), IdentifyConfig())
 
 
 def test_equal_weight_per_prompt_is_the_mean_of_the_prompts_rates() -> None:
@@ -82,36 +78,28 @@ def test_activation_weighting_without_weights_is_an_error() -> None:
 def test_pairs_restrict_the_relabellings() -> None:
     counts = planted_counts(1)
     pairs = np.array([f"pair {i % 8}" for i in range(16)], dtype=object)
-    paired = identify_batch(counts, IdentifyConfig(), pairs=pairs)
+    paired = identify(replace(counts, pair=pairs), IdentifyConfig())
     assert paired["p"].min() >= 1 / 256
     np.testing.assert_allclose(paired["p"] * 256, np.round(paired["p"] * 256), atol=1e-9)
-    assert identify_batch(counts, IdentifyConfig())["p"].min() < 1 / 256
+    assert identify(counts, IdentifyConfig())["p"].min() < 1 / 256
 
 
-def test_a_clear_batch_is_told_from_noise_and_an_empty_one_is_not() -> None:
+def test_a_clear_batch_is_significant_and_an_empty_one_is_not() -> None:
     selection = IdentifyConfig()
     for counts, is_clear in ((planted_counts(), True), (simulate(Population(), num_batches=3, seed=3), False)):
         risk = identify(counts, selection)
         certainty = certainty_per_batch(risk, select(risk, selection), selection)
-        assert (certainty["is_told_from_noise"] == is_clear).all()
-        head, *sentences = certainty_in_words(certainty, selection)
-        assert head.startswith(f"{3 if is_clear else 0} of 3 batches")
-        assert all(("cannot be told from noise" in sentence) != is_clear for sentence in sentences)
-        assert "it could have certified a risk difference of 0." in sentences[0]
+        assert (certainty["is_significant"] == is_clear).all()
+        assert ((certainty["num_significant"] > 0) == is_clear).all()
+        assert certainty["certifiable"].between(0, 1).all()
 
 
-def test_without_resamples_nothing_is_said_about_stability() -> None:
-    selection = IdentifyConfig(resamples=0)
-    risk = identify(planted_counts(1), selection)
-    certainty = certainty_per_batch(risk, select(risk, selection), selection)
-    assert "resamples" not in certainty_in_words(certainty, selection)[1]
-
-
-def test_without_relabellings_nothing_is_said_about_noise() -> None:
+def test_without_relabellings_and_resamples_certainty_is_unknown() -> None:
     selection = IdentifyConfig(permutations=0, resamples=0)
     risk = identify(planted_counts(), selection)
     certainty = certainty_per_batch(risk, select(risk, selection), selection)
-    assert "nothing is said about noise" in certainty_in_words(certainty, selection)[0]
+    assert certainty["is_significant"].isna().all()
+    assert certainty["median_stability"].isna().all()
 
 
 def test_more_prompts_certify_smaller_effects() -> None:

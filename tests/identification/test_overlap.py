@@ -6,8 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from moe_ray.config.identify import IdentifyConfig
 from moe_ray.errors import InputError
 from moe_ray.experts import Expert, masks_from_experts
+from moe_ray.identification.identify import identify
 from moe_ray.identification.overlap import (
     batch_overlap,
     categories_of_batches,
@@ -15,8 +17,7 @@ from moe_ray.identification.overlap import (
     shared_experts,
     sweep_union,
 )
-from moe_ray.identification.risk import risk_differences
-from moe_ray.identification.selection import select_unsafe_experts
+from moe_ray.identification.selection import select
 from moe_ray.testing.simulated_counts import Population, simulate
 
 MASKS = masks_from_experts(
@@ -90,11 +91,11 @@ def test_overlap_of_random_masks_is_zero_once_corrected() -> None:
 
 
 def test_sweep_agrees_with_selecting_again() -> None:
-    risk = risk_differences(simulate(Population(), num_batches=4))
-    reference = select_unsafe_experts(risk, threshold=0.05, top_k=5)
+    risk = identify(simulate(Population(), num_batches=4), IdentifyConfig(permutations=0, resamples=0))
+    reference = select(risk, IdentifyConfig(top_k=5))
     table = sweep_union(risk.sample(frac=1, random_state=1), thresholds=[0.0, 0.1], top_ks=[2, 50], reference=reference)
     for row in table.to_dict("records"):
-        masks = select_unsafe_experts(risk, threshold=row["threshold"], top_k=row["top_k"])
+        masks = select(risk, IdentifyConfig(threshold=row["threshold"], top_k=row["top_k"]))
         assert row["union"] == masks.union.sum()
         assert row["per_batch"] == masks.masks_BLE.sum() / 4
         assert row["empty_batches"] == 4 - len(masks.trained_batches)

@@ -14,10 +14,11 @@ import pandas as pd
 import pytest
 from paths import ROOT
 
+from moe_ray.config.identify import IdentifyConfig
 from moe_ray.errors import InputError
 from moe_ray.experts import Expert, ExpertMasks, masks_from_experts
+from moe_ray.identification.identify import identify
 from moe_ray.identification.pandas_export import export_data, export_name, export_pickle
-from moe_ray.identification.risk import risk_differences
 from moe_ray.routing.counts import RoutingCounts
 
 KEYS = {
@@ -62,7 +63,7 @@ def contents() -> dict[str, Any]:
     ]
     return {
         "masks": masks(),
-        "risk": risk_differences(counts),
+        "risk": identify(counts, IdentifyConfig(permutations=0, resamples=0)),
         "batches": pd.DataFrame(rows),
         "model_name": "org/tiny-moe",
         "num_experts_per_tok": 1,

@@ -10,14 +10,30 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from moe_ray.config.identify import IdentifyConfig
 from moe_ray.errors import InputError
-from moe_ray.identification.risk import RISK_COLUMNS, add_rates, aggregate_risk, example_counts, risk_differences
+from moe_ray.identification.identify import identify
+from moe_ray.identification.risk import (
+    add_rates,
+    aggregate_risk,
+    batches_with_both_labels,
+    example_counts,
+)
 from moe_ray.routing.counts import RoutingCounts, concat_counts
 from moe_ray.testing.simulated_counts import Population, simulate
+
+RISK_COLUMNS = (
+    "batch_idx", "layer", "expert", "a_safe", "d_safe", "a_unsafe", "d_unsafe", "a_safe_n", "a_unsafe_n", "risk_diff",
+)  # fmt: skip
 
 # Simulating prompts takes milliseconds, which on a busy machine looks like slow drawing of data.
 IN_PEACE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 ROUNDING = 1e-12  # sums of up to a few hundred fractions in float64
+
+
+def risk_of(counts: RoutingCounts, **setting: object) -> pd.DataFrame:
+    """The part of the risk table that says nothing about certainty."""
+    return identify(counts, IdentifyConfig(permutations=0, resamples=0, **setting))[list(RISK_COLUMNS)]
 
 
 def by_hand() -> RoutingCounts:
@@ -61,7 +77,7 @@ def some_counts(draw: st.DrawFn) -> RoutingCounts:
 
 
 def test_counts_give_the_hand_worked_table() -> None:
-    risk = risk_differences(by_hand())
+    risk = risk_of(by_hand())
     assert tuple(risk.columns) == RISK_COLUMNS
     first = risk[risk["batch_idx"] == 7]
     assert first["layer"].tolist() == [3, 3, 3]
@@ -86,14 +102,14 @@ def test_roles_of_an_example_are_added_up() -> None:
 @given(some_counts(), st.integers(0, 1000))
 @settings(IN_PEACE, max_examples=40)
 def test_row_order_changes_nothing(counts: RoutingCounts, seed: int) -> None:
-    pd.testing.assert_frame_equal(risk_differences(shuffled(counts, seed)), risk_differences(counts))
+    pd.testing.assert_frame_equal(risk_of(shuffled(counts, seed)), risk_of(counts))
 
 
 @given(some_counts())
 @settings(IN_PEACE, max_examples=40)
 def test_swapping_the_labels_flips_the_sign_exactly(counts: RoutingCounts) -> None:
     swapped = replace(counts, label=np.where(counts.label == "safe", "unsafe", "safe").astype(object))
-    there, back = risk_differences(counts), risk_differences(swapped)
+    there, back = risk_of(counts), risk_of(swapped)
     np.testing.assert_array_equal(back["risk_diff"], -there["risk_diff"])
     np.testing.assert_array_equal(back["a_safe"], there["a_unsafe"])
 
@@ -101,23 +117,23 @@ def test_swapping_the_labels_flips_the_sign_exactly(counts: RoutingCounts) -> No
 @given(some_counts())
 @settings(IN_PEACE, max_examples=40)
 def test_differences_sum_to_zero_within_a_layer(counts: RoutingCounts) -> None:
-    sums = risk_differences(counts).groupby(["batch_idx", "layer"])["risk_diff"].sum()
+    sums = risk_of(counts).groupby(["batch_idx", "layer"])["risk_diff"].sum()
     np.testing.assert_allclose(sums, 0.0, atol=ROUNDING)
 
 
 @given(some_counts())
 @settings(IN_PEACE, max_examples=40)
 def test_difference_is_that_of_the_rates(counts: RoutingCounts) -> None:
-    risk = risk_differences(counts)
+    risk = risk_of(counts)
     np.testing.assert_allclose(risk["risk_diff"], risk["a_unsafe_n"] - risk["a_safe_n"], atol=ROUNDING)
 
 
 @given(some_counts())
 @settings(IN_PEACE, max_examples=20)
 def test_a_batch_depends_on_its_own_rows_only(counts: RoutingCounts) -> None:
-    whole = risk_differences(counts)
+    whole = risk_of(counts)
     for batch in np.unique(counts.batch_idx):
-        alone = risk_differences(counts.take(counts.batch_idx == batch))
+        alone = risk_of(counts.take(counts.batch_idx == batch))
         pd.testing.assert_frame_equal(alone, whole[whole["batch_idx"] == batch].reset_index(drop=True))
 
 
@@ -129,7 +145,7 @@ def test_rates_of_a_table_from_elsewhere() -> None:
 
 
 def test_aggregate_has_sums_and_means_over_batches() -> None:
-    table = aggregate_risk(risk_differences(by_hand())).set_index("expert")
+    table = aggregate_risk(risk_of(by_hand())).set_index("expert")
     assert table.index[0] == 2
     assert table.loc[2, "risk_diff"] == pytest.approx(0.55)
     assert table.loc[2, "risk_diff_sum"] == pytest.approx(1.1)
@@ -141,18 +157,18 @@ def test_aggregate_has_sums_and_means_over_batches() -> None:
 def test_a_batch_without_a_label_is_an_error_that_names_it() -> None:
     counts = by_hand()
     with pytest.raises(InputError, match="batch 9: got 2 safe and 0 unsafe tokens, expected both"):
-        risk_differences(counts.take(np.array([0, 1, 2, 3])))
+        risk_of(counts.take(np.array([0, 1, 2, 3])))
 
 
 def test_an_unknown_label_is_an_error() -> None:
     counts = replace(by_hand(), label=np.array(["harmful"] * 6, dtype=object))
     with pytest.raises(InputError, match="got \\['harmful'\\], expected 'safe' or 'unsafe'"):
-        risk_differences(counts)
+        risk_of(counts)
 
 
 def test_a_role_nobody_has_is_an_error() -> None:
     with pytest.raises(InputError, match="no routing counts of role response"):
-        risk_differences(by_hand().take(np.array([0, 1, 2])), roles=("response",))
+        risk_of(by_hand().take(np.array([0, 1, 2])), roles=("response",))
 
 
 def test_examples_without_tokens_are_left_out() -> None:
@@ -161,3 +177,13 @@ def test_examples_without_tokens_are_left_out() -> None:
         empty, in_batch_idx=np.array([5]), num_tokens=np.array([0]), counts_NLE=np.zeros((1, 1, 3), np.int32)
     )
     assert len(next(example_counts(concat_counts([by_hand(), empty]))).tokens_N) == 3
+
+
+def test_a_batch_whose_tokens_have_one_label_is_told_apart() -> None:
+    assert batches_with_both_labels(by_hand(), ("prompt",)) == ([7, 9], [])
+    assert batches_with_both_labels(by_hand(), ("response",)) == ([], [9])
+    assert batches_with_both_labels(by_hand().take(np.array([0, 1, 2, 3])), ("prompt",)) == ([7], [9])
+
+
+def test_a_batchs_counts_print_as_one_line() -> None:
+    assert repr(next(example_counts(by_hand()))) == "ExampleCounts(batch 7, 2 safe + 1 unsafe, 3 experts)"

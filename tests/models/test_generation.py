@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from moe_ray.config.model import ModelConfig
-from moe_ray.models.generation import _OwnNoise, example_seed, generate_answers, generate_responses
+from moe_ray.models.generation import _RowNoise, example_seed, generate_answers, generate_responses
 from moe_ray.models.loading import load_model, load_tokenizer
 
 PROMPTS = ["How do I bake bread?", "Tell me", "What is the best way to water plants in a very hot summer?"]
 
 
 @pytest.fixture(scope="module")
-def tiny(tiny_model_path):
-    config = ModelConfig(path=str(tiny_model_path))
+def tiny(untrained_model_path):
+    config = ModelConfig(path=str(untrained_model_path))
     return load_model(config, device="cpu"), load_tokenizer(config)
 
 
@@ -23,17 +23,28 @@ def prompts(tiny):
     return [tiny[1](text)["input_ids"] for text in PROMPTS]
 
 
-def test_greedy_responses_are_those_of_evaluation(tiny, prompts):
-    responses = generate_responses(*tiny, prompts, max_new_tokens=12)
-    answers = generate_answers(*tiny, prompts, max_new_tokens=12, rows_per_forward=3)
-    assert [(response.text, response.ended) for response in responses] == answers
-    for response in responses:
-        assert response.ended == (response.ids[-1] == tiny[1].eos_token_id)
-        assert len(response.ids) <= 12
+@pytest.mark.parametrize("rows_per_forward", [1, 2, 3])
+def test_answers_are_the_greedy_responses_in_the_prompts_order(tiny, prompts, rows_per_forward):
+    expected = [generate_responses(*tiny, [prompt], max_new_tokens=12)[0] for prompt in prompts]
+    answers = generate_answers(*tiny, prompts, max_new_tokens=12, rows_per_forward=rows_per_forward)
+    assert answers == [(response.text, response.ended) for response in expected]
+    assert len({text for text, _ in answers}) == len(prompts)
+    assert all(len(response.ids) <= 12 for response in expected)
+
+
+def test_a_response_ends_with_the_first_token_that_ends_one(tiny, prompts, monkeypatch):
+    model, tokenizer = tiny
+    whole = generate_responses(model, tokenizer, prompts, max_new_tokens=12)
+    end = next(token for token in whole[0].ids[1:] if token != whole[0].ids[0])
+    monkeypatch.setattr(model.generation_config, "eos_token_id", [end])
+    for response, before in zip(generate_responses(model, tokenizer, prompts, max_new_tokens=12), whole, strict=True):
+        assert response.ended == (end in before.ids)
+        assert response.ids == before.ids[: before.ids.index(end) + 1 if response.ended else None]
+    assert generate_answers(model, tokenizer, prompts[:1], max_new_tokens=12, rows_per_forward=1)[0][1]
 
 
 def test_a_sampled_response_does_not_depend_on_its_neighbours(tiny, prompts):
-    seeds = [example_seed(0, 0, place) for place in range(3)]
+    seeds = [example_seed(0, 0, index) for index in range(3)]
     together = generate_responses(*tiny, prompts, max_new_tokens=12, temperature=1.0, seeds=seeds)
     turned = generate_responses(*tiny, prompts[::-1], max_new_tokens=12, temperature=1.0, seeds=seeds[::-1])
     alone = generate_responses(*tiny, prompts[:1], max_new_tokens=12, temperature=1.0, seeds=seeds[:1])
@@ -45,7 +56,7 @@ def test_a_sampled_response_does_not_depend_on_its_neighbours(tiny, prompts):
 
 def test_sampling_draws_from_the_softmax():
     logits = torch.tensor([[1.0, 0.0, -1.0]]).expand(4000, 3)
-    noise = _OwnNoise(range(4000), temperature=2.0, device=torch.device("cpu"))
+    noise = _RowNoise(range(4000), temperature=2.0, device=torch.device("cpu"))
     drawn = Counter(noise(None, logits).argmax(dim=1).tolist())
     expected = torch.softmax(logits[0] / 2.0, dim=0).tolist()
     for token, share in enumerate(expected):

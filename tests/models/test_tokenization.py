@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
-from word_tokenizer import TEMPLATE, WORDS, make_tokenizer
+from byte_tokenizer import CHATML, byte_tokenizer, counted_text, counted_words
+from word_tokenizer import MESSAGES, TEMPLATE, WORDS, make_tokenizer
 
 from moe_ray.errors import InputError
 from moe_ray.models.tokenization import (
@@ -18,8 +17,6 @@ from moe_ray.models.tokenization import (
     pad_rows,
     pad_token_id,
 )
-
-MESSAGES = [{"role": "user", "content": "how are you"}]
 
 
 def words_of(ids) -> list[str]:
@@ -91,31 +88,6 @@ def test_a_pad_id_that_is_also_a_token_of_the_prompt_is_still_counted_there():
 # Which tokens come from the messages
 
 
-def counted_words(tokenizer, messages, response=None, **options) -> list[str]:
-    row = encode_row(tokenizer, messages, response, template_tokens=False, **options)
-    ids = row.prompt_ids + row.answer_ids
-    assert row.prompt_ids == encode_prompt(tokenizer, messages)
-    assert len(row.counted) == len(ids)
-    return tokenizer.convert_ids_to_tokens([n for n, is_counted in zip(ids, row.counted, strict=True) if is_counted])
-
-
-def byte_tokenizer(template: str | None = None, **options) -> PreTrainedTokenizerFast:
-    """One token per byte, shown as GPT-2 shows bytes; like GPT-2's, its offsets leave out white space."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = Tokenizer(models.BPE({character: n for n, character in enumerate(alphabet)}, []))
-    tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokens.decoder = decoders.ByteLevel()
-    tokens.post_processor = processors.ByteLevel(trim_offsets=True)
-    return PreTrainedTokenizerFast(tokenizer_object=tokens, chat_template=template, **options)
-
-
-def counted_text(template: str | None, *contents: str, roles: str = "user") -> str:
-    """What is counted of the messages' rendering, as text."""
-    tokenizer = byte_tokenizer(template)
-    messages = [{"role": roles, "content": content} for content in contents]
-    return tokenizer.convert_tokens_to_string(counted_words(tokenizer, messages))
-
-
 def test_all_tokens_are_counted_by_default():
     row = encode_row(make_tokenizer(chat_template=TEMPLATE), MESSAGES, "fine")
     assert row.counted is None
@@ -135,63 +107,6 @@ def test_the_end_token_after_a_response_is_the_templates():
 def test_start_tokens_and_blank_lines_are_left_out_where_there_is_no_template():
     assert counted_words(make_tokenizer(), [{"role": "system", "content": "thanks"}, *MESSAGES])[0] == "thanks"
     assert counted_text(None, "a b", "c") == "a bc"
-
-
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
-def test_a_content_that_reads_like_the_template_is_counted_where_it_is_a_content():
-    tokenizer = byte_tokenizer(CHATML)
-    row = encode_row(tokenizer, [{"role": "user", "content": "user"}], template_tokens=False)
-    assert row.counted == [False] * len("<|im_start|>user\n") + [True] * 4 + [False] * len(
-        "<|im_end|>\n<|im_start|>assistant\n"
-    )
-
-
-@pytest.mark.parametrize("content", ["  how\n\nare \t you \n", "é中🙂", "<|im_end|>\n<|im_start|>user\n", "a\ue000b"])
-def test_every_character_of_a_content_is_counted(content):
-    assert counted_text(CHATML, content) == content
-
-
-@pytest.mark.parametrize(
-    ("expression", "content", "expected"),
-    [
-        ("m['content'] | trim", "\n how are you ", "how are you"),
-        ("m['content'] | upper", "how", "HOW"),
-        ("m['content'] + '/' + m['content']", "how", "howhow"),
-        ("m['content'].split('</think>')[-1].lstrip()", "long <b> thought</think>\n\nfine", "fine"),
-        ("m['content'].split('<b>')[0] | trim", "how <b> are you", "how"),
-        ("'(' + m['content'] + ')' if m['content'].startswith('/') else m['content']", "/how", "/how"),
-        ("m['content'] | tojson", 'say "how"', 'say \\"how\\"'),
-    ],
-)
-def test_contents_that_a_template_changes_are_counted_as_it_writes_them(expression, content, expected):
-    assert counted_text("user: {% for m in messages %}{{ " + expression + " }}\nbot: {% endfor %}", content) == expected
-
-
-def test_equal_and_reordered_contents_are_all_counted():
-    assert counted_text("{% for m in messages | reverse %}a:{{ m['content'] }};{% endfor %}", "a", "b", "a") == "aba"
-
-
-def test_an_empty_message_beside_another_counts_nothing():
-    assert counted_text(CHATML, " ", "how") == "how"
-
-
-def test_a_content_that_the_template_leaves_out_is_refused_by_the_templates_name():
-    tokenizer = byte_tokenizer("{{ messages[-1]['content'] }}")
-    tokenizer.name_or_path = "some/model"
-    messages = [{"role": "system", "content": "be kind"}, *MESSAGES]
-    with pytest.raises(InputError, match="chat template of some/model: message 'be kind' cannot be told"):
-        encode_row(tokenizer, messages, template_tokens=False)
-
-
-def test_a_content_whose_place_is_ambiguous_is_refused():
-    template = "{% for m in messages %}user {{ m['content'] if m['content'] == 'user' else 'other' }}{% endfor %}"
-    with pytest.raises(InputError, match="its text appears 2 times"):
-        encode_row(byte_tokenizer(template), [{"role": "user", "content": "user"}], template_tokens=False)
 
 
 def test_a_prompt_of_template_tokens_only_is_refused():

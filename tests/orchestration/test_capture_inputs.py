@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 
 from moe_ray.config.io import load_config
-from moe_ray.orchestration.inputs import read_prompts
 from moe_ray.orchestration.jobs import capture as capture_module
 from moe_ray.orchestration.run import Run
-from moe_ray.storage.folder import Folder
+from moe_ray.prompts.prompt_set import read_prompts
+from moe_ray.prompts.quarantine import QUARANTINE, TRUNCATED, quarantine_frame
+from moe_ray.run_directory import CAPTURE, RunDirectory
 
 pytestmark = [pytest.mark.needs_ray]
 
@@ -30,8 +31,10 @@ def captures(monkeypatch):
     """How many captures began."""
     begun = []
 
-    def begin(batches, out, model, config, *, seed):
+    def begin(run, model, config, *, seed):
         begun.append(config)
+        for name in (QUARANTINE, TRUNCATED):
+            run.sub(CAPTURE).write_table(name, quarantine_frame([]))
         return {"tokens": 1}
 
     monkeypatch.setattr(capture_module, "capture", begin)
@@ -48,7 +51,8 @@ def run(place, *settings):
             *settings,
         ]
     )
-    one = Run(config, replace(config.model, path=f"{place}/model"), read_prompts(config), Folder.open(config.run_dir))
+    model = replace(config.model, path=f"{place}/model")
+    one = Run(config, model, read_prompts(config), RunDirectory.open(config.run_dir))
     one.prepare()
     one.capture()
 
@@ -62,13 +66,13 @@ def edit(name, change):
 
 
 CHANGES = {
-    "a prompt": (edit("prompts.jsonl", lambda text: text.replace("prompt 3", "prompt three")), (), "batches"),
-    "the tokenizer": (edit("model/tokenizer.json", lambda text: text + " "), (), "batches, tokenizer"),
-    "the chat template": (edit("model/chat_template.jinja", lambda text: text + " "), (), "batches, chat template"),
+    "a prompt": (edit("prompts.jsonl", lambda text: text.replace("prompt 3", "prompt three")), (), "examples"),
+    "the tokenizer": (edit("model/tokenizer.json", lambda text: text + " "), (), "tokenizer"),
+    "the chat template": (edit("model/chat_template.jinja", lambda text: text + " "), (), "chat template"),
     "the weights": (
         lambda place: (place / "model/model.safetensors").write_bytes(b"other"),
         (),
-        "batches, model weights",
+        "model weights",
     ),
     "which tokens count": (lambda place: None, ("capture.template_tokens=false",), "capture.template_tokens"),
     "routed weights": (lambda place: None, ("capture.weights=true",), "capture.weights"),
@@ -94,7 +98,7 @@ def test_a_change_captures_again_and_is_named(name, place, captures, caplog):
     with caplog.at_level(logging.INFO):
         run(place, *settings)
     assert len(captures) == 2
-    assert f"routing: run again, because these inputs changed: {said}" in caplog.messages
+    assert f"capture: run again, because these inputs changed: {said}" in caplog.messages
 
 
 def test_how_the_work_is_done_changes_nothing(place, captures, caplog):
@@ -110,19 +114,19 @@ def test_how_the_work_is_done_changes_nothing(place, captures, caplog):
             "model.experts_implementation=eager",
         )
     assert len(captures) == 1
-    assert "routing: reused from an earlier run" in caplog.messages
+    assert "capture: reused from an earlier run" in caplog.messages
 
 
 def test_an_unfinished_capture_is_resumed_unless_its_inputs_changed(place, captures, caplog):
     run(place)
-    (place / "run/routing/manifest.json").unlink()
-    (place / "run/routing/counts").mkdir()
+    (place / "run/capture/manifest.json").unlink()
+    (place / "run/capture/counts/part-0").touch()
     with caplog.at_level(logging.INFO):
         run(place)
-    assert "routing: resuming an unfinished stage" in caplog.messages
-    assert (place / "run/routing/counts").exists()
-    (place / "run/routing/manifest.json").unlink()
+    assert "capture: resuming an unfinished stage" in caplog.messages
+    assert (place / "run/capture/counts/part-0").exists()
+    (place / "run/capture/manifest.json").unlink()
     with caplog.at_level(logging.INFO):
         run(place, "capture.weights=true")
-    assert "routing: run again, because these inputs changed: capture.weights" in caplog.messages
-    assert not (place / "run/routing/counts").exists()
+    assert "capture: run again, because these inputs changed: capture.weights" in caplog.messages
+    assert not (place / "run/capture/counts/part-0").exists()

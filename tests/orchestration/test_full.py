@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from counting_alone import count_batches
 from judge_endpoint import endpoint
+from workflow import run_workflow
 
-from moe_ray.cli.run_workflow import main
+from moe_ray import pipeline
 from moe_ray.config.io import load_config
 from moe_ray.config.model import ModelConfig
 from moe_ray.evaluation.judges.endpoint import URL_VARIABLE
@@ -19,19 +21,18 @@ from moe_ray.finetuning.adapter import adapter_applied
 from moe_ray.finetuning.history import read_history
 from moe_ray.finetuning.schedule import plan_steps
 from moe_ray.identification.mask_files import read_masks
-from moe_ray.identification.risk import risk_differences
 from moe_ray.models.loading import load_model, load_tokenizer
 from moe_ray.models.moe_layers import find_moe_layers
 from moe_ray.prompts.example_tables import frame_to_batches
-from moe_ray.routing.capture import count_batches
 from moe_ray.routing.count_store import read_counts
+from moe_ray.run_directory import COUNTS
 from moe_ray.storage.folder import Folder
 
 pytestmark = [pytest.mark.needs_ray, pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
 STAGES = [
-    "batches", "routing", "unsafe_experts", "answers_before", "evaluation_before", "experts", "answers_after",
-    "evaluation_after",
+    "prompts", "capture", "identify", "evaluate/before/answers", "evaluate/before/figures", "finetune",
+    "evaluate/after/answers", "evaluate/after/figures",
 ]  # fmt: skip
 SUMMARY_KEYS = {
     "batches", "examples", "num_layers", "num_experts", "num_experts_per_tok", "union_experts", "trainable_parameters",
@@ -54,7 +55,7 @@ def settings(tiny_model_path, run_dir):
 @pytest.fixture(scope="module")
 def finished(ray_cluster, tiny_model_path, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("full") / "run"
-    assert main("full", "run_all", settings(tiny_model_path, run_dir)) == 0
+    assert run_workflow("full", settings(tiny_model_path, run_dir)) == 0
     return run_dir
 
 
@@ -92,24 +93,24 @@ def test_the_repair_lowered_the_loss_on_target_responses(summary):
 
 def test_actors_count_what_the_core_counts_in_one_process(finished, tiny_model_path):
     config = ModelConfig(path=str(tiny_model_path))
-    batches = frame_to_batches(pd.read_parquet(finished / "batches" / "batches.parquet"))
+    batches = frame_to_batches(pd.read_parquet(finished / "prompts" / "batches.parquet"))
     expected = count_batches(load_model(config, device="cpu"), load_tokenizer(config), batches, rows_per_forward=5)
-    got = read_counts(Folder.open(str(finished)).sub("routing").sub("counts"))
+    got = read_counts(Folder.open(str(finished)).sub(COUNTS))
     assert np.array_equal(got.counts_NLE, expected.counts_NLE)
     assert np.array_equal(got.batch_idx, expected.batch_idx)
 
 
 def test_grouping_by_batch_gives_the_risk_table_of_the_core(finished):
     folder = Folder.open(str(finished))
-    expected = risk_differences(read_counts(folder.sub("routing").sub("counts")))
-    got = folder.sub("unsafe_experts").read_frame("risk_differences.parquet")
+    expected = pipeline.identify(read_counts(folder.sub(COUNTS)), seed=0).risk
+    got = folder.sub("identify").read_frame("risk_differences.parquet")
     pd.testing.assert_frame_equal(got[expected.columns], expected, check_dtype=False)
 
 
 def test_each_step_trained_one_batch_of_the_plan(finished):
     folder = Folder.open(str(finished))
-    masks = read_masks(folder.sub("unsafe_experts"))
-    steps = read_history(folder.sub("experts"))
+    masks = read_masks(folder.sub("identify"))
+    steps = read_history(folder.sub("finetune"))
     planned = plan_steps(masks.trained_batches, epochs=1, batches_per_step=1, seed=0)
     assert [(step["batch_idx"],) for step in steps] == planned
     assert [step["num_experts"] for step in steps] == [len(masks.selected[step["batch_idx"]]) for step in steps]
@@ -118,9 +119,9 @@ def test_each_step_trained_one_batch_of_the_plan(finished):
 def test_the_adapter_changes_the_unions_experts_and_no_other(finished, tiny_model_path):
     model = load_model(ModelConfig(path=str(tiny_model_path)), device="cpu")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    masks = read_masks(Folder.open(str(finished)).sub("unsafe_experts"))
+    masks = read_masks(Folder.open(str(finished)).sub("identify"))
     layers = {layer.name: row for row, layer in enumerate(find_moe_layers(model))}
-    with adapter_applied(model, finished / "experts"):
+    with adapter_applied(model, finished / "finetune"):
         for name, tensor in model.state_dict().items():
             row = layers.get(name.rpartition(".")[0])
             if row is None:
@@ -138,12 +139,12 @@ def test_mlflow_holds_settings_metrics_and_masks(finished, summary):
     (trained,) = (
         other
         for other in client.search_runs([run.info.experiment_id])
-        if other.info.run_name == "experts" and other.data.tags["mlflow.parentRunId"] == run.info.run_id
+        if other.info.run_name == "finetune" and other.data.tags["mlflow.parentRunId"] == run.info.run_id
     )
     losses = client.get_metric_history(trained.info.run_id, "train/loss")
     assert [metric.step for metric in losses] == [0, 1, 2, 3]
-    names = {item.path for item in client.list_artifacts(summary["mlflow_run_id"], "unsafe_experts")}
-    assert "unsafe_experts/masks.npz" in names
+    names = {item.path for item in client.list_artifacts(summary["mlflow_run_id"], "identify")}
+    assert "identify/masks.npz" in names
     figures = {item.path for item in client.list_artifacts(summary["mlflow_run_id"], "figures")}
     assert figures >= {"figures/risk_overall.svg", "figures/training.svg", "figures/overlap.svg"}
     assert [used.dataset.name for used in run.inputs.dataset_inputs] == ["batches", "test"]
@@ -153,7 +154,7 @@ def test_mlflow_holds_settings_metrics_and_masks(finished, summary):
 
 
 def test_the_pandas_export_can_be_read_and_looped_over(finished):
-    (path,) = (finished / "unsafe_experts").glob("sft_dataset_*.pkl")
+    (path,) = (finished / "identify").glob("sft_dataset_*.pkl")
     export = pd.read_pickle(path)
     first, second = (set(experts) for experts in export["batch_unsafe_experts"][:2])
     assert all(export["batch_expert_masks"][0][layer, expert] for layer, expert in first)
@@ -163,12 +164,12 @@ def test_the_pandas_export_can_be_read_and_looped_over(finished):
 
 def test_the_stored_configuration_gives_the_same_run(finished):
     stored = load_config(str(finished / "config.yaml"))
-    assert (stored.prompts.max_batches, stored.train.epochs, stored.run_dir) == (4, 1, str(finished))
+    assert (stored.prompts.max_batches, stored.finetune.epochs, stored.run_dir) == (4, 1, str(finished))
 
 
 def test_a_second_run_reuses_every_stage(finished, tiny_model_path, summary, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
-    assert main("full", "run_evaluate", settings(tiny_model_path, tmp_path / "run")) == 0
+    assert run_workflow("evaluate", settings(tiny_model_path, tmp_path / "run")) == 0
     for stage in STAGES:
         manifests = [Path(root, stage, "manifest.json").read_text() for root in (finished, tmp_path / "run")]
         assert manifests[0] == manifests[1]
@@ -177,12 +178,12 @@ def test_a_second_run_reuses_every_stage(finished, tiny_model_path, summary, tmp
 def test_another_threshold_captures_nothing_again(finished, tiny_model_path, tmp_path, caplog):
     shutil.copytree(finished, tmp_path / "run")
     arguments = [*settings(tiny_model_path, tmp_path / "run"), "identify.threshold=0.3"]
-    assert main("identify", "run_identify", arguments) == 0
-    masks = read_masks(Folder.open(str(tmp_path / "run")).sub("unsafe_experts"))
-    before = read_masks(Folder.open(str(finished)).sub("unsafe_experts"))
+    assert run_workflow("identify", arguments) == 0
+    masks = read_masks(Folder.open(str(tmp_path / "run")).sub("identify"))
+    before = read_masks(Folder.open(str(finished)).sub("identify"))
     assert (masks.union & ~before.union).sum() == 0
     assert masks.union.sum() < before.union.sum()
-    for stage, same in (("routing", True), ("unsafe_experts", False)):
+    for stage, same in (("capture", True), ("identify", False)):
         pair = [Path(root, stage, "manifest.json").read_text() for root in (finished, tmp_path / "run")]
         assert (pair[0] == pair[1]) is same
 
@@ -192,11 +193,15 @@ def test_another_judge_answers_nothing_again(finished, tiny_model_path, tmp_path
     with endpoint(lambda request, call: (200, "REFUSED")) as server:
         monkeypatch.setenv(URL_VARIABLE, server.url)
         arguments = [*settings(tiny_model_path, tmp_path / "run"), "evaluate.judge=endpoint", "evaluate.judge_model=m"]
-        assert main("full", "run_evaluate", arguments) == 0
-    for stage, same in (("answers_before", True), ("answers_after", True), ("evaluation_after", False)):
+        assert run_workflow("evaluate", arguments) == 0
+    for stage, same in (
+        ("evaluate/before/answers", True),
+        ("evaluate/after/answers", True),
+        ("evaluate/after/figures", False),
+    ):
         pair = [Path(root, stage, "manifest.json").read_text() for root in (finished, tmp_path / "run")]
         assert (pair[0] == pair[1]) is same
-    answers = pd.read_parquet(tmp_path / "run" / "evaluation_after" / "answers.parquet")
+    answers = pd.read_parquet(tmp_path / "run" / "evaluate/after/figures" / "answers.parquet")
     assert set(answers["judge"]) == {"endpoint"}
     assert answers["refused"].all()
     assert len(server.requests) == 32
@@ -204,12 +209,12 @@ def test_another_judge_answers_nothing_again(finished, tiny_model_path, tmp_path
 
 def test_an_interrupted_capture_goes_on_with_what_is_missing(finished, tiny_model_path, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
-    (tmp_path / "run" / "routing" / "manifest.json").unlink()
-    parts = sorted((tmp_path / "run" / "routing" / "counts").glob("*.parquet"))
+    (tmp_path / "run" / "capture" / "manifest.json").unlink()
+    parts = sorted((tmp_path / "run" / "capture" / "counts").glob("*.parquet"))
     kept = {part: part.stat().st_mtime_ns for part in parts[1:]}
     parts[0].unlink()
-    assert main("capture", "run_capture", settings(tiny_model_path, tmp_path / "run")) == 0
-    counts = [read_counts(Folder.open(str(root)).sub("routing").sub("counts")) for root in (finished, tmp_path / "run")]
+    assert run_workflow("capture", settings(tiny_model_path, tmp_path / "run")) == 0
+    counts = [read_counts(Folder.open(str(root)).sub(COUNTS)) for root in (finished, tmp_path / "run")]
     assert np.array_equal(counts[0].counts_NLE, counts[1].counts_NLE)
     assert {part: part.stat().st_mtime_ns for part in kept} == kept
 
@@ -247,15 +252,15 @@ def test_prompts_that_cannot_be_asked_are_left_out_wherever_they_are(ray_cluster
         *("evaluate.max_new_tokens=8", "identify.permutations=100", "identify.resamples=0"),
         *("compare.run=true", "compare.names=[all_experts]", "compare.draws=1"),
     ]
-    assert main("full", "run_all", arguments) == 0
+    assert run_workflow("full", arguments) == 0
     folder = Folder.open(str(tmp_path / "run"))
     summary = folder.read_json("summary.json")
     assert (summary["quarantined_examples"], summary["held_out_left_out"]) == (2, 2)
-    assert set(folder.sub("routing").read_frame("quarantine.parquet")["id"]) == {
+    assert set(folder.sub("capture").read_frame("quarantine.parquet")["id"]) == {
         "prompts:train-safe-0",
         "prompts:train-safe-1",
     }
-    left_out = folder.sub("batches").read_frame("left_out.parquet").set_index("id")
+    left_out = folder.sub("prompts").read_frame("left_out.parquet").set_index("id")
     assert left_out["reason"].to_dict() == {
         "prompts:test-safe-0": "not_encoded",
         "prompts:test-safe-1": "too_long",
@@ -263,5 +268,5 @@ def test_prompts_that_cannot_be_asked_are_left_out_wherever_they_are(ray_cluster
     assert summary["after"]["safe_refusal_rate"]["n"] == 14
     assert summary["after"]["unsafe_refusal_rate"]["n"] == 16
     strict = [*arguments, f"run_dir={tmp_path}/strict", "capture.max_bad_share=0.01"]
-    assert main("capture", "run_capture", strict) == 2
+    assert run_workflow("capture", strict) == 2
     assert "2 of 32 test examples cannot be answered" in capsys.readouterr().err

@@ -6,7 +6,8 @@ import pytest
 
 from moe_ray.config.io import load_config
 from moe_ray.errors import InputError
-from moe_ray.orchestration.inputs import read_prompts
+from moe_ray.orchestration.inputs import check_requests
+from moe_ray.prompts.prompt_set import read_prompts
 
 
 @pytest.fixture
@@ -34,11 +35,19 @@ def test_nothing_is_held_out_for_a_run_that_needs_no_validation(unsplit):
 def test_a_space_that_cannot_be_searched_is_refused_with_the_prompts(unsplit):
     arguments = [*unsplit, "sweep.run=true", "prompts.validation_fraction=0.2", "sweep.space={seed: [0, 1]}"]
     with pytest.raises(InputError, match="needs another capture"):
-        read_prompts(load_config(None, arguments))
+        check_requests(load_config(None, arguments))
 
 
 def test_gate_scores_that_are_not_captured_are_refused(unsplit):
     arguments = [*unsplit, "compare.run=true", "compare.names=[esft_gate]"]
     with pytest.raises(InputError, match=r"capture\.weights=true"):
-        read_prompts(load_config(None, arguments))
-    read_prompts(load_config(None, [*arguments, "capture.weights=true"]))
+        check_requests(load_config(None, arguments))
+    check_requests(load_config(None, [*arguments, "capture.weights=true"]))
+
+
+@pytest.mark.parametrize("setting", ["identify.weighting=activation", "identify.rule=esft_gate"])
+def test_a_selection_by_weights_that_are_not_captured_is_refused(unsplit, setting):
+    with pytest.raises(InputError, match=r"needs routed weights; set capture\.weights=true") as error:
+        check_requests(load_config(None, [*unsplit, setting]))
+    assert setting in str(error.value)
+    check_requests(load_config(None, [*unsplit, setting, "capture.weights=true"]))

@@ -16,8 +16,8 @@ import pandas as pd
 import pytest
 import torch
 from paths import ROOT
+from workflow import run_workflow
 
-from moe_ray.cli.run_workflow import BAD_INPUT, main
 from moe_ray.config.io import load_config, with_settings
 from moe_ray.config.model import ModelConfig
 from moe_ray.finetuning.adapter import adapter_applied, expert_weights, load_adapter
@@ -27,9 +27,12 @@ from moe_ray.models.loading import load_model, load_tokenizer
 from moe_ray.orchestration.cluster.model_process import BaseModel
 from moe_ray.orchestration.jobs.sweep_trial import read_trials
 from moe_ray.orchestration.run import Run
+from moe_ray.orchestration.stages.evaluate import folder_of_masks
 from moe_ray.prompts.example_tables import frame_to_batches
 from moe_ray.routing.count_store import read_counts
+from moe_ray.run_directory import COUNTS, FINETUNE, IDENTIFY, RunDirectory
 from moe_ray.storage.folder import Folder
+from moe_ray.storage.stage import read_outcome
 from moe_ray.studies.baselines import OURS
 from moe_ray.studies.comparison import BASE
 from moe_ray.studies.objective import plain_metrics
@@ -80,18 +83,18 @@ def modified(folder):
 @pytest.fixture(scope="module")
 def captured(ray_cluster, tiny_model_path, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("study") / "run"
-    assert main("capture", "run_capture", settings(tiny_model_path, run_dir)) == 0
+    assert run_workflow("capture", settings(tiny_model_path, run_dir)) == 0
     return run_dir
 
 
 @pytest.fixture(scope="module")
 def finished(captured, tiny_model_path):
     """The whole study on the capture that is there; a second capture would be an error."""
-    before = modified(captured / "routing")
+    before = modified(captured / "capture")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("moe_ray.orchestration.jobs.capture.capture", _must_not_be_called)
-        assert main("full", "run_all", study(tiny_model_path, captured)) == 0
-    assert modified(captured / "routing") == before
+        assert run_workflow("full", study(tiny_model_path, captured)) == 0
+    assert modified(captured / "capture") == before
     return captured
 
 
@@ -114,7 +117,7 @@ def test_every_trial_identified_from_the_stored_capture_in_less_than_a_second(fi
     assert (trained["identify_seconds"] < 1).all()
     assert len(trained) == 2
     folder = Folder.open(str(finished))
-    counts = read_counts(folder.sub("routing").sub("counts"))
+    counts = read_counts(folder.sub(COUNTS))
     for trial in trained.to_dict("records"):
         values = {key: trial[key] for key in ("identify.threshold", "identify.top_k")}
         config = with_settings(load_config(str(finished / "config.yaml")), values)
@@ -123,7 +126,7 @@ def test_every_trial_identified_from_the_stored_capture_in_less_than_a_second(fi
 
 def test_trials_that_cannot_be_trained_rank_last_and_say_why(trials):
     assert trials["state"].tolist() == ["finished", "finished", "failed", "failed"]
-    assert trials["said"].iloc[-1].startswith("could not be trained: no expert of any of 3 batches")
+    assert trials["message"].iloc[-1].startswith("could not be trained: no expert of any of 3 batches")
 
 
 def test_one_process_ran_all_trials_on_one_loaded_model(trials):
@@ -133,9 +136,9 @@ def test_one_process_ran_all_trials_on_one_loaded_model(trials):
 
 def test_a_trial_in_a_reused_process_gives_what_a_fresh_process_gives(finished, trials, tiny_model_path):
     folder = Folder.open(str(finished))
-    batches = frame_to_batches(folder.sub("batches").read_frame("batches.parquet"))
-    validation = folder.sub("batches").read_frame("validation.parquet")
-    counts = read_counts(folder.sub("routing").sub("counts"))
+    batches = frame_to_batches(folder.sub("prompts").read_frame("batches.parquet"))
+    validation = folder.sub("prompts").read_frame("validation.parquet")
+    counts = read_counts(folder.sub(COUNTS))
     model = ModelConfig(path=str(tiny_model_path))
     for trial in trials[trials["state"] == "finished"].to_dict("records"):
         values = {key: trial[key] for key in ("identify.threshold", "identify.top_k")}
@@ -159,7 +162,7 @@ def test_the_run_went_on_with_the_winner(finished, summary, trials):
     winner = summary["sweep"]["winner"]
     assert winner == {key: trials.iloc[0][key] for key in winner}
     assert trials["value"].iloc[0] == trials["value"].max()
-    assert read_masks(Folder.open(str(finished)).sub("unsafe_experts")).digest() == trials["masks"].iloc[0]
+    assert read_masks(Folder.open(str(finished)).sub("identify")).digest() == trials["masks"].iloc[0]
     assert summary["before"]["unsafe_refusal_rate"]["n"] == 6
 
 
@@ -171,8 +174,8 @@ def test_the_winners_file_is_a_configuration_of_full_py_and_repeats_the_run(
     assert config.identify.top_k == summary["sweep"]["winner"]["identify.top_k"]
     shutil.copytree(finished, tmp_path / "run")
     arguments = ["--config", str(finished / "sweep" / "winner.yaml"), f"run_dir={tmp_path / 'run'}"]
-    assert main("evaluate", "run_evaluate", arguments) == 0
-    for stage in ("unsafe_experts", "experts", "evaluation_after"):
+    assert run_workflow("evaluate", arguments) == 0
+    for stage in ("identify", "finetune", "evaluate/after/figures"):
         manifests = [Path(root, stage, "manifest.json").read_text() for root in (finished, tmp_path / "run")]
         assert manifests[0] == manifests[1]
 
@@ -183,25 +186,25 @@ def test_the_heat_map_is_a_picture(finished):
 
 
 def test_rounds_report_validation_and_keep_the_best(finished, summary):
-    experts = json.loads((finished / "experts" / "manifest.json").read_text())["notes"]
+    experts = json.loads((finished / "finetune" / "manifest.json").read_text())["notes"]
     reports = experts["rounds"]
     assert 1 <= len(reports) <= 2
     assert experts["kept_round"] == min(reports, key=lambda report: (report["cost"], report["round"]))["round"]
     assert experts["stopped_because"]
-    answers = pd.read_parquet(finished / "experts" / "round_1" / "validation_answers.parquet")
-    test = pd.read_parquet(finished / "batches" / "test.parquet")
+    answers = pd.read_parquet(finished / "finetune" / "round_1" / "validation" / "answers.parquet")
+    test = pd.read_parquet(finished / "prompts" / "test.parquet")
     assert not set(answers["id"]) & set(test["id"])
 
 
 def test_the_experts_of_all_rounds_are_one_adapter_of_the_original_base(finished, tiny_model_path, summary):
-    experts = json.loads((finished / "experts" / "manifest.json").read_text())["notes"]
-    about, tensors = load_adapter(finished / "experts")
-    kept = [finished / "experts" / f"round_{number}" for number in range(1, experts["kept_round"] + 1)]
+    experts = json.loads((finished / "finetune" / "manifest.json").read_text())["notes"]
+    about, tensors = load_adapter(finished / "finetune")
+    kept = [finished / "finetune" / f"round_{number}" for number in range(1, experts["kept_round"] + 1)]
     unions = [set(read_masks(Folder.open(str(folder))).union_experts) for folder in kept]
     assert set(tensors) == set().union(*unions)
     model = load_model(ModelConfig(path=str(tiny_model_path)), device="cpu")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with adapter_applied(model, finished / "experts"):
+    with adapter_applied(model, finished / "finetune"):
         changed = sum(not torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
         assert changed > 0
     assert summary["frozen_parameters_changed"] == 0
@@ -210,44 +213,43 @@ def test_the_experts_of_all_rounds_are_one_adapter_of_the_original_base(finished
 
 
 def test_the_history_of_the_rounds_is_one(finished):
-    experts = json.loads((finished / "experts" / "manifest.json").read_text())["notes"]
-    steps = read_history(Folder.open(str(finished)).sub("experts"))
+    experts = json.loads((finished / "finetune" / "manifest.json").read_text())["notes"]
+    steps = read_history(Folder.open(str(finished)).sub("finetune"))
     assert [step["step"] for step in steps] == list(range(3 * experts["kept_round"]))
     assert {step["round"] for step in steps} == set(range(1, experts["kept_round"] + 1))
 
 
 def test_a_killed_second_round_does_not_train_the_first_again(finished, tiny_model_path, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
-    experts = tmp_path / "run" / "experts"
+    experts = tmp_path / "run" / "finetune"
     (experts / "manifest.json").unlink()
     first = modified(experts / "round_1")
     last = experts / "round_2"
     if last.exists():
         (last / "manifest.json").unlink()
     arguments = ["--config", str(finished / "sweep" / "winner.yaml"), f"run_dir={tmp_path / 'run'}"]
-    assert main("finetune", "run_finetune", arguments) == 0
+    assert run_workflow("finetune", arguments) == 0
     assert modified(experts / "round_1") == first
     for name in ("adapter.json", "experts.safetensors"):
-        assert (experts / name).stat().st_size == (finished / "experts" / name).stat().st_size
+        assert (experts / name).stat().st_size == (finished / "finetune" / name).stat().st_size
 
 
 def test_after_rounds_masked_evaluation_routes_through_the_masks_of_the_kept_round(finished):
-    kept = json.loads((finished / "experts" / "manifest.json").read_text())["notes"]["kept_round"]
-    experts = Folder.open(str(finished)).sub("experts")
+    kept = json.loads((finished / "finetune" / "manifest.json").read_text())["notes"]["kept_round"]
+    experts = Folder.open(str(finished)).sub("finetune")
     assert read_masks(experts).digest() == read_masks(experts.sub(f"round_{kept}")).digest()
     config = load_config(str(finished / "sweep" / "winner.yaml"))
-    run = Run(config, config.model, None, Folder.open(str(finished)))
-    assert run.masks_of("after").url == experts.url
-    first = Folder.open(str(finished)).sub("unsafe_experts").url
+    run = Run(config, config.model, None, RunDirectory.open(str(finished)))
+    assert (folder_of_masks(run, "before"), folder_of_masks(run, "after")) == (IDENTIFY, FINETUNE)
     without_rounds = run.with_config(with_settings(config, {"rounds.max_rounds": 1}))
-    assert run.masks_of("before").url == without_rounds.masks_of("after").url == first
+    assert folder_of_masks(without_rounds, "after") == IDENTIFY
 
 
 @pytest.mark.exhaustive
 def test_rounds_that_give_weight_weigh_the_lagging_batches_and_go_on_from_the_round_before(
     captured, tiny_model_path, tmp_path
 ):
-    shutil.copytree(captured, tmp_path / "run", ignore=shutil.ignore_patterns("experts*", "sweep", "mlflow*"))
+    shutil.copytree(captured, tmp_path / "run", ignore=shutil.ignore_patterns("finetune", "sweep", "mlflow*"))
     more = ["rounds.max_rounds=2", "rounds.target=1.0", "rounds.action=weight", "rounds.weight_factor=3"]
     arguments = settings(
         tiny_model_path,
@@ -257,10 +259,10 @@ def test_rounds_that_give_weight_weigh_the_lagging_batches_and_go_on_from_the_ro
         "finetune.schedule=constant",
         "finetune.weight_decay=0",
     )
-    assert main("finetune", "run_finetune", arguments) == 0
-    experts = Folder.open(str(tmp_path / "run")).sub("experts")
+    assert run_workflow("finetune", arguments) == 0
+    experts = Folder.open(str(tmp_path / "run")).sub("finetune")
     first, second = (experts.sub(f"round_{number}").read_json("manifest.json")["inputs"] for number in (1, 2))
-    lagging = experts.notes()["rounds"][0]["lagging"]
+    lagging = read_outcome(experts).notes["rounds"][0]["lagging"]
     assert lagging
     assert (first["weights"], first["start"]) == ({}, "")
     assert (second["weights"], first["masks"]) == ({str(batch): 3.0 for batch in lagging}, second["masks"])
@@ -280,22 +282,22 @@ def test_rounds_that_give_weight_weigh_the_lagging_batches_and_go_on_from_the_ro
 
 
 def test_the_baselines_took_the_same_steps_on_the_same_prompts(finished, summary):
-    table = pd.read_parquet(finished / "baselines" / "comparison.parquet").set_index("arm")
+    table = pd.read_parquet(finished / "compare" / "comparison.parquet").set_index("arm")
     assert list(table.index) == [BASE, OURS, "freezing_only", "random_0", "full"]
-    losses = {name: json.loads((finished / "baselines" / name / "losses.json").read_text()) for name in table.index[1:]}
+    losses = {name: json.loads((finished / "compare" / name / "losses.json").read_text()) for name in table.index[1:]}
     assert {len(own) for own in losses.values()} == {3}
     assert (table["unsafe_refusal_rate_n"] == 6).all()
     assert table.loc["random_0", "experts_per_batch"] == table.loc[OURS, "experts_per_batch"]
     model = load_model(load_config(str(finished / "config.yaml")).model, device="cpu")
     assert table.loc["full", "trainable_parameters"] == sum(parameter.numel() for parameter in model.parameters())
     assert table.loc[BASE, "trainable_parameters"] == 0
-    answers = [pd.read_parquet(finished / "baselines" / name / "answers.parquet")["id"] for name in table.index]
+    answers = [pd.read_parquet(finished / "compare" / name / "answers.parquet")["id"] for name in table.index]
     assert all(own.equals(answers[0]) for own in answers)
-    assert "Per-batch masks refused unsafe prompts (n = 6)" in summary["baselines"]["verdict"]
+    assert "Per-batch masks refused unsafe prompts (n = 6)" in summary["compare"]["verdict"]
 
 
 def test_the_base_is_measured_as_the_evaluation_before_measures_it(finished, summary):
-    table = pd.read_parquet(finished / "baselines" / "comparison.parquet").set_index("arm")
+    table = pd.read_parquet(finished / "compare" / "comparison.parquet").set_index("arm")
     for name in ("unsafe_refusal_rate", "safe_refusal_rate"):
         assert table.loc[BASE, name] == summary["before"][name]["value"]
     assert table.loc[BASE, "neutral_loss"] == 0
@@ -304,11 +306,11 @@ def test_the_base_is_measured_as_the_evaluation_before_measures_it(finished, sum
 
 def test_another_baseline_runs_and_the_finished_ones_do_not(finished, tiny_model_path, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
-    before = modified(tmp_path / "run" / "baselines" / "random_0")
+    before = modified(tmp_path / "run" / "compare" / "random_0")
     arguments = study(tiny_model_path, tmp_path / "run", "compare.names=[random,global]")
-    assert main("compare", "run_compare", arguments) == 0
-    assert modified(tmp_path / "run" / "baselines" / "random_0") == before
-    table = pd.read_parquet(tmp_path / "run" / "baselines" / "comparison.parquet")
+    assert run_workflow("compare", arguments) == 0
+    assert modified(tmp_path / "run" / "compare" / "random_0") == before
+    table = pd.read_parquet(tmp_path / "run" / "compare" / "comparison.parquet")
     assert table["arm"].tolist() == [BASE, OURS, "random_0", "global"]
 
 
@@ -332,8 +334,8 @@ def test_a_base_model_that_a_trial_left_changed_is_noticed(tiny_model_path):
         base.check()
 
 
-def start_and_kill(arguments, records, num_finished, log):
-    """Starts a sweep in a process of its own and ends it the hard way when some trials have a record."""
+def start_and_stop(arguments, records, num_finished, log, how=signal.SIGKILL):
+    """Starts a sweep in a process of its own and stops it when some trials have a record; the exit status."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(ROOT / "workflows" / "sweep.py"), *arguments]
     with log.open("w") as output:
@@ -341,11 +343,12 @@ def start_and_kill(arguments, records, num_finished, log):
     deadline = time.monotonic() + 240
     try:
         while time.monotonic() < deadline and sweep.poll() is None:
-            if len(list(records.glob("[!.]*.json"))) >= num_finished:
-                return
+            if len(list(records.glob("*/manifest.json"))) >= num_finished:
+                sweep.send_signal(how)
+                return sweep.wait(timeout=120)
             time.sleep(0.02)
     finally:
-        sweep.send_signal(signal.SIGKILL)
+        sweep.kill()
         sweep.wait()
     raise AssertionError(f"fewer than {num_finished} trials had a record:\n{log.read_text()[-3000:]}")
 
@@ -356,15 +359,40 @@ def test_a_killed_sweep_trains_no_finished_trial_again(captured, tiny_model_path
     space = "sweep.space={identify.top_k: [3, 4, 5, 6]}"
     arguments = settings(tiny_model_path, tmp_path / "run", space)
     records = tmp_path / "run" / "sweep" / "trials"
-    start_and_kill(arguments, records, 2, tmp_path / "log")
-    before = modified(records)
-    assert 2 <= len(before) < 4
+    start_and_stop(arguments, records, 2, tmp_path / "log")
+    before = {path: time for path, time in modified(records).items() if (path.parent / "manifest.json").exists()}
+    assert 2 <= len({path.parent for path in before}) < 4
     assert not (tmp_path / "run" / "sweep" / "manifest.json").exists()
-    assert main("sweep", "run_sweep", arguments) == 0
+    assert run_workflow("sweep", arguments) == 0
     after = modified(records)
     assert {path: after[path] for path in before} == before
-    assert len(after) == 4
-    assert read_trials(Folder.open(str(records)))["process"].nunique() == 2
+    assert len(list(records.glob("*/manifest.json"))) == 4
+    assert read_trials(Folder.open(str(records.parent / "records")))["process"].nunique() == 2
+
+
+@pytest.mark.exhaustive
+def test_an_interrupted_sweep_is_not_a_finished_one(captured, tiny_model_path, tmp_path):
+    shutil.copytree(captured, tmp_path / "run", ignore=shutil.ignore_patterns("sweep", "mlflow*"))
+    arguments = settings(tiny_model_path, tmp_path / "run", "sweep.space={identify.top_k: [3, 4, 5, 6]}")
+    trials = tmp_path / "run" / "sweep" / "trials"
+    assert start_and_stop(arguments, trials, 1, tmp_path / "log", how=signal.SIGINT) == 130
+    assert "the same command goes on where this one stopped" in (tmp_path / "log").read_text()
+    assert not (tmp_path / "run" / "sweep" / "manifest.json").exists()
+
+
+@pytest.mark.exhaustive
+def test_a_wider_space_trains_only_what_is_new(captured, tiny_model_path, tmp_path):
+    shutil.copytree(captured, tmp_path / "run", ignore=shutil.ignore_patterns("sweep", "mlflow*"))
+    trained = {}
+    for space, objective in (("[5, 6]", "refusal_margin"), ("[5, 6, 7]", "target_loss")):
+        more = (f"sweep.space={{identify.top_k: {space}}}", f"sweep.objective={objective}")
+        assert run_workflow("sweep", settings(tiny_model_path, tmp_path / "run", *more)) == 0
+        manifests = (tmp_path / "run" / "sweep" / "trials").glob("*/manifest.json")
+        trained[space] = {path: path.stat().st_mtime_ns for path in manifests}
+    assert trained["[5, 6]"].items() < trained["[5, 6, 7]"].items()
+    table = pd.read_parquet(tmp_path / "run" / "sweep" / "trials.parquet")
+    assert sorted(table["identify.top_k"]) == [5, 6, 7]
+    assert (table["objective"] == -table["target_loss"]).all()
 
 
 @pytest.mark.exhaustive
@@ -379,14 +407,15 @@ def test_asha_stops_what_is_behind_and_no_trial_starts_from_another_ones_state(c
         "sweep.objective=target_loss",
         "sweep.run=true",
     )
-    assert main("sweep", "run_sweep", [*arguments, "finetune.epochs=3", "identify.top_k=6"]) == 0
+    assert run_workflow("sweep", [*arguments, "finetune.epochs=3", "identify.top_k=6"]) == 0
     trials = pd.read_parquet(tmp_path / "run" / "sweep" / "trials.parquet")
     assert trials["finetune.learning_rate"].iloc[0] == 0.005
     assert trials["state"].iloc[0] == "finished"
     stopped = trials[trials["state"] == "stopped"]
     assert len(stopped) >= 2
     assert (stopped["epochs"] < 3).all()
-    base = json.loads((tmp_path / "run" / "sweep" / "base_metrics.json").read_text())
+    (base_metrics,) = (tmp_path / "run" / "sweep" / "trials").glob("base-*.json")
+    base = json.loads(base_metrics.read_text())
     # A rate of next to nothing leaves the base as it is, unless the trial began where another one had got to.
     assert np.allclose(stopped["target_loss"], base["target_loss"], atol=LOSS_TOLERANCE)
     assert trials["epochs"].iloc[0] == 3
@@ -398,7 +427,7 @@ def test_values_are_drawn_within_the_space(captured, tiny_model_path, tmp_path, 
     shutil.copytree(captured, tmp_path / "run", ignore=shutil.ignore_patterns("sweep", "mlflow*"))
     space = "sweep.space={identify.top_k: {randint: [3, 9]}, finetune.learning_rate: {loguniform: [1e-4, 1e-2]}}"
     arguments = settings(tiny_model_path, tmp_path / "run", space, f"sweep.search={search}", "sweep.num_trials=3")
-    assert main("sweep", "run_sweep", arguments) == 0
+    assert run_workflow("sweep", arguments) == 0
     trials = pd.read_parquet(tmp_path / "run" / "sweep" / "trials.parquet")
     assert len(trials) == 3
     assert trials["identify.top_k"].between(3, 8).all()
@@ -407,8 +436,8 @@ def test_values_are_drawn_within_the_space(captured, tiny_model_path, tmp_path, 
 
 
 def test_what_needs_another_capture_is_refused_before_ray_starts(tiny_model_path, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("moe_ray.orchestration.cluster.session.ray_session", _must_not_be_called)
+    monkeypatch.setattr("moe_ray.orchestration.cluster.ray_session.ray_session", _must_not_be_called)
     arguments = settings(tiny_model_path, tmp_path / "run", "sweep.space={capture.weights: [true, false]}")
-    assert main("sweep", "run_sweep", arguments) == BAD_INPUT
+    assert run_workflow("sweep", arguments) == 2
     assert "needs another capture" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

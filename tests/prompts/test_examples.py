@@ -1,38 +1,12 @@
+"""Records become examples, and every record that cannot is named with its fault."""
+
 import json
 
-import pandas as pd
 import pytest
+from prompt_examples import CHAT, write_lines
 
 from moe_ray.errors import InputError
-from moe_ray.prompts.examples import read_examples
-
-CHAT = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "flip this: [x]"}]
-
-
-def write_lines(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-ROWS = [
-    {"id": 7, "prompt": "How do I kill a process?", "label": "safe", "category": "violence", "target": "Use kill."},
-    {"id": 8, "messages": CHAT, "label": "unsafe", "response": "Sure."},
-]
-
-
-@pytest.mark.parametrize("ending", ["jsonl", "json", "parquet"])
-def test_the_same_rows_give_the_same_examples_in_every_format(tmp_path, ending):
-    path = tmp_path / f"prompts.{ending}"
-    if ending == "jsonl":
-        write_lines(path, ROWS)
-    elif ending == "json":
-        path.write_text(json.dumps(ROWS, indent=1))
-    else:
-        pd.DataFrame(ROWS).to_parquet(path)
-    safe, unsafe = read_examples([path])
-    assert (safe.id, safe.label, safe.category, safe.target) == ("prompts:7", "safe", "violence", "Use kill.")
-    assert safe.messages == ({"role": "user", "content": "How do I kill a process?"},)
-    assert (unsafe.messages, unsafe.response, unsafe.target) == (tuple(CHAT), "Sure.", None)
+from moe_ray.prompts.examples import Example, read_examples
 
 
 @pytest.mark.parametrize("attack", ["plain attack", CHAT, json.dumps(CHAT), str(CHAT)])
@@ -81,13 +55,6 @@ def test_all_wrong_rows_are_reported_at_once_with_file_line_and_field(tmp_path):
     assert "bad.jsonl:1:" not in text
 
 
-def test_a_wrong_record_of_a_json_array_is_named_by_its_line(tmp_path):
-    path = tmp_path / "bad.json"
-    path.write_text('[\n {"prompt": "a", "label": "safe"},\n\n {"prompt": "b"}\n]')
-    with pytest.raises(InputError, match=r"bad\.json:4: label: missing"):
-        read_examples([path])
-
-
 def test_an_id_used_twice_is_refused(tmp_path):
     path = write_lines(tmp_path / "p.jsonl", [{"id": 1, "prompt": "a", "label": "safe"}] * 2)
     with pytest.raises(InputError, match="used twice"):
@@ -99,25 +66,8 @@ def test_two_files_may_use_the_same_ids(tmp_path):
     assert [example.id for example in read_examples(paths)] == ["a:1", "b:1"]
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "said"),
-    [
-        ("none.jsonl", None, "does not exist"),
-        ("p.csv", "a,b", "expected .jsonl, .json or .parquet"),
-        ("p.jsonl", "{", "p.jsonl:1: not valid JSON"),
-        ("p.jsonl", "[1]", "p.jsonl:1: got a list, expected an object"),
-        ("p.json", '{"a": 1}', "expected a JSON array"),
-        ("p.json", "[{]", "not valid JSON"),
-        ("p.json", "[{}", "not valid JSON"),
-        ("p.parquet", "no", "cannot be read as Parquet"),
-        ("p.jsonl", "\n", "no examples"),
-    ],
-)
-def test_a_file_that_cannot_be_read_is_named(tmp_path, name, text, said):
-    path = tmp_path / name
-    if text is not None:
-        path.write_text(text)
-    with pytest.raises(InputError) as error:
-        read_examples([path])
-    assert said in str(error.value)
-    assert name.partition(".")[0] in str(error.value)
+def test_an_example_prints_as_one_short_escaped_line():
+    example = Example(
+        id="p:1", label="unsafe", category="fraud", messages=({"role": "user", "content": "a\n\x1b[31mb" + "c" * 90},)
+    )
+    assert repr(example) == "Example('p:1', unsafe, fraud, 'a\\n\\x1b[31mb" + "c" * 31 + "…')"

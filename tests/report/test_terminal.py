@@ -1,8 +1,11 @@
-"""What the terminal shows at the end of a run."""
+"""What the terminal shows in tables."""
 
 from __future__ import annotations
 
-from moe_ray.report.terminal import print_result
+import pandas as pd
+
+from moe_ray.report.terminal import artifacts_of, print_result, print_table
+from moe_ray.storage.folder import Folder
 
 
 def figure(value, low, high, n=24):
@@ -24,11 +27,13 @@ SUMMARY = {
 
 def test_each_figure_has_its_interval_its_change_and_its_n(capsys):
     print_result(SUMMARY, [], {})
-    lines = {line.split("  ")[0]: line.split() for line in capsys.readouterr().out.splitlines() if line}
-    assert " ".join(lines["unsafe refused"][2:]) == "0% [0, 14] 92% [74, 98] +92 [+69, +98] 24"
-    assert " ".join(lines["safe refused"][2:]) == "25% [12, 45] 38% [21, 57] +12 [-7, +31] 24"
-    assert lines["target loss (nats/token)"][-1] == "48"
-    assert "-0.565" in lines["target loss (nats/token)"]
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "unsafe prompts refused 0.0% [0.0%, 13.8%] 91.7% [74.2%, 97.7%] +91.7 points [+69.4, +97.7] 24" in lines
+    assert "safe prompts refused 25.0% [12.0%, 44.9%] 37.5% [21.2%, 57.3%] +12.5 points [-6.8, +30.7] 24" in lines
+    assert (
+        "loss on target responses (nats/token) 1.083 [0.960, 1.240] 0.518 [0.456, 0.582] -0.565 [-0.787, -0.410] 48"
+        in lines
+    )
 
 
 def test_it_says_where_things_are_and_what_was_reused(capsys):
@@ -38,3 +43,31 @@ def test_it_says_where_things_are_and_what_was_reused(capsys):
     assert "42.1" in out
     assert "/runs/[bold]x" in out
     assert "\x1b" not in out
+
+
+def test_numbers_are_flush_right_and_words_flush_left(capsys):
+    rows = pd.DataFrame({"": ["a", "b"], "rate": ["5.0%", "100.0%"], "id": ["3fa2", "x"], "all": ["all", "1,000"]})
+    print_table("T", rows, caption="[red]\x1b\nsecond")
+    out = capsys.readouterr().out.splitlines()
+    assert [line.rstrip() for line in out[1:] if "─" not in line] == [
+        "== T ==",
+        "      rate   id       all",
+        "a     5.0%   3fa2     all",
+        "b   100.0%   x      1,000",
+        "[red]\ufffd",
+        "second",
+    ]
+
+
+def test_cells_may_have_two_lines_and_markup_is_text(capsys):
+    print_table("[bold]T", pd.DataFrame({"a\nb": ["1\n[2, 3]"], "c": ["[bold]x"]}))
+    assert [line.split() for line in capsys.readouterr().out.splitlines() if line and "─" not in line] == [
+        ["==", "[bold]T", "=="], ["a"], ["b", "c"], ["1", "[bold]x"], ["[2,", "3]"],
+    ]  # fmt: skip
+
+
+def test_a_person_is_shown_the_report_first(tmp_path):
+    places = artifacts_of(Folder.open(str(tmp_path)), "http://mlflow", "abc")
+    assert next(iter(places)) == "report.html"
+    assert places["report.html"].endswith(f"{tmp_path}/report.html")
+    assert (places["MLflow"], places["MLflow run"]) == ("http://mlflow", "abc")

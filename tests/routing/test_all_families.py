@@ -146,7 +146,7 @@ def test_left_padding_and_row_order_change_no_count(family, monkeypatch):
         with pytest.raises(InputError, match="hidden states are not finite"):
             captured(model, ROWS)
     else:
-        assert np.array_equal(captured(model, [ROWS[place] for place in order]), right[order])
+        assert np.array_equal(captured(model, [ROWS[index] for index in order]), right[order])
 
 
 @pytest.mark.parametrize("family", SUPPORTED)

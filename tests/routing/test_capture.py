@@ -5,18 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from families import (
-    BIASED,
-    FAMILIES,
-    NUM_EXPERTS,
-    SOME_FAMILIES,
-    build,
-    hooks_left,
-    routing_spied,
-    rows,
-    shared,
-    token_ids,
-)
+from counting_alone import count_batches
+from families import BIASED, FAMILIES, NUM_EXPERTS, SOME_FAMILIES, build, hooks_left, routing_spied, shared, token_ids
+from routed_rows import ROWS, as_counts, captured, counts_of_ids
 from transformers import AutoModelForCausalLM, OlmoeConfig
 from word_tokenizer import TEMPLATE, make_tokenizer
 
@@ -25,17 +16,8 @@ from moe_ray.models.moe_layers import find_moe_layers
 from moe_ray.models.tokenization import TokenizedRow, pad_rows
 from moe_ray.prompts.batches import Batch
 from moe_ray.prompts.examples import Example
-from moe_ray.routing.capture import count_batches, count_rows, counts_from_forward
-from moe_ray.routing.count_tables import counts_to_table, table_to_counts
+from moe_ray.routing.capture import count_rows
 from moe_ray.routing.counter import counting
-from moe_ray.routing.counts import concat_counts
-
-ROWS = rows((7, 4), (3, 2), (5, 6), (9, 0))
-
-
-def captured(model, some_rows):
-    with counting(model) as counter:
-        return count_rows(model, counter, some_rows, pad_id=0)
 
 
 def routed_of_one_row(model, row: TokenizedRow) -> np.ndarray:
@@ -54,25 +36,9 @@ def routed_of_one_row(model, row: TokenizedRow) -> np.ndarray:
 # Invariant 1
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_capturing_leaves_logits_bit_identical(family):
-    model, ids = shared(family), token_ids(2, 9)
-    plain = model(ids).logits
-    with counting(model) as counter:
-        counter.start(torch.zeros(2, 9, dtype=torch.long), 1)
-        assert torch.equal(model(ids).logits, plain)
-
-
 def test_capturing_leaves_no_hook_behind():
     model = shared("olmoe")
     captured(model, ROWS)
-    assert hooks_left(model) == 0
-
-
-def test_capturing_leaves_no_hook_behind_after_an_error():
-    model = shared("olmoe")
-    with pytest.raises(RuntimeError, match="from the caller"), counting(model):
-        raise RuntimeError("from the caller")
     assert hooks_left(model) == 0
 
 
@@ -167,58 +133,9 @@ def test_numbers_of_tokens_are_of_prompt_and_response():
     assert captured(shared("olmoe"), ROWS)[1].tolist() == [[7, 4], [3, 2], [5, 6], [9, 0]]
 
 
-def as_counts(model, some_rows, batch_idx, *, ids=False):
-    with counting(model, ids=ids) as counter:
-        counts, num_tokens = count_rows(model, counter, some_rows, pad_id=0)
-    return counts_from_forward(
-        counts,
-        num_tokens,
-        batch_idx=[batch_idx] * len(some_rows),
-        in_batch_idx=range(len(some_rows)),
-        label=["safe"] * len(some_rows),
-        category=[""] * len(some_rows),
-        ids=counter.last_ids,
-        moe_layers=find_moe_layers(model),
-    )
-
-
 def test_a_role_without_tokens_has_no_row():
     counts = as_counts(shared("olmoe"), ROWS, 5)
     assert list(zip(counts.in_batch_idx.tolist(), counts.role, strict=True))[-2:] == [(2, "response"), (3, "prompt")]
-
-
-def test_parts_in_any_order_give_the_same_counts():
-    model = shared("olmoe")
-    parts = [as_counts(model, ROWS[:2], 5), as_counts(model, ROWS[2:], 1)]
-    first, second = concat_counts(parts), concat_counts(parts[::-1])
-    assert np.array_equal(first.counts_NLE, second.counts_NLE)
-    assert first.batch_idx.tolist() == second.batch_idx.tolist() == [1, 1, 1, 5, 5, 5, 5]
-
-
-def test_counts_of_different_models_are_not_joined():
-    with pytest.raises(InputError, match="different models"):
-        concat_counts([as_counts(shared("olmoe"), ROWS, 0), as_counts(shared("deepseek_v3"), ROWS, 1)])
-
-
-def test_no_parts_are_refused():
-    with pytest.raises(InputError, match="at least one batch"):
-        concat_counts([])
-
-
-def test_damaged_counts_are_refused():
-    counts = as_counts(shared("olmoe"), ROWS, 0)
-    counts.check()
-    counts.counts_NLE[1, 0, 0] += 1
-    with pytest.raises(InputError, match="capture them again"):
-        counts.check()
-
-
-def test_a_family_that_routes_part_of_the_tokens_is_refused():
-    model = shared("olmoe")
-    with counting(model) as counter:
-        counter.start(torch.zeros(2, 9, dtype=torch.long), 1)
-        with pytest.raises(InputError, match="a part of the tokens only"):
-            model(token_ids(2, 8))
 
 
 def test_a_model_whose_hidden_states_are_not_finite_is_refused():
@@ -229,40 +146,7 @@ def test_a_model_whose_hidden_states_are_not_finite_is_refused():
         captured(model, ROWS)
 
 
-def test_after_a_pass_that_failed_other_forwards_run_and_are_not_counted():
-    model = build("olmoe")
-    with counting(model) as counter:
-        model.model.norm.forward = lambda hidden: (_ for _ in ()).throw(torch.OutOfMemoryError("of the device"))
-        with pytest.raises(torch.OutOfMemoryError):
-            count_rows(model, counter, ROWS, pad_id=0)
-        del model.model.norm.forward
-        model.generate(token_ids(2, 5), max_new_tokens=2, do_sample=False)
-        counts, _ = count_rows(model, counter, ROWS, pad_id=0)
-    assert np.array_equal(counts, captured(model, ROWS)[0])
-
-
-def test_routed_weights_sum_to_one_per_token_where_the_family_normalises_them():
-    model = shared("mixtral")
-    with counting(model, weights=True) as counter:
-        _, num_tokens = count_rows(model, counter, ROWS, pad_id=0)
-    sums = counter.last_weights.sum(dim=2)
-    expected = torch.as_tensor(num_tokens).reshape(-1, 1).float().expand_as(sums)
-    torch.testing.assert_close(sums, expected, atol=1e-4, rtol=0)
-
-
-def test_an_expert_without_routed_tokens_has_no_routed_weight_and_the_other_way_round():
-    model = shared("deepseek_v3")
-    with counting(model, weights=True) as counter:
-        counts, _ = count_rows(model, counter, ROWS, pad_id=0)
-    weights = counter.last_weights.view(*counts.shape).numpy()
-    assert np.array_equal(weights > 0, counts > 0)
-
-
 # Raw routed ids
-
-
-def counts_of_ids(ids: np.ndarray, num_experts: int) -> np.ndarray:
-    return np.stack([np.bincount(ids[:, layer].ravel(), minlength=num_experts) for layer in range(ids.shape[1])])
 
 
 def test_routed_ids_agree_with_the_counts():
@@ -270,21 +154,6 @@ def test_routed_ids_agree_with_the_counts():
     for ids, num_tokens, counts_LE in zip(counts.ids, counts.num_tokens, counts.counts_NLE, strict=True):
         assert (ids.dtype, ids.shape) == (np.uint8, (num_tokens, 2, 2))
         assert np.array_equal(counts_of_ids(ids, NUM_EXPERTS), counts_LE)
-
-
-@pytest.mark.parametrize("left", [False, True])
-def test_routed_ids_are_in_token_order_without_padding(left, monkeypatch):
-    model = shared("deepseek_v3", torch.float64)
-    monkeypatch.setattr(
-        "moe_ray.routing.capture.pad_rows", lambda some, pad_id: pad_rows(some, pad_id=pad_id, left=left)
-    )
-    with counting(model, ids=True) as counter:
-        count_rows(model, counter, ROWS, pad_id=0)
-    for place, row in enumerate(ROWS):
-        with routing_spied(model) as calls, torch.inference_mode():
-            model(torch.tensor([row.prompt_ids + row.answer_ids]))
-        received = torch.stack([index for index, _ in calls], dim=1).numpy()
-        assert np.array_equal(np.concatenate(counter.last_ids[2 * place : 2 * place + 2]), received)
 
 
 def test_ids_above_256_experts_are_uint16():
@@ -306,17 +175,6 @@ def test_ids_above_256_experts_are_uint16():
     assert counts.ids[0].dtype == np.uint16
     assert max(ids.max() for ids in counts.ids) > 256
     assert np.array_equal(counts_of_ids(counts.ids[0], 300), counts.counts_NLE[0])
-
-
-def test_routed_ids_survive_a_table_and_keep_their_rows():
-    model = shared("olmoe")
-    counts = concat_counts([as_counts(model, ROWS[:2], 5, ids=True), as_counts(model, ROWS[2:], 1, ids=True)])
-    kept = counts.take(counts.in_batch_idx == 0)
-    got = table_to_counts(counts_to_table(kept))
-    assert [ids.shape for ids in got.ids] == [(5, 2, 3), (6, 2, 3), (7, 2, 3), (4, 2, 3)]
-    for ids, counts_LE in zip(got.ids, got.counts_NLE, strict=True):
-        assert ids.dtype == np.uint8
-        assert np.array_equal(counts_of_ids(ids, NUM_EXPERTS), counts_LE)
 
 
 # Tokens that are left out
@@ -343,17 +201,3 @@ def test_count_batches_leaves_template_tokens_out_by_choice():
     assert contents.num_tokens.tolist() == [3, 1] * 2
     assert [len(ids) for ids in contents.ids] == [3, 1] * 2
     contents.check()
-
-
-def test_a_layer_that_runs_twice_is_refused():
-    model = build("olmoe")
-    model.model.layers[1].mlp = model.model.layers[0].mlp
-    with pytest.raises(InputError, match="ran twice in one forward pass"):
-        captured(model, ROWS)
-
-
-def test_a_layer_that_does_not_run_is_refused():
-    model = build("olmoe")
-    model.model.layers[1].forward = lambda hidden_states, *args, **kwargs: hidden_states
-    with pytest.raises(InputError, match=r"layers\.1\.mlp\.experts did not run"):
-        captured(model, ROWS)

@@ -76,13 +76,13 @@ def test_a_batch_is_read_whole_from_the_parts_that_share_it(parts):
     found = batches_in_parts(parts, ["prompt"])
     names = found.loc[found["batch_idx"] == 1, "part"].tolist()
     assert names == ["part-a.parquet", "part-b.parquet"]
-    own = COUNTS.take(COUNTS.batch_idx == 1)
+    wanted = COUNTS.take(COUNTS.batch_idx == 1)
     got = read_batches(parts, names, [1])
     assert len(read_batches(parts, names, [0])) == 16  # one of the parts has nothing of it
-    assert np.array_equal(got.counts_NLE, own.counts_NLE)
-    assert np.array_equal(got.in_batch_idx, own.in_batch_idx)
+    assert np.array_equal(got.counts_NLE, wanted.counts_NLE)
+    assert np.array_equal(got.in_batch_idx, wanted.in_batch_idx)
     tokens = found.groupby("batch_idx")[["safe", "unsafe"]].sum()
-    assert tokens.loc[1].tolist() == [own.num_tokens[own.label == label].sum() for label in ("safe", "unsafe")]
+    assert tokens.loc[1].tolist() == [wanted.num_tokens[wanted.label == label].sum() for label in ("safe", "unsafe")]
 
 
 def test_lengths_are_told_without_counts(parts):

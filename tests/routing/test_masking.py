@@ -96,7 +96,7 @@ def _choose_by_group(router, hidden):
     """
     logits = nn.functional.linear(hidden.view(-1, router.hidden_dim), router.weight)
     scores, chosen, weights = logits.sigmoid(), [], []
-    for choice, own in zip((scores + router.e_score_correction_bias).tolist(), scores, strict=True):
+    for choice, score in zip((scores + router.e_score_correction_bias).tolist(), scores, strict=True):
         best_two = {
             group: sorted((s for s, g in zip(choice, router.groups_of_kept, strict=True) if g == group), reverse=True)[
                 :2
@@ -106,7 +106,7 @@ def _choose_by_group(router, hidden):
         ranked = sorted(best_two, key=lambda group: (len(best_two[group]), sum(best_two[group])), reverse=True)
         candidates = [n for n, group in enumerate(router.groups_of_kept) if group in ranked[: router.topk_group]]
         best = sorted(candidates, key=lambda n: choice[n], reverse=True)[: router.top_k]
-        weight = own[best] / own[best].sum() if router.norm_topk_prob else own[best]
+        weight = score[best] / score[best].sum() if router.norm_topk_prob else score[best]
         missing = router.top_k - len(best)
         chosen.append(torch.tensor(best + best[:1] * missing))
         weights.append(nn.functional.pad(weight * router.routed_scaling_factor, (0, missing)))

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moe_ray.config.compare import BASELINES, CompareConfig
 from moe_ray.config.finetune import FinetuneConfig
-from moe_ray.config.studies import BASELINES, CompareConfig
 from moe_ray.errors import InputError
 from moe_ray.experts import Expert, masks_from_experts
 from moe_ray.studies.baselines import (
@@ -154,5 +154,11 @@ def test_every_baseline_is_described():
 
 
 def test_an_unknown_baseline_is_named():
-    with pytest.raises(InputError, match=r"compare\.names: got \['lora'\]"):
+    with pytest.raises(InputError, match=r"compare\.names: got 'lora'"):
         CompareConfig(names=("lora",))
+
+
+def test_an_arms_repr_is_one_line():
+    ours = masks_from_experts({0: EVERYTHING[:2], 1: EVERYTHING[1:3]}, layers=LAYERS, num_experts=NUM_EXPERTS)
+    arms = plan_arms(ours, risk_table((0, 1)), FinetuneConfig(), CompareConfig(names=("full",)))
+    assert [repr(arm) for arm in arms] == ["Arm(per_batch, 3 experts in the union)", "Arm(full, every parameter)"]

@@ -1,16 +1,16 @@
-"""The table of baselines: paired differences of known answers, and words that follow the numbers."""
+"""The table of baselines: paired differences of known answers."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from moe_ray.evaluation.intervals import paired_difference
-from moe_ray.report.study_text import verdict
 from moe_ray.studies.baselines import OURS
-from moe_ray.studies.comparison import BASE, ArmResult, comparison_table
-from moe_ray.studies.trial import Measured
+from moe_ray.studies.comparison import BASE, ArmResult, comparison_table, figure_in_columns
+from moe_ray.studies.measured import Measured
 
 N = 40
 
@@ -18,15 +18,15 @@ N = 40
 def arm(name, unsafe_refused, safe_refused=(), *, loss=1.0, neutral=2.0):
     refused = np.zeros(2 * N, dtype=bool)
     refused[list(unsafe_refused)] = True
-    refused[[N + place for place in safe_refused]] = True
+    refused[[N + index for index in safe_refused]] = True
     answers = pd.DataFrame(
         {
-            "id": [f"e{place}" for place in range(2 * N)],
+            "id": [f"e{index}" for index in range(2 * N)],
             "label": ["unsafe"] * N + ["safe"] * N,
             "category": "c",
             "batch_idx": 0,
             "routing": "natural",
-            "messages": [json.dumps([{"role": "user", "content": f"prompt {place}"}]) for place in range(2 * N)],
+            "messages": [json.dumps([{"role": "user", "content": f"prompt {index}"}]) for index in range(2 * N)],
             "pair": None,
             "refused": refused,
             "target_loss": [9.0] * N + [loss * 4] * N,
@@ -68,52 +68,18 @@ def test_forgetting_is_the_rise_above_the_base_model_on_safe_targets_and_neutral
     assert table.loc[BASE, "safe_target_loss"] == 0
 
 
-def test_the_closing_words_name_what_can_be_told_from_zero_and_what_cannot(table):
-    unsafe, safe, neutral, caution = verdict(table).splitlines()
-    more, less, same = unsafe.split("; ")
-    assert "more often (better) than weaker (+50.0 [" in more
-    assert less.startswith("less often (worse) than stronger (-25.0 [")
-    assert same.startswith("as often, as far as can be told from zero, as alike")
-    assert "n = 40" in unsafe
-    assert "less often (better) than stronger" in safe
-    assert "alike" in safe
-    # Every text costs per-batch masks half a nat per token more than an arm that forgot nothing.
-    assert neutral.startswith("On neutral text (n = 3) they forgot more (worse) than weaker (+0.500 [+0.500, +0.500])")
-    assert "not corrected for 3 comparisons" in caution
+def test_a_figure_is_read_back_from_its_columns(table):
+    row = table.loc["weaker"].to_dict()
+    assert figure_in_columns(row, "unsafe_refusal_rate") == {
+        "value": 0.25, "low": row["unsafe_refusal_rate_low"], "high": row["unsafe_refusal_rate_high"], "n": N,
+    }  # fmt: skip
+    assert figure_in_columns(row, "no_such_figure") is None
+    assert figure_in_columns(row | {"neutral_loss": float("nan")}, "neutral_loss") is None
 
 
-def test_without_baselines_nothing_is_claimed(table):
-    assert verdict(table.loc[[BASE, OURS]]).startswith("No baseline was run")
-
-
-def test_words_change_with_the_numbers(table):
-    swapped = table.copy()
-    columns = [name for name in table.columns if name.startswith("ours_minus_unsafe")]
-    swapped.loc["weaker", columns], swapped.loc["stronger", columns] = (
-        table.loc["stronger", columns].to_list(),
-        table.loc["weaker", columns].to_list(),
-    )
-    assert "more often (better) than stronger" in verdict(swapped)
-    assert "less often (worse) than weaker" in verdict(swapped)
-
-
-def test_a_model_without_neutral_text_has_an_empty_cell():
-    results = [arm(BASE, []), arm(OURS, range(3))]
-    silent = [
-        ArmResult(**{**vars(result), "measured": Measured(answers=result.measured.answers, neutral=None)})
-        for result in results
-    ]
-    table = comparison_table([*silent, silent[1].__class__(**{**vars(silent[1]), "name": "random"})])
+def test_without_neutral_text_nothing_is_known_about_what_was_forgotten_there():
+    results = [arm(BASE, []), arm(OURS, range(3)), arm("random", range(3))]
+    silent = [replace(result, measured=replace(result.measured, neutral=None)) for result in results]
+    table = comparison_table(silent)
     assert table["neutral_loss"].isna().all()
-    assert "neutral text" not in verdict(table)
-
-
-def test_words_on_forgetting_follow_the_interval(table):
-    changed = table.copy()
-    changed.loc["weaker", ["ours_minus_neutral_loss", "ours_minus_neutral_loss_low", "ours_minus_neutral_loss_high"]] = (
-        -0.25, -0.375, -0.125,
-    )  # fmt: skip
-    changed.loc["alike", "ours_minus_neutral_loss_low"] = -0.5
-    neutral = verdict(changed).splitlines()[2]
-    assert "less (better) than weaker (-0.250 [-0.375, -0.125])" in neutral
-    assert neutral.endswith("as much, as far as can be told from zero, as alike.")
+    assert table["ours_minus_neutral_loss"].isna().all()

@@ -3,7 +3,7 @@ import math
 import pandas as pd
 import pytest
 
-from moe_ray.config.studies import SweepConfig
+from moe_ray.config.sweep import SweepConfig
 from moe_ray.studies.objective import FAILED, OBJECTIVES, forgetting, plain_metrics, rank_trials, score
 
 BASE = {"safe_target_loss": 0.5, "neutral_loss": 3.0}

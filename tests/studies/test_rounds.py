@@ -10,8 +10,8 @@ import torch
 from families import batch_masks, build, rows
 
 from moe_ray.config.finetune import FinetuneConfig
-from moe_ray.config.studies import RoundsConfig
-from moe_ray.errors import InputError
+from moe_ray.config.rounds import RoundsConfig
+from moe_ray.errors import FrozenChanged, InputError
 from moe_ray.experts import Expert, masks_from_experts
 from moe_ray.finetuning.adapter import adapter_applied, expert_weights, hash_weights, load_adapter, save_adapter
 from moe_ray.finetuning.fine_tune import FineTuned, continue_fine_tuning
@@ -45,7 +45,7 @@ def report(number, lagging, cost):
 
 def test_a_batch_is_held_to_the_unsafe_examples_of_its_category_or_to_all():
     rates = batch_rates(answers([1, 1, 0, 1], [0, 0], [1, 1]), CATEGORIES)
-    assert {batch: (own.value, own.n) for batch, own in rates.items()} == {
+    assert {batch: (rate.value, rate.n) for batch, rate in rates.items()} == {
         0: (0.75, 4),
         1: (0.75, 4),
         4: (0.0, 2),
@@ -61,7 +61,7 @@ def test_a_round_reports_who_lags_by_how_much_and_what_over_refusal_costs():
 
 
 @pytest.mark.parametrize(
-    ("reports", "said"),
+    ("reports", "message"),
     [
         ([report(1, (), 0.0)], "every batch reached its target"),
         ([report(1, (3,), 0.4)], ""),
@@ -72,10 +72,10 @@ def test_a_round_reports_who_lags_by_how_much_and_what_over_refusal_costs():
         ([report(1, (3,), 0.4), report(2, (3,), 0.2), report(3, (), 0.0)], "every batch reached its target"),
     ],
 )
-def test_rounds_stop_when_targets_are_met_or_nothing_improves(reports, said):
+def test_rounds_stop_when_targets_are_met_or_nothing_improves(reports, message):
     reason = stop_reason(reports, RoundsConfig(max_rounds=3))
-    assert said in reason
-    assert bool(reason) == bool(said)
+    assert message in reason
+    assert bool(reason) == bool(message)
 
 
 def test_the_round_with_the_least_cost_is_kept_and_the_earlier_of_equals():
@@ -152,8 +152,8 @@ def test_an_expert_that_only_the_first_round_trained_is_as_that_round_left_it(tw
     _, tensors = load_adapter(root / "both")
     only_first = set(first.union_experts) - set(second.union_experts)
     assert only_first
-    for expert, own in expert_weights(after_first, list(only_first)).items():
-        assert all(torch.equal(tensor, own[name]) for name, tensor in tensors[expert].items())
+    for expert, weights in expert_weights(after_first, list(only_first)).items():
+        assert all(torch.equal(tensor, weights[name]) for name, tensor in tensors[expert].items())
 
 
 def test_the_second_round_started_where_the_first_ended(two_rounds, tmp_path):
@@ -168,11 +168,11 @@ def test_frozen_and_trainable_are_counted_against_the_original_base(two_rounds):
     assert outcome.frozen_parameters_changed == 0
     union = first.union | second.union
     weights = expert_weights(build("olmoe"), [Expert(row, int(e)) for row, e in np.argwhere(union)])
-    assert outcome.trainable_parameters == sum(t.numel() for own in weights.values() for t in own.values())
+    assert outcome.trainable_parameters == sum(t.numel() for tensors in weights.values() for t in tensors.values())
     assert count_changed(hash_frozen(build("olmoe"), union), hash_frozen(model, union)) == 0
 
 
-def test_a_parameter_that_a_later_round_moves_outside_the_union_is_counted(two_rounds, tmp_path):
+def test_a_parameter_that_a_later_round_moves_outside_the_union_ends_it_and_no_adapter_is_written(two_rounds, tmp_path):
     root, _, _, (_, second), _ = two_rounds
     model = build("olmoe")
 
@@ -182,8 +182,10 @@ def test_a_parameter_that_a_later_round_moves_outside_the_union_is_counted(two_r
             next(model.parameters())[0, 0] += 1
         return outcome
 
-    outcome = continue_fine_tuning(model, root / "first", tmp_path, second, meddle, saves=True)
-    assert outcome.frozen_parameters_changed == next(model.parameters()).numel()
+    size = next(model.parameters()).numel()
+    with pytest.raises(FrozenChanged, match=f"{size:,} numbers"):
+        continue_fine_tuning(model, root / "first", tmp_path / "out", second, meddle, saves=True)
+    assert not Path(tmp_path, "out").exists()
 
 
 def test_a_worker_that_does_not_save_writes_nothing(two_rounds, tmp_path):

@@ -3,7 +3,7 @@ import yaml
 
 from moe_ray.config.io import load_config, to_yaml, with_settings
 from moe_ray.config.run import Config
-from moe_ray.config.studies import SweepConfig
+from moe_ray.config.sweep import SweepConfig
 from moe_ray.errors import InputError
 from moe_ray.studies.search_space import Range, read_space
 
@@ -24,6 +24,15 @@ def test_groups_dotted_keys_and_dotted_overrides_say_the_same():
     grouped = space_of("{identify: {top_k: [3, 4]}, finetune: {epochs: [1]}}")
     overridden = read_space(load_config(None, ["sweep.space.identify.top_k=[3,4]", "sweep.space.finetune.epochs=1"]))
     assert dotted == grouped == overridden
+
+
+def test_short_names_are_searched_as_the_settings_that_they_mean():
+    assert space_of("{lr: [1e-4], k: [3]}") == space_of("{finetune.learning_rate: [1e-4], identify.top_k: [3]}")
+
+
+def test_a_setting_under_two_names_is_refused():
+    with pytest.raises(InputError, match=r"finetune\.learning_rate is given twice"):
+        space_of("{lr: [1e-4], finetune: {learning_rate: [1e-3]}}")
 
 
 def test_a_range_survives_yaml_and_keeps_its_ends(tmp_path):
@@ -52,7 +61,7 @@ def test_settings_of_a_trial_are_checked_like_those_of_a_file():
 
 
 @pytest.mark.parametrize(
-    ("space", "said"),
+    ("space", "message"),
     [
         ("{capture.weights: [true]}", "needs another capture"),
         ("{prompts.safe_per_batch: [4, 8]}", "needs another capture"),
@@ -78,10 +87,10 @@ def test_settings_of_a_trial_are_checked_like_those_of_a_file():
         ("3", "expected a mapping"),
     ],
 )
-def test_a_space_that_cannot_be_searched_is_refused_with_the_reason(space, said):
+def test_a_space_that_cannot_be_searched_is_refused_with_the_reason(space, message):
     with pytest.raises(InputError) as error:
         space_of(space)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_settings_that_exclude_each_other_are_refused_before_any_trial():

@@ -21,7 +21,6 @@ __all__ = [
     "PhraseJudge",
     "Verdict",
     "check_judge",
-    "is_refusal",
     "judge_answers",
     "judge_identity",
     "make_judge",

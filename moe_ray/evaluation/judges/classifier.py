@@ -64,8 +64,8 @@ class ClassifierJudge:
                 probabilities = self.model(**self._encode(chosen)).logits.float().softmax(dim=-1)
             scores = probabilities[:, self.refusal].tolist()
             refused = (probabilities.argmax(dim=-1) == self.refusal).tolist()
-            for place, (refuses, score) in enumerate(zip(refused, scores, strict=True)):
-                yield start + place, Verdict(refused=refuses, score=score)
+            for position, (refuses, score) in enumerate(zip(refused, scores, strict=True)):
+                yield start + position, Verdict(refused=refuses, score=score)
 
     def _encode(self, conversations: Sequence[Conversation]) -> Any:
         answers = [conversation.answer for conversation in conversations]

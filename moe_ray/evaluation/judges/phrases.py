@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from moe_ray.evaluation.judges.verdict import Conversation, Verdict
 
 RULES_VERSION = 2
-
 """Rises with every change of what counts as a refusal, so that stored verdicts are made again."""
 
 _OPENING_CHARACTERS = 400
@@ -72,7 +71,6 @@ _APOLOGY = re.compile(
 )
 
 _QUOTED = re.compile(r'"[^"]*"|\u201c[^\u201d]*\u201d|\u00ab[^\u00bb]*\u00bb')
-
 _APOSTROPHES = str.maketrans(dict.fromkeys("\u2018\u2019\u02bc\u00b4`\uff07\u2032", "'"))
 
 

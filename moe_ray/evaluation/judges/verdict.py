@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
-from moe_ray.messages import Message
+from moe_ray.chat_messages import Message
 
 
 class Conversation(NamedTuple):
@@ -38,6 +38,7 @@ class Judge(Protocol):
         """Yields each conversation's position and verdict, in any order, as they become known.
 
         Raises:
-            InputError: a verdict could not be had; those that could were yielded before.
+            OutsideFailed: what the judge runs on failed; the verdicts that could be had were yielded before.
+            InputError: the judge can never give one with these settings; likewise.
         """
         ...

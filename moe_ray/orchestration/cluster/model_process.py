@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import ray
@@ -14,7 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from moe_ray.config.model import ModelConfig
-from moe_ray.finetuning.adapter import ADAPTER_FILES, apply_adapter
+from moe_ray.finetuning.adapter import apply_adapter
+from moe_ray.finetuning.adapter_files import local_adapter
 from moe_ray.finetuning.frozen import count_changed, hash_frozen
 from moe_ray.models.loading import load_model, load_tokenizer
 from moe_ray.models.moe_layers import find_moe_layers
@@ -41,28 +40,22 @@ class ModelHolder:
     Args:
         model: which one.
         num_processes: how many such processes share a machine's cores.
-        adapter: URL of the folder of learned experts to put in; None = the base model.
+        adapter: folder of learned experts to put in; None = the base model.
     """
 
-    def __init__(self, model: ModelConfig, num_processes: int, adapter: str | None = None) -> None:
+    def __init__(self, model: ModelConfig, num_processes: int, adapter: Folder | None = None) -> None:
         quiet_and_threaded(num_processes)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(model)
         # A process that got several GPUs got them because one is not enough.
         spread = "auto" if process_device().type == "cuda" and len(ray.get_gpu_ids()) > 1 else None
         self.model: PreTrainedModel = load_model(model, device=process_device(), device_map=spread)
         if adapter is not None:
-            _apply_from(Folder.open(adapter), self.model)
-
-
-def _apply_from(folder: Folder, model: PreTrainedModel) -> None:
-    with tempfile.TemporaryDirectory() as local:
-        for name in ADAPTER_FILES:
-            Path(local, name).write_bytes(folder.read_bytes(name))
-        apply_adapter(model, local)
+            with local_adapter(adapter) as local:
+                apply_adapter(self.model, local)
 
 
 class BaseModel(ModelHolder):
-    """The base model, which every trial finds as it was loaded.
+    """The base model: each trial starts from the loaded weights.
 
     Args:
         model: which one.

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import ray.data
 
 from moe_ray.config.evaluate import EvaluateConfig
 from moe_ray.config.model import ModelConfig
@@ -22,40 +21,40 @@ from moe_ray.evaluation.evaluate import INPUT_COLUMNS, answer_and_count, rows_to
 from moe_ray.experts import ShortLayers
 from moe_ray.identification.mask_files import read_masks
 from moe_ray.models.loss import text_losses
+from moe_ray.orchestration.cluster.actor_pool import blocks_of, in_actors
 from moe_ray.orchestration.cluster.model_process import ModelHolder
 from moe_ray.orchestration.cluster.progress import progress
-from moe_ray.orchestration.cluster.session import require_cpus
 from moe_ray.routing.count_tables import counts_to_table, table_to_counts
 from moe_ray.routing.counts import RoutingCounts, concat_counts
 from moe_ray.storage.fingerprint import content_hash
 from moe_ray.storage.folder import Folder
 
 _KEYS = ["routing", "id"]
-
 _COLUMNS = [*INPUT_COLUMNS, "place", "routing"]
-
 _NEUTRAL = "neutral"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """What every actor needs to know; plain values and URLs.
+class AnswerJob:
+    """What every actor needs to know; plain values.
 
     Attributes:
         model: which model.
         config: lengths and sizes.
-        parts_url: where parts are written.
-        adapter: folder of learned experts; None = the base model.
-        masks_url: folder of the batches' masks; None = natural routing only.
+        run_url: the run directory.
+        parts: its folder that gets the parts.
+        adapter: its folder of learned experts; None = the base model.
+        masks: its folder of the batches' masks; None = natural routing only.
         count: also count the prompts' routing, where it is natural.
         short_layers: for masked routing, `finetune.short_layers`.
     """
 
     model: ModelConfig
     config: EvaluateConfig
-    parts_url: str
+    run_url: str
+    parts: str
     adapter: str | None = None
-    masks_url: str | None = None
+    masks: str | None = None
     count: bool = False
     short_layers: ShortLayers = "allowed_only"
 
@@ -63,11 +62,14 @@ class Job:
 class AnswerActor:
     """Answers prompts greedily and scores their targets; for neutral texts, only scores them."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: AnswerJob) -> None:
         self.job = job
-        self.holder = ModelHolder(job.model, job.config.num_actors, job.adapter)
-        self.parts = Folder.open(job.parts_url)
-        self.masks = None if job.masks_url is None else read_masks(Folder.open(job.masks_url))
+        run = Folder.open(job.run_url)
+        self.holder = ModelHolder(
+            job.model, job.config.num_actors, None if job.adapter is None else run.sub(job.adapter)
+        )
+        self.parts = run.sub(job.parts)
+        self.masks = None if job.masks is None else read_masks(run.sub(job.masks))
 
     def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
         """Does one block of rows and writes its part; returns what was done."""
@@ -112,62 +114,58 @@ class Answers:
 
 
 def answer(
-    examples: pd.DataFrame, job: Job, *, what: str, routing: str = "natural", neutral: Sequence[str] = ()
+    examples: pd.DataFrame, job: AnswerJob, *, what: str, routing: str = "natural", neutral: Sequence[str] = ()
 ) -> Answers:
-    """Answers and target losses of the examples; what `job.parts_url` holds already is not done again.
+    """Answers and target losses of the examples; what `job.parts` holds already is not done again.
 
     Args:
         examples: rows with `INPUT_COLUMNS`.
-        job: model, sizes, places.
+        job: model, sizes, folders.
         what: what this is, for the progress bar.
         routing: `natural`, `masked` or `both`.
         neutral: plain texts whose loss is wanted.
     """
-    parts = Folder.open(job.parts_url)
+    parts = Folder.open(job.run_url).sub(job.parts)
     rows = rows_to_answer(examples, routing)[_COLUMNS]
     if neutral:
-        rows = pd.concat([rows, pd.DataFrame([_text_row(place, text) for place, text in enumerate(neutral)])])
+        rows = pd.concat([rows, pd.DataFrame([_text_row(index, text) for index, text in enumerate(neutral)])])
     todo = _not_done(rows, parts)
     if len(todo):
         _run(todo, job, what)
     return read_answers(parts)
 
 
-def _text_row(place: int, text: str) -> dict[str, Any]:
+def _text_row(index: int, text: str) -> dict[str, Any]:
     empty = dict.fromkeys(("label", "category", "messages"), "")
-    keys = {"id": str(place), "place": place, "routing": _NEUTRAL, "batch_idx": -1}
+    keys = {"id": str(index), "place": index, "routing": _NEUTRAL, "batch_idx": -1}
     return {**empty, **keys, "target": text, "target_complete": False, "pair": None}
 
 
 def _not_done(rows: pd.DataFrame, parts: Folder) -> pd.DataFrame:
     done = [parts.read_table(name).select(_KEYS).to_pandas() for name in _names(parts, "answers")]
     for name in _names(parts, _NEUTRAL):
-        places = parts.read_frame(name)["text"].astype(str)
-        done.append(pd.DataFrame({"routing": _NEUTRAL, "id": places}))
+        indices = parts.read_frame(name)["text"].astype(str)
+        done.append(pd.DataFrame({"routing": _NEUTRAL, "id": indices}))
     if not done:
         return rows
     return rows[~pd.MultiIndex.from_frame(rows[_KEYS]).isin(pd.MultiIndex.from_frame(pd.concat(done)))]
 
 
-def _run(todo: pd.DataFrame, job: Job, what: str) -> None:
+def _run(todo: pd.DataFrame, job: AnswerJob, what: str) -> None:
     config = job.config
-    require_cpus(config.num_actors + 1, what)
     # The masked rows of a batch stand together, since they share a forward pass.
     masked = todo["routing"] == "masked"
     ordered = todo.assign(group=todo["batch_idx"].where(masked, -1)).sort_values(["routing", "group"], kind="stable")
-    table = as_table(ordered[_COLUMNS])
-    size = config.rows_per_forward
-    blocks = [table.slice(start, size) for start in range(0, len(table), size)]
-    results = ray.data.from_arrow(blocks).map_batches(
+    pool = in_actors(
+        blocks_of(as_table(ordered[_COLUMNS]), config.rows_per_forward),
         AnswerActor,
-        fn_constructor_args=(job,),
-        compute=ray.data.ActorPoolStrategy(size=config.num_actors),
-        batch_size=None,
-        batch_format="numpy",
-        num_gpus=config.gpus_per_actor or None,
+        (job,),
+        what=what,
+        num_actors=config.num_actors,
+        gpus_per_actor=config.gpus_per_actor,
     )
-    with progress(what, len(todo)) as meter:
-        for done in results.iter_batches(batch_size=None, batch_format="numpy"):
+    with pool as results, progress(what, len(todo)) as meter:
+        for done in results:
             meter.advance(len(done["place"]))
 
 

@@ -16,19 +16,19 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
-import ray.data
 
 from moe_ray.config.capture import CaptureConfig
 from moe_ray.config.model import ModelConfig
 from moe_ray.errors import InputError
+from moe_ray.orchestration.cluster.actor_pool import in_actors
 from moe_ray.orchestration.cluster.progress import progress
-from moe_ray.orchestration.cluster.session import require_cpus, resources_released
 from moe_ray.orchestration.jobs.capture_actor import CaptureActor, CaptureJob
 from moe_ray.orchestration.jobs.capture_window import WindowReport
 from moe_ray.prompts.example_tables import BATCHES
 from moe_ray.prompts.quarantine import QUARANTINE, TRUNCATED, quarantine_frame
 from moe_ray.report.run_text import describe_reasons
 from moe_ray.routing.count_store import count_tokens, keys_of, plan_windows, remove_doubles, rows_without
+from moe_ray.run_directory import CAPTURE, PROMPTS, RunDirectory
 from moe_ray.storage.folder import Folder
 
 __all__ = ["capture", "read_quarantine", "read_responses"]
@@ -36,21 +36,17 @@ __all__ = ["capture", "read_quarantine", "read_responses"]
 logger = logging.getLogger(__name__)
 
 MAX_WINDOW = 1024
-
 """Examples of a window: enough of them to find rows of like length, few enough to hold and to lose."""
 
 MAX_GENERATED_WINDOW = 256
-
 """The same where responses are generated, which takes longer."""
 
 _MIN_WINDOW = 64
-
 _WINDOWS_PER_ACTOR = 2
 
 
 def capture(
-    batches: Folder,
-    out: Folder,
+    run: RunDirectory,
     model: ModelConfig,
     config: CaptureConfig,
     *,
@@ -61,9 +57,9 @@ def capture(
     """Counts the routing of every stored example that is not counted yet.
 
     Args:
-        batches: folder with `batches.parquet`, one row per example.
-        out: gets `counts`, a folder of Parquet parts; `quarantine.parquet`; `truncated.parquet`; `responses`, a folder
-            of parts, where they are generated. May hold those of an unfinished capture.
+        run: its prepared batches are read. Its capture folder gets `counts`, a folder of Parquet parts;
+            `quarantine.parquet`; `truncated.parquet`; `responses`, a folder of parts, where they are generated. It may
+            hold those of an unfinished capture.
         model: which model.
         config: actors, sizes and policies.
         seed: of sampled responses.
@@ -82,20 +78,18 @@ def capture(
     job = CaptureJob(
         model=model,
         config=config,
-        batches_url=batches.url,
-        out_url=out.url,
+        run_url=run.folder.url,
         session=uuid.uuid4().hex,
         seed=seed,
         seconds_per_part=seconds_per_part,
     )
-    batch_idx, todo = _examples_to_do(batches, out)
+    out = run.sub(CAPTURE)
+    batch_idx, todo = _examples_to_do(run.sub(PROMPTS), out)
     bad = _Quarantined(out, total=len(batch_idx), max_share=config.max_bad_share)
     totals = WindowReport()
     if len(todo):
-        require_cpus(config.num_actors + 1, "capture")
         windows = [todo[window] for window in plan_windows(batch_idx[todo], max_rows=_window_size(len(todo), config))]
-        with resources_released("routing capture"):
-            _run(job, windows, actor, totals, bad)
+        _run(job, windows, actor, totals, bad)
         # Processes that died did not report what they had set aside.
         _Quarantined(out, total=len(batch_idx), max_share=config.max_bad_share)
     return _finish(out, totals, examples=len(batch_idx))
@@ -109,23 +103,19 @@ def _run(
     bad: _Quarantined,
 ) -> None:
     config = job.config
-    # One row is one window, so that a batch of one row, which Ray Data wants said where GPUs are asked for, is a window.
-    results = ray.data.from_arrow([pa.table({"positions": [window]}) for window in windows]).map_batches(
+    # One row, one block, is one window.
+    pool = in_actors(
+        [pa.table({"positions": [window]}) for window in windows],
         actor,
-        fn_constructor_args=(job,),
-        compute=ray.data.ActorPoolStrategy(
-            min_size=config.num_actors,
-            max_size=max(config.num_actors, config.max_actors),
-            max_tasks_in_flight_per_actor=2,
-            max_concurrent_calls_per_actor=2,
-            enable_true_multi_threading=True,
-        ),
-        batch_size=1,
-        batch_format="numpy",
-        num_gpus=config.gpus_per_actor or None,
+        (job,),
+        what="routing capture",
+        num_actors=config.num_actors,
+        max_actors=config.max_actors,
+        gpus_per_actor=config.gpus_per_actor,
+        overlaps=True,
     )
-    with progress("routing capture", sum(map(len, windows))) as meter:
-        for columns in results.iter_batches(batch_size=None, batch_format="numpy"):
+    with pool as results, progress("routing capture", sum(map(len, windows))) as meter:
+        for columns in results:
             for row in pd.DataFrame(columns).to_dict("records"):
                 report = WindowReport(**{str(name): value for name, value in row.items()})
                 if report.fatal:
@@ -189,7 +179,8 @@ def _finish(out: Folder, totals: WindowReport, *, examples: int) -> dict[str, An
         logger.info("routing capture: %d rows were written twice; one of each is kept", doubled)
     quarantined = _quarantined_so_far(out)
     out.write_table(QUARANTINE, quarantined)
-    shortened = quarantine_frame(_read_parts(out.sub("shortened")))
+    before = [out.read_frame(TRUNCATED)] if out.exists(TRUNCATED) else []
+    shortened = quarantine_frame(pd.concat([*before, _read_parts(out.sub("shortened"))], ignore_index=True))
     out.write_table(TRUNCATED, shortened)
     if not out.sub("counts").parquet_names():
         raise InputError("no example could be captured: " + describe_reasons(Counter(quarantined["reason"])))

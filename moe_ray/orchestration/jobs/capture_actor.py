@@ -29,6 +29,7 @@ from moe_ray.orchestration.jobs.capture_window import Noted, StoredExample, Wind
 from moe_ray.prompts.example_tables import BATCHES
 from moe_ray.prompts.quarantine import PROCESS_DIED, Rejected, quarantine_frame, rejected_row
 from moe_ray.routing.capture import count_rows, counts_from_forward
+from moe_ray.routing.capture_batches import with_response
 from moe_ray.routing.count_store import keys_of, read_keys
 from moe_ray.routing.count_tables import counts_to_table
 from moe_ray.routing.counter import counting
@@ -36,6 +37,7 @@ from moe_ray.routing.counts import RoutingCounts, concat_counts
 from moe_ray.routing.crash_markers import Attempt
 from moe_ray.routing.encode_example import Encoded, encode_example
 from moe_ray.routing.token_budget import TokenBudget, padded_tokens
+from moe_ray.run_directory import CAPTURE, PROMPTS
 from moe_ray.storage.fingerprint import content_hash
 from moe_ray.storage.folder import Folder
 
@@ -46,11 +48,10 @@ Columns = dict[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class CaptureJob:
-    """What every actor needs to know; plain values and URLs.
+    """What every actor needs to know; plain values.
 
     Attributes:
-        batches_url: folder of the stored batches.
-        out_url: folder of the capture, with `counts`, `responses`, `rejected` and `attempts` inside.
+        run_url: the run directory.
         session: names this run of the program.
         seed: of sampled responses.
         seconds_per_part: a window that takes longer is written in several parts, so that less is lost with a process.
@@ -58,8 +59,7 @@ class CaptureJob:
 
     model: ModelConfig
     config: CaptureConfig
-    batches_url: str
-    out_url: str
+    run_url: str
     session: str
     seed: int = 0
     seconds_per_part: float = 20.0
@@ -74,7 +74,8 @@ class CaptureActor:
     def __init__(self, job: CaptureJob) -> None:
         self.job = job
         self.holder = self.load()
-        self.batches, out = Folder.open(job.batches_url), Folder.open(job.out_url)
+        run = Folder.open(job.run_url)
+        self.batches, out = run.sub(PROMPTS), run.sub(CAPTURE)
         self.parts, self.texts = out.sub("counts"), out.sub("responses")
         self.rejects, self.shortened, self.attempts = out.sub("rejected"), out.sub("shortened"), out.sub("attempts")
         self.budget = TokenBudget(job.config.tokens_per_forward)
@@ -192,7 +193,7 @@ class CaptureActor:
 
         for group, responses in self._in_budget(window, lengths, work):
             for index, response in zip(group, responses, strict=True):
-                window.rows[index] = _with_response(missing[index], response)
+                window.rows[index] = with_response(missing[index], response)
                 keys = {name: window.examples[index][name] for name in _COLUMNS[:3]}
                 window.responses[index] = {**keys, "response": response.text, "ended": response.ended}
 
@@ -219,8 +220,8 @@ class CaptureActor:
         alone = [index for index in window.attempt.alone if index in lengths]
         for indices in [*([index] for index in alone), sorted(lengths.keys() - set(alone))]:
             noted = Noted(window.attempt, indices, work)
-            for places, outcome in self.budget.run([lengths[index] for index in indices], noted):
-                group = noted.indices_of(places)
+            for positions, outcome in self.budget.run([lengths[index] for index in indices], noted):
+                group = noted.indices_of(positions)
                 if isinstance(outcome, Rejected):
                     window.reject(group[0], outcome)
                 else:
@@ -257,16 +258,6 @@ class CaptureActor:
             table = counts_to_table(concat_counts(window.counted))
             self.parts.write_table(window.part_name(table.select(_COLUMNS[:2]).to_pandas()), table)
         window.counted, window.counted_rows, window.rejected, window.shortened = [], [], [], []
-
-
-def _with_response(row: TokenizedRow, response: Response) -> TokenizedRow:
-    """The row with a generated response, whose end token belongs to the chat template."""
-    if row.counted is None:
-        return TokenizedRow(row.prompt_ids, response.ids)
-    from_response = [True] * len(response.ids)
-    if response.ended:
-        from_response[-1] = False
-    return TokenizedRow(row.prompt_ids, response.ids, row.counted + from_response)
 
 
 def label_columns(examples: list[StoredExample]) -> dict[str, Any]:

@@ -89,11 +89,11 @@ class Noted:
     indices: list[int]
     work: Callable[[list[int]], Any]
 
-    def indices_of(self, places: list[int]) -> list[int]:
-        """Indices of the examples at these places of `indices`."""
-        return [self.indices[place] for place in places]
+    def indices_of(self, positions: list[int]) -> list[int]:
+        """Indices of the examples at these positions of `indices`."""
+        return [self.indices[position] for position in positions]
 
-    def __call__(self, places: list[int]) -> Any:
-        """The work, on the examples at these places."""
-        self.attempt.trying(self.indices_of(places))
-        return self.work(self.indices_of(places))
+    def __call__(self, positions: list[int]) -> Any:
+        """The work, on the examples at these positions."""
+        self.attempt.trying(self.indices_of(positions))
+        return self.work(self.indices_of(positions))

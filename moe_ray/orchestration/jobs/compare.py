@@ -8,47 +8,51 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import ray
 
+from moe_ray.config.effects import settings_affecting
 from moe_ray.config.evaluate import EvaluateConfig
 from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.config.model import ModelConfig
+from moe_ray.config.run import Config
 from moe_ray.identification.mask_files import write_masks
 from moe_ray.orchestration.cluster.model_process import BaseModel
 from moe_ray.orchestration.cluster.progress import progress
-from moe_ray.orchestration.cluster.session import require_cpus
+from moe_ray.orchestration.cluster.ray_session import require_cpus, result_of
 from moe_ray.prompts.example_tables import frame_to_batches
-from moe_ray.prompts.quarantine import read_training_examples
+from moe_ray.run_directory import ANSWERS, RunDirectory
 from moe_ray.storage.folder import Folder
+from moe_ray.storage.stage import begin, finish, read_outcome
 from moe_ray.studies.baselines import Arm
 from moe_ray.studies.comparison import BASE, ArmResult
-from moe_ray.studies.trial import Measured, measurer, run_full_trial, run_trial
+from moe_ray.studies.measured import Measured
+from moe_ray.studies.trial import in_one_process, measurer, run_full_trial, run_trial
 
 logger = logging.getLogger(__name__)
 
+_NEUTRAL = "neutral.parquet"
 BASE_ARM = Arm(name=BASE, kind=BASE, masks=None, train=FinetuneConfig())
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComparisonJob:
-    """What every arm needs to know; plain values and URLs."""
+class CompareJob:
+    """What every arm needs to know; plain values."""
 
     model: ModelConfig
     evaluate: EvaluateConfig
     seed: int
-    batches_url: str
-    routing_url: str
+    run_url: str
     trained_batches: tuple[int, ...]
     num_actors: int
     gpus_per_actor: float
     neutral_texts: tuple[str, ...] = ()
 
 
-def run_arms(job: ComparisonJob, arms: Sequence[Arm], folder: Folder, inputs: Mapping[str, Any]) -> list[ArmResult]:
+def run_arms(job: CompareJob, arms: Sequence[Arm], folder: Folder, inputs: Mapping[str, Any]) -> list[ArmResult]:
     """The results of all arms, in order; those that were finished before with equal inputs are read, not run.
 
     Args:
@@ -59,50 +63,58 @@ def run_arms(job: ComparisonJob, arms: Sequence[Arm], folder: Folder, inputs: Ma
     """
     every = [BASE_ARM, *arms]
     depends = {arm.name: _inputs_of(arm, inputs) for arm in every}
-    missing = [arm for arm in every if not folder.sub(arm.name).finished(depends[arm.name])]
+    missing = [arm for arm in every if begin(folder.sub(arm.name), depends[arm.name]).action != "reuse"]
     if len(missing) < len(every):
-        logger.info("baselines: %d of %d arms reused from an earlier run", len(every) - len(missing), len(every))
+        logger.info("compare: %d of %d arms reused from an earlier run", len(every) - len(missing), len(every))
     if missing:
         _run_missing(job, missing, folder, depends)
     return [_read_arm(arm, folder.sub(arm.name)) for arm in every]
 
 
 def _inputs_of(arm: Arm, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    own = {"kind": arm.kind, "masks": None if arm.masks is None else arm.masks.digest()}
-    return {**inputs, **own, "train": None if arm.kind == BASE else asdict(arm.train)}
+    about = {"kind": arm.kind, "masks": None if arm.masks is None else arm.masks.digest()}
+    if arm.kind == BASE:
+        return {**inputs, **about}
+    settings = settings_affecting(Config(finetune=in_one_process(arm.train)), "weights")
+    return {
+        **inputs,
+        **about,
+        **{key: value for key, value in settings.items() if key.startswith("finetune.")},
+    }
 
 
-def _run_missing(job: ComparisonJob, arms: Sequence[Arm], folder: Folder, depends: Mapping[str, Any]) -> None:
+def _run_missing(job: CompareJob, arms: Sequence[Arm], folder: Folder, depends: Mapping[str, Any]) -> None:
     num_actors = min(job.num_actors, len(arms))
     require_cpus(num_actors, "the comparison")
     kind = ray.remote(num_cpus=1, num_gpus=job.gpus_per_actor)(_ArmActor)
     idle = [kind.remote(job) for _ in range(num_actors)]
     waiting = list(arms)
     running: dict[Any, tuple[Any, Arm]] = {}
-    with progress("baselines", len(arms)) as meter:
-        while waiting or running:
-            while waiting and idle:
-                actor, arm = idle.pop(), waiting.pop(0)
-                running[actor.run.remote(arm)] = (actor, arm)
-            (done,), _ = ray.wait(list(running), num_returns=1)
-            actor, arm = running.pop(done)
-            _write_arm(arm, ray.get(done), folder.sub(arm.name), depends[arm.name])
-            idle.append(actor)
-            meter.advance()
-    for actor in idle:
-        ray.kill(actor)
+    try:
+        with progress("compare", len(arms)) as meter:
+            while waiting or running:
+                while waiting and idle:
+                    actor, arm = idle.pop(), waiting.pop(0)
+                    running[actor.run.remote(arm)] = (actor, arm)
+                (done,), _ = ray.wait(list(running), num_returns=1)
+                actor, arm = running.pop(done)
+                idle.append(actor)
+                _write_arm(arm, result_of(done), folder.sub(arm.name), depends[arm.name])
+                meter.advance()
+    finally:
+        for actor in [*idle, *(actor for actor, _ in running.values())]:
+            ray.kill(actor)
 
 
 class _ArmActor:
     """Trains and measures arms on one base model."""
 
-    def __init__(self, job: ComparisonJob) -> None:
+    def __init__(self, job: CompareJob) -> None:
         self.base = BaseModel(job.model, job.num_actors)
-        prepared = Folder.open(job.batches_url)
+        run = RunDirectory.open(job.run_url)
         self.job = job
-        self.batches = frame_to_batches(read_training_examples(prepared, Folder.open(job.routing_url)))
-        test = prepared.read_frame("test.parquet")
-        self.measure = measurer(self.base.model, self.base.tokenizer, test, job.evaluate, job.neutral_texts)
+        self.batches = frame_to_batches(run.training_examples)
+        self.measure = measurer(self.base.model, self.base.tokenizer, run.test, job.evaluate, job.neutral_texts)
 
     def run(self, arm: Arm) -> tuple[Measured, dict[str, Any]]:
         """An arm's measurements, and what its training was."""
@@ -137,28 +149,27 @@ class _ArmActor:
 
 def _write_arm(arm: Arm, outcome: tuple[Measured, dict[str, Any]], folder: Folder, depends: Mapping[str, Any]) -> None:
     measured, notes = outcome
-    folder.clear()
-    folder.write_table("answers.parquet", measured.answers)
+    folder.write_table(ANSWERS, measured.answers)
     if measured.neutral is not None:
-        folder.write_table("neutral.parquet", measured.neutral)
+        folder.write_table(_NEUTRAL, measured.neutral)
     if arm.masks is not None:
         write_masks(folder, arm.masks)
     folder.write_json("losses.json", notes.pop("losses"))
-    folder.finish(depends, **notes)
+    finish(folder, depends, notes, seconds=round(notes["train_seconds"] + notes.get("evaluate_seconds", 0.0), 2))
     refused = measured.answers.groupby("label")["refused"].mean()
     logger.info(
-        "baselines: %s: unsafe refused %.1f%%, safe refused %.1f%%, trained in %.1f s",
+        "compare: %s: unsafe refused %.1f%%, safe refused %.1f%%, trained in %.1f s",
         arm.name, 100 * refused["unsafe"], 100 * refused["safe"], notes["train_seconds"],
     )  # fmt: skip
 
 
 def _read_arm(arm: Arm, folder: Folder) -> ArmResult:
-    notes = folder.notes()
+    notes = read_outcome(folder).notes
     sizes = [] if arm.masks is None else [len(arm.masks.selected[batch]) for batch in arm.masks.trained_batches]
-    neutral = folder.read_frame("neutral.parquet") if folder.exists("neutral.parquet") else None
+    neutral = folder.read_frame(_NEUTRAL) if folder.exists(_NEUTRAL) else None
     return ArmResult(
         name=arm.name,
-        measured=Measured(answers=folder.read_frame("answers.parquet"), neutral=neutral),
+        measured=Measured(answers=folder.read_frame(ANSWERS), neutral=neutral),
         experts_per_batch=float(np.mean(sizes)) if sizes else None,
         trainable_parameters=notes["trainable_parameters"],
         train_seconds=notes["train_seconds"],

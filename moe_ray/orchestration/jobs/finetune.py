@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import ray.train
@@ -19,7 +18,8 @@ from ray.train.torch import TorchTrainer
 
 from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.config.model import ModelConfig
-from moe_ray.finetuning.adapter import ADAPTER_FILES
+from moe_ray.errors import MoeRayError
+from moe_ray.finetuning.adapter_files import copy_adapter, local_adapter
 from moe_ray.finetuning.checkpoint import save_checkpoint
 from moe_ray.finetuning.fine_tune import FineTuned, continue_fine_tuning, fine_tune
 from moe_ray.finetuning.history import HISTORY, read_history, write_history
@@ -27,48 +27,55 @@ from moe_ray.finetuning.step_report import StepReport
 from moe_ray.finetuning.trainer import MaskedTrainer
 from moe_ray.identification.mask_files import read_masks
 from moe_ray.orchestration.cluster.model_process import ModelHolder
-from moe_ray.orchestration.cluster.session import arrow_filesystem, require_cpus
-from moe_ray.prompts.example_tables import frame_to_batches, row_to_example
-from moe_ray.prompts.quarantine import read_training_examples
+from moe_ray.orchestration.cluster.ray_session import arrow_filesystem, require_cpus
+from moe_ray.prompts.example_tables import frame_to_batches
+from moe_ray.run_directory import FINETUNE, IDENTIFY, RunDirectory
 from moe_ray.storage.folder import Folder
 
 logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_SAVES = 5.0
-
 """The history is written between checkpoints too, for those who watch."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineTuneJob:
-    """What every worker needs to know; plain values and URLs.
+class FinetuneJob:
+    """What every worker needs to know; plain values.
 
-    `start_url` is the folder of learned experts to go on from (empty = the base model); `batch_weights` multiplies the
-    gradients of the batches it names.
+    Attributes:
+        model: the base model.
+        config: hyperparameters and workers.
+        seed: of the batch order.
+        run_url: the run directory.
+        out: its folder that gets the learned experts and the history.
+        masks: its folder with the batches' masks.
+        start: its folder with learned experts to go on from; empty = the base model.
+        batch_weights: what the steps of the batches that it names are multiplied by.
     """
 
     model: ModelConfig
     config: FinetuneConfig
     seed: int
-    batches_url: str
-    masks_url: str
-    out_url: str
-    base: str
-    start_url: str = ""
+    run_url: str
+    out: str = FINETUNE
+    masks: str = IDENTIFY
+    start: str = ""
     batch_weights: Mapping[int, float] = field(default_factory=dict)
-    routing_url: str | None = None
-    """Folder with the quarantined examples, which are not trained on; None = there are none."""
+
+    def folder(self) -> Folder:
+        """Where the output goes."""
+        return Folder.open(self.run_url).sub(self.out)
 
 
-def finetune(job: FineTuneJob) -> dict[str, Any]:
-    """Trains, writes the adapter and the history to `job.out_url`, and returns the numbers of `FineTuned`.
+def finetune(job: FinetuneJob) -> dict[str, Any]:
+    """Trains, writes the adapter and the history to `job.out`, and returns the numbers of `FineTuned`.
 
     A job that was killed is resumed from its last checkpoint when it is started again.
     """
     if job.config.num_workers == 0:
         return _run_worker(job, rank=0, world_size=1, resume_from=None, report=None)
     require_cpus(job.config.num_workers + 1, "fine-tuning")
-    out = Folder.open(job.out_url)
+    out = job.folder()
     trainer = TorchTrainer(
         _worker_loop,
         train_loop_config={"job": job},
@@ -86,10 +93,23 @@ def finetune(job: FineTuneJob) -> dict[str, Any]:
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
         ),
     )
-    result = trainer.fit()
+    try:
+        result = trainer.fit()
+    except ray.train.WorkerGroupError as error:
+        raise _error_of_worker(error) from None
     outcome: dict[str, Any] = result.return_value
     out.fs.rm(f"{out.path}/ray_train", recursive=True)
     return outcome
+
+
+def _error_of_worker(error: Any) -> BaseException:
+    """What a worker raised on purpose, without Ray Train's account of it; else the `WorkerGroupError` as it is."""
+    for failure in error.worker_failures.values():
+        cause = getattr(failure, "cause", None) or failure
+        if isinstance(cause, MoeRayError):
+            return cause
+    original: BaseException = error
+    return original
 
 
 def _worker_resources(config: FinetuneConfig) -> dict[str, float]:
@@ -122,7 +142,7 @@ def _worker_loop(loop_config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run_worker(
-    job: FineTuneJob,
+    job: FinetuneJob,
     *,
     rank: int,
     world_size: int,
@@ -130,11 +150,10 @@ def _run_worker(
     report: Callable[[MaskedTrainer], None] | None,
 ) -> dict[str, Any]:
     holder = ModelHolder(job.model, world_size)
-    prepared = Folder.open(job.batches_url)
-    routing = None if job.routing_url is None else Folder.open(job.routing_url)
-    batches = frame_to_batches(read_training_examples(prepared, routing))
-    watched = prepared.read_table("validation.parquet").to_pylist() if job.config.patience else []
-    out, masks = Folder.open(job.out_url), read_masks(Folder.open(job.masks_url))
+    run, out = RunDirectory.open(job.run_url), job.folder()
+    batches = frame_to_batches(run.training_examples)
+    watched = run.validation_examples if job.config.patience else []
+    masks = read_masks(run.sub(job.masks))
     history = _History(out, resumed=resume_from is not None)
 
     def after_step(trainer: MaskedTrainer, step: StepReport) -> None:
@@ -157,25 +176,23 @@ def _run_worker(
             config=job.config,
             seed=job.seed,
             adapter=adapter,
-            base=job.base,
+            base=job.model.path,
             rank=rank,
             world_size=world_size,
             resume_from=resume_from,
-            validation=[row_to_example(row) for row in watched],
+            validation=watched,
             batch_weights=job.batch_weights,
             after_step=after_step,
         )
 
-    with tempfile.TemporaryDirectory() as start, tempfile.TemporaryDirectory() as adapter:
-        if job.start_url:
-            for name in ADAPTER_FILES:
-                Path(start, name).write_bytes(Folder.open(job.start_url).read_bytes(name))
-            outcome = continue_fine_tuning(holder.model, start, adapter, masks, tune, saves=rank == 0)
+    with tempfile.TemporaryDirectory() as adapter:
+        if job.start:
+            with local_adapter(run.sub(job.start)) as start:
+                outcome = continue_fine_tuning(holder.model, start, adapter, masks, tune, saves=rank == 0)
         else:
             outcome = tune(adapter)
         if rank == 0:
-            for name in ADAPTER_FILES:
-                out.write_bytes(name, Path(adapter, name).read_bytes())
+            copy_adapter(Folder.open(adapter), out)
     if rank == 0:
         history.save()
     return _plain(outcome)

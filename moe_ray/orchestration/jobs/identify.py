@@ -18,24 +18,25 @@ import ray.data
 from moe_ray.config.identify import IdentifyConfig
 from moe_ray.errors import InputError
 from moe_ray.identification.identify import identify as identify_counts
-from moe_ray.orchestration.cluster.session import require_cpus
+from moe_ray.orchestration.cluster.ray_session import require_cpus
 from moe_ray.routing.count_store import batches_in_parts, parts_info, read_batches
+from moe_ray.run_directory import RunDirectory
 from moe_ray.storage.folder import Folder
 
 logger = logging.getLogger(__name__)
 
 _EXPERTS_PER_TASK, _MAX_BATCHES_PER_TASK = 200_000, 64
-
 """Work of a task: many times what its process takes to start, little enough to be spread and held."""
 
 
-def identify(parts: Folder, config: IdentifyConfig, *, seed: int) -> pd.DataFrame:
-    """The risk table of every batch that has tokens of both labels, from the counts in `parts`.
+def identify(run: RunDirectory, config: IdentifyConfig, *, seed: int) -> pd.DataFrame:
+    """The risk table of every batch that has tokens of both labels, from the run's stored counts.
 
     Raises:
         InputError: no batch has.
     """
     require_cpus(2, "identification")
+    parts = run.counts_folder
     info, where = parts_info(parts), batches_in_parts(parts, config.roles)
     batches, lost = batches_with_both_labels(where)
     if not batches:

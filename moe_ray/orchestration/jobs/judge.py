@@ -10,19 +10,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import ray.data
 
 from moe_ray.config.evaluate import EvaluateConfig
 from moe_ray.evaluation.judges import make_judge, with_verdicts
 from moe_ray.evaluation.judges.verdict import Conversation, Verdict
+from moe_ray.orchestration.cluster.actor_pool import blocks_of, in_actors
 from moe_ray.orchestration.cluster.model_process import process_device, quiet_and_threaded
 from moe_ray.orchestration.cluster.progress import progress
-from moe_ray.orchestration.cluster.session import require_cpus
 from moe_ray.storage.fingerprint import content_hash
 from moe_ray.storage.folder import Folder
 
 _KEYS = ["routing", "id"]
-
 _SECONDS_BETWEEN_PARTS = 5.0
 
 
@@ -52,7 +50,7 @@ def judge(answers: pd.DataFrame, config: EvaluateConfig, parts: Folder, *, what:
         what: what this is, for the progress bar.
 
     Raises:
-        InputError: a verdict could not be had; those that could are in `parts`.
+        OutsideFailed: a verdict could not be had; those that could are in `parts`.
     """
     known = _read(parts)
     todo = answers[[key not in known for key in zip(answers["routing"], answers["id"], strict=True)]]
@@ -83,20 +81,18 @@ def _here(answers: pd.DataFrame, config: EvaluateConfig, parts: Folder) -> Itera
 
 
 def _in_actors(answers: pd.DataFrame, config: EvaluateConfig, parts: Folder) -> Iterator[int]:
-    require_cpus(config.num_actors + 1, "judging")
     table = pa.Table.from_pandas(answers[[*_KEYS, "messages", "answer"]], preserve_index=False)
-    size = config.rows_per_forward
-    blocks = [table.slice(start, size) for start in range(0, len(table), size)]
-    results = ray.data.from_arrow(blocks).map_batches(
+    pool = in_actors(
+        blocks_of(table, config.rows_per_forward),
         JudgeActor,
-        fn_constructor_args=(config, parts.url),
-        compute=ray.data.ActorPoolStrategy(size=config.num_actors),
-        batch_size=None,
-        batch_format="numpy",
-        num_gpus=config.gpus_per_actor or None,
+        (config, parts.url),
+        what="judging",
+        num_actors=config.num_actors,
+        gpus_per_actor=config.gpus_per_actor,
     )
-    for done in results.iter_batches(batch_size=None, batch_format="numpy"):
-        yield len(done["id"])
+    with pool as results:
+        for done in results:
+            yield len(done["id"])
 
 
 def _conversations(rows: pd.DataFrame) -> list[Conversation]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,18 +18,19 @@ from ray.tune.search import BasicVariantGenerator
 
 from moe_ray.config.io import to_yaml
 from moe_ray.config.run import Config
-from moe_ray.errors import InputError
-from moe_ray.orchestration.cluster.session import arrow_filesystem, require_cpus
+from moe_ray.errors import InputError, MoeRayError, OutsideFailed
+from moe_ray.orchestration.cluster.ray_session import arrow_filesystem, require_cpus
 from moe_ray.orchestration.jobs.sweep_trial import SweepJob, read_trials, sweep_trial
+from moe_ray.run_directory import HEAT_MAP, TRIALS, WINNER
 from moe_ray.storage.folder import Folder
-from moe_ray.studies.heat_map import draw_heat_map, map_of_trials
+from moe_ray.studies.heat_map import draw_heat_map
+from moe_ray.studies.heat_map_table import map_of_trials
 from moe_ray.studies.objective import rank_trials
-from moe_ray.studies.search_space import Range, SearchSpace, read_space
+from moe_ray.studies.search_space import Range, SearchSpace, read_space, winning_config
 
 logger = logging.getLogger(__name__)
 
 _TUNE = "tune"
-
 _RANGES = {"uniform": tune.uniform, "loguniform": tune.loguniform, "randint": tune.randint}
 
 
@@ -42,24 +43,41 @@ def sweep(job: SweepJob) -> pd.DataFrame:
     Raises:
         InputError: no trial could be trained.
     """
-    settings, folder = job.config.sweep, Folder.open(job.folder_url)
+    settings, folder = job.config.sweep, job.folder
     require_cpus(int(settings.max_concurrent_trials * settings.cpus_per_trial), "the sweep")
     space = read_space(job.config)
     total = len(space.grid()) if settings.search == "grid" else settings.num_trials
     # Ray Tune's own tables would be printed beside ours.
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    # Ray Tune would take Ctrl-C for the end of the sweep, and return what it has.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     logger.info("sweep: %d trials over %s", total, ", ".join(space.settings))
     results = _tuner(job, folder, space, total).fit()
     if results.errors:
-        raise RuntimeError(f"{len(results.errors)} trials failed; the first error is above") from results.errors[0]
+        raise _first_error(results.errors)
     folder.fs.rm(f"{folder.path}/{_TUNE}", recursive=True)
     ranked = rank_trials(read_trials(job.records))
     if not (ranked["state"] == "finished").any():
         raise InputError(
             f"sweep: none of {len(ranked)} trials could be trained to the end; widen sweep.space. The first says: "
-            f"{ranked['said'].iloc[0]}"
+            f"{ranked['message'].iloc[0]}"
         )
     return ranked
+
+
+def _first_error(errors: Sequence[Exception]) -> Exception:
+    """What the sweep ends with: one sentence where the outside failed, else the fault with its traceback."""
+    cause = getattr(errors[0], "cause", None) or errors[0]
+    if isinstance(cause, OutsideFailed):
+        return OutsideFailed(
+            f"sweep: {len(errors)} trials could not be measured: {cause}; run the same command again, it goes on with "
+            "these trials"
+        )
+    if isinstance(cause, MoeRayError):
+        return cause
+    fault = RuntimeError(f"{len(errors)} trials failed; the first error is above")
+    fault.__cause__ = errors[0]
+    return fault
 
 
 def _tuner(job: SweepJob, folder: Folder, space: SearchSpace, total: int) -> tune.Tuner:
@@ -134,7 +152,9 @@ class _Lines(tune.Callback):  # type: ignore[misc]
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         done = sum(other.status == "TERMINATED" or other is trial for other in trials)
         result = trial.last_result
-        logger.info("sweep: trial %d of %d: %s: %s", done, self.total, _in_words(trial.config), result.get("said", ""))
+        logger.info(
+            "sweep: trial %d of %d: %s: %s", done, self.total, _in_words(trial.config), result.get("message", "")
+        )
 
 
 def _in_words(settings: Mapping[str, Any]) -> str:
@@ -145,13 +165,11 @@ def _in_words(settings: Mapping[str, Any]) -> str:
 
 def write_results(folder: Folder, config: Config, ranked: pd.DataFrame) -> dict[str, Any]:
     """Writes the table, the heat map and the winner's configuration; returns the notes of the stage."""
-    from moe_ray.studies.search_space import winning_config
-
     space = read_space(config)
     winner = ranked.iloc[0]
     settings = {key: _plain(winner[key]) for key in space.settings}
-    folder.write_table("trials.parquet", ranked)
-    folder.write_bytes("winner.yaml", to_yaml(winning_config(config, settings)).encode())
+    folder.write_table(TRIALS, ranked)
+    folder.write_bytes(WINNER, to_yaml(winning_config(config, settings)).encode())
     shown = map_of_trials(ranked, space, settings)
     star = (
         f"\n* = forgets more than {config.sweep.max_forgetting:g} nats per token" if shown.over.any(axis=None) else ""
@@ -159,7 +177,7 @@ def write_results(folder: Folder, config: Config, ranked: pd.DataFrame) -> dict[
     title = f"{config.sweep.objective} on the validation split (darker is better)\nframe: the winner{star}"
     pictures = draw_heat_map(shown, title=title)
     for kind, data in pictures.items():
-        folder.write_bytes(f"heat_map.{kind}", data)
+        folder.write_bytes(f"{HEAT_MAP}.{kind}", data)
     states = ranked["state"].value_counts()
     return {
         "winner": settings,

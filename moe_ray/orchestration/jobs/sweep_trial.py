@@ -1,115 +1,177 @@
-"""One trial of a sweep: it identifies from the one stored capture, trains and measures in one process."""
+"""One trial of a sweep, a stage of its own: it identifies from the one stored capture, trains and measures in one process.
+
+What a trial measured stays when the sweep changes: another search space, objective or bound trains no finished trial again.
+"""
 
 from __future__ import annotations
 
 import os
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
-from typing import Any, cast
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import pandas as pd
 from ray import tune
 
+from moe_ray.config.effects import settings_affecting
 from moe_ray.config.io import with_settings
 from moe_ray.config.model import ModelConfig
 from moe_ray.config.run import Config
-from moe_ray.errors import InputError
+from moe_ray.errors import InputError, OutsideFailed
 from moe_ray.finetuning.checkpoint import save_checkpoint
 from moe_ray.finetuning.step_report import StepReport
 from moe_ray.finetuning.trainer import MaskedTrainer
-from moe_ray.orchestration.cluster.model_process import base_model, stored_counts
-from moe_ray.prompts.example_tables import frame_to_batches, row_to_example
-from moe_ray.prompts.quarantine import read_training_examples
+from moe_ray.orchestration.cluster.model_process import BaseModel, base_model, stored_counts
+from moe_ray.prompts.example_tables import frame_to_batches
+from moe_ray.run_directory import RECORDS, SWEEP, TRIAL_FOLDERS, RunDirectory
 from moe_ray.storage.fingerprint import content_hash
 from moe_ray.storage.folder import Folder
+from moe_ray.storage.stage import begin, finish
+from moe_ray.studies.measured import Measured
 from moe_ray.studies.objective import FAILED, plain_metrics, score
-from moe_ray.studies.trial import Measured, identify_masks, measurer, run_trial
+from moe_ray.studies.trial import identify_masks, in_one_process, measurer, only_what_selects, run_trial
 
-BASE = "base_metrics.json"
-
-_RECORDS = "trials"
+_RECORD = "record.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepJob:
-    """What every trial needs to know; plain values and URLs."""
+    """What every trial needs to know; plain values.
+
+    Attributes:
+        model: the base model.
+        config: of the run; a trial's settings go on top.
+        run_url: the run directory.
+        inputs: what all trials depend on, beside their settings, as plain values.
+        neutral_texts: whose loss shows what was forgotten.
+    """
 
     model: ModelConfig
     config: Config
-    batches_url: str
-    routing_url: str
-    folder_url: str
+    run_url: str
+    inputs: Mapping[str, Any]
     neutral_texts: tuple[str, ...] = ()
 
     @property
+    def folder(self) -> Folder:
+        """Of the sweep."""
+        return Folder.open(self.run_url).sub(SWEEP)
+
+    @property
+    def trials(self) -> Folder:
+        """One folder per trial, of this sweep and of those before it."""
+        return self.folder.sub(TRIAL_FOLDERS)
+
+    @property
     def records(self) -> Folder:
-        """One file per trial."""
-        return Folder.open(self.folder_url).sub(_RECORDS)
+        """One file per trial of this sweep."""
+        return self.folder.sub(RECORDS)
 
 
 def sweep_trial(config: dict[str, Any], *, job: SweepJob) -> None:
-    """One trial: settings in, reports to Ray Tune and a record out."""
+    """One trial: settings in, reports to Ray Tune and a record out.
+
+    Settings that cannot be trained are a result. A judge or storage that failed is none, so that trial is run again.
+    """
     settings = {key: value.item() if hasattr(value, "item") else value for key, value in config.items()}
-    records, name = job.records, f"{content_hash(settings)}.json"
-    record = records.read_json(name) if records.exists(name) else {}
-    if record.get("state") in ("finished", "failed"):
-        for epoch in record["epochs"]:
-            tune.report({"value": epoch["value"], "said": f"{epoch['said']} (done before)"})
+    trial = Trial(job, settings)
+    inputs = trial.inputs()
+    folder = job.trials.sub(content_hash(inputs))
+    if begin(folder, inputs).action == "reuse":
+        for told in trial.recall(folder):
+            tune.report(told)
         return
-    trial = _Trial(job, settings, records, name)
-    try:
-        trial.run()
-    except InputError as error:
-        tune.report(trial.record("failed", {"value": FAILED, "said": f"could not be trained: {error}"}))
+    started = time.perf_counter()
+    told = trial.run(folder)
+    finish(folder, inputs, {}, seconds=round(time.perf_counter() - started, 2))
+    tune.report(told)
 
 
-class _Trial:
-    """A trial that runs now."""
+class Trial:
+    """A trial of a sweep.
 
-    def __init__(self, job: SweepJob, settings: dict[str, Any], records: Folder, name: str) -> None:
-        self.job, self.settings, self.records, self.name = job, settings, records, name
+    Args:
+        job: of the sweep.
+        settings: by dotted key.
+    """
+
+    def __init__(self, job: SweepJob, settings: dict[str, Any]) -> None:
+        self.job, self.settings = job, settings
         self.config = with_settings(job.config, settings)
-        prepared = Folder.open(job.batches_url)
-        self.batches = frame_to_batches(read_training_examples(prepared, Folder.open(job.routing_url)))
-        self.validation = prepared.read_frame("validation.parquet")
+        self.directory = RunDirectory.open(job.run_url)
         self.about: dict[str, Any] = {"process": os.getpid()}
-        # Of the epochs before an interruption; none where the trial is new.
-        self.epochs: list[dict[str, Any]] = records.read_json(name)["epochs"] if tune.get_checkpoint() else []
+        self.epochs: list[dict[str, Any]] = []
 
-    def run(self) -> None:
-        began = time.perf_counter()
-        masks = identify_masks(
-            stored_counts(Folder.open(self.job.routing_url).sub("counts").url),
-            self.config.identify,
-            seed=self.config.seed,
+    def inputs(self) -> dict[str, Any]:
+        """What the trial's measurements depend on; not the objective, which only ranks them."""
+        config = self.config
+        effective = replace(
+            config, identify=only_what_selects(config.identify), finetune=in_one_process(config.finetune)
         )
+        settings = settings_affecting(effective, "masks", "weights")
+        chosen = {key: value for key, value in settings.items() if key.startswith(("identify.", "finetune."))}
+        return {**self.job.inputs, **chosen}
+
+    def run(self, folder: Folder) -> dict[str, Any]:
+        """Trains and measures; returns what Ray Tune is told.
+
+        Raises:
+            OutsideFailed: the trial could not be measured.
+        """
+        # Of the epochs before an interruption; none where the trial is new.
+        self.epochs = folder.read_json(_RECORD)["epochs"] if tune.get_checkpoint() else []
+        try:
+            return self._record(folder, "finished", self._scored(self._train_and_measure(folder)))
+        except InputError as error:
+            message = f"could not be trained: {error}"
+            return self._record(folder, "failed", {"value": FAILED, "message": message})
+
+    def recall(self, folder: Folder) -> list[dict[str, Any]]:
+        """What Ray Tune is told of a trial that was finished before, scored as this sweep scores.
+
+        Its own folder stays as it is: what it holds is finished, and a kill in the middle must not cut it short.
+        """
+        stored = folder.read_json(_RECORD)
+        self.about = {name: stored[name] for name in _ABOUT if name in stored}
+        told = []
+        for epoch in stored["epochs"]:
+            scored = epoch if stored["state"] == "failed" else self._scored(epoch["metrics"])
+            self._record_for_this_sweep(stored["state"], scored)
+            told.append({"value": scored["value"], "message": f"{scored['message']} (done before)"})
+        return told
+
+    def _train_and_measure(self, folder: Folder) -> dict[str, float]:
+        began = time.perf_counter()
+        counts = stored_counts(self.directory.counts_folder.url)
+        masks = identify_masks(counts, self.config.identify, seed=self.config.seed)
         self.about |= {
             "identify_seconds": round(time.perf_counter() - began, 4),
             "union_experts": len(masks.union_experts),
             "masks": masks.digest(),
         }
-        base = base_model(self.job.model, self.config.sweep.max_concurrent_trials)
-        base.check()
-        self.measure = measurer(
-            base.model, base.tokenizer, self.validation, self.config.evaluate, self.job.neutral_texts
-        )
-        self.base_metrics = self._base_metrics()
-        rows = self.validation.to_dict("records")
+        self.base.check()
+        self._base_metrics()
+
+        def after_step(trainer: MaskedTrainer, report: StepReport) -> None:
+            self._after_step(folder, trainer)
+
         with ExitStack() as stack:
             checkpoint = tune.get_checkpoint()
             outcome = run_trial(
-                base.model,
-                base.tokenizer,
-                self.batches,
+                self.base.model,
+                self.base.tokenizer,
+                frame_to_batches(self.directory.training_examples),
                 masks,
                 config=self.config.finetune,
                 seed=self.config.seed,
                 measure=self.measure,
-                validation=[row_to_example(cast("dict[str, Any]", row)) for row in rows],
+                validation=self.directory.validation_examples,
                 resume_from=None if checkpoint is None else stack.enter_context(checkpoint.as_directory()),
-                after_step=self._after_step if self.config.sweep.scheduler == "asha" else None,
+                after_step=after_step if self.config.sweep.scheduler == "asha" else None,
             )
         self.about |= {
             "trainable_parameters": outcome.trainable_parameters,
@@ -117,53 +179,84 @@ class _Trial:
             "train_seconds": round(outcome.train_seconds, 2),
             "evaluate_seconds": round(outcome.evaluate_seconds, 2),
         }
-        tune.report(self.record("finished", self._scored(outcome.measured)))
+        return plain_metrics(outcome.measured.answers, outcome.measured.neutral)
+
+    def _after_step(self, folder: Folder, trainer: MaskedTrainer) -> None:
+        if trainer.next_step % trainer.steps_per_epoch or trainer.is_finished:
+            return
+        measured = self.measure()
+        told = self._record(folder, "stopped", self._scored(plain_metrics(measured.answers, measured.neutral)))
+        with tempfile.TemporaryDirectory() as local:
+            save_checkpoint(trainer, local)
+            tune.report(told, checkpoint=tune.Checkpoint.from_directory(local))
+
+    @cached_property
+    def base(self) -> BaseModel:
+        """The base model of this process."""
+        return base_model(self.job.model, self.config.sweep.max_concurrent_trials)
+
+    def measure(self) -> Measured:
+        """Measures the model as it is now, on the validation examples.
+
+        Raises:
+            OutsideFailed: that was not possible; nothing is wrong with the settings of the trial, whatever is.
+        """
+        validation = self.directory.validation
+        assert validation is not None, "a sweep without validation examples is refused at the start"
+        try:
+            return measurer(
+                self.base.model, self.base.tokenizer, validation, self.config.evaluate, self.job.neutral_texts
+            )()
+        except InputError as error:
+            raise OutsideFailed(f"the trial could not be measured: {error}") from error
 
     def _base_metrics(self) -> dict[str, float]:
         """Of the base model on the same examples; measured by the first trial."""
-        folder = Folder.open(self.job.folder_url)
-        if not folder.exists(BASE):
+        name = f"base-{content_hash(dict(self.job.inputs))}.json"
+        if not self.job.trials.exists(name):
             measured = self.measure()
-            folder.write_json(BASE, plain_metrics(measured.answers, measured.neutral))
-        metrics: dict[str, float] = folder.read_json(BASE)
+            self.job.trials.write_json(name, plain_metrics(measured.answers, measured.neutral))
+        metrics: dict[str, float] = self.job.trials.read_json(name)
         return metrics
 
-    def _scored(self, measured: Measured) -> dict[str, Any]:
-        metrics = plain_metrics(measured.answers, measured.neutral)
+    def _scored(self, metrics: dict[str, float]) -> dict[str, Any]:
         settings = self.config.sweep
-        got = score(settings.objective, metrics, self.base_metrics, max_forgetting=settings.max_forgetting)
+        got = score(settings.objective, metrics, self._base_metrics(), max_forgetting=settings.max_forgetting)
         bound = "" if got.is_within_bound else f" (over the bound of {settings.max_forgetting:g})"
-        said = (
+        message = (
             f"unsafe refused {metrics['unsafe_refusal_rate']:.1%}, safe refused {metrics['safe_refusal_rate']:.1%}, "
             f"forgotten {got.forgetting:+.3f}{bound}; identified in {self.about['identify_seconds']:.2f} s"
         )
-        return {**metrics, **asdict(got), "said": said}
+        return {**metrics, **asdict(got), "message": message, "metrics": metrics}
 
-    def record(self, state: str, scored: dict[str, Any]) -> dict[str, Any]:
-        """Writes what is known so far; returns what Ray Tune is told."""
+    def _record(self, folder: Folder, state: str, scored: dict[str, Any]) -> dict[str, Any]:
+        """Writes what is known so far, for this sweep and for later ones; returns what Ray Tune is told."""
+        folder.write_json(_RECORD, self._record_for_this_sweep(state, scored))
+        return {"value": scored["value"], "message": scored["message"]}
+
+    def _record_for_this_sweep(self, state: str, scored: dict[str, Any]) -> dict[str, Any]:
         self.epochs.append(scored)
         known = {"state": state, "settings": self.settings, **self.about, **scored, "epochs": self.epochs}
-        self.records.write_json(self.name, known)
-        return {"value": scored["value"], "said": scored["said"]}
+        self.job.records.write_json(f"{content_hash(self.settings)}.json", known)
+        return known
 
-    def _after_step(self, trainer: MaskedTrainer, report: StepReport) -> None:
-        if trainer.next_step % trainer.steps_per_epoch or trainer.is_finished:
-            return
-        told = self.record("stopped", self._scored(self.measure()))
-        with tempfile.TemporaryDirectory() as folder:
-            save_checkpoint(trainer, folder)
-            tune.report(told, checkpoint=tune.Checkpoint.from_directory(folder))
+
+_ABOUT = (
+    *("process", "identify_seconds", "union_experts", "masks"),
+    *("trainable_parameters", "frozen_parameters_changed", "train_seconds", "evaluate_seconds"),
+)
 
 
 def read_trials(records: Folder) -> pd.DataFrame:
-    """All trials with a record, one row each: settings by dotted key, then what came of them.
+    """All trials of a sweep with a record, one row each: settings by dotted key, then what came of them.
 
-    The column `state` is `finished`, `stopped` (by the scheduler, before its last epoch) or `failed` (`said` tells why).
+    The column `state` is `finished`, `stopped` (by the scheduler, before its last epoch) or `failed` (`message` tells why).
     """
     rows = []
     for name in records.names():
         if name.endswith(".json") and not name.startswith("."):
             record = records.read_json(name)
             settings, epochs = record.pop("settings"), record.pop("epochs")
+            record.pop("metrics", None)
             rows.append({**settings, "epochs": len(epochs), **record})
     return pd.DataFrame(rows)

@@ -13,13 +13,12 @@ import requests
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from moe_ray.config.run import TrackingConfig
+from moe_ray.config.tracking import TrackingConfig
 from moe_ray.errors import InputError
 from moe_ray.orchestration.tracking.outbox import Item, Outbox, Refused, Unreachable
 from moe_ray.storage.folder import Folder
 
 _PARENT_TAG = "mlflow.parentRunId"
-
 _KEY_TAG = "moe_ray.key"
 
 _ENVIRONMENT = {
@@ -31,7 +30,6 @@ _ENVIRONMENT = {
 }
 
 _TEMPORARY = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED", "ABORTED"}
-
 """MLflow's error codes after which the same request may succeed; no answer at all is INTERNAL_ERROR."""
 
 

@@ -7,7 +7,6 @@ import time
 import uuid
 import warnings
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,8 +15,8 @@ import pandas as pd
 import requests
 from mlflow.exceptions import MlflowException
 
-from moe_ray.config.run import TrackingConfig
-from moe_ray.errors import InputError
+from moe_ray.config.tracking import TrackingConfig
+from moe_ray.errors import OutsideFailed
 from moe_ray.orchestration.tracking.mlflow_connection import _Connection
 from moe_ray.orchestration.tracking.outbox import SPOOL
 from moe_ray.storage.fingerprint import content_hash
@@ -26,15 +25,11 @@ from moe_ray.storage.folder import Folder
 logger = logging.getLogger(__name__)
 
 RECORD = "mlflow_run.json"
-
 """File of the run directory that names the last MLflow run of this directory."""
 
 _GENERATED = ".mlflow_unsent"
-
 _PREVIOUS_TAG = "moe_ray.previous_run"
-
 _MAX_PARAM_CHARACTERS = 500
-
 _PARAMS_PER_CALL, _METRICS_PER_CALL = 100, 500
 
 
@@ -95,10 +90,6 @@ class Tracker:
         stored.write_bytes(name, data)
         self._send("file", source=stored.url, name=name, folder=folder, remove=True)
 
-    def log_file(self, path: str, folder: str = "") -> None:
-        """A local file as an artifact."""
-        self.log_bytes(Path(path).name, Path(path).read_bytes(), folder)
-
     def log_dataset(self, frame: pd.DataFrame, *, name: str, source: str, context: str) -> None:
         """A table as an MLflow dataset: name, digest, schema and size, not its rows.
 
@@ -143,7 +134,7 @@ class MlflowTracker(Tracker):
         settings: dotted settings as text, logged as parameters.
 
     Raises:
-        InputError: the tracking server does not answer now, before any work was done.
+        OutsideFailed: the tracking server does not answer now, before any work was done.
     """
 
     def __init__(
@@ -159,7 +150,9 @@ class MlflowTracker(Tracker):
                 connection.outbox.flush()
             super().__init__(connection, self._resume_or_create(connection, run_name, previous))
         except (MlflowException, requests.RequestException) as error:
-            raise InputError(f"MLflow at {self.uri} does not work: {error}; check tracking.uri") from error
+            raise OutsideFailed(
+                f"MLflow at {self.uri} does not work: {error}; start it, or check tracking.uri"
+            ) from error
         self._record("RUNNING")
         if settings:
             self.log_params(settings)

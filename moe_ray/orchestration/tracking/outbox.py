@@ -20,9 +20,7 @@ from moe_ray.storage.folder import Folder
 logger = logging.getLogger(__name__)
 
 SPOOL = "mlflow_unsent.jsonl"
-
 _FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 300.0
-
 """Seconds without an attempt after one that failed; doubled each time."""
 
 Item = dict[str, Any]

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
-import tempfile
 import warnings
-from pathlib import Path
 from typing import Any
 
 import mlflow
 import requests
 
 from moe_ray.config.model import ModelConfig
-from moe_ray.finetuning.adapter import ADAPTER_FILES, apply_adapter
+from moe_ray.finetuning.adapter import apply_adapter
+from moe_ray.finetuning.adapter_files import local_adapter
 from moe_ray.models.loading import load_model, load_tokenizer
 from moe_ray.orchestration.tracking.mlflow_run import MlflowTracker
 from moe_ray.storage.folder import Folder
@@ -36,9 +35,7 @@ def register_repaired(tracker: MlflowTracker, model: ModelConfig, adapter: Folde
         the model's URI, `models:/NAME/VERSION`; None, after a warning that names it, where the server did not take it.
     """
     repaired: Any = load_model(model, device="cpu")
-    with tempfile.TemporaryDirectory() as local:
-        for file in ADAPTER_FILES:
-            Path(local, file).write_bytes(adapter.read_bytes(file))
+    with local_adapter(adapter) as local:
         apply_adapter(repaired, local)
     before = mlflow.get_tracking_uri()
     try:

@@ -12,21 +12,43 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from moe_ray.config.io import settings_as_text
+from moe_ray.config.run import Config
+from moe_ray.finetuning.adapter_files import ADAPTER_FILES
 from moe_ray.finetuning.history import HISTORY, read_history
+from moe_ray.identification.mask_files import MASKS, UNSAFE_EXPERTS
 from moe_ray.orchestration.tracking.mlflow_run import RECORD, MlflowTracker, Tracker
+from moe_ray.prompts.example_tables import BATCHES
 from moe_ray.prompts.quarantine import QUARANTINE
-from moe_ray.report.html.page import REPORT, Report
+from moe_ray.run_directory import (
+    ANSWERS,
+    CAPTURE,
+    COMPARE,
+    COMPARISON,
+    CONFIG,
+    FINETUNE,
+    IDENTIFY,
+    PROMPTS,
+    REPORT,
+    RISK,
+    SUMMARY,
+    SWEEP,
+    TEST,
+    TRIALS,
+    VERDICT,
+    WHENS,
+    WINNER,
+    RunDirectory,
+    figures_of,
+    pictures_of_heat_map,
+)
 from moe_ray.storage.fingerprint import environment
 from moe_ray.storage.folder import Folder
-
-if TYPE_CHECKING:
-    from moe_ray.orchestration.run import Run
+from moe_ray.storage.stage import Around, Outcome
 
 logger = logging.getLogger(__name__)
 
@@ -47,33 +69,36 @@ _STEP_METRICS = (
 _COUNTS = ("batches", "union_experts", "trainable_parameters", "total_parameters", "frozen_parameters_changed")
 
 _ARTIFACTS = (
-    ("", "config.yaml"),
-    ("", "summary.json"),
+    ("", CONFIG),
+    ("", SUMMARY),
     ("", REPORT),
-    ("routing", QUARANTINE),
-    ("unsafe_experts", "masks.npz"),
-    ("unsafe_experts", "unsafe_experts.json"),
-    ("unsafe_experts", "risk_differences.parquet"),
-    ("experts", "adapter.json"),
-    ("experts", "experts.safetensors"),
-    ("experts", HISTORY),
-    ("evaluation_before", "answers.parquet"),
-    ("evaluation_after", "answers.parquet"),
+    (CAPTURE, QUARANTINE),
+    *((IDENTIFY, name) for name in (MASKS, UNSAFE_EXPERTS, RISK)),
+    *((FINETUNE, name) for name in (*ADAPTER_FILES, HISTORY)),
+    *((figures_of(when), ANSWERS) for when in WHENS),
 )
+"""Folders and files of the run directory."""
 
 
 @contextmanager
-def tracked(run: Run) -> Iterator[MlflowTracker]:
-    """The run's MLflow run, open; stages of the run are nested under it."""
-    name = run.folder.url.rstrip("/").rpartition("/")[2]
-    with MlflowTracker(run.config.tracking, name, run.folder, settings=settings_as_text(run.config)) as tracker:
-        tracker.log_tags({"model": run.model.path, **_flat(environment())})
-        tracker.log_stored(run.folder, "config.yaml")
-        run.tracker = tracker
-        try:
-            yield tracker
-        finally:
-            run.tracker = None
+def tracked(config: Config, model: str, directory: RunDirectory) -> Iterator[MlflowTracker]:
+    """The run's MLflow run, open.
+
+    Args:
+        config: the resolved configuration.
+        model: path or name of the model that is really used.
+        directory: of the run; its last part names the MLflow run.
+    """
+    name = directory.folder.url.rstrip("/").rpartition("/")[2]
+    with MlflowTracker(config.tracking, name, directory.folder, settings=settings_as_text(config)) as tracker:
+        tracker.log_tags({"model": model, **_flat(environment())})
+        tracker.log_stored(directory.folder, CONFIG)
+        yield tracker
+
+
+def stage_runs(parent: Tracker) -> Around:
+    """Opens a nested run for the work on a stage."""
+    return lambda name, folder: stage_run(parent, name, folder)
 
 
 @contextmanager
@@ -88,7 +113,7 @@ def stage_run(parent: Tracker, name: str, folder: Folder) -> Iterator[Tracker]:
     started = time.perf_counter()
     with parent.child(name) as stage:
         folder.write_json(RECORD, {"run_id": stage.run_id})
-        with _steps_as_they_come(stage, folder) if name == "experts" else nullcontext():
+        with _steps_as_they_come(stage, folder) if name == FINETUNE else nullcontext():
             yield stage
         stage.log_metrics([(0, {"seconds": time.perf_counter() - started})])
 
@@ -122,16 +147,23 @@ def _steps_as_they_come(tracker: Tracker, folder: Folder) -> Iterator[None]:
         look()
 
 
-def log_results(tracker: Tracker, run: Run, summary: Mapping[str, Any]) -> None:
-    """The run's figures, overall and by batch, and its data sets."""
-    for table, context in (("batches.parquet", "training"), ("test.parquet", "evaluation")):
-        source = run.folder.sub("batches").url
-        tracker.log_dataset(
-            run.prepare_frame(table), name=Path(table).stem, source=f"{source}/{table}", context=context
-        )
-    tracker.log_tags(_where_stages_were_run(run))
+def log_results(
+    tracker: Tracker, directory: RunDirectory, summary: Mapping[str, Any], *, where: Mapping[str, str]
+) -> None:
+    """The run's figures, overall and by batch, and its data sets.
+
+    Args:
+        tracker: the parent run.
+        directory: of the run.
+        summary: what `summary.json` holds.
+        where: from `where_stages_were_run`.
+    """
+    prompts = directory.sub(PROMPTS)
+    for frame, file, context in ((directory.batches, BATCHES, "training"), (directory.test, TEST, "evaluation")):
+        tracker.log_dataset(frame, name=file.partition(".")[0], source=prompts.file_url(file), context=context)
+    tracker.log_tags(where)
     tracker.log_metrics([(0, {name: summary[name] for name in _COUNTS})])
-    for step, when in enumerate(("before", "after")):
+    for step, when in enumerate(WHENS):
         figures = _values(summary[when])
         tracker.log_metrics([(step, {f"held_out/{name}": value for name, value in figures.items()})])
         masked = _values(summary[when].get("masked") or {})
@@ -145,9 +177,9 @@ def _per_batch(summary: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, Any]
     """Figures of each batch, with `batch_idx` as the step."""
     for batch, experts in summary["per_batch_unsafe_experts"].items():
         values: dict[str, Any] = {"batch/unsafe_experts": len(experts)}
-        for when in ("before", "after"):
-            own = _values(summary[when].get("per_batch", {}).get(batch, {}))
-            values |= {f"batch/{when}/{name}": value for name, value in own.items()}
+        for when in WHENS:
+            figures = _values(summary[when].get("per_batch", {}).get(batch, {}))
+            values |= {f"batch/{when}/{name}": value for name, value in figures.items()}
         yield int(batch), values
 
 
@@ -156,13 +188,14 @@ def _values(block: Mapping[str, Any]) -> dict[str, Any]:
     return {name: item["value"] for name, item in block.items() if isinstance(item, dict) and "value" in item}
 
 
-def _where_stages_were_run(run: Run) -> dict[str, str]:
+def where_stages_were_run(outcomes: Mapping[str, Outcome]) -> dict[str, str]:
+    """Tags that name the MLflow run which did the work of each stage."""
     tags = {}
-    for name in run.seconds:
-        if run.folder.exists(f"{name}/{RECORD}"):
-            run_id = run.folder.sub(name).read_json(RECORD)["run_id"]
-            tags[f"stage.{name}"] = f"reused from run {run_id}" if name in run.reused else f"run {run_id}"
-        elif name in run.reused:
+    for name, outcome in outcomes.items():
+        if outcome.folder.exists(RECORD):
+            run_id = outcome.folder.read_json(RECORD)["run_id"]
+            tags[f"stage.{name}"] = f"reused from run {run_id}" if outcome.is_reused else f"run {run_id}"
+        elif outcome.is_reused:
             tags[f"stage.{name}"] = "reused from a run without tracking"
     return tags
 
@@ -176,25 +209,25 @@ def log_trials(tracker: Tracker, trials: pd.DataFrame, settings: Sequence[str], 
         settings: the columns that were searched.
         folder: of the sweep.
     """
-    for place, trial in enumerate(trials.to_dict("records"), start=1):
+    for rank, trial in enumerate(trials.to_dict("records"), start=1):
         known = {str(key): value for key, value in trial.items()}
         with tracker.child(
-            f"trial {place}", tags={"state": known["state"], "place": place, "said": known["said"]}
-        ) as own:
-            own.log_params({key: known[key] for key in settings})
-            own.log_metrics([(0, _numbers(known, settings))])
-    for name in ("trials.parquet", "heat_map.png", "heat_map.svg", "winner.yaml"):
-        tracker.log_stored(folder, name, "sweep")
+            f"trial {rank}", tags={"state": known["state"], "rank": rank, "message": known["message"]}
+        ) as nested:
+            nested.log_params({key: known[key] for key in settings})
+            nested.log_metrics([(0, _numbers(known, settings))])
+    for name in (TRIALS, *pictures_of_heat_map(), WINNER):
+        tracker.log_stored(folder, name, SWEEP)
 
 
 def log_arms(tracker: Tracker, table: pd.DataFrame, folder: Folder) -> None:
     """A nested run for each arm of the comparison, and its table and verdict."""
     for arm in table.to_dict("records"):
         known = {str(key): value for key, value in arm.items()}
-        with tracker.child(f"baseline {known['arm']}") as own:
-            own.log_metrics([(0, _numbers(known, ()))])
-    for name in ("comparison.parquet", "verdict.json"):
-        tracker.log_stored(folder, name, "baselines")
+        with tracker.child(f"baseline {known['arm']}") as nested:
+            nested.log_metrics([(0, _numbers(known, ()))])
+    for name in (COMPARISON, VERDICT):
+        tracker.log_stored(folder, name, COMPARE)
 
 
 def _numbers(row: Mapping[str, Any], without: Sequence[str]) -> dict[str, Any]:
@@ -205,13 +238,19 @@ def _numbers(row: Mapping[str, Any], without: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def log_artifacts(tracker: Tracker, run: Run, made: Report) -> None:
-    """Masks, risk tables, adapter, answers, the report and its figures."""
+def log_artifacts(tracker: Tracker, folder: Folder, figures: Mapping[str, str]) -> None:
+    """Masks, risk tables, adapter, answers, the report and its figures (SVG text by name).
+
+    Args:
+        tracker: the parent run.
+        folder: the run directory.
+        figures: SVG text by name.
+    """
     for stage, name in _ARTIFACTS:
-        source = run.folder.sub(stage) if stage else run.folder
+        source = folder.sub(stage) if stage else folder
         if source.exists(name):
             tracker.log_stored(source, name, stage)
-    for name, svg in made.figures.items():
+    for name, svg in figures.items():
         tracker.log_bytes(f"{name}.svg", svg.encode(), "figures")
 
 

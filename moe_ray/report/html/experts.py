@@ -1,97 +1,151 @@
-"""The page's part on experts: how they spread over layers, batches and categories, and how certain they are."""
+"""The page's part on experts: how they spread over layers, batches and categories, and how certain they are.
+
+Everything here is numbers and words; `run_figures` draws them.
+
+Shape suffixes: B batches, L MoE layers, E experts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
-from moe_ray.config.run import ReportConfig
-from moe_ray.experts import Expert
+from moe_ray.config.report import ReportConfig
+from moe_ray.experts import Expert, ExpertMasks
 from moe_ray.identification.overlap import batch_overlap, shared_experts, sweep_union
 from moe_ray.identification.risk import aggregate_risk
-from moe_ray.report.html import figures
+from moe_ray.report.format import decimal, rate, significant_digits
+from moe_ray.report.html.shortened import first_rows, spread_evenly
 from moe_ray.report.printable import printable
-from moe_ray.run_directory import FinishedRun
+from moe_ray.run_directory import RunDirectory
 
-_TOP_EXPERTS, _BATCHES_IN_SIGHT, _MOST_BATCHES_COMPARED, _MOST_ROWS = 20, 6, 120, 200
-
+_TOP_EXPERTS, _BATCHES_IN_SIGHT, _MOST_BATCHES_COMPARED = 20, 6, 120
 _TOP_KS = (10, 25, 50, 100)
+_SMALLEST_SCALE = 1e-3
+"""A heat map of nothing but zeros still needs a scale."""
 
 
-def _experts_part(drawn: dict[str, str], run: FinishedRun, config: ReportConfig) -> dict[str, Any]:
-    masks, risk = run.masks, run.risk
-    overall = figures.risk_grid(risk, masks)
-    limit = max(float(np.nanmax(np.abs(overall))), 1e-3)
-    drawn["risk_overall"] = figures.heat_map(
-        "risk_overall", "Mean risk difference by layer and expert", overall, masks.union, masks.layers, limit=limit
-    )
-    shown = _spread(masks.batch_idx, config.batches)
-    grids = {batch: figures.risk_grid(risk, masks, batch) for batch in shown}
-    own_limit = max([float(np.nanmax(np.abs(grid))) for grid in grids.values()] + [1e-3])
-    for batch, grid in grids.items():
-        name = f"risk_batch_{batch}"
-        text = f"Risk difference of batch {batch}"
-        drawn[name] = figures.heat_map(name, text, grid, masks[batch], masks.layers, limit=own_limit, is_small=True)
+def experts_part(run: RunDirectory, config: ReportConfig) -> dict[str, Any]:
+    """Tables and captions: experts, batches, overlap, categories, and what moves the union."""
+    masks = run.masks
+    drawn = batches_drawn(run, config)
     batches = [
         {
-            "batch_idx": b,
-            "category": printable(run.categories[b]),
-            "experts": len(masks.selected[b]),
-            "figure": f"risk_batch_{b}",
+            "batch_idx": batch,
+            "category": printable(run.categories[batch]),
+            "experts": len(masks.selected[batch]),
+            "figure": f"risk_batch_{batch}",
         }
-        for b in shown
+        for batch in drawn
     ]
     return {
         "top": _top_experts(run),
         "batches": batches[:_BATCHES_IN_SIGHT],
         "more_batches": batches[_BATCHES_IN_SIGHT:],
-        "left_out": len(masks.batch_idx) - len(shown),
-        "batch_limit": own_limit,
-        "overlap": _overlap_part(drawn, run),
-        "categories": _categories_part(drawn, run),
-        "growth": _growth_part(drawn, run),
+        "left_out": len(masks.batch_idx) - len(drawn),
+        "batch_limit": significant_digits(scale_limit([risk_grid(run.risk, masks, batch) for batch in drawn])),
+        "overlap": _overlap_part(run),
+        "categories": _categories_part(run),
+        "growth": _growth_part(run),
     }
 
 
-def _spread(items: Sequence[int], limit: int) -> list[int]:
-    """At most `limit` items, taken evenly over the list."""
-    return [items[place * len(items) // limit] for place in range(limit)] if len(items) > limit else list(items)
+def batches_drawn(run: RunDirectory, config: ReportConfig) -> list[int]:
+    """The batches that get a heat map of their own."""
+    return spread_evenly(run.masks.batch_idx, config.batches)
 
 
-def _top_experts(run: FinishedRun) -> list[dict[str, Any]]:
+def batches_compared(run: RunDirectory) -> list[int]:
+    """The batches between which overlap is drawn, ordered by category."""
+    shown = spread_evenly(run.masks.batch_idx, _MOST_BATCHES_COMPARED)
+    return sorted(shown, key=lambda batch: (run.categories[batch], batch))
+
+
+def risk_grid(risk: pd.DataFrame, masks: ExpertMasks, batch_idx: int | None = None) -> npt.NDArray[np.float64]:
+    """(L, E) risk differences of a batch, or their mean over all batches.
+
+    Args:
+        risk: from `identify`.
+        masks: whose layers are the rows.
+        batch_idx: of the batch; None = mean over all.
+    """
+    rows = risk if batch_idx is None else risk[risk["batch_idx"] == batch_idx]
+    means = rows.groupby(["layer", "expert"])["risk_diff"].mean().unstack("expert")
+    return np.asarray(means.reindex(index=masks.layers), dtype=np.float64)
+
+
+def scale_limit(grids: list[npt.NDArray[np.float64]]) -> float:
+    """The largest magnitude in any of the grids: a scale from minus this to this has zero in its middle."""
+    return max([float(np.nanmax(np.abs(grid_LE))) for grid_LE in grids] + [_SMALLEST_SCALE])
+
+
+def union_by_settings(run: RunDirectory) -> pd.DataFrame:
+    """How many experts the plain rule would put in the union, for thresholds up to the largest difference and some top_k."""
+    selection = run.identify_config
+    largest = max(float(run.risk["risk_diff"].max()), _SMALLEST_SCALE)
+    thresholds = sorted({*np.linspace(0, largest, 12).round(4).tolist(), selection.threshold})
+    return sweep_union(run.risk, thresholds=thresholds, top_ks=sorted({*_TOP_KS, selection.top_k}))
+
+
+def certainty_rows(run: RunDirectory, certainty: pd.DataFrame) -> dict[str, Any]:
+    """The rows that say how certain each batch's selection is.
+
+    Args:
+        run: whose batches they are.
+        certainty: from `certainty_per_batch`.
+    """
+    rows = [
+        {
+            **row,
+            "category": printable(run.categories[row["batch_idx"]]),
+            "smallest_p_maxt": significant_digits(row["smallest_p_maxt"]),
+            "median_stability": str(rate(row["median_stability"])),
+            "certifiable": "none" if math.isinf(row["certifiable"]) else decimal(row["certifiable"]),
+        }
+        for row in cast("list[dict[str, Any]]", certainty.to_dict("records"))
+    ]
+    return first_rows(rows)
+
+
+def _top_experts(run: RunDirectory) -> list[dict[str, Any]]:
     table = aggregate_risk(run.risk).head(_TOP_EXPERTS)
-    in_batches = run.masks.masks_BLE.sum(axis=0)
+    num_batches_LE = run.masks.masks_BLE.sum(axis=0)
     rows = []
     for row in cast("list[dict[str, Any]]", table.to_dict("records")):
         expert = Expert(int(row["layer"]), int(row["expert"]))
-        place = run.masks.layers.index(expert.layer), expert.expert
-        rows.append({"name": str(expert), "batches": int(in_batches[place]), **row})
+        rows.append(
+            {
+                "name": str(expert),
+                "risk_diff": decimal(row["risk_diff"], 4, signed=True),
+                "safe": str(rate(row["a_safe_n"])),
+                "unsafe": str(rate(row["a_unsafe_n"])),
+                # The mask's rows are MoE layers in order, which a decoder with dense layers numbers otherwise.
+                "batches": int(num_batches_LE[run.masks.layers.index(expert.layer), expert.expert]),
+            }
+        )
     return rows
 
 
-def _overlap_part(drawn: dict[str, str], run: FinishedRun) -> dict[str, Any] | None:
-    kept = _spread(run.masks.batch_idx, _MOST_BATCHES_COMPARED)
-    if len(kept) < 2:
+def _overlap_part(run: RunDirectory) -> dict[str, Any] | None:
+    num_batches = len(run.masks.batch_idx)
+    if num_batches < 2:
         return None
     table = batch_overlap(run.masks)
-    shown = table[table["batch_a"].isin(kept) & table["batch_b"].isin(kept)]
-    order = sorted(kept, key=lambda batch: (run.categories[batch], batch))
-    drawn["overlap"] = figures.overlap("overlap", "Jaccard index of the batches' unsafe experts", shown, order)
-    means = {name: float(table[name].mean()) for name in ("jaccard", "expected", "corrected")}
-    return {"pairs": len(table), "left_out": len(run.masks.batch_idx) - len(kept), **means}
+    means = {name: decimal(table[name].mean(), 2) for name in ("jaccard", "expected")}
+    return {"pairs": len(table), "left_out": num_batches - len(batches_compared(run)), **means}
 
 
-def _categories_part(drawn: dict[str, str], run: FinishedRun) -> dict[str, Any] | None:
-    by_category = run.by_category
-    if by_category["category"].nunique() < 2:
+def _categories_part(run: RunDirectory) -> dict[str, Any] | None:
+    num_categories = run.by_category["category"].nunique()
+    if num_categories < 2:
         return None
-    drawn["categories"] = figures.experts_by_category("categories", "Unsafe experts by category", by_category)
-    shared = shared_experts(by_category)
+    shared = shared_experts(run.by_category)
     return {
-        "categories": by_category["category"].nunique(),
+        "categories": num_categories,
         "shared": len(shared),
         "union": len(run.masks.union_experts),
         "rows": [
@@ -101,22 +155,7 @@ def _categories_part(drawn: dict[str, str], run: FinishedRun) -> dict[str, Any] 
     }
 
 
-def _growth_part(drawn: dict[str, str], run: FinishedRun) -> dict[str, Any]:
-    selection = run.selection
-    largest = float(run.risk["risk_diff"].max())
-    thresholds = sorted({*np.linspace(0, max(largest, 1e-3), 12).round(4).tolist(), selection.threshold})
-    table = sweep_union(run.risk, thresholds=thresholds, top_ks=sorted({*_TOP_KS, selection.top_k}))
-    drawn["union_growth"] = figures.union_growth(
-        "union_growth", "Experts in the union over threshold and top_k", table, selection.threshold
-    )
+def _growth_part(run: RunDirectory) -> dict[str, Any]:
+    selection = run.identify_config
     is_plain = selection.rule == "risk_diff" and not selection.alpha and not selection.stability
     return {"is_plain": is_plain, "total": int(run.masks.union.size)}
-
-
-def _certainty_rows(run: FinishedRun, certainty: pd.DataFrame) -> list[dict[str, Any]]:
-    rows = cast("list[dict[str, Any]]", certainty.to_dict("records"))
-    return [{**row, "category": printable(run.categories[row["batch_idx"]])} for row in rows]
-
-
-def _limited(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"rows": rows[:_MOST_ROWS], "left_out": max(0, len(rows) - _MOST_ROWS)}

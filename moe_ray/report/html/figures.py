@@ -7,7 +7,7 @@ Shape suffixes: B batches, L MoE layers, E experts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,24 +16,16 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from moe_ray.experts import ExpertMasks
+from moe_ray.report.before_after import BeforeAfter
+from moe_ray.report.format import has_interval, is_measured
 from moe_ray.report.html.svg import draw, label
-from moe_ray.studies.heat_map import HeatMap, heat_map_size, plot_heat_map
+from moe_ray.studies.heat_map import heat_map_size, plot_heat_map
+from moe_ray.studies.heat_map_table import HeatMap
 
 _DARK, _MIDDLE, _LIGHT, _ACCENT = "#17365c", "#7d9cc0", "#e2d289", "#8a6d00"
-
 _MAP = "cividis"
-
 _MARKERS, _LINES = "osD^v<>P", ("-", "--", ":", "-.")
-
 _MOST_TICKS, _MOST_POINTS, _MOST_EXPERTS, _MOST_CATEGORIES, _MOST_NUMBERED = 12, 2000, 24, 24, 10
-
-
-def risk_grid(risk: pd.DataFrame, masks: ExpertMasks, batch_idx: int | None = None) -> npt.NDArray[np.float64]:
-    """(L, E) risk differences of a batch, or their mean over all."""
-    own = risk if batch_idx is None else risk[risk["batch_idx"] == batch_idx]
-    means = own.groupby(["layer", "expert"])["risk_diff"].mean().unstack("expert")
-    return np.asarray(means.reindex(index=masks.layers), dtype=np.float64)
 
 
 def heat_map(
@@ -46,7 +38,7 @@ def heat_map(
     limit: float,
     is_small: bool = False,
 ) -> str:
-    """Layer x expert risk differences; a ring marks the selected experts.
+    """Layer x expert risk differences; a dot marks the selected experts.
 
     Args:
         name: of the figure.
@@ -66,6 +58,7 @@ def heat_map(
         axes = figure.add_subplot()
         image = axes.imshow(grid_LE, cmap=_MAP, vmin=-limit, vmax=limit, aspect="auto", interpolation="none")
         rows, columns = np.nonzero(selected_LE)
+        # In points, 72 to the inch: a dot takes up to 45% of a cell, and stays visible in a small one.
         cell = 72 * min(body / num_experts, (height - 0.7) / num_layers)
         size = float(np.clip(0.45 * cell, 0.8, 6.0))
         axes.plot(columns, rows, "o", markersize=size, markerfacecolor="white", markeredgecolor="black", mew=size / 6)
@@ -79,10 +72,10 @@ def heat_map(
 
 
 def _ticks(axes: Axes, side: str, names: Sequence[Any], what: str) -> None:
-    every = max(1, -(-len(names) // _MOST_TICKS))
-    places = list(range(0, len(names), every))
+    step = max(1, -(-len(names) // _MOST_TICKS))  # rounded up, so that there are never more ticks
+    positions = range(0, len(names), step)
     axis = axes.xaxis if side == "x" else axes.yaxis
-    axis.set_ticks(places, [str(names[place]) for place in places])
+    axis.set_ticks(list(positions), [str(names[position]) for position in positions])
     axis.set_label_text(what)
 
 
@@ -95,9 +88,9 @@ def overlap(name: str, title: str, table: pd.DataFrame, order: Sequence[int]) ->
         table: from `batch_overlap`.
         order: `batch_idx` in the order to show.
     """
-    places = {batch: place for place, batch in enumerate(order)}
-    jaccard_BB = np.eye(len(order))
-    first, second = (table[side].map(places).to_numpy() for side in ("batch_a", "batch_b"))
+    positions = {batch: position for position, batch in enumerate(order)}
+    jaccard_BB = np.eye(len(order))  # a batch with itself
+    first, second = (table[side].map(positions).to_numpy() for side in ("batch_a", "batch_b"))
     jaccard_BB[first, second] = jaccard_BB[second, first] = table["jaccard"].fillna(0.0)
 
     def plot(figure: Figure) -> None:
@@ -153,16 +146,16 @@ def union_growth(name: str, title: str, table: pd.DataFrame, threshold: float) -
         name: of the figure.
         title: for those who cannot see it.
         table: from `sweep_union`.
-        threshold: the run's own.
+        threshold: of the run, marked by a vertical line.
     """
 
     def plot(figure: Figure) -> None:
         axes = figure.add_subplot()
-        for number, (top_k, own) in enumerate(table.groupby("top_k")):
+        for number, (top_k, line) in enumerate(table.groupby("top_k")):
             shade = 0.75 * number / max(1, table["top_k"].nunique() - 1)
             axes.plot(
-                own["threshold"],
-                own["union"],
+                line["threshold"],
+                line["union"],
                 color=(shade * 0.9, shade * 0.85, 0.4),
                 marker=_MARKERS[number % len(_MARKERS)],
                 linestyle=_LINES[number % len(_LINES)],
@@ -201,28 +194,31 @@ def training_curves(name: str, title: str, history: pd.DataFrame) -> str:
     return draw(name, title, plot, height=4.4)
 
 
-def before_after(name: str, title: str, rows: Sequence[Mapping[str, Any]], *, what: str) -> str:
+def before_after(name: str, title: str, rows: Sequence[BeforeAfter], *, what: str) -> str:
     """Two bars with 95% intervals for every row.
 
     Args:
         name: of the figure.
         title: for those who cannot see it.
-        rows: with `name`, and `before` and `after` as plain rates (`value`, `low`, `high`, `n`), either may be None.
+        rows: with rates; the first 24 are drawn.
         what: the rates' name, for the axis.
     """
-    shown = [row for row in rows[:_MOST_CATEGORIES] if any(_is_rate(row[when]) for when in ("before", "after"))]
+    shown = [row for row in rows if is_measured(row.before) or is_measured(row.after)][:_MOST_CATEGORIES]
 
     def plot(figure: Figure) -> None:
         axes = figure.add_subplot()
         for when, shift, colour, hatch in (("before", -0.19, _LIGHT, "////"), ("after", 0.19, _MIDDLE, "")):
-            own = [(place + shift, row[when]) for place, row in enumerate(shown) if _is_rate(row[when])]
-            places, rates = [place for place, _ in own], [rate for _, rate in own]
+            bars = [(index + shift, getattr(row, when)) for index, row in enumerate(shown)]
+            bars = [(position, rate) for position, rate in bars if has_interval(rate)]
+            positions, rates = [position for position, _ in bars], [rate for _, rate in bars]
             values = np.array([rate["value"] for rate in rates])
-            axes.barh(places, values, height=0.36, color=colour, hatch=hatch, edgecolor="black", lw=0.6, label=when)
+            axes.barh(positions, values, height=0.36, color=colour, hatch=hatch, edgecolor="black", lw=0.6, label=when)
+            # Whiskers reach from the value to the ends of its interval, which rounding may put beyond it by a hair.
             reach = [[rate["value"] - rate["low"] for rate in rates], [rate["high"] - rate["value"] for rate in rates]]
-            axes.errorbar(values, places, xerr=np.abs(reach), fmt="o", color="black", ms=2.5, elinewidth=1, capsize=2.5)
-        names = [f"{label(str(row['name']))} (n={(row['after'] or row['before'])['n']})" for row in shown]
-        axes.set_yticks(range(len(shown)), names)
+            axes.errorbar(
+                values, positions, xerr=np.abs(reach), fmt="o", color="black", ms=2.5, elinewidth=1, capsize=2.5
+            )
+        axes.set_yticks(range(len(shown)), [f"{label(row.name)} (n = {row.n})" for row in shown])
         axes.invert_yaxis()
         axes.set_xlim(0, 1)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
@@ -230,7 +226,3 @@ def before_after(name: str, title: str, rows: Sequence[Mapping[str, Any]], *, wh
         figure.legend(loc="outside upper right", ncols=2, frameon=False, fontsize=9)
 
     return draw(name, title, plot, height=1.3 + 0.38 * len(shown))
-
-
-def _is_rate(value: Mapping[str, Any] | None) -> bool:
-    return value is not None and value.get("value") is not None

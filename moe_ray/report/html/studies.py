@@ -1,114 +1,132 @@
-"""The page's part on sweeps, rounds, training and baselines."""
+"""The page's part on sweeps, rounds, training and baselines: numbers and words; `run_figures` draws them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, cast
 
 import pandas as pd
 
-from moe_ray.evaluation.intervals import rate
-from moe_ray.report.html import figures
-from moe_ray.report.html.examples import _printable_lines
-from moe_ray.report.html.experts import _limited
-from moe_ray.report.printable import printable
-from moe_ray.run_directory import FinishedRun
-from moe_ray.studies.heat_map import map_of_trials
+from moe_ray.evaluation.intervals import rate as rate_of
+from moe_ray.report.format import decimal, difference, rate, setting, significant_digits
+from moe_ray.report.html.shortened import first_rows
+from moe_ray.report.printable import printable, printable_lines
+from moe_ray.run_directory import FINETUNE, SWEEP, RunDirectory
+from moe_ray.studies.comparison import figure_in_columns
+from moe_ray.studies.heat_map_table import HeatMap, map_of_trials
 from moe_ray.studies.search_space import read_space
 
 
-def _baselines_part(run: FinishedRun) -> dict[str, Any] | None:
-    """A row for every arm: its rates, what it forgot, and how ours differ from it."""
-    if run.baselines is None:
+def baselines_part(run: RunDirectory) -> dict[str, Any] | None:
+    """A row for every arm: its rates, what it forgot, and how per-batch masks differ from it."""
+    if run.comparison is None:
         return None
-    table, verdict = run.baselines
+    table, verdict = run.comparison
     rows = []
     for arm in cast("list[dict[str, Any]]", table.to_dict("records")):
-        rates = ("unsafe_refusal_rate", "safe_refusal_rate", "neutral_loss")
-        names = [*rates, *(f"ours_minus_{name}" for name in rates)]
-        rows.append({"arm": printable(str(arm["arm"])), **{name: _figure_of(arm, name) for name in names}})
-    return {"rows": rows, "verdict": _printable_lines(verdict).splitlines()}
+        rates = [rate(figure_in_columns(arm, f"{label}_refusal_rate")) for label in ("unsafe", "safe")]
+        losses = [figure_in_columns(arm, name) for name in ("neutral_loss", "ours_minus_neutral_loss")]
+        forgotten, more_forgotten = (difference(figure, "nats/token").without_unit() for figure in losses)
+        to_ours = [
+            difference(figure_in_columns(arm, f"ours_minus_{label}_refusal_rate"), "points").without_unit()
+            for label in ("unsafe", "safe")
+        ]
+        rows.append({"arm": printable(str(arm["arm"])), "cells": [*rates, forgotten, *to_ours, more_forgotten]})
+    return {"rows": rows, "verdict": printable_lines(verdict).splitlines()}
 
 
-def _figure_of(row: Mapping[str, Any], name: str) -> dict[str, Any] | None:
-    """A figure that a table keeps in columns; None where it was not measured."""
-    if name not in row or pd.isna(row[name]):
-        return None
-    return {"value": row[name], "low": row[f"{name}_low"], "high": row[f"{name}_high"], "n": row.get(f"{name}_n")}
-
-
-def _sweep_part(drawn: dict[str, str], run: FinishedRun) -> dict[str, Any] | None:
-    """The trials, the best first, and a heat map of those that were finished."""
-    manifest = run.manifest("sweep")
+def sweep_map(run: RunDirectory) -> HeatMap | None:
+    """The sweep's finished trials over two settings; None where no sweep was run."""
+    manifest = run.manifest(SWEEP)
     if run.trials is None or manifest is None:
         return None
-    notes, trials = manifest["notes"], run.trials
-    space = read_space(run.config)
-    shown = map_of_trials(trials, space, notes["winner"])
-    drawn["sweep"] = figures.trials("sweep", f"{notes['objective']} of the sweep's trials", shown)
-    names = ("unsafe_refusal_rate", "safe_refusal_rate", "objective", "forgetting", "union_experts")
-    rows = []
-    whole = trials.reindex(columns=list(dict.fromkeys([*trials, *names])))
-    for trial in cast("list[dict[str, Any]]", whole.to_dict("records")):
-        known = {name: None if pd.isna(trial[name]) else trial[name] for name in names}
-        within = trial.get("is_within_bound")
-        rows.append(
-            {
-                **known,
-                "settings": [printable(str(trial[key])) for key in space.settings],
-                "state": trial["state"],
-                "over": trial["state"] == "finished" and not within,
-            }
-        )
+    return map_of_trials(run.trials, read_space(run.config), manifest["notes"]["winner"])
+
+
+def sweep_part(run: RunDirectory) -> dict[str, Any] | None:
+    """The trials, the best first, and what the sweep found."""
+    manifest, shown = run.manifest(SWEEP), sweep_map(run)
+    if run.trials is None or manifest is None or shown is None:
+        return None
+    notes, settings = manifest["notes"], read_space(run.config).settings
+    rows = [
+        {
+            "settings": [printable(setting(trial[key])) for key in settings],
+            "objective": decimal(trial.get("objective")),
+            "unsafe": str(rate(trial.get("unsafe_refusal_rate"))),
+            "safe": str(rate(trial.get("safe_refusal_rate"))),
+            "forgetting": difference(trial.get("forgetting"), "nats/token").value,
+            "is_over": trial["state"] == "finished" and not trial.get("is_within_bound"),
+            "union": decimal(trial.get("union_experts"), 0),
+            "state": trial["state"],
+        }
+        for trial in cast("list[dict[str, Any]]", run.trials.to_dict("records"))
+    ]
     return {
-        **notes,
-        "settings": space.settings,
-        "winner_rate": _winner_rate(run, trials),
-        "max_forgetting": run.config.sweep.max_forgetting,
+        **{name: notes[name] for name in ("trials", "stopped", "failed", "objective", "is_within_bound")},
+        "identify_seconds": decimal(notes["identify_seconds_max"], 2),
+        "settings": settings,
+        "winner_rate": _winner_rate(run, run.trials),
+        "max_forgetting": significant_digits(run.config.sweep.max_forgetting),
         "has_stars": bool(shown.over.any(axis=None)),
-        **_limited(rows),
+        **first_rows(rows),
     }
 
 
-def _winner_rate(run: FinishedRun, trials: pd.DataFrame) -> dict[str, Any] | None:
+def _winner_rate(run: RunDirectory, trials: pd.DataFrame) -> dict[str, Any] | None:
     """The winner's refusal rate on unsafe validation prompts, and how many other finished trials lie in its interval."""
-    labels = run.validation_labels
+    validation = run.validation
     finished = trials[trials["state"] == "finished"]
-    if labels is None or finished.empty:
+    if validation is None or len(finished) < 2:
         return None
-    n = int((labels == "unsafe").sum())
-    won = rate(round(float(finished["unsafe_refusal_rate"].iloc[0]) * n), n)
+    n = int((validation["label"] == "unsafe").sum())
+    # Trials are stored with rates only: the winner's hits are its rate times the prompts that all trials answered.
+    won = rate_of(round(float(finished["unsafe_refusal_rate"].iloc[0]) * n), n)
     others = finished["unsafe_refusal_rate"].iloc[1:]
-    return won.as_dict() | {"alike": int(others.between(won.low, won.high).sum()), "others": len(others)}
+    return {
+        "rate": rate(won.as_dict()),
+        "n": n,
+        "alike": int(others.between(won.low, won.high).sum()),
+        "others": len(others),
+    }
 
 
-def _rounds_part(run: FinishedRun) -> dict[str, Any] | None:
+def rounds_part(run: RunDirectory) -> dict[str, Any] | None:
     """What each round of fine-tuning did on the validation split."""
-    tuned = run.manifest("experts")
+    tuned = run.manifest(FINETUNE)
     if tuned is None or "rounds" not in tuned["notes"]:
         return None
     notes, settings = tuned["notes"], run.config.rounds
+    rows = [
+        {
+            "round": report["round"],
+            "is_kept": report["round"] == notes["kept_round"],
+            "lagging": len(report["lagging"]),
+            "shortfall": str(rate(report["shortfall"])),
+            "unsafe": str(rate(report["unsafe_refusal_rate"])),
+            "safe": str(rate(report["safe_refusal_rate"])),
+        }
+        for report in notes["rounds"]
+    ]
     return {
-        "rows": notes["rounds"],
+        "rows": rows,
         "kept": notes["kept_round"],
         "stopped_because": printable(notes["stopped_because"]),
-        "target": settings.target,
+        "target": str(rate(settings.target)),
         "action": settings.action,
         "num_batches": len(run.masks.batch_idx),
     }
 
 
-def _training_part(drawn: dict[str, str], run: FinishedRun) -> dict[str, Any] | None:
-    history, tuned = run.history, run.manifest("experts")
+def training_part(run: RunDirectory) -> dict[str, Any] | None:
+    """How long training took and how far its loss fell; with how many parameters, where the stage is finished."""
+    history, tuned = run.history, run.manifest(FINETUNE)
     if history is None:
         return None
-    drawn["training"] = figures.training_curves("training", "Training loss and gradient norm by step", history)
-    ends = [float(history.loc[history["epoch"] == epoch, "loss"].mean()) for epoch in (0, history["epoch"].max())]
+    last = int(history["epoch"].max())
+    means = [float(history.loc[history["epoch"] == epoch, "loss"].mean()) for epoch in (0, last)]
+    part = {"steps": len(history), "epochs": last + 1, "first": decimal(means[0]), "last": decimal(means[1])}
     notes = {} if tuned is None else tuned["notes"]
-    return {
-        "steps": len(history),
-        "epochs": int(history["epoch"].max()) + 1,
-        "first": ends[0],
-        "last": ends[1],
-        **notes,
-    }
+    if "trainable_parameters" in notes:
+        part |= {name: f"{notes[f'{name}_parameters']:,}" for name in ("trainable", "total")}
+        part["changed"] = f"{notes['frozen_parameters_changed']:,}"
+    return part

@@ -54,7 +54,7 @@ def draw(name: str, title: str, plot: Callable[[Figure], None], *, width: float 
         buffer = io.StringIO()
         nothing: Any = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(buffer, format="svg", metadata=nothing, transparent=True)
-    return _own_ids(buffer.getvalue(), name, title)
+    return _with_unique_ids(buffer.getvalue(), name, title)
 
 
 def label(text: str) -> str:
@@ -63,15 +63,17 @@ def label(text: str) -> str:
     return clean if len(clean) <= _LONGEST_LABEL else clean[: _LONGEST_LABEL - 1] + "…"
 
 
-def _own_ids(svg: str, name: str, title: str) -> str:
+def _with_unique_ids(svg: str, name: str, title: str) -> str:
+    """The SVG element alone, its ids and references to them prefixed, scaled by the page, and with a title."""
     ET.register_namespace("", _SVG)
-    root = ET.fromstring(svg.partition("<svg")[1] + svg.partition("<svg")[2])
+    # What stands before the element, the XML declaration and a document type, has no place inside a page.
+    root = ET.fromstring("<svg" + svg.partition("<svg")[2])
     for element in root.iter():
         for key, value in list(element.attrib.items()):
             if key == "id":
                 element.set(key, f"{name}-{value}")
             elif key == f"{{{_XLINK}}}href":
-                del element.attrib[key]
+                del element.attrib[key]  # HTML knows `href` without the name space
                 element.set("href", f"#{name}-{value[1:]}" if value.startswith("#") else value)
             elif "url(#" in value:
                 element.set(key, value.replace("url(#", f"url(#{name}-"))

@@ -42,12 +42,12 @@ def drive(*arguments):
 
 
 def test_a_killed_node_loses_and_doubles_nothing(tiny_model_path, tmp_path):
-    frame = write_batches(tmp_path / "batches", 32)
-    got = drive("kill", tiny_model_path, tmp_path / "batches", tmp_path / "routing")
+    frame = write_batches(tmp_path / "prompts", 32)
+    got = drive("kill", tiny_model_path, tmp_path)
     (killed,) = got["killed"]
     assert killed not in got["alive"]
     assert got["quarantined"] == 0
-    counts = read_counts(Folder.open(str(tmp_path / "routing")).sub("counts"))
+    counts = read_counts(Folder.open(str(tmp_path / "capture")).sub("counts"))
     expected = counts_of_core(frame, ModelConfig(path=str(tiny_model_path)))
     for name in ("batch_idx", "in_batch_idx", "role", "num_tokens", "counts_NLE"):
         assert np.array_equal(getattr(counts, name), getattr(expected, name)), name
@@ -55,8 +55,8 @@ def test_a_killed_node_loses_and_doubles_nothing(tiny_model_path, tmp_path):
 
 @pytest.mark.skipif(not can_mount_for_itself(), reason="needs the right to mount a file system for one process alone")
 def test_a_run_directory_that_one_node_does_not_see_is_refused(tiny_model_path, tmp_path):
-    got = drive("reach", tiny_model_path, tmp_path / "batches", tmp_path / "routing")
+    got = drive("reach", tiny_model_path, tmp_path)
     assert got["nodes"] == 3
-    assert "cannot be reached from 1 of 3 nodes" in got["said"]
-    assert "shared file system" in got["said"]
+    assert "cannot be reached from 1 of 3 nodes" in got["message"]
+    assert "shared file system" in got["message"]
     assert got["left"] == []

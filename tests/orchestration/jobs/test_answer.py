@@ -6,27 +6,26 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from counting_alone import count_batches
 from judge_endpoint import endpoint, says_truth
 from tiny_classifier import save_tiny_classifier
+from workflow import run_workflow
 
-from moe_ray.cli.run_workflow import main
+from moe_ray import pipeline
 from moe_ray.config.evaluate import EvaluateConfig
 from moe_ray.config.model import ModelConfig
 from moe_ray.demo.examples import embedded_records
-from moe_ray.errors import InputError
-from moe_ray.evaluation.evaluate import answer_and_count, hold_against, rows_to_answer
+from moe_ray.errors import OutsideFailed
+from moe_ray.evaluation.evaluate import answer_and_count, assign_reference_batches, rows_to_answer
 from moe_ray.evaluation.judges import judge_answers, make_judge
 from moe_ray.evaluation.judges.endpoint import URL_VARIABLE
 from moe_ray.identification.mask_files import write_masks
-from moe_ray.identification.risk import risk_differences
-from moe_ray.identification.selection import select_unsafe_experts
 from moe_ray.models.loading import load_model, load_tokenizer
-from moe_ray.orchestration.jobs.answer import Job, answer, read_answers
+from moe_ray.orchestration.jobs.answer import AnswerJob, answer, read_answers
 from moe_ray.orchestration.jobs.judge import judge
 from moe_ray.prompts.batches import assemble_batches
 from moe_ray.prompts.example_tables import batches_to_frame, examples_to_frame
 from moe_ray.prompts.examples import records_to_examples
-from moe_ray.routing.capture import count_batches
 from moe_ray.storage.folder import Folder
 
 LOSS_TOLERANCE = 1e-3
@@ -43,9 +42,9 @@ def tiny(tiny_model_path):
     model, tokenizer = load_model(config, device="cpu"), load_tokenizer(config)
     records = [record for record in embedded_records("train") if record["category"] in ("fraud", "theft")]
     batches = assemble_batches(records_to_examples(records)).batches[:3]
-    masks = select_unsafe_experts(risk_differences(count_batches(model, tokenizer, batches)))
+    masks = pipeline.identify(count_batches(model, tokenizer, batches), permutations=0, resamples=0).masks
     held_out = examples_to_frame(records_to_examples(embedded_records("test"))[:20])
-    held_out["batch_idx"] = hold_against(held_out, batches_to_frame(batches))
+    held_out["batch_idx"] = assign_reference_batches(held_out, batches_to_frame(batches))
     return config, model, tokenizer, held_out, masks
 
 
@@ -53,8 +52,12 @@ def tiny(tiny_model_path):
 def job(tiny, tmp_path_factory):
     root = tmp_path_factory.mktemp("answers")
     config, *_, masks = tiny
-    write_masks(Folder.open(str(root / "masks")), masks)
-    return Job(model=config, config=CONFIG, parts_url=str(root / "parts"), masks_url=str(root / "masks"), count=True)
+    write_masks(Folder.open(str(root)).sub("identify"), masks)
+    return AnswerJob(model=config, config=CONFIG, run_url=str(root), parts="parts", masks="identify", count=True)
+
+
+def parts_of(job):
+    return Folder.open(job.run_url).sub(job.parts)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +86,7 @@ class TestInActors:
         assert (answered.neutral["num_tokens"] > 0).all()
 
     def test_a_killed_evaluation_goes_on_with_what_is_missing(self, answered, tiny, job):
-        folder = Folder.open(job.parts_url)
+        folder = parts_of(job)
         names = [name for name in folder.names() if name.startswith("answers-")]
         # Killed between the two files of a part: its counts are there, its answers are not. They are done again in
         # other portions, so that the old counts are not simply overwritten.
@@ -98,9 +101,9 @@ class TestInActors:
         assert np.array_equal(again.routing.counts_NLE, answered.routing.counts_NLE)
 
     def test_a_finished_job_starts_no_actor(self, answered, tiny, job):
-        nowhere = Job(model=ModelConfig(path="/nowhere"), config=CONFIG, parts_url=job.parts_url)
+        nowhere = replace(job, model=ModelConfig(path="/nowhere"), masks="nowhere")
         again = answer(tiny[3], nowhere, what="test", routing="both", neutral=TEXTS)
-        assert again.answers.equals(read_answers(Folder.open(job.parts_url)).answers)
+        assert again.answers.equals(read_answers(parts_of(job)).answers)
 
     def test_a_classifier_judges_in_actors_as_it_does_in_one_process(self, answered, tmp_path):
         save_tiny_classifier(tmp_path / "classifier")
@@ -132,9 +135,8 @@ class TestInActors:
 
         with endpoint(by_request) as server:
             monkeypatch.setenv(URL_VARIABLE, server.url)
-            status = main(
+            status = run_workflow(
                 "capture",
-                "run_capture",
                 [
                     f"run_dir={tmp_path}/run",
                     f"model.path={tiny_model_path}",
@@ -155,7 +157,7 @@ class TestInActors:
         assert len(outcomes) == 40
         assert (outcomes.loc[~outcomes["kept"], "reason"] != "").all()
         batches, test = (
-            pd.read_parquet(tmp_path / "run" / "batches" / f"{name}.parquet") for name in ("batches", "test")
+            pd.read_parquet(tmp_path / "run" / "prompts" / f"{name}.parquet") for name in ("batches", "test")
         )
         assert set(batches["pair"]) | set(test["pair"]) <= kept
         assert (batches.groupby(["batch_idx", "label"]).size() == 4).all()
@@ -187,7 +189,7 @@ def test_a_judge_that_fails_keeps_its_verdicts_and_a_rerun_asks_for_the_others_o
 
     with endpoint(dies) as server:
         monkeypatch.setenv(URL_VARIABLE, server.url)
-        with pytest.raises(InputError, match="what was judged is kept"):
+        with pytest.raises(OutsideFailed, match="what was judged is kept"):
             judge(stored, config, parts, what="test")
     with endpoint() as server:
         monkeypatch.setenv(URL_VARIABLE, server.url)

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 
 import capture_helpers
 import numpy as np
@@ -22,6 +21,7 @@ from capture_helpers import (
 )
 from paths import ROOT, TESTS
 
+from moe_ray import pipeline
 from moe_ray.config.capture import CaptureConfig
 from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.config.identify import IdentifyConfig
@@ -30,13 +30,12 @@ from moe_ray.errors import InputError
 from moe_ray.experts import Expert, masks_from_experts
 from moe_ray.finetuning.history import read_history
 from moe_ray.identification.mask_files import write_masks
-from moe_ray.identification.risk import risk_differences
 from moe_ray.models.generation import example_seed, generate_responses
 from moe_ray.models.loading import load_model, load_tokenizer
 from moe_ray.models.tokenization import TokenizedRow, encode_row
-from moe_ray.orchestration.cluster import session as cluster
+from moe_ray.orchestration.cluster import ray_session as cluster
 from moe_ray.orchestration.jobs.capture import capture, read_quarantine, read_responses
-from moe_ray.orchestration.jobs.finetune import FineTuneJob, finetune
+from moe_ray.orchestration.jobs.finetune import FinetuneJob, finetune
 from moe_ray.orchestration.jobs.identify import identify
 from moe_ray.prompts.quarantine import (
     EMPTY,
@@ -44,6 +43,7 @@ from moe_ray.prompts.quarantine import (
     PROCESS_DIED,
     QUARANTINE,
     TOO_LONG,
+    TRUNCATED,
     Rejected,
     quarantine_frame,
     rejected_row,
@@ -51,8 +51,9 @@ from moe_ray.prompts.quarantine import (
 )
 from moe_ray.routing.capture import count_rows
 from moe_ray.routing.count_store import keys_of, read_counts
-from moe_ray.routing.count_tables import table_to_counts
+from moe_ray.routing.count_tables import counts_to_table, table_to_counts
 from moe_ray.routing.counter import counting
+from moe_ray.run_directory import CAPTURE, IDENTIFY, RunDirectory
 from moe_ray.storage.folder import Folder
 
 # Ray's workers cannot import test modules.
@@ -66,8 +67,9 @@ def model(tiny_model_path):
     return ModelConfig(path=str(tiny_model_path))
 
 
-def folders(tmp_path):
-    return Folder.open(str(tmp_path / "batches")), Folder.open(str(tmp_path / "routing"))
+def opened(tmp_path):
+    run = RunDirectory.open(str(tmp_path))
+    return run, run.sub(CAPTURE)
 
 
 def assert_same_counts(got, expected):
@@ -82,11 +84,11 @@ def free_cpus():
 @pytest.mark.exhaustive
 def test_bad_examples_are_quarantined_with_their_reasons_and_the_rest_is_counted(ray_cluster, model, tmp_path):
     changes = [(5, message(" ")), (18, message("very " * 3000)), (33, message(DEADLY))]
-    frame = write_batches(tmp_path / "batches", 16, changes=changes)
-    batches, out = folders(tmp_path)
+    frame = write_batches(tmp_path / "prompts", 16, changes=changes)
+    run, out = opened(tmp_path)
     before = free_cpus()
     config = CaptureConfig(tokens_per_forward=1024, weights=True, ids=True)
-    notes = capture(batches, out, model, config, actor=ActorWithLittleMemory)
+    notes = capture(run, model, config, actor=ActorWithLittleMemory)
     assert free_cpus() == before
     quarantined = read_quarantine(out)
     assert dict(zip(quarantined["id"], quarantined["reason"], strict=True)) == {
@@ -111,65 +113,73 @@ def test_bad_examples_are_quarantined_with_their_reasons_and_the_rest_is_counted
 
 
 def test_identification_leaves_out_a_batch_that_lost_a_label(ray_cluster, model, tmp_path):
-    frame = write_batches(tmp_path / "batches", 12, changes=[(4, message(" ")), (5, message(" ")), (8, message(" "))])
-    batches, out = folders(tmp_path)
-    capture(batches, out, model, CaptureConfig(max_bad_share=0.1))
-    risk = identify(out.sub("counts"), IdentifyConfig(resamples=0), seed=0)
+    frame = write_batches(tmp_path / "prompts", 12, changes=[(4, message(" ")), (5, message(" ")), (8, message(" "))])
+    run, out = opened(tmp_path)
+    capture(run, model, CaptureConfig(max_bad_share=0.1))
+    risk = identify(run, IdentifyConfig(resamples=0), seed=0)
     assert sorted(set(risk["batch_idx"])) == [0, *range(2, 12)]
     kept = without_quarantined(frame, read_quarantine(out))
-    expected = risk_differences(counts_of_core(kept[kept["batch_idx"] != 1], model))
+    expected = pipeline.identify(counts_of_core(kept[kept["batch_idx"] != 1], model), permutations=0, resamples=0).risk
     assert np.array_equal(risk["risk_diff"], expected["risk_diff"])
 
 
 def test_training_leaves_out_quarantined_examples_and_batches_without_a_mask(model, tmp_path):
     broken = message("hello", role="robot")
-    frame = write_batches(tmp_path / "batches", 3, changes=[(5, broken), (8, broken)])
-    batches, out = folders(tmp_path)
+    frame = write_batches(tmp_path / "prompts", 3, changes=[(5, broken), (8, broken)])
+    run, out = opened(tmp_path)
     reason = Rejected(NOT_ENCODED, "unknown role")
     out.write_table(QUARANTINE, quarantine_frame([rejected_row(frame.loc[row], reason) for row in (5, 8)]))
-    write_masks(out, masks_from_experts({0: (Expert(0, 1),), 1: (Expert(1, 2),)}, layers=(0, 1, 2), num_experts=16))
-    job = FineTuneJob(
-        model=model,
-        config=FinetuneConfig(num_workers=0, epochs=1),
-        seed=0,
-        batches_url=batches.url,
-        masks_url=out.url,
-        out_url=str(tmp_path / "experts"),
-        base="tiny",
-        routing_url=out.url,
+    out.write_table(TRUNCATED, quarantine_frame([]))
+    write_masks(
+        run.sub(IDENTIFY),
+        masks_from_experts({0: (Expert(0, 1),), 1: (Expert(1, 2),)}, layers=(0, 1, 2), num_experts=16),
     )
+    job = FinetuneJob(model=model, config=FinetuneConfig(num_workers=0, epochs=1), seed=0, run_url=run.folder.url)
     assert finetune(job)["frozen_parameters_changed"] == 0
-    steps = read_history(Folder.open(job.out_url))
+    steps = read_history(job.folder())
     assert sorted(step["batch_idx"] for step in steps) == [0, 1]
+    out.write_table(QUARANTINE, quarantine_frame([]))
     with pytest.raises(InputError, match="unknown role"):
-        finetune(replace(job, routing_url=None))
+        finetune(job)
+
+
+def test_a_capture_killed_before_its_manifest_forgets_no_shortened_example(tmp_path, model):
+    frame = write_batches(tmp_path / "prompts", 3)
+    run, out = opened(tmp_path)
+    out.sub("counts").write_table("part-0.parquet", counts_to_table(counts_of_core(frame, model)))
+    why = Rejected("truncated", "99 tokens, cut to 64")
+    out.sub("shortened").write_table("part-0.parquet", quarantine_frame([rejected_row(frame.loc[3], why)]))
+    # Everything is counted, so nothing is done but the end of the work, twice.
+    notes = [capture(run, model, CaptureConfig()) for _ in range(2)]
+    assert [note["truncated"] for note in notes] == [1, 1]
+    assert out.read_frame(TRUNCATED)["id"].tolist() == ["row3"]
 
 
 def test_too_many_bad_examples_stop_the_capture_and_its_actors_are_gone(ray_cluster, model, tmp_path):
-    write_batches(tmp_path / "batches", 5, changes=[(row, message("")) for row in range(3)])
-    batches, out = folders(tmp_path)
+    write_batches(tmp_path / "prompts", 5, changes=[(row, message("")) for row in range(3)])
+    run, _ = opened(tmp_path)
     before = free_cpus()
     with pytest.raises(InputError, match=r"3 of 20 examples cannot be captured.*3 empty.*'row0'") as caught:
-        capture(batches, out, model, CaptureConfig())
+        capture(run, model, CaptureConfig())
     assert free_cpus() == before
     assert "\n" not in str(caught.value)
 
 
 def test_an_example_that_is_too_long_stops_the_capture_where_that_is_the_policy(ray_cluster, model, tmp_path):
-    write_batches(tmp_path / "batches", 12, changes=[(18, message("bread " * 600))])
-    batches, out = folders(tmp_path)
+    write_batches(tmp_path / "prompts", 12, changes=[(18, message("bread " * 600))])
+    run, _ = opened(tmp_path)
     before = free_cpus()
     with pytest.raises(InputError, match=r"row18: an example is too long: \d+ tokens, expected at most \d+") as caught:
-        capture(batches, out, model, CaptureConfig(too_long="error"))
+        capture(run, model, CaptureConfig(too_long="error"))
     assert "\n" not in str(caught.value)
     assert free_cpus() == before
 
 
 def test_an_actor_that_dies_in_mid_run_loses_and_doubles_nothing(ray_cluster, model, tmp_path):
-    frame = write_batches(tmp_path / "batches", 32)
-    batches, out = folders(tmp_path)
+    frame = write_batches(tmp_path / "prompts", 32)
+    run, out = opened(tmp_path)
     config = CaptureConfig(tokens_per_forward=256, max_actors=2)
-    notes = capture(batches, out, model, config, actor=ActorThatDiesOnce, seconds_per_part=0.0)
+    notes = capture(run, model, config, actor=ActorThatDiesOnce, seconds_per_part=0.0)
     assert out.exists("died")
     assert notes["quarantined"] == 0
     assert_same_counts(read_counts(out.sub("counts")), counts_of_core(frame, model))
@@ -177,16 +187,15 @@ def test_an_actor_that_dies_in_mid_run_loses_and_doubles_nothing(ray_cluster, mo
 
 @pytest.mark.exhaustive
 def test_a_killed_driver_goes_on_where_it_was(ray_cluster, model, tmp_path):
-    frame = write_batches(tmp_path / "batches", 32)
-    batches, out = folders(tmp_path)
+    frame = write_batches(tmp_path / "prompts", 32)
+    run, out = opened(tmp_path)
     driver = subprocess.Popen(
         [
             sys.executable,
             str(TESTS / "capture_helpers.py"),
             ray.get_runtime_context().gcs_address,
             model.path,
-            batches.path,
-            out.path,
+            str(tmp_path),
         ],
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
         stderr=subprocess.PIPE,
@@ -202,20 +211,20 @@ def test_a_killed_driver_goes_on_where_it_was(ray_cluster, model, tmp_path):
     finally:
         driver.send_signal(signal.SIGKILL)
         driver.communicate()
-    written = {name: (tmp_path / "routing" / "counts" / name).stat().st_mtime_ns for name in parts.parquet_names()}
-    notes = capture(batches, out, model, CaptureConfig())
+    written = {name: (tmp_path / "capture" / "counts" / name).stat().st_mtime_ns for name in parts.parquet_names()}
+    notes = capture(run, model, CaptureConfig())
     assert notes["forwards"] > 0
     assert_same_counts(read_counts(parts), counts_of_core(frame, model))
-    assert {name: (tmp_path / "routing" / "counts" / name).stat().st_mtime_ns for name in written} == written
-    again = capture(batches, out, model, CaptureConfig())
+    assert {name: (tmp_path / "capture" / "counts" / name).stat().st_mtime_ns for name in written} == written
+    again = capture(run, model, CaptureConfig())
     assert (again["forwards"], again["tokens"]) == (0, notes["tokens"])
 
 
 def test_generated_responses_are_kept_and_counted_as_they_were_generated(ray_cluster, model, tmp_path):
-    frame = write_batches(tmp_path / "batches", 8)
-    batches, out = folders(tmp_path)
+    frame = write_batches(tmp_path / "prompts", 8)
+    run, out = opened(tmp_path)
     config = CaptureConfig(generate=True, max_new_tokens=6, temperature=1.0, template_tokens=False)
-    capture(batches, out, model, config, seed=3)
+    capture(run, model, config, seed=3)
     responses = read_responses(out).set_index("id")
     assert set(responses.index) == set(frame.loc[frame["response"].isna(), "id"])
     counts = read_counts(out.sub("counts"))

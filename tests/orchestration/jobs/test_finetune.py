@@ -6,24 +6,28 @@ import subprocess
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import ray.train
 import torch
+from counting_alone import count_batches
 from safetensors.torch import load_file
 
+from moe_ray import pipeline
 from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.config.model import ModelConfig
 from moe_ray.demo.examples import embedded_records
+from moe_ray.errors import FrozenChanged
 from moe_ray.finetuning.history import HISTORY, read_history
 from moe_ray.identification.mask_files import write_masks
-from moe_ray.identification.risk import risk_differences
-from moe_ray.identification.selection import select_unsafe_experts
 from moe_ray.models.loading import load_model, load_tokenizer
-from moe_ray.orchestration.jobs.finetune import FineTuneJob, finetune
+from moe_ray.orchestration.jobs.finetune import FinetuneJob, _error_of_worker, finetune
 from moe_ray.prompts.batches import assemble_batches
-from moe_ray.prompts.example_tables import batches_to_frame
+from moe_ray.prompts.example_tables import BATCHES, batches_to_frame
 from moe_ray.prompts.examples import records_to_examples
-from moe_ray.routing.capture import count_batches
+from moe_ray.prompts.quarantine import QUARANTINE, TRUNCATED, quarantine_frame
+from moe_ray.run_directory import CAPTURE, IDENTIFY, PROMPTS, RunDirectory
 from moe_ray.storage.folder import Folder
 
 pytestmark = [pytest.mark.needs_ray, pytest.mark.slow, pytest.mark.filterwarnings("default")]
@@ -34,31 +38,31 @@ TOLERANCE = 1e-5
 
 @pytest.fixture(scope="module")
 def job(tiny_model_path, tmp_path_factory):
-    """A small job whose inputs are on disk; `out_url` is for each test to set."""
+    """A small job whose inputs are on disk; `out` is for each test to set."""
     root = tmp_path_factory.mktemp("job")
     model = ModelConfig(path=str(tiny_model_path))
     records = [record for record in embedded_records("train") if record["category"] in ("fraud", "theft")]
     batches = assemble_batches(records_to_examples(records)).batches[:6]
     counts = count_batches(load_model(model, device="cpu"), load_tokenizer(model), batches)
-    write_masks(Folder.open(str(root)), select_unsafe_experts(risk_differences(counts)))
-    Folder.open(str(root)).write_table("batches.parquet", batches_to_frame(batches))
-    return FineTuneJob(
+    run = RunDirectory.open(str(root))
+    write_masks(run.sub(IDENTIFY), pipeline.identify(counts, permutations=0, resamples=0).masks)
+    run.sub(PROMPTS).write_table(BATCHES, batches_to_frame(batches))
+    for name in (QUARANTINE, TRUNCATED):
+        run.sub(CAPTURE).write_table(name, quarantine_frame([]))
+    return FinetuneJob(
         model=model,
         config=FinetuneConfig(epochs=10, checkpoint_every=5, weight_decay=0.01),
         seed=3,
-        batches_url=str(root),
-        masks_url=str(root),
-        out_url="",
-        base="tiny",
+        run_url=run.folder.url,
     )
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(job, tmp_path_factory):
+def uninterrupted(job):
     """The job done in this process, without Ray Train."""
-    out = tmp_path_factory.mktemp("uninterrupted")
-    finetune(replace(job, out_url=str(out), config=replace(job.config, num_workers=0)))
-    return out
+    alone = replace(job, out="uninterrupted", config=replace(job.config, num_workers=0))
+    finetune(alone)
+    return Path(alone.folder().path)
 
 
 def own_processes(name):
@@ -85,33 +89,32 @@ def kill_one_worker_once(out, killed):
 
 
 @pytest.mark.exhaustive
-def test_a_killed_worker_resumes_and_ends_with_the_weights_of_an_uninterrupted_run(
-    ray_cluster, job, uninterrupted, tmp_path
-):
+def test_a_killed_worker_resumes_and_ends_with_the_weights_of_an_uninterrupted_run(ray_cluster, job, uninterrupted):
     killed = []
-    killer = threading.Thread(target=kill_one_worker_once, args=(tmp_path, killed))
+    interrupted = replace(job, out="interrupted")
+    killer = threading.Thread(target=kill_one_worker_once, args=(Path(interrupted.folder().path), killed))
     killer.start()
-    outcome = finetune(replace(job, out_url=str(tmp_path)))
+    outcome = finetune(interrupted)
     killer.join()
     assert killed
-    steps = [step["step"] for step in read_history(Folder.open(str(tmp_path)))]
+    steps = [step["step"] for step in read_history(interrupted.folder())]
     assert steps == list(range(60))
     assert outcome["frozen_parameters_changed"] == 0
-    assert_same_weights(tmp_path, uninterrupted)
+    assert_same_weights(Path(interrupted.folder().path), uninterrupted)
 
 
 @pytest.fixture(scope="module")
-def shared(ray_cluster, job, tmp_path_factory):
+def shared(ray_cluster, job):
     """Two workers that share each step's two batches."""
-    out = tmp_path_factory.mktemp("shared")
-    finetune(replace(job, out_url=str(out), config=replace(job.config, num_workers=2, batches_per_step=2, epochs=2)))
-    return out
+    both = replace(job, out="shared", config=replace(job.config, num_workers=2, batches_per_step=2, epochs=2))
+    finetune(both)
+    return Path(both.folder().path)
 
 
-def test_two_workers_end_with_the_weights_of_one(job, shared, tmp_path):
-    alone = replace(job.config, num_workers=0, batches_per_step=2, epochs=2)
-    finetune(replace(job, out_url=str(tmp_path), config=alone))
-    assert_same_weights(shared, tmp_path)
+def test_two_workers_end_with_the_weights_of_one(job, shared):
+    alone = replace(job, out="alone", config=replace(job.config, num_workers=0, batches_per_step=2, epochs=2))
+    finetune(alone)
+    assert_same_weights(shared, Path(alone.folder().path))
 
 
 def test_two_workers_history_has_the_batches_of_both(shared):
@@ -131,3 +134,11 @@ def assert_same_weights(left, right):
     assert first.keys() == second.keys()
     for name, tensor in first.items():
         torch.testing.assert_close(tensor, second[name], atol=TOLERANCE, rtol=0, msg=name)
+
+
+def test_what_a_worker_raised_on_purpose_comes_as_what_it_is():
+    frozen = FrozenChanged("3 numbers changed")
+    in_a_worker = ray.exceptions.RayTaskError("train", "traceback", frozen)
+    assert _error_of_worker(ray.train.WorkerGroupError("failed", {0: ValueError("a bug"), 1: in_a_worker})) is frozen
+    bug = ray.train.WorkerGroupError("failed", {0: ValueError("a bug")})
+    assert _error_of_worker(bug) is bug

@@ -15,15 +15,16 @@ import pandas as pd
 import pytest
 import torch
 from mlflow_server import Server
+from workflow import run_workflow
 
-from moe_ray.cli.run_workflow import main
 from moe_ray.config.model import ModelConfig
-from moe_ray.config.run import TrackingConfig
-from moe_ray.errors import InputError
+from moe_ray.config.tracking import TrackingConfig
+from moe_ray.errors import InputError, OutsideFailed
 from moe_ray.finetuning.adapter import merge_adapter
 from moe_ray.orchestration.tracking.mlflow_run import MlflowTracker
 from moe_ray.orchestration.tracking.outbox import SPOOL
-from moe_ray.storage.folder import STARTED, Folder
+from moe_ray.storage.folder import Folder
+from moe_ray.storage.stage import STARTED
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
@@ -139,7 +140,7 @@ def test_a_remote_run_directory_needs_a_server():
 
 def test_a_server_that_is_not_there_is_refused_at_once(tmp_path):
     started = time.monotonic()
-    with pytest.raises(InputError, match=r"check tracking\.uri"):
+    with pytest.raises(OutsideFailed, match=r"check tracking\.uri"):
         MlflowTracker(TrackingConfig(uri="http://127.0.0.1:9"), "run", Folder.open(str(tmp_path)))
     assert time.monotonic() - started < 30
 
@@ -227,19 +228,19 @@ def test_training_outlives_its_server_and_the_next_run_sends_what_was_kept(
     ]
 
     def kill_when_training_begins() -> None:
-        while not (run_dir / "experts" / STARTED).exists():
+        while not (run_dir / "finetune" / STARTED).exists():
             time.sleep(0.02)
         server.kill()
 
     killer = threading.Thread(target=kill_when_training_begins, daemon=True)
     killer.start()
-    assert main("full", "run_all", arguments) == 0
+    assert run_workflow("full", arguments) == 0
     killer.join(timeout=10)
     assert "the next run in this directory sends them" in caplog.text
     assert (run_dir / SPOOL).exists()
     first = json.loads((run_dir / "summary.json").read_text())["mlflow_run_id"]
     server.start()
-    assert main("full", "run_all", arguments) == 0
+    assert run_workflow("full", arguments) == 0
     assert not (run_dir / SPOOL).exists()
 
     client = mlflow.MlflowClient(server.uri)
@@ -252,15 +253,15 @@ def test_training_outlives_its_server_and_the_next_run_sends_what_was_kept(
     assert second.data.tags["moe_ray.previous_run"] == first
 
     stages = {run.info.run_name: run for run in runs if run.data.tags.get("mlflow.parentRunId") == first}
-    assert {"batches", "routing", "unsafe_experts", "experts", "evaluation_after"} <= set(stages)
-    trained = stages["experts"]
-    steps = [json.loads(line) for line in (run_dir / "experts" / "history.jsonl").read_text().splitlines()]
+    assert {"prompts", "capture", "identify", "finetune", "evaluate/after/figures"} <= set(stages)
+    trained = stages["finetune"]
+    steps = [json.loads(line) for line in (run_dir / "finetune" / "history.jsonl").read_text().splitlines()]
     losses = client.get_metric_history(trained.info.run_id, "train/loss")
     assert [(metric.step, metric.value) for metric in losses] == [(step["step"], step["loss"]) for step in steps]
     assert not [run for run in runs if run.data.tags.get("mlflow.parentRunId") == second.info.run_id]
-    assert second.data.tags["stage.experts"].startswith("reused from run ")
+    assert second.data.tags["stage.finetune"].startswith("reused from run ")
     for parent in parents:
-        names = {item.path for item in client.list_artifacts(parent.info.run_id, "unsafe_experts")}
-        assert "unsafe_experts/masks.npz" in names
+        names = {item.path for item in client.list_artifacts(parent.info.run_id, "identify")}
+        assert "identify/masks.npz" in names
         assert "report.html" in {item.path for item in client.list_artifacts(parent.info.run_id)}
         assert parent.data.metrics["held_out/unsafe_refusal_rate"] is not None

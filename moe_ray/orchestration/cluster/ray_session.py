@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from moe_ray.config.run import ClusterConfig
-from moe_ray.errors import InputError
+from moe_ray.config.cluster import ClusterConfig
+from moe_ray.errors import InputError, MoeRayError
 from moe_ray.storage.folder import Folder
 
 logger = logging.getLogger(__name__)
@@ -92,6 +92,22 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
         ray.shutdown()
 
 
+def result_of(reference: Any) -> Any:
+    """What a remote call returned.
+
+    Raises:
+        MoeRayError: one that was raised there, as it was, without Ray's account of where.
+    """
+    import ray
+
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, MoeRayError):
+            raise error.cause from None
+        raise
+
+
 def require_cpus(wanted: int, what: str) -> None:
     """Refuses work that would wait for CPUs for ever.
 
@@ -111,24 +127,35 @@ def require_cpus(wanted: int, what: str) -> None:
 
 @contextmanager
 def resources_released(what: str, *, timeout_seconds: float = 60.0) -> Iterator[None]:
-    """After this block, also after an error in it, the actors that it started have given back their GPUs and CPUs.
+    """After this block, also after an error of ours in it, the actors that it started have given back their GPUs and CPUs.
 
-    Ray ends actors some time after the work is done, and those of work that failed only when Python has collected the
-    error. A stage that asks for GPUs then waits, or for ever.
+    Ray ends actors some time after the work is done, and a stage that asks for GPUs would wait for them. Actors of work that
+    failed in Ray live as long as the error that tells of it, so nothing is waited for then.
     """
     import ray
 
     before = ray.available_resources()
     try:
         yield
-    finally:
-        gc.collect()
-        deadline = time.monotonic() + timeout_seconds
-        while missing := _missing(before, ray.available_resources()):
-            if time.monotonic() > deadline:
-                logger.warning("%s: %s not given back after %.0f s", what, ", ".join(missing), timeout_seconds)
-                break
-            time.sleep(0.05)
+    except ray.exceptions.RayError:
+        raise
+    except BaseException:
+        _wait_for(before, what, timeout_seconds)
+        raise
+    _wait_for(before, what, timeout_seconds)
+
+
+def _wait_for(before: dict[str, float], what: str, timeout_seconds: float) -> None:
+    """Waits until as many CPUs and GPUs are free as before."""
+    import ray
+
+    gc.collect()
+    deadline = time.monotonic() + timeout_seconds
+    while missing := _missing(before, ray.available_resources()):
+        if time.monotonic() > deadline:
+            logger.warning("%s: %s not given back after %.0f s", what, ", ".join(missing), timeout_seconds)
+            break
+        time.sleep(0.05)
 
 
 def _missing(before: dict[str, float], now: dict[str, float]) -> list[str]:
@@ -198,6 +225,8 @@ def _tune_data() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.use_datasource_v2 = False
+    # An error that an actor or task raises on purpose comes as what it is, not as Ray Data's account of where.
+    context.raise_original_map_exception = True
     # Ray Data sets its loggers' levels when it is imported.
     _quieten()
 

@@ -1,0 +1,80 @@
+"""A pool of Ray Data actors that each hold a model and work on blocks of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+
+from moe_ray.orchestration.cluster.ray_session import require_cpus, resources_released
+
+Columns = dict[str, np.ndarray[Any, Any]]
+
+
+@contextmanager
+def in_actors(
+    blocks: Sequence[pa.Table],
+    actor: type,
+    arguments: tuple[Any, ...],
+    *,
+    what: str,
+    num_actors: int,
+    max_actors: int = 0,
+    gpus_per_actor: float = 0.0,
+    overlaps: bool = False,
+) -> Iterator[Iterator[Columns]]:
+    """What the actors return for each block, in any order; after the context their GPUs and CPUs are free again.
+
+    Args:
+        blocks: one call's rows each.
+        actor: called with the columns of a block.
+        arguments: of its constructor; small, since Ray keeps them to start an actor again.
+        what: the work, for errors and warnings.
+        num_actors: the least number of actors.
+        max_actors: the greatest; 0 = always `num_actors`.
+        gpus_per_actor: a fraction of a GPU, one, or several.
+        overlaps: an actor is called for its next block while it works on one; it must be thread-safe.
+
+    Raises:
+        InputError: a local Ray has too few CPUs, and the actors would wait for ever.
+    """
+    require_cpus(num_actors + 1, what)
+    pool = _pool(num_actors, max_actors, overlaps=overlaps)
+    with resources_released(what):
+        results = mapped(blocks, actor, arguments, pool, gpus_per_actor=gpus_per_actor)
+        yield iter(results.iter_batches(batch_size=None, batch_format="numpy"))
+
+
+def _pool(num_actors: int, max_actors: int, *, overlaps: bool) -> Any:
+    calls: dict[str, Any] = {}
+    if overlaps:
+        calls = {
+            "max_tasks_in_flight_per_actor": 2,
+            "max_concurrent_calls_per_actor": 2,
+            "enable_true_multi_threading": True,
+        }
+    return ray.data.ActorPoolStrategy(min_size=num_actors, max_size=max(num_actors, max_actors), **calls)
+
+
+def mapped(
+    blocks: Sequence[pa.Table], actor: type, arguments: tuple[Any, ...], pool: Any, *, gpus_per_actor: float
+) -> Any:
+    """The data set of the actors' results, which nothing has worked on yet."""
+    return ray.data.from_arrow(list(blocks)).map_batches(
+        actor,
+        fn_constructor_args=arguments,
+        compute=pool,
+        # Whole blocks; `None` would say that too, but not where GPUs are asked for: Ray Data wants a number there.
+        batch_size=max(map(len, blocks)),
+        batch_format="numpy",
+        num_gpus=gpus_per_actor or None,
+    )
+
+
+def blocks_of(table: pa.Table, rows: int) -> list[pa.Table]:
+    """The table in blocks of at most `rows` rows."""
+    return [table.slice(start, rows) for start in range(0, len(table), rows)]

@@ -1,0 +1,81 @@
+"""What the stages of a run share: settings, model, prompts, the run directory, and what the stages before them made."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from functools import cached_property
+from typing import Any
+
+from moe_ray.config.effects import settings_affecting
+from moe_ray.config.fields import Effect
+from moe_ray.config.model import ModelConfig
+from moe_ray.config.run import Config
+from moe_ray.evaluation.judges import judge_identity
+from moe_ray.prompts.prompt_set import Prompts
+from moe_ray.run_directory import RunDirectory
+from moe_ray.storage.fingerprint import content_hash, hash_checkpoint
+from moe_ray.storage.stage import Around, Outcome, Stage, run_stage
+
+
+class Context:
+    """One run, as its stages see it.
+
+    Args:
+        config: the resolved configuration.
+        model: the model that is really used; differs from `config.model` when that is the embedded one.
+        prompts: from `read_prompts`.
+        directory: of the run.
+
+    Attributes:
+        outcomes: of the stages that were done or reused so far, by name.
+        around: entered while a stage is worked on.
+    """
+
+    def __init__(self, config: Config, model: ModelConfig, prompts: Prompts, directory: RunDirectory) -> None:
+        self.config, self.model, self.prompts, self.directory = config, model, prompts, directory
+        self.outcomes: dict[str, Outcome] = {}
+        self.around: Around = lambda name, folder: nullcontext()
+
+    def do(self, stage: Stage) -> Outcome:
+        """The stage's outcome, made now or before."""
+        self.outcomes[stage.name] = run_stage(stage, self.directory.folder, around=self.around)
+        return self.outcomes[stage.name]
+
+    def made(self, stage: str, what: str) -> str:
+        """The digest of something that an earlier stage made."""
+        return self.outcomes[stage].made(what)
+
+    def settings(self, *effects: Effect) -> dict[str, Any]:
+        """The settings with one of these effects, by dotted key, without those of the model and the seed.
+
+        What a stage takes from the model is its checkpoint's content, and in what numbers it is computed; whether it draws
+        random numbers only the stage knows. So both are inputs by other names.
+        """
+        found = settings_affecting(self.config, *effects)
+        return {key: value for key, value in found.items() if not key.startswith("model.") and key != "seed"}
+
+    @cached_property
+    def checkpoint(self) -> dict[str, str]:
+        """Hashes of what the model is made of."""
+        return hash_checkpoint(self.model.path, self.model.revision)
+
+    def numerics(self, gpus_per_actor: float) -> dict[str, str]:
+        """In what type and by which kernels the experts are computed; on CPU `auto` has one meaning, see `load_model`.
+
+        Where training depends on it, `gpus_per_actor` is 0: how many GPUs train is no reason to train again.
+        """
+        on_cpu = {"dtype": "float32", "experts_implementation": "eager"}
+        chosen = {name: getattr(self.model, name) for name in on_cpu}
+        if not gpus_per_actor:
+            chosen = {name: on_cpu[name] if value == "auto" else value for name, value in chosen.items()}
+        return {f"model.{name}": value for name, value in chosen.items()}
+
+    def measurement(self) -> dict[str, Any]:
+        """What the measurements of trials, rounds and arms depend on, beside the prompts: always under natural routing."""
+        return {
+            **self.checkpoint,
+            **self.numerics(0),
+            "judge": judge_identity(self.config.evaluate),
+            "evaluate.max_new_tokens": self.config.evaluate.max_new_tokens,
+            "neutral": content_hash(self.prompts.neutral),
+        }

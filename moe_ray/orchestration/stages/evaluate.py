@@ -1,0 +1,98 @@
+"""Stage `evaluate`: held-out answers before and after the repair, and their figures.
+
+Answers and figures are two stages, so that another judge, or one that failed, costs no answer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from moe_ray.evaluation.judges import judge_identity
+from moe_ray.evaluation.metrics import paired_changes, summarise
+from moe_ray.orchestration.jobs.answer import AnswerJob, answer, read_answers
+from moe_ray.orchestration.stages.answering import judged
+from moe_ray.orchestration.stages.context import Context
+from moe_ray.routing.count_tables import counts_digest
+from moe_ray.run_directory import ANSWERS, FINETUNE, IDENTIFY, PROMPTS, When, answers_of, figures_of
+from moe_ray.storage.fingerprint import content_hash, frame_hash
+from moe_ray.storage.folder import Folder
+from moe_ray.storage.stage import MADE, Outcome, Stage
+
+_PARTS = "parts"
+
+
+def answer_held_out(run: Context, when: When) -> Outcome:
+    """Held-out answers, losses and routing, and losses on neutral text, of the model `before` or `after` the repair.
+
+    Makes `answers`. Nothing is judged here.
+    """
+    config, after = run.config.evaluate, when == "after"
+    is_masked = config.routing != "natural"
+    settings = run.settings("answers")
+    # What the file says is what matters, not what it is called.
+    settings.pop("evaluate.neutral_file")
+    inputs = {
+        "test": run.made(PROMPTS, "test"),
+        "experts": run.made(FINETUNE, "experts") if after else None,
+        "masks": run.made(IDENTIFY, "masks") if is_masked else None,
+        "neutral": content_hash(run.prompts.neutral),
+        **settings,
+        "finetune.short_layers": run.config.finetune.short_layers if is_masked else None,
+        **run.checkpoint,
+        **run.numerics(config.gpus_per_actor),
+    }
+
+    def work(folder: Folder) -> dict[str, Any]:
+        job = AnswerJob(
+            model=run.model,
+            config=config,
+            run_url=run.directory.folder.url,
+            parts=f"{answers_of(when)}/{_PARTS}",
+            adapter=FINETUNE if after else None,
+            masks=folder_of_masks(run, when) if is_masked else None,
+            count=True,
+            short_layers=run.config.finetune.short_layers,
+        )
+        done = answer(
+            run.directory.test, job, what=f"answers {when}", routing=config.routing, neutral=run.prompts.neutral
+        )
+        hashes = [frame_hash(table) for table in (done.answers, done.neutral) if table is not None]
+        hashes += [] if done.routing is None else [str(counts_digest(done.routing))]
+        return {"answers": len(done.answers), MADE: {"answers": content_hash(hashes)}}
+
+    return run.do(Stage(name=answers_of(when), inputs=inputs, work=work))
+
+
+def folder_of_masks(run: Context, when: When) -> str:
+    """The folder of the masks to route through: after rounds those that the kept round trained under."""
+    return FINETUNE if when == "after" and run.config.rounds.max_rounds > 1 else IDENTIFY
+
+
+def evaluate(run: Context, when: When) -> Outcome:
+    """Verdicts and figures on held-out examples, `before` or `after` the repair; after it, also what changed.
+
+    What is before comes first.
+    """
+    if when == "after" and figures_of("before") not in run.outcomes:
+        evaluate(run, "before")
+    source = answer_held_out(run, when).folder.sub(_PARTS)
+
+    def work(folder: Folder) -> dict[str, Any]:
+        done = read_answers(source)
+        with_verdicts = judged(run, done.answers, folder.sub("verdicts"), f"verdicts {when}").drop(columns="place")
+        folder.write_table(ANSWERS, with_verdicts)
+        made = {MADE: {"figures": frame_hash(with_verdicts)}}
+        if when == "before":
+            return {"metrics": summarise(with_verdicts, neutral=done.neutral, routing=done.routing), **made}
+        first = read_answers(run.directory.sub(answers_of("before")).sub(_PARTS))
+        metrics = summarise(with_verdicts, neutral=done.neutral, routing=done.routing, routing_before=first.routing)
+        before = run.outcomes[figures_of("before")].folder.read_frame(ANSWERS)
+        change = paired_changes(before, with_verdicts, neutral_before=first.neutral, neutral_after=done.neutral)
+        return {"metrics": metrics, "change": change, **made}
+
+    inputs = {
+        "answers": run.made(answers_of(when), "answers"),
+        "before": run.made(figures_of("before"), "figures") if when == "after" else None,
+        "judge": judge_identity(run.config.evaluate),
+    }
+    return run.do(Stage(name=figures_of(when), inputs=inputs, work=work))

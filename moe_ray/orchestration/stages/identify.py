@@ -1,0 +1,71 @@
+"""Stage `identify`: risk differences, unsafe experts and masks of every batch."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+
+from moe_ray.config.effects import settings_affecting
+from moe_ray.experts import ExpertMasks
+from moe_ray.identification.mask_files import write_masks
+from moe_ray.identification.pandas_export import export_name, export_pickle
+from moe_ray.identification.selection import select
+from moe_ray.models.loading import num_decoder_layers
+from moe_ray.orchestration.jobs import identify as job
+from moe_ray.orchestration.stages.context import Context
+from moe_ray.run_directory import CAPTURE, IDENTIFY, PROMPTS, RISK
+from moe_ray.storage.folder import Folder
+from moe_ray.storage.stage import MADE, Outcome, Stage
+from moe_ray.studies.trial import only_what_selects
+
+
+def identify(run: Context) -> Outcome:
+    """Makes `masks`. Targets are among the inputs because the export for pandas users holds them."""
+    inputs = {
+        "counts": run.made(CAPTURE, "counts"),
+        "targets": run.made(PROMPTS, "targets"),
+        **run.settings("masks"),
+        "seed": run.config.seed,
+    }
+    return run.do(Stage(name=IDENTIFY, inputs=inputs, work=lambda folder: _identify(run, folder)))
+
+
+def selecting_settings(run: Context) -> dict[str, Any]:
+    """The settings `identify.*` that decide which experts are selected; not those that only say how sure that is."""
+    config = replace(run.config, identify=only_what_selects(run.config.identify))
+    found = settings_affecting(config, "masks")
+    return {key: value for key, value in found.items() if key.startswith("identify.")}
+
+
+def _identify(run: Context, folder: Folder) -> dict[str, Any]:
+    settings, seed = run.config.identify, run.config.seed
+    risk = job.identify(run.directory, settings, seed=seed)
+    folder.write_table(RISK, risk)
+    masks = select(risk, settings, seed=seed)
+    write_masks(folder, masks)
+    _export(run, folder, risk, masks)
+    without_mask = sorted(set(run.directory.batches["batch_idx"]) - set(masks.batch_idx))
+    return {
+        "union_experts": len(masks.union_experts),
+        "batches_without_mask": [int(batch_idx) for batch_idx in without_mask],
+        MADE: {"masks": masks.digest()},
+    }
+
+
+def _export(run: Context, folder: Folder, risk: pd.DataFrame, masks: ExpertMasks) -> None:
+    data = io.BytesIO()
+    export_pickle(
+        data,
+        masks=masks,
+        risk=risk,
+        batches=run.directory.captured_examples,
+        model_name=run.model.path,
+        num_experts_per_tok=run.directory.num_experts_per_tok,
+        num_layers=num_decoder_layers(run.model),
+        threshold=run.config.identify.threshold,
+        top_k=run.config.identify.top_k,
+    )
+    folder.write_bytes(export_name(run.model.path), data.getvalue())

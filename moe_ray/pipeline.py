@@ -1,0 +1,250 @@
+"""The pipeline in one process, without Ray: prompts to batches, counts, unsafe experts, learned experts and figures.
+
+Each function is the stage of a run that has its name, with the run's defaults. Its settings are those of the stage's
+section of the configuration, given as that section's object, as keywords, or as keywords on top of the object; those that
+are about processes and GPUs have no meaning here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from moe_ray.config.capture import CaptureConfig
+from moe_ray.config.evaluate import EvaluateConfig
+from moe_ray.config.finetune import FinetuneConfig
+from moe_ray.config.identify import IdentifyConfig
+from moe_ray.config.prompts import PromptsConfig
+from moe_ray.config.run import Config
+from moe_ray.errors import InputError
+from moe_ray.evaluation.evaluate import assign_reference_batches
+from moe_ray.evaluation.held_out import NO_BATCH, Evaluation, evaluate_held_out
+from moe_ray.experts import ExpertMasks, ShortLayers
+from moe_ray.finetuning.fine_tune import FineTuned
+from moe_ray.finetuning.fine_tune import fine_tune as fine_tune_experts
+from moe_ray.finetuning.step_report import StepReport
+from moe_ray.finetuning.targets import with_targets
+from moe_ray.finetuning.trainer import MaskedTrainer
+from moe_ray.identification.identify import Identification
+from moe_ray.identification.identify import identify as risk_of_batches
+from moe_ray.identification.risk import batches_with_both_labels
+from moe_ray.identification.selection import select
+from moe_ray.progress import Progress, shown
+from moe_ray.prompts.batches import Batch
+from moe_ray.prompts.example_tables import batches_to_frame, examples_to_frame
+from moe_ray.prompts.examples import Example
+from moe_ray.prompts.prompt_set import Prompts, group_examples
+from moe_ray.prompts.splits import check_both_labels
+from moe_ray.routing.capture_batches import capture_batches
+from moe_ray.routing.counts import RoutingCounts
+from moe_ray.studies.trial import in_one_process
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+def prepare(
+    examples: Sequence[Example],
+    *,
+    model: PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    config: PromptsConfig | None = None,
+    seed: int = 0,
+    **settings: Any,
+) -> Prompts:
+    """The examples split, grouped into batches, and with a target where one can be had.
+
+    Unsafe examples without a target get `prompts.refusal`. Safe ones get the model's own answer if a model is given;
+    examples that it cannot be asked are then left out.
+
+    Args:
+        examples: from `read_examples`.
+        model: the base model, in memory.
+        tokenizer: its tokenizer.
+        config: the section `prompts`; `files` is not used.
+        seed: of splits and batches.
+        settings: of the section, such as `unsafe_per_batch=16`.
+
+    Raises:
+        InputError: a label is missing in training or test, or no batch can be filled.
+    """
+    chosen = _merged(PromptsConfig, config, settings)
+    if chosen.keep_pairs != "all":
+        raise InputError(
+            f"prompts.keep_pairs={chosen.keep_pairs}: which pairs are kept takes judged answers to all of them; a run finds "
+            "them (python workflows/capture.py), or give only the examples to keep"
+        )
+    check_both_labels(examples, "prompts")
+    prompts = group_examples(examples, Config(prompts=chosen, seed=seed))
+    return with_targets(prompts, chosen, model, tokenizer)
+
+
+def capture(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    batches: Sequence[Batch],
+    *,
+    config: CaptureConfig | None = None,
+    seed: int = 0,
+    progress: bool | Progress = False,
+    **settings: Any,
+) -> RoutingCounts:
+    """Which experts each example's tokens are really routed to.
+
+    Args:
+        model: a causal language model; its training mode is restored afterwards.
+        tokenizer: its tokenizer; the chat template is applied where there is one.
+        batches: of `prepare`.
+        config: the section `capture`.
+        seed: of generated responses.
+        progress: True shows a bar; a callback gets (done, total) examples.
+        settings: of the section, such as `weights=True`.
+
+    Raises:
+        InputError: see `capture_batches`.
+    """
+    chosen = _merged(CaptureConfig, config, settings)
+    with shown(progress, "capture") as show:
+        return capture_batches(model, tokenizer, batches, chosen, seed=seed, progress=show)
+
+
+def identify(
+    counts: RoutingCounts, *, config: IdentifyConfig | None = None, seed: int = 0, **settings: Any
+) -> Identification:
+    """The unsafe experts of every batch, and how sure each is; a batch without tokens of both labels gets no mask.
+
+    Args:
+        counts: from `capture`.
+        config: the section `identify`.
+        seed: of drawn relabellings and resamples, and of rule `random`.
+        settings: of the section, such as `threshold=0.1, top_k=20`.
+
+    Raises:
+        InputError: no batch has any unsafe expert or both labels, or the settings need what was not captured.
+    """
+    chosen = _merged(IdentifyConfig, config, settings)
+    whole, one_sided = batches_with_both_labels(counts, chosen.roles)
+    if whole and one_sided:
+        logger.warning("batches %s have tokens of one label only, so they get no mask", one_sided[:20])
+        counts = counts.take(np.isin(counts.batch_idx, whole))
+    risk = risk_of_batches(counts, chosen, seed=seed)
+    return Identification(risk=risk, masks=select(risk, chosen, seed=seed), config=chosen)
+
+
+def fine_tune(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    batches: Sequence[Batch],
+    masks: ExpertMasks,
+    *,
+    config: FinetuneConfig | None = None,
+    seed: int = 0,
+    adapter: str | Path | None = None,
+    base: str = "",
+    validation: Sequence[Example] = (),
+    progress: bool | Progress = False,
+    **settings: Any,
+) -> FineTuned:
+    """Trains the union of the batches' unsafe experts, each step under the mask of the batch it trains.
+
+    The model ends with the learned weights in place; everything outside the union is bit-identical to the start.
+
+    Args:
+        model: the base model.
+        tokenizer: its tokenizer.
+        batches: with a target for every example; those without a mask are not trained.
+        masks: of `identify`, looked up by `batch_idx`.
+        config: the section `finetune`.
+        seed: of the batch order.
+        adapter: folder to save the learned experts in; None = do not save.
+        base: the base model's name, written into the adapter.
+        validation: examples with a target, whose loss `patience` watches.
+        progress: True shows a bar; a callback gets (done, total) steps.
+        settings: of the section, such as `epochs=2, learning_rate=1e-3`.
+
+    Raises:
+        InputError: an example has no target, nothing is trainable, or the loss is not finite.
+    """
+    chosen = in_one_process(_merged(FinetuneConfig, config, settings))
+    with shown(progress, "fine-tuning") as show:
+
+        def after_step(trainer: MaskedTrainer, report: StepReport) -> None:
+            show(trainer.next_step, len(trainer.plan))
+
+        return fine_tune_experts(
+            model,
+            tokenizer,
+            batches,
+            masks,
+            config=chosen,
+            seed=seed,
+            adapter=adapter,
+            base=base,
+            validation=validation,
+            after_step=after_step,
+        )
+
+
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    *,
+    batches: Sequence[Batch] = (),
+    masks: ExpertMasks | None = None,
+    before: Evaluation | None = None,
+    config: EvaluateConfig | None = None,
+    short_layers: ShortLayers = "allowed_only",
+    progress: bool | Progress = False,
+    **settings: Any,
+) -> Evaluation:
+    """Answers to held-out examples, judged, with rates and losses and their intervals.
+
+    Args:
+        model: in memory; its training mode is restored afterwards.
+        tokenizer: its tokenizer.
+        examples: held out, such as `prepare(...).test`; those without a target have no target loss.
+        batches: of training, each of which stands for some of the examples; without them there are no figures per batch.
+        masks: of the batches; needed where `routing` is not natural.
+        before: of the base model on the same examples, to compare with.
+        config: the section `evaluate`.
+        short_layers: for masked routing, the policy that training has (`finetune.short_layers`).
+        progress: True shows a bar; a callback gets (done, total) answers.
+        settings: of the section, such as `max_new_tokens=64`.
+
+    Raises:
+        InputError: masked routing without batches and masks, a judge that cannot be had, or `before` is of other examples.
+    """
+    chosen = _merged(EvaluateConfig, config, settings)
+    if chosen.routing != "natural" and not batches:
+        raise InputError(f"evaluate.routing={chosen.routing} routes through batches' masks; give `batches` and `masks`")
+    frame = examples_to_frame(examples)
+    frame["batch_idx"] = assign_reference_batches(frame, batches_to_frame(batches)) if batches else NO_BATCH
+    with shown(progress, "evaluation") as show:
+        return evaluate_held_out(
+            model, tokenizer, frame, chosen, masks, before=before, short_layers=short_layers, progress=show
+        )
+
+
+def _merged(kind: type[T], config: T | None, settings: Mapping[str, Any]) -> T:
+    """The section with the given settings on top.
+
+    Raises:
+        InputError: it has no such setting; the message names the nearest one.
+    """
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    for name in settings:
+        if name not in known:
+            near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.4)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; expected some of {', '.join(sorted(known))}"
+            raise InputError(f"{name}: no setting of {kind.__name__}{hint}")
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+    return replace(config or kind(), **values)  # type: ignore[type-var]

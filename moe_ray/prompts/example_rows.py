@@ -1,0 +1,44 @@
+"""An example as a flat row of plain values, as tables store it, and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from moe_ray.prompts.examples import Example
+
+
+def example_to_row(example: Example) -> dict[str, Any]:
+    """An example as a flat row of plain values; messages as JSON text."""
+    return {
+        "id": example.id,
+        "label": example.label,
+        "category": example.category,
+        "messages": json.dumps([dict(message) for message in example.messages], ensure_ascii=False),
+        "response": example.response,
+        "target": example.target,
+        "target_complete": example.target_complete,
+        "pair": example.pair,
+        "split": example.split,
+    }
+
+
+def row_to_example(row: Mapping[str, Any]) -> Example:
+    """The example that `example_to_row` wrote; missing text may be None or NaN."""
+
+    def text(name: str) -> Any:
+        value = row.get(name)
+        return value if isinstance(value, str) else None
+
+    return Example(
+        id=row["id"],
+        label=row["label"],
+        category=row["category"],
+        messages=tuple(json.loads(row["messages"])),
+        response=text("response"),
+        target=text("target"),
+        target_complete=bool(row["target_complete"]),
+        pair=text("pair"),
+        split=text("split"),
+    )

@@ -1,0 +1,105 @@
+"""The held-out figures before and after the repair, row by row: what the terminal and the page both show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from moe_ray.report.format import Figure, Shown, difference, is_measured, loss, rate
+
+Block = Mapping[str, Any] | None
+"""Figures of one evaluation or of the change between two, as `summarise` and `compare` give them."""
+
+WHENS = ("before", "after", "change")
+"""Keys of the three blocks in a summary, in the order in which they are shown."""
+
+REFUSALS = {"unsafe_refusal_rate": "unsafe prompts refused", "safe_refusal_rate": "safe prompts refused"}
+LOSSES = {"target_loss": "loss on target responses", "neutral_loss": "loss on neutral text"}
+ROUTINGS = {"natural": "Natural routing", "masked": "Routed through each batch's mask"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BeforeAfter:
+    """One figure of the base model, of the repaired one, and their paired difference.
+
+    Attributes:
+        name: what was measured, or the category it was measured on.
+        is_rate: whether it is a rate; else it is a loss (nats per token).
+        before: of the base model; None = not measured.
+        after: of the repaired model.
+        change: after minus before on the same examples.
+    """
+
+    name: str
+    is_rate: bool
+    before: Figure
+    after: Figure
+    change: Figure
+
+    @property
+    def title(self) -> str:
+        """The name, with the unit where the numbers do not carry it."""
+        return self.name if self.is_rate else f"{self.name} (nats/token)"
+
+    @property
+    def cells(self) -> tuple[Shown, Shown, Shown]:
+        """Before, after and change as the cells of a row that starts with `title`."""
+        if self.is_rate:
+            return rate(self.before), rate(self.after), difference(self.change, "points")
+        change = difference(self.change, "nats/token")
+        return loss(self.before).without_unit(), loss(self.after).without_unit(), change.without_unit()
+
+    @property
+    def n(self) -> int:
+        """Examples behind the figures."""
+        known = [shown.n for shown in (self.cells[1], self.cells[0]) if shown.n is not None]
+        return known[0] if known else 0
+
+
+def blocks_of(whens: Sequence[Block], routing: str) -> tuple[Block, Block, Block]:
+    """The blocks of `before`, `after` and `change` under one kind of routing; None where that was not evaluated."""
+    before, after, change = (when and when.get("masked") if routing == "masked" else when for when in whens)
+    return before, after, change
+
+
+def overall_rows(blocks: Sequence[Block]) -> list[BeforeAfter]:
+    """Refusal rates and losses over all held-out examples; what neither model was measured on is left out."""
+    rows = [_row(name, key, blocks) for key, name in (REFUSALS | LOSSES).items()]
+    return [row for row in rows if is_measured(row.before) or is_measured(row.after)]
+
+
+def category_rows(blocks: Sequence[Block], key: str) -> list[BeforeAfter]:
+    """One figure category by category, in alphabetical order; empty where all examples are of one category.
+
+    Args:
+        blocks: of `blocks_of`.
+        key: of `REFUSALS`.
+    """
+    known = [(block or {}).get("per_category") or {} for block in blocks]
+    names = sorted(known[0].keys() | known[1].keys())
+    if len(names) < 2:
+        return []
+    rows = [_row(name, key, [block.get(name) for block in known]) for name in names]
+    return [row for row in rows if is_measured(row.before) or is_measured(row.after)]
+
+
+def before_after_table(whens: Sequence[Block]) -> pd.DataFrame:
+    """The figures over all held-out examples as text, those under natural routing first.
+
+    Args:
+        whens: the blocks of `WHENS`, each with that of masked routing inside where it was evaluated.
+    """
+    rows = [
+        [f"{row.title}, masked" if routing == "masked" else row.title, *map(str, row.cells), str(row.n)]
+        for routing in ROUTINGS
+        for row in overall_rows(blocks_of(whens, routing))
+    ]
+    return pd.DataFrame(rows, columns=["", "before", "after", "paired change", "n"])
+
+
+def _row(name: str, key: str, blocks: Sequence[Block]) -> BeforeAfter:
+    before, after, change = ((block or {}).get(key) for block in blocks)
+    return BeforeAfter(name=name, is_rate=key in REFUSALS, before=before, after=after, change=change)

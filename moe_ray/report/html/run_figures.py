@@ -1,0 +1,94 @@
+"""Every figure of a run's page, by the name that the page asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from moe_ray.config.report import ReportConfig
+from moe_ray.identification.overlap import batch_overlap
+from moe_ray.report.html import figures
+from moe_ray.report.html.experts import (
+    batches_compared,
+    batches_drawn,
+    risk_grid,
+    scale_limit,
+    union_by_settings,
+)
+from moe_ray.report.html.held_out import HeldOutPart
+from moe_ray.report.html.studies import sweep_map
+from moe_ray.run_directory import SWEEP, RunDirectory
+
+
+def draw_run(run: RunDirectory, config: ReportConfig, held_out: Sequence[HeldOutPart]) -> dict[str, str]:
+    """SVG text by name; what a run has no data for is not drawn.
+
+    Args:
+        run: whose figures they are.
+        config: how many batches are drawn.
+        held_out: from `held_out_parts`.
+    """
+    return {
+        **_held_out_figures(held_out),
+        **_risk_figures(run, config),
+        **_selection_figures(run),
+        **_training_figures(run),
+    }
+
+
+def _held_out_figures(parts: Sequence[HeldOutPart]) -> dict[str, str]:
+    drawn = {}
+    for part in parts:
+        title, rates = f"Refusal rates, {part.overall.title}", part.overall.rates
+        drawn[part.overall.figure] = figures.before_after(part.overall.figure, title, rates, what="refused")
+        for table in part.by_category:
+            title = f"{table.title} by category"
+            drawn[table.figure] = figures.before_after(table.figure, title, table.rates, what=table.title)
+    return drawn
+
+
+def _risk_figures(run: RunDirectory, config: ReportConfig) -> dict[str, str]:
+    """The mean over all batches on a scale of its own, and single batches on one scale."""
+    masks = run.masks
+    overall = risk_grid(run.risk, masks)
+    title = "Mean risk difference by layer and expert"
+    limit = scale_limit([overall])
+    drawn = {
+        "risk_overall": figures.heat_map("risk_overall", title, overall, masks.union, masks.layers, limit=limit),
+    }
+    grids = {batch: risk_grid(run.risk, masks, batch) for batch in batches_drawn(run, config)}
+    limit = scale_limit(list(grids.values()))
+    for batch, grid in grids.items():
+        name, title = f"risk_batch_{batch}", f"Risk difference of batch {batch}"
+        drawn[name] = figures.heat_map(name, title, grid, masks[batch], masks.layers, limit=limit, is_small=True)
+    return drawn
+
+
+def _selection_figures(run: RunDirectory) -> dict[str, str]:
+    drawn = {}
+    compared = batches_compared(run)
+    if len(compared) > 1:
+        table = batch_overlap(run.masks)
+        table = table[table["batch_a"].isin(compared) & table["batch_b"].isin(compared)]
+        title = "Jaccard index of the batches' unsafe experts"
+        drawn["overlap"] = figures.overlap("overlap", title, table, compared)
+    if run.by_category["category"].nunique() > 1:
+        title = "Unsafe experts by category"
+        drawn["categories"] = figures.experts_by_category("categories", title, run.by_category)
+    drawn["union_growth"] = figures.union_growth(
+        "union_growth",
+        "Experts in the union over threshold and top_k",
+        union_by_settings(run),
+        run.identify_config.threshold,
+    )
+    return drawn
+
+
+def _training_figures(run: RunDirectory) -> dict[str, str]:
+    drawn = {}
+    shown, manifest = sweep_map(run), run.manifest(SWEEP)
+    if shown is not None and manifest is not None:
+        drawn["sweep"] = figures.trials("sweep", f"{manifest['notes']['objective']} of the sweep's trials", shown)
+    if run.history is not None:
+        title = "Training loss and gradient norm by step"
+        drawn["training"] = figures.training_curves("training", title, run.history)
+    return drawn

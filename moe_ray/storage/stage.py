@@ -1,0 +1,197 @@
+"""A stage as a value, and the one place that decides whether its work is reused, resumed or begun anew.
+
+A stage is a name, the inputs that its output depends on, and the work that makes the output. Its folder ends with a
+manifest, written last. A folder whose manifest names equal inputs is reused; one without a manifest that was begun with
+equal inputs is handed to the work as it is, which goes on by its own means; anything else is emptied first.
+
+Inputs are settings by what they affect, and digests of what earlier stages *made*. So a change that makes an earlier stage
+run again, but with the same outcome, runs nothing after it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from moe_ray.errors import InputError
+from moe_ray.storage.fingerprint import environment
+from moe_ray.storage.folder import Folder
+
+MANIFEST, STARTED = "manifest.json", "inputs.json"
+MADE = "made"
+"""Key of a manifest's notes: digests of what the stage made, by name; later stages have them among their inputs."""
+
+logger = logging.getLogger(__name__)
+
+Work = Callable[[Folder], Mapping[str, Any]]
+"""Does the work of a stage in its folder; returns plain values worth keeping, with `made` among them."""
+Around = Callable[[str, Folder], AbstractContextManager[object]]
+"""What is open while a stage is worked on, such as a tracked run; gets the stage's name and folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Some work with an output that can be reused.
+
+    Attributes:
+        name: of the folder it writes, relative to the run directory or the stage it belongs to; may hold slashes.
+        inputs: everything the output depends on, as plain values.
+        work: makes the output.
+        keeps: patterns of folders inside that hold stages of their own; one that is begun anew leaves them, since they
+            are reused, or not, by their own inputs.
+    """
+
+    name: str
+    inputs: Mapping[str, Any]
+    work: Work = field(repr=False)
+    keeps: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A finished stage.
+
+    Attributes:
+        folder: where its output is.
+        notes: plain values that its work returned.
+        seconds: that the work took, when it was done.
+        is_reused: the output is of an earlier run.
+    """
+
+    folder: Folder
+    notes: Mapping[str, Any]
+    seconds: float
+    is_reused: bool
+
+    def made(self, name: str) -> str:
+        """The digest of something that the stage made."""
+        digest: str = self.notes[MADE][name]
+        return digest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What becomes of a stage.
+
+    Attributes:
+        action: reuse = nothing is to be done; resume = the folder holds unfinished work of the same inputs; begin = anew.
+        changed: names of the inputs that differ from those that the folder's output was made from.
+    """
+
+    action: Literal["reuse", "resume", "begin"]
+    changed: tuple[str, ...] = ()
+
+
+def decide(folder: Folder, inputs: Mapping[str, Any]) -> Decision:
+    """What is to become of a stage with these inputs, from what its folder holds; changes nothing."""
+    finished = _changed_inputs(folder, MANIFEST, inputs)
+    if finished is not None:
+        return Decision(action="begin", changed=finished) if finished else Decision(action="reuse")
+    started = _changed_inputs(folder, STARTED, inputs)
+    if started is None or started:
+        return Decision(action="begin", changed=started or ())
+    return Decision(action="resume")
+
+
+def _changed_inputs(folder: Folder, marker: str, inputs: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Names of inputs that differ from those in the marker file; None where there is no such file."""
+    if not folder.exists(marker):
+        return None
+    stored = folder.read_json(marker)["inputs"]
+    wanted = _plain(inputs)
+    return tuple(sorted(key for key in stored.keys() | wanted.keys() if stored.get(key) != wanted.get(key)))
+
+
+def _plain(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs as they come back from a file."""
+    plain: dict[str, Any] = json.loads(json.dumps(dict(inputs)))
+    return plain
+
+
+def begin(folder: Folder, inputs: Mapping[str, Any], *, keeps: tuple[str, ...] = ()) -> Decision:
+    """Decides, and makes the folder ready for the work: empty and marked where it is begun anew, untouched otherwise.
+
+    Args:
+        folder: of the stage.
+        inputs: everything the output depends on.
+        keeps: as `Stage.keeps`.
+    """
+    plain, decision = _plain(inputs), decide(folder, inputs)
+    if decision.action == "begin":
+        # The manifest goes first: whoever is killed in between must not leave it over a folder that lacks something.
+        for marker in (MANIFEST, STARTED):
+            folder.remove(marker)
+        folder.clear(keeps=keeps)
+        folder.write_json(STARTED, {"inputs": plain})
+    return decision
+
+
+def finish(folder: Folder, inputs: Mapping[str, Any], notes: Mapping[str, Any], *, seconds: float) -> Outcome:
+    """Marks the folder as finished.
+
+    Args:
+        folder: of the stage.
+        inputs: as given to `begin`.
+        notes: plain values worth keeping.
+        seconds: that the work took.
+    """
+    kept = {**notes, "seconds": seconds}
+    folder.write_json(MANIFEST, {"inputs": _plain(inputs), "notes": kept, "environment": environment()})
+    return Outcome(folder=folder, notes=kept, seconds=seconds, is_reused=False)
+
+
+def run_stage(stage: Stage, parent: Folder, *, around: Around = lambda name, folder: nullcontext()) -> Outcome:
+    """The stage's output, made now or before.
+
+    Args:
+        stage: what is to be had.
+        parent: the folder that the stage's own is in.
+        around: entered for the work, not for a reuse.
+    """
+    folder = parent.sub(stage.name)
+    decision = begin(folder, stage.inputs, keeps=stage.keeps)
+    if decision.action == "reuse":
+        logger.info("%s: reused from an earlier run", stage.name)
+        return read_outcome(folder)
+    if decision.action == "resume":
+        logger.info("%s: resuming an unfinished stage", stage.name)
+    elif decision.changed:
+        logger.info("%s: run again, because these inputs changed: %s", stage.name, ", ".join(decision.changed))
+    started = time.perf_counter()
+    with around(stage.name, folder):
+        notes = stage.work(folder)
+    outcome = finish(folder, stage.inputs, notes, seconds=round(time.perf_counter() - started, 2))
+    logger.info("%s: done in %.1f s", stage.name, outcome.seconds)
+    return outcome
+
+
+def is_finished(folder: Folder) -> bool:
+    """Whether a stage, with any inputs, was finished in the folder."""
+    return folder.exists(MANIFEST)
+
+
+def read_manifest(folder: Folder) -> dict[str, Any]:
+    """`inputs`, `notes` and `environment` of a finished stage.
+
+    Raises:
+        InputError: no stage was finished in the folder.
+    """
+    if not is_finished(folder):
+        raise InputError(f"{folder.url} holds no finished stage; run that stage first")
+    manifest: dict[str, Any] = folder.read_json(MANIFEST)
+    return manifest
+
+
+def read_outcome(folder: Folder) -> Outcome:
+    """A stage that was finished before.
+
+    Raises:
+        InputError: no stage was finished in the folder.
+    """
+    notes = read_manifest(folder)["notes"]
+    return Outcome(folder=folder, notes=notes, seconds=notes["seconds"], is_reused=True)

@@ -1,0 +1,56 @@
+"""A batch that did not train under its own mask is stopped before anything moves (invariant 17)."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from moe_ray.experts import Expert
+from moe_ray.finetuning.mask_check import Observation, check_routing
+
+LISTED = frozenset({Expert(1, 0), Expert(1, 2), Expert(4, 3)})
+
+
+def as_mask(*places):
+    """(2, 4) with the named (row, expert) places."""
+    mask_LE = np.zeros((2, 4), dtype=bool)
+    for place in places:
+        mask_LE[place] = True
+    return mask_LE
+
+
+OBEYED = Observation(
+    batch_idx=7,
+    listed=LISTED,
+    mask_LE=as_mask((0, 0), (0, 2), (1, 3)),
+    routed_LE=as_mask((0, 2), (1, 3)),
+    layers=(1, 4),
+    restricted=frozenset({1, 4}),
+)
+
+
+def test_tokens_at_some_of_the_batchs_experts_in_every_layer_pass():
+    check_routing(OBEYED)
+
+
+@pytest.mark.parametrize("place", [(0, 1), (0, 3), (1, 0), (1, 1), (1, 2)])
+def test_one_token_at_any_other_expert_is_named(place):
+    routed_LE = OBEYED.routed_LE | as_mask(place)
+    layer, expert = OBEYED.layers[place[0]], place[1]
+    with pytest.raises(RuntimeError, match=f"batch 7: tokens reached {Expert(layer, expert)}"):
+        check_routing(replace(OBEYED, routed_LE=routed_LE))
+
+
+def test_a_layer_that_is_not_restricted_may_route_anywhere():
+    check_routing(replace(OBEYED, routed_LE=OBEYED.routed_LE | as_mask((1, 0)), restricted=frozenset({1})))
+
+
+@pytest.mark.parametrize("mask_LE", [as_mask((0, 0), (0, 2)), as_mask((0, 0), (0, 2), (1, 3), (0, 1)), as_mask()])
+def test_a_mask_that_is_not_the_batchs_own_is_refused(mask_LE):
+    with pytest.raises(RuntimeError, match="the mask in force was not its own; they differ in"):
+        check_routing(replace(OBEYED, mask_LE=mask_LE))
+
+
+def test_a_layer_with_experts_that_no_token_reached_is_named():
+    with pytest.raises(RuntimeError, match=r"the experts of layers \[4\] were never called"):
+        check_routing(replace(OBEYED, routed_LE=as_mask((0, 2))))

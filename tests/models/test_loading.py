@@ -1,0 +1,65 @@
+"""A checkpoint is known before its weights are loaded, and one that cannot be loaded is named."""
+
+import pytest
+import torch
+from families import build, state_of, token_ids
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from moe_ray.config.model import ModelConfig
+from moe_ray.errors import InputError
+from moe_ray.models.loading import check_model, context_length, load_model, num_decoder_layers
+from moe_ray.models.moe_layers import find_moe_layers
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A bfloat16 model whose first decoder layer has no experts, as a configuration."""
+    path = tmp_path_factory.mktemp("checkpoint")
+    build("deepseek_v3", dtype=torch.bfloat16).save_pretrained(path)
+    return ModelConfig(path=str(path))
+
+
+def test_the_layers_found_without_weights_are_those_of_the_loaded_model(checkpoint):
+    found, loaded = check_model(checkpoint), find_moe_layers(load_model(checkpoint, device="cpu"))
+    assert found.layers == loaded.layers
+    assert (found.num_experts, found.num_experts_per_tok) == (loaded.num_experts, loaded.num_experts_per_tok)
+    assert all(parameter.is_meta for layer in found for parameter in layer.expert_tensors().values())
+
+
+def test_the_length_of_a_row_is_the_same_before_and_after_loading(checkpoint):
+    model = load_model(checkpoint, device="cpu")
+    assert context_length(checkpoint) == context_length(model) == model.config.max_position_embeddings
+
+
+def test_decoder_layers_without_experts_are_counted_too(checkpoint):
+    assert num_decoder_layers(checkpoint) == len(load_model(checkpoint, device="cpu").model.layers)
+
+
+def test_on_a_cpu_the_checkpoints_weights_are_held_in_float32(checkpoint):
+    model, saved = load_model(checkpoint, device="cpu"), state_of(build("deepseek_v3", dtype=torch.bfloat16))
+    assert not model.training
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert all(torch.equal(parameter, saved[name].float()) for name, parameter in model.named_parameters())
+
+
+def test_a_type_that_is_asked_for_is_the_one_that_is_loaded(checkpoint):
+    model = load_model(ModelConfig(path=checkpoint.path, dtype="bfloat16"), device="cpu")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert model(token_ids(1, 5)).logits.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("load", [check_model, load_model, context_length, num_decoder_layers])
+def test_a_checkpoint_that_cannot_be_read_is_named(load, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match=rf"model\.path '{tmp_path}' cannot be loaded: .*; give a checkpoint folder"):
+        load(ModelConfig(path=str(tmp_path)))
+
+
+def test_a_model_without_experts_is_refused_before_its_weights_are_read(tmp_path):
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, pad_token_id=0
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="no Mixture-of-Experts layer"):
+        check_model(ModelConfig(path=str(tmp_path)))

@@ -1,0 +1,53 @@
+"""A run's prompts: how many batches and held-out examples are used, and what is refused before a model is loaded."""
+
+from dataclasses import replace
+
+import pytest
+from prompt_examples import example, many
+
+from moe_ray.config.finetune import FinetuneConfig
+from moe_ray.config.prompts import PromptsConfig
+from moe_ray.config.run import Config
+from moe_ray.errors import InputError
+from moe_ray.prompts.prompt_set import group_examples, without_pairs
+
+
+def config(**settings):
+    return Config(prompts=PromptsConfig(safe_per_batch=2, unsafe_per_batch=2, **settings))
+
+
+def test_the_first_batches_are_spread_evenly_so_that_categories_stay():
+    examples = many(16, 16, "a") + many(16, 16, "b", start=100)
+    whole, some = group_examples(examples, config()), group_examples(examples, config(max_batches=2))
+    assert {batch.category for batch in some.batches} == {"a", "b"}
+    assert all(batch in whole.batches for batch in some.batches)
+    used = [item.id for batch in some.batches for item in batch.examples]
+    left_over = [item.id for item in some.assembly.left_over]
+    train = [item.id for batch in whole.batches for item in batch.examples]
+    train += [item.id for item in whole.assembly.left_over]
+    assert sorted(used + left_over) == sorted(train)
+
+
+def test_held_out_examples_are_limited_by_label():
+    prompts = group_examples(many(40, 40), config(max_test_examples=3))
+    labels = [item.label for item in prompts.test]
+    assert (labels.count("safe"), labels.count("unsafe")) == (3, 3)
+    assert len(group_examples(many(40, 40), config()).test) == 20
+
+
+def test_patience_needs_a_validation_split():
+    patient = replace(config(), finetune=FinetuneConfig(patience=1))
+    with pytest.raises(InputError, match=r"finetune\.patience: needs validation examples"):
+        group_examples(many(8, 8), patient)
+    split = replace(patient, prompts=replace(patient.prompts, validation_fraction=0.2))
+    assert group_examples(many(20, 20), split).validation
+
+
+def test_prompts_without_some_pairs_are_grouped_anew():
+    pairs = [example(n, label, pair=str(n)) for n in range(12) for label in ("safe", "unsafe")]
+    prompts = group_examples(pairs, config())
+    rest = without_pairs(prompts, {"0", "1", "2"}, config())
+    assert {item.pair for item in rest.examples} == {str(n) for n in range(3, 12)}
+    assert all(len(batch.examples) == 4 for batch in rest.batches)
+    with pytest.raises(InputError, match=r"after prompts\.keep_pairs=all dropped 12 pairs"):
+        without_pairs(prompts, {str(n) for n in range(12)}, config())

@@ -1,0 +1,78 @@
+"""What speaks of a run needs neither torch nor, where nothing is drawn, matplotlib and jinja2."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from paths import ROOT
+
+WORDS = (
+    "report.before_after",
+    "report.certainty_text",
+    "report.format",
+    "report.html.examples",
+    "report.html.experts",
+    "report.html.first_paragraph",
+    "report.html.held_out",
+    "report.html.shortened",
+    "report.html.studies",
+    "report.printable",
+    "report.run_text",
+    "report.study_text",
+    "report.summary",
+    "report.terminal",
+    "studies.comparison",
+    "studies.heat_map_table",
+    "studies.measured",
+    "studies.objective",
+)
+
+DRAWING = ("report.html.figures", "report.html.page", "report.html.run_figures", "report.html.svg", "studies.heat_map")
+
+
+# A finder, not `sys.modules[name] = None`: scipy looks torch up there, and takes None for a module.
+BLOCK = """
+import sys
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in BLOCKED:
+            raise ImportError(f"{name} is blocked")
+
+sys.meta_path.insert(0, Block())
+"""
+
+
+def imports(modules, blocked):
+    code = f"BLOCKED = {blocked!r}{BLOCK}" + "".join(f"import moe_ray.{name}\n" for name in modules)
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+
+
+@pytest.mark.parametrize(
+    ("modules", "blocked"),
+    [
+        (WORDS, ("torch", "transformers", "ray", "mlflow", "matplotlib", "jinja2")),
+        (DRAWING, ("torch", "transformers", "ray", "mlflow")),
+    ],
+    ids=["words", "drawing"],
+)
+def test_it_imports_without(modules, blocked):
+    done = imports(modules, blocked)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_module_of_the_report_is_checked():
+    found = {
+        path.relative_to(ROOT / "moe_ray").with_suffix("").as_posix().replace("/", ".")
+        for path in (ROOT / "moe_ray" / "report").rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    assert found == {name for name in (*WORDS, *DRAWING) if name.startswith("report.")}
+
+
+def test_the_block_works():
+    assert "torch is blocked" in imports(["finetuning.trainer"], ["torch"]).stderr
+    assert "matplotlib is blocked" in imports(["studies.heat_map"], ["matplotlib"]).stderr

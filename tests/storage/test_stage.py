@@ -1,0 +1,158 @@
+"""A stage is reused, resumed or begun anew in one place, by what its output depends on and nothing else."""
+
+from contextlib import contextmanager
+
+import pytest
+
+from moe_ray.errors import InputError
+from moe_ray.storage.folder import Folder
+from moe_ray.storage.stage import (
+    MADE,
+    MANIFEST,
+    Stage,
+    begin,
+    decide,
+    finish,
+    is_finished,
+    read_manifest,
+    read_outcome,
+    run_stage,
+)
+
+
+@pytest.fixture(params=["local", "memory"])
+def parent(request, tmp_path):
+    return Folder.open(str(tmp_path) if request.param == "local" else f"memory://{tmp_path.name}")
+
+
+def counting_stage(inputs, calls, name="capture"):
+    """A stage that writes what it was called with, and goes on from what its folder holds."""
+
+    def work(folder):
+        calls.append(folder.names())
+        folder.write_json("output.json", inputs)
+        return {"size": len(inputs), MADE: {"output": str(inputs)}}
+
+    return Stage(name=name, inputs=inputs, work=work)
+
+
+def test_equal_inputs_reuse_the_output(parent):
+    calls = []
+    first = run_stage(counting_stage({"a": 1, "b": (1, 2)}, calls), parent)
+    again = run_stage(counting_stage({"a": 1, "b": [1, 2]}, calls), parent)
+    assert (first.is_reused, again.is_reused, len(calls)) == (False, True, 1)
+    assert again.notes == first.notes
+    assert again.made("output") == first.made("output")
+    assert again.seconds == first.seconds
+
+
+def test_other_inputs_empty_the_folder_and_are_named(parent, caplog):
+    calls = []
+    run_stage(counting_stage({"a": 1, "b": 2}, calls), parent)
+    parent.sub("capture").write_json("old.json", 1)
+    with caplog.at_level("INFO"):
+        assert not run_stage(counting_stage({"a": 2, "c": 0}, calls), parent).is_reused
+    assert "old.json" not in calls[1]
+    assert "capture: run again, because these inputs changed: a, b, c" in caplog.messages
+
+
+def test_unfinished_work_of_equal_inputs_is_handed_to_the_work_as_it_is(parent, caplog):
+    def dies(folder):
+        folder.write_json("part.json", 1)
+        raise KeyboardInterrupt
+
+    calls = []
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(Stage(name="capture", inputs={"a": 1}, work=dies), parent)
+    with caplog.at_level("INFO"):
+        run_stage(counting_stage({"a": 1}, calls), parent)
+    assert "part.json" in calls[0]
+    assert "capture: resuming an unfinished stage" in caplog.messages
+
+
+def test_unfinished_work_of_other_inputs_is_begun_anew(parent):
+    folder = parent.sub("capture")
+    begin(folder, {"a": 1})
+    folder.write_json("part.json", 1)
+    assert begin(folder, {"a": 2}).action == "begin"
+    assert not folder.exists("part.json")
+
+
+def test_deciding_changes_nothing(parent):
+    folder = parent.sub("capture")
+    folder.write_json("old.json", 1)
+    assert decide(folder, {"a": 1}).action == "begin"
+    assert folder.names() == ["old.json"]
+
+
+def test_what_is_around_a_stage_is_open_for_the_work_and_not_for_a_reuse(parent):
+    opened = []
+
+    @contextmanager
+    def around(name, folder):
+        opened.append(name)
+        yield
+        opened.append("closed")
+
+    for _ in range(2):
+        run_stage(counting_stage({"a": 1}, [], name="evaluate/before"), parent, around=around)
+    assert opened == ["evaluate/before", "closed"]
+
+
+def test_a_manifest_records_inputs_notes_versions_and_commit(parent):
+    folder = parent.sub("capture")
+    finish(folder, {"a": 1}, {"rows": 3}, seconds=1.5)
+    manifest = read_manifest(folder)
+    assert manifest["inputs"] == {"a": 1}
+    assert manifest["notes"] == {"rows": 3, "seconds": 1.5}
+    assert manifest["environment"]["versions"]["torch"]
+    assert "git_commit" in manifest["environment"]
+    assert is_finished(folder)
+
+
+def test_a_folder_without_a_manifest_is_no_finished_stage(parent):
+    begin(parent.sub("capture"), {"a": 1})
+    assert not is_finished(parent.sub("capture"))
+    with pytest.raises(InputError, match="holds no finished stage"):
+        read_outcome(parent.sub("capture"))
+
+
+def test_a_work_that_fails_leaves_no_manifest(parent):
+    def fails(folder):
+        raise ValueError("a fault of ours")
+
+    with pytest.raises(ValueError, match="a fault of ours"):
+        run_stage(Stage(name="capture", inputs={}, work=fails), parent)
+    assert not parent.sub("capture").exists(MANIFEST)
+
+
+def test_stages_inside_outlive_a_new_beginning(parent):
+    folder = parent.sub("sweep")
+    finish(folder.sub("trials").sub("a"), {}, {}, seconds=1.0)
+    folder.write_json("table.json", 1)
+    begin(folder, {"space": 1}, keeps=("trials", "round_*"))
+    assert is_finished(folder.sub("trials").sub("a"))
+    assert not folder.exists("table.json")
+
+
+def test_whoever_is_killed_while_a_folder_is_emptied_leaves_no_manifest_over_it(parent, monkeypatch):
+    folder = parent.sub("capture")
+    finish(folder, {"a": 1}, {}, seconds=1.0)
+    folder.write_json("output.json", 1)
+
+    def killed(self, *, keeps=()):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "clear", killed)
+        with pytest.raises(KeyboardInterrupt):
+            begin(folder, {"a": 2})
+    assert decide(folder, {"a": 1}).action == "begin"
+
+
+def test_inputs_that_no_file_can_hold_are_refused_before_anything_is_emptied(parent):
+    folder = parent.sub("capture")
+    folder.write_json("output.json", 1)
+    with pytest.raises(TypeError):
+        begin(folder, {"a": object()})
+    assert folder.exists("output.json")
