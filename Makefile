@@ -46,14 +46,14 @@ test-exhaustive: $(VENV)/.ready ## run the tests that take half a minute or more
 	$(BIN)/python -m pytest -m exhaustive
 
 quick: $(VENV)/.ready ## run the quick tests, which need no Ray
-	$(BIN)/python -m pytest -m 'not slow and not needs_ray'
+	$(BIN)/python -m pytest -n 2 -m 'not slow and not needs_ray'
 
 check: $(VENV)/.ready ## lint, hold the floors, type-check, quick tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m 'not slow and not needs_ray'
+	$(BIN)/python -m pytest -n 2 -m 'not slow and not needs_ray'
 
 clean: ## remove the environment
 	rm -rf $(VENV)
