@@ -19,6 +19,10 @@ class NothingSelected(InputError):
     """The settings leave no expert selected, or nothing to train."""
 
 
+class NotTrainable(InputError):
+    """Settings under which training cannot go on: in a sweep a result like any other."""
+
+
 class NotFinite(InputError):
     """Hidden states with infinite or undefined values: of one example, or of a model in the wrong type."""
 

@@ -51,7 +51,7 @@ _AFFECTS = """\
 ## What a setting affects
 
 A finished stage is used again as long as no setting was changed that affects its result. The column *affects* below says
-which results are others under another value:
+which results are others under another value. A checkpoint or a file counts by what it holds: one that moved is the same.
 """
 
 

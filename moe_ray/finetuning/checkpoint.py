@@ -46,12 +46,12 @@ def load_checkpoint(trainer: MaskedTrainer, folder: str | Path) -> None:
     state = json.loads(Path(folder, _STATE).read_text(encoding="utf-8"))
     if state["masks"] != trainer.masks.digest():
         raise InputError(
-            "the training checkpoint belongs to other masks; remove the run's `train` folder to start anew"
+            "the training checkpoint belongs to other masks; remove the run's `finetune` folder to start anew"
         )
     if state["plan"] != hash_plan(trainer.plan):
         raise InputError(
             "the training checkpoint belongs to another order of batches: finetune.epochs, finetune.num_workers or "
-            "seed differ; set  them back, or remove the run's `train` folder to start anew"
+            "seed differ; set them back, or remove the run's `finetune` folder to start anew"
         )
     tensors = load_file(Path(folder, _TENSORS), device=str(trainer.model.device))
     parameters = trainer.trainable.all_parameters()

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_ray.config.finetune import FinetuneConfig
-from moe_ray.errors import InputError
+from moe_ray.errors import InputError, NotTrainable
 from moe_ray.experts import ExpertMasks, masks_from_experts
 from moe_ray.finetuning.adapter import (
     apply_adapter,
@@ -83,13 +83,13 @@ def configured_weights(entries: Sequence[str], batches: Sequence[Batch]) -> dict
         batches: of the run.
 
     Raises:
-        InputError: an entry names no batch.
+        NotTrainable: an entry names no batch.
     """
     named = {name: float(weight) for name, _, weight in (entry.rpartition("=") for entry in entries)}
     known = {str(batch.batch_idx) for batch in batches} | {batch.category for batch in batches}
     unknown = sorted(named.keys() - known)
     if unknown:
-        raise InputError(
+        raise NotTrainable(
             f"finetune.batch_weights: got {unknown[0]!r}, expected a batch_idx or one of the categories "
             f"{sorted({batch.category for batch in batches})}"
         )
@@ -136,7 +136,8 @@ def fine_tune(
         after_step: called with the trainer and the report of each step.
 
     Raises:
-        InputError: an example has no target, or the gradient is not finite.
+        InputError: an example has no target.
+        NotTrainable: the gradient is not finite.
         NothingSelected: no mask has any expert.
         FrozenChanged: something outside the union changed; nothing was saved.
     """

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moe_ray.config.finetune import FinetuneConfig
-from moe_ray.errors import InputError
+from moe_ray.errors import NotTrainable
 from moe_ray.finetuning.frozen import check_unchanged, hash_buffers, requires_grad_restored
 from moe_ray.finetuning.gradients import backward_of_batch, without_noise
 from moe_ray.finetuning.schedule import learning_rate_factor, plan_steps
@@ -63,7 +63,7 @@ def tune_all_parameters(
         batch_weights: per `batch_idx`, what the step that it brings about is multiplied by; 1 where none is given.
 
     Raises:
-        InputError: the gradient is not finite.
+        NotTrainable: the gradient is not finite.
         FrozenChanged: a buffer changed, such as a family's running balance of its experts.
     """
     size = config.batches_per_step or 1
@@ -95,7 +95,7 @@ def tune_all_parameters(
             masters.take_gradients()
             norm = torch.nn.utils.clip_grad_norm_(masters.parameters, config.max_grad_norm or math.inf).item()
             if not math.isfinite(norm):
-                raise InputError(
+                raise NotTrainable(
                     f"full fine-tuning, step {step}: the gradient's norm is {norm}; lower compare.full_learning_rate"
                 )
             optimizer.step()

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from transformers import PreTrainedModel
 
 from moe_ray.config.finetune import FinetuneConfig
-from moe_ray.errors import InputError
+from moe_ray.errors import InputError, NotTrainable
 from moe_ray.experts import ExpertMasks, Mask
 from moe_ray.finetuning.gradients import (
     BatchGradient,
@@ -240,7 +240,7 @@ class MaskedTrainer:
         norm = torch.nn.utils.clip_grad_norm_(active, limit).item()
         # Gradients are the same on all workers by now, so they all stop here, and none waits for another.
         if not math.isfinite(norm):
-            raise InputError(f"step {self.next_step}: the gradient's norm is {norm}; lower finetune.learning_rate")
+            raise NotTrainable(f"step {self.next_step}: the gradient's norm is {norm}; lower finetune.learning_rate")
         with steps_multiplied(self.trainable, masks, weights):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

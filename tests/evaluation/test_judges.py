@@ -5,8 +5,10 @@ import json
 import pandas as pd
 from judge_endpoint import KEY
 
+from moe_ray.config.effects import settings_affecting
 from moe_ray.config.evaluate import EvaluateConfig
 from moe_ray.config.io import load_config, to_yaml
+from moe_ray.config.run import Config
 from moe_ray.evaluation import judges
 from moe_ray.evaluation.judges import judge_answers, judge_identity, make_judge
 from moe_ray.evaluation.judges.endpoint import KEY_VARIABLE, URL_VARIABLE
@@ -33,6 +35,35 @@ def test_neither_address_nor_key_gets_into_what_is_stored(monkeypatch):
 def test_another_model_or_another_judge_is_another_identity():
     settings = [{}, {"judge": "endpoint", "judge_model": "m"}, {"judge": "endpoint", "judge_model": "n"}]
     assert len({json.dumps(judge_identity(EvaluateConfig(**changes))) for changes in settings}) == 3
+
+
+def other_values(tmp_path):
+    """For every setting of a judge, two values of it."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"name": name}))
+    return {
+        "evaluate.judge": ("phrases", "endpoint"),
+        "evaluate.classifier": (str(tmp_path / "a"), str(tmp_path / "b")),
+        "evaluate.classifier_input": ("prompt_and_answer", "answer"),
+        "evaluate.refusal_label": ("REJECTION", "REFUSED"),
+        "evaluate.judge_model": ("m", "n"),
+    }
+
+
+def test_every_setting_that_affects_verdicts_is_part_of_a_judges_identity(tmp_path):
+    values = other_values(tmp_path)
+    assert set(values) == set(settings_affecting(Config(), "verdicts"))
+    start = {key.partition(".")[2]: pair[0] for key, pair in values.items()}
+    for key, (_, other) in values.items():
+        name = key.partition(".")[2]
+        judges_of = [start["judge"]] if name == "judge" else ["phrases", "classifier", "endpoint"]
+        changed = [
+            judge_identity(EvaluateConfig(**{**start, "judge": judge}))
+            != judge_identity(EvaluateConfig(**{**start, "judge": judge, name: other}))
+            for judge in judges_of
+        ]
+        assert sum(changed) == 1, key
 
 
 def test_every_name_that_the_package_offers_is_there():

@@ -17,6 +17,7 @@ from moe_ray.identification.identify import identify as identify_counts
 from moe_ray.orchestration.jobs.answer import Answers
 from moe_ray.orchestration.run import Run
 from moe_ray.orchestration.stages import capture, evaluate, finetune, identify, prepare
+from moe_ray.prompts.neutral_texts import neutral_texts
 from moe_ray.prompts.prompt_set import read_prompts
 from moe_ray.prompts.quarantine import QUARANTINE, TRUNCATED, quarantine_frame
 from moe_ray.routing.count_store import read_counts
@@ -116,6 +117,7 @@ def run_to_experts(jobs, untrained_model_path, tmp_path):
         ("capture.tokens_per_forward=77", []),
         ("capture.num_actors=3", []),
         ("capture.max_bad_share=0.5", []),
+        ("capture.too_long=truncate", ["capture"]),
         ("evaluate.rows_per_forward=3", []),
         ("cluster.num_cpus=7", []),
         ("tracking.experiment=other", []),
@@ -134,6 +136,16 @@ def run_to_experts(jobs, untrained_model_path, tmp_path):
 def test_a_setting_works_anew_on_the_stages_that_it_affects_and_no_other(run_to_experts, setting, worked_on):
     assert run_to_experts(setting) == worked_on
     assert run_to_experts(setting) == []
+
+
+def test_what_a_file_says_matters_and_not_where_it_is(run_to_experts, tmp_path):
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "prompts.jsonl").rename(tmp_path / "moved" / "prompts.jsonl")
+    (tmp_path / "neutral.txt").write_text("\n\n".join(neutral_texts()))
+    moved = (f"prompts.files={tmp_path}/moved/prompts.jsonl", f"evaluate.neutral_file={tmp_path}/neutral.txt")
+    assert run_to_experts(*moved) == []
+    (tmp_path / "neutral.txt").write_text("Another text.")
+    assert run_to_experts(*moved) == ["answers", "answers"]
 
 
 def test_workers_matter_only_where_they_say_how_many_batches_a_step_takes(run_to_experts):

@@ -139,6 +139,11 @@ class EndpointJudge:
                 f"judge endpoint: the call was refused: {self._without_key(error)}; check evaluate.judge_model and the "
                 f"address in {URL_VARIABLE}"
             ) from None
+        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+            raise InputError(
+                f"judge endpoint: the key was refused: {self._without_key(error)}; set {KEY_VARIABLE} to a key of the "
+                f"endpoint at the address in {URL_VARIABLE}"
+            ) from None
         except openai.OpenAIError as error:
             raise OutsideFailed(
                 f"judge endpoint: the call failed: {self._without_key(error)}; see that the endpoint works and run again: "

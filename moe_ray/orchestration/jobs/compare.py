@@ -52,17 +52,25 @@ class CompareJob:
     neutral_texts: tuple[str, ...] = ()
 
 
-def run_arms(job: CompareJob, arms: Sequence[Arm], folder: Folder, inputs: Mapping[str, Any]) -> list[ArmResult]:
+def run_arms(
+    job: CompareJob,
+    arms: Sequence[Arm],
+    folder: Folder,
+    *,
+    measured: Mapping[str, Any],
+    trained: Mapping[str, Any],
+) -> list[ArmResult]:
     """The results of all arms, in order; those that were finished before with equal inputs are read, not run.
 
     Args:
         job: what arms need.
         arms: from `plan_arms`.
         folder: of the comparison; each arm gets a folder in it.
-        inputs: everything that all arms depend on.
+        measured: what the measurements of all arms depend on.
+        trained: what the training of all arms but the base model depends on, as well.
     """
     every = [BASE_ARM, *arms]
-    depends = {arm.name: _inputs_of(arm, inputs) for arm in every}
+    depends = {arm.name: _inputs_of(arm, measured, trained) for arm in every}
     missing = [arm for arm in every if begin(folder.sub(arm.name), depends[arm.name]).action != "reuse"]
     if len(missing) < len(every):
         logger.info("compare: %d of %d arms reused from an earlier run", len(every) - len(missing), len(every))
@@ -71,14 +79,15 @@ def run_arms(job: CompareJob, arms: Sequence[Arm], folder: Folder, inputs: Mappi
     return [_read_arm(arm, folder.sub(arm.name)) for arm in every]
 
 
-def _inputs_of(arm: Arm, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    about = {"kind": arm.kind, "masks": None if arm.masks is None else arm.masks.digest()}
+def _inputs_of(arm: Arm, measured: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, Any]:
     if arm.kind == BASE:
-        return {**inputs, **about}
+        return {**measured, "kind": arm.kind}
     settings = settings_affecting(Config(finetune=in_one_process(arm.train)), "weights")
     return {
-        **inputs,
-        **about,
+        **measured,
+        **trained,
+        "kind": arm.kind,
+        "masks": None if arm.masks is None else arm.masks.digest(),
         **{key: value for key, value in settings.items() if key.startswith("finetune.")},
     }
 

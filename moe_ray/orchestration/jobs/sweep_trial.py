@@ -21,7 +21,7 @@ from moe_ray.config.effects import settings_affecting
 from moe_ray.config.io import with_settings
 from moe_ray.config.model import ModelConfig
 from moe_ray.config.run import Config
-from moe_ray.errors import InputError, OutsideFailed
+from moe_ray.errors import NothingSelected, NotTrainable
 from moe_ray.finetuning.checkpoint import save_checkpoint
 from moe_ray.finetuning.step_report import StepReport
 from moe_ray.finetuning.trainer import MaskedTrainer
@@ -75,20 +75,20 @@ class SweepJob:
 def sweep_trial(config: dict[str, Any], *, job: SweepJob) -> None:
     """One trial: settings in, reports to Ray Tune and a record out.
 
-    Settings that cannot be trained are a result. A judge or storage that failed is none, so that trial is run again.
+    A trial that was finished before, by this sweep or an earlier one, is not trained again.
     """
     settings = {key: value.item() if hasattr(value, "item") else value for key, value in config.items()}
     trial = Trial(job, settings)
     inputs = trial.inputs()
     folder = job.trials.sub(content_hash(inputs))
     if begin(folder, inputs).action == "reuse":
-        for told in trial.recall(folder):
-            tune.report(told)
+        for report in trial.recall(folder):
+            tune.report(report)
         return
     started = time.perf_counter()
-    told = trial.run(folder)
+    report = trial.run(folder)
     finish(folder, inputs, {}, seconds=round(time.perf_counter() - started, 2))
-    tune.report(told)
+    tune.report(report)
 
 
 class Trial:
@@ -114,19 +114,25 @@ class Trial:
         )
         settings = settings_affecting(effective, "masks", "weights")
         chosen = {key: value for key, value in settings.items() if key.startswith(("identify.", "finetune."))}
-        return {**self.job.inputs, **chosen}
+        # Under a scheduler a trial has a measurement of every epoch, otherwise of the last one only.
+        return {**self.job.inputs, **chosen, "sweep.scheduler": config.sweep.scheduler}
 
     def run(self, folder: Folder) -> dict[str, Any]:
         """Trains and measures; returns what Ray Tune is told.
 
+        Settings that select no expert or cannot be trained are a result. Every other error says nothing about the settings,
+        so it leaves no record, and the trial is run again by the next sweep.
+
         Raises:
-            OutsideFailed: the trial could not be measured.
+            OutsideFailed: a judge or storage failed.
+            InputError: the model cannot be loaded, or the judge refused the call.
         """
         # Of the epochs before an interruption; none where the trial is new.
         self.epochs = folder.read_json(_RECORD)["epochs"] if tune.get_checkpoint() else []
+        self._base_metrics()
         try:
             return self._record(folder, "finished", self._scored(self._train_and_measure(folder)))
-        except InputError as error:
+        except (NothingSelected, NotTrainable) as error:
             message = f"could not be trained: {error}"
             return self._record(folder, "failed", {"value": FAILED, "message": message})
 
@@ -137,12 +143,12 @@ class Trial:
         """
         stored = folder.read_json(_RECORD)
         self.about = {name: stored[name] for name in _ABOUT if name in stored}
-        told = []
+        reports = []
         for epoch in stored["epochs"]:
             scored = epoch if stored["state"] == "failed" else self._scored(epoch["metrics"])
             self._record_for_this_sweep(stored["state"], scored)
-            told.append({"value": scored["value"], "message": f"{scored['message']} (done before)"})
-        return told
+            reports.append({"value": scored["value"], "message": f"{scored['message']} (done before)"})
+        return reports
 
     def _train_and_measure(self, folder: Folder) -> dict[str, float]:
         began = time.perf_counter()
@@ -154,7 +160,6 @@ class Trial:
             "masks": masks.digest(),
         }
         self.base.check()
-        self._base_metrics()
 
         def after_step(trainer: MaskedTrainer, report: StepReport) -> None:
             self._after_step(folder, trainer)
@@ -185,10 +190,10 @@ class Trial:
         if trainer.next_step % trainer.steps_per_epoch or trainer.is_finished:
             return
         measured = self.measure()
-        told = self._record(folder, "stopped", self._scored(plain_metrics(measured.answers, measured.neutral)))
+        report = self._record(folder, "stopped", self._scored(plain_metrics(measured.answers, measured.neutral)))
         with tempfile.TemporaryDirectory() as local:
             save_checkpoint(trainer, local)
-            tune.report(told, checkpoint=tune.Checkpoint.from_directory(local))
+            tune.report(report, checkpoint=tune.Checkpoint.from_directory(local))
 
     @cached_property
     def base(self) -> BaseModel:
@@ -196,19 +201,12 @@ class Trial:
         return base_model(self.job.model, self.config.sweep.max_concurrent_trials)
 
     def measure(self) -> Measured:
-        """Measures the model as it is now, on the validation examples.
-
-        Raises:
-            OutsideFailed: that was not possible; nothing is wrong with the settings of the trial, whatever is.
-        """
+        """Measures the model as it is now, on the validation examples."""
         validation = self.directory.validation
         assert validation is not None, "a sweep without validation examples is refused at the start"
-        try:
-            return measurer(
-                self.base.model, self.base.tokenizer, validation, self.config.evaluate, self.job.neutral_texts
-            )()
-        except InputError as error:
-            raise OutsideFailed(f"the trial could not be measured: {error}") from error
+        return measurer(
+            self.base.model, self.base.tokenizer, validation, self.config.evaluate, self.job.neutral_texts
+        )()
 
     def _base_metrics(self) -> dict[str, float]:
         """Of the base model on the same examples; measured by the first trial."""

@@ -28,17 +28,16 @@ def compare(run: Context) -> pd.DataFrame:
         gpus_per_actor=run.config.finetune.gpus_per_worker,
         neutral_texts=run.prompts.neutral,
     )
-    inputs = {
+    measured = {"test": run.made(PROMPTS, "test"), **run.measurement()}
+    trained = {
         "targets": run.made(PROMPTS, "targets"),
-        "test": run.made(PROMPTS, "test"),
         "left_out": run.made(CAPTURE, "left_out"),
-        **run.measurement(),
         "trained_batches": list(masks.trained_batches),
         "seed": run.config.seed,
     }
     folder = run.directory.sub(COMPARE)
     arms = plan_arms(masks, run.directory.risk, run.config.finetune, run.config.compare)
-    table = comparison_table(run_arms(job, arms, folder, inputs))
+    table = comparison_table(run_arms(job, arms, folder, measured=measured, trained=trained))
     folder.write_table(COMPARISON, table)
     folder.write_json(VERDICT, verdict(table))
     return table

@@ -70,12 +70,18 @@ class Context:
             chosen = {name: on_cpu[name] if value == "auto" else value for name, value in chosen.items()}
         return {f"model.{name}": value for name, value in chosen.items()}
 
-    def measurement(self) -> dict[str, Any]:
-        """What the measurements of trials, rounds and arms depend on, beside the prompts: always under natural routing."""
+    def judged_answers(self, gpus_per_actor: float) -> dict[str, Any]:
+        """What judged answers under natural routing depend on, beside the prompts and the learned experts."""
+        settings = self.settings("answers")
+        for name in ("evaluate.routing", "finetune.short_layers", "evaluate.neutral_file"):
+            del settings[name]  # Of masked routing, and of texts that are not answers.
         return {
             **self.checkpoint,
-            **self.numerics(0),
+            **self.numerics(gpus_per_actor),
+            **settings,
             "judge": judge_identity(self.config.evaluate),
-            "evaluate.max_new_tokens": self.config.evaluate.max_new_tokens,
-            "neutral": content_hash(self.prompts.neutral),
         }
+
+    def measurement(self) -> dict[str, Any]:
+        """What the measurements of trials and arms depend on, beside the prompts: answers, and losses on neutral text."""
+        return {**self.judged_answers(0), "neutral": content_hash(self.prompts.neutral)}

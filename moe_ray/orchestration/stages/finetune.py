@@ -21,7 +21,8 @@ def finetune(run: Context) -> Outcome:
     training = training_inputs(run)
     inputs = {"masks": run.made(IDENTIFY, "masks"), **training}
     if has_rounds:
-        inputs |= {**rounds_settings(run), **run.measurement(), "validation": run.made(PROMPTS, "validation")}
+        gpus = run.config.evaluate.gpus_per_actor
+        inputs |= {**rounds_settings(run), **run.judged_answers(gpus), "validation": run.made(PROMPTS, "validation")}
 
     def work(folder: Folder) -> dict[str, Any]:
         job = FinetuneJob(

@@ -9,7 +9,6 @@ import pandas as pd
 
 from moe_ray.errors import InputError
 from moe_ray.evaluation.evaluate import assign_reference_batches
-from moe_ray.evaluation.judges import judge_identity
 from moe_ray.models.loading import context_length, load_tokenizer
 from moe_ray.orchestration.stages.answering import answered, judged
 from moe_ray.orchestration.stages.context import Context
@@ -23,7 +22,7 @@ from moe_ray.prompts.example_tables import (
 from moe_ray.prompts.pair_filter import pair_counts, pair_outcomes, unanswered_pairs
 from moe_ray.prompts.prompt_set import without_pairs
 from moe_ray.prompts.quarantine import Rejected
-from moe_ray.routing.encode_example import unanswerable
+from moe_ray.routing.encode_example import TooLong, unanswerable
 from moe_ray.run_directory import ANSWERS, LEFT_OUT, OWN_ANSWERS, PAIR_OUTCOMES, PAIRS, PROMPTS, TEST, VALIDATION
 from moe_ray.storage.fingerprint import content_hash, frame_hash
 from moe_ray.storage.folder import Folder
@@ -43,10 +42,8 @@ def filter_pairs(run: Context) -> Outcome:
     inputs = {
         "pairs": content_hash([example_to_row(example) for example in pairs]),
         "prompts.keep_pairs": run.config.prompts.keep_pairs,
-        "evaluate.max_new_tokens": run.config.evaluate.max_new_tokens,
-        "judge": judge_identity(run.config.evaluate),
-        **run.checkpoint,
-        **run.numerics(run.config.evaluate.gpus_per_actor),
+        "capture.too_long": _policy(run),
+        **run.judged_answers(run.config.evaluate.gpus_per_actor),
     }
 
     def work(folder: Folder) -> dict[str, Any]:
@@ -71,12 +68,13 @@ def prepare(run: Context) -> Outcome:
     """
     if run.config.prompts.keep_pairs != "all":
         filter_pairs(run)
-    rows = [example_to_row(example) for batch in run.prompts.assembly.batches for example in batch.examples]
-    rows += [example_to_row(example) for example in run.prompts.validation + run.prompts.test]
+    groups = {str(batch.batch_idx): batch.examples for batch in run.prompts.assembly.batches}
+    groups |= {"validation": tuple(run.prompts.validation), "test": tuple(run.prompts.test)}
+    rows = [[group, [example_to_row(example) for example in examples]] for group, examples in groups.items()]
     inputs = {
         "examples": content_hash(rows),
         **run.settings("targets"),
-        "capture.too_long": run.config.capture.too_long,
+        "capture.too_long": _policy(run),
         **run.checkpoint,
         **run.numerics(run.config.evaluate.gpus_per_actor),
     }
@@ -113,10 +111,14 @@ def _write_prompts(run: Context, folder: Folder) -> dict[str, Any]:
     }
 
 
+def _policy(run: Context) -> TooLong:
+    """Of examples that are too long to be asked: what could be counted of one is no matter here."""
+    return "error" if run.config.capture.too_long == "error" else "skip"
+
+
 def _unanswerable(run: Context, frame: pd.DataFrame) -> dict[Any, Rejected]:
     """The rows that the model cannot be asked, each with the reason."""
-    policy = run.config.capture.too_long
-    return unanswerable(frame, load_tokenizer(run.model), limit=context_length(run.model), too_long=policy)
+    return unanswerable(frame, load_tokenizer(run.model), limit=context_length(run.model), too_long=_policy(run))
 
 
 def _without_unanswerable(

@@ -142,7 +142,7 @@ class Rounds:
         inputs = {
             "experts": outcome.made("experts"),
             "validation": run.made(PROMPTS, "validation"),
-            **run.measurement(),
+            **run.judged_answers(run.config.evaluate.gpus_per_actor),
         }
         stage = Stage(name=name, inputs=inputs, work=work)
         return run_stage(stage, run.directory.folder).folder.read_frame(ANSWERS)

@@ -93,8 +93,6 @@ def test_a_call_that_keeps_failing_is_an_error_after_what_was_judged(ask):
         (200, b"not json"),
         (200, b"{}"),
         (200, b'{"choices": []}'),
-        (401, "wrong key"),
-        (403, "no access"),
         (429, "too many calls"),
         (500, "out of order"),
     ],
@@ -113,6 +111,17 @@ def test_a_call_that_the_endpoint_has_no_use_for_is_the_settings_fault(ask, stat
         pytest.raises(InputError, match=r"refused: .*check evaluate\.judge_model"),
     ):
         list(ask(server, [conversation("No")], retries=0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_key_that_is_refused_is_the_users_to_mend(ask, status):
+    with (
+        endpoint(lambda request, call: (status, f"not with {KEY}")) as server,
+        pytest.raises(InputError, match=r"the key was refused: .*set MOE_RAY_JUDGE_KEY") as error,
+    ):
+        list(ask(server, [conversation("No")], retries=0))
+    assert KEY not in str(error.value)
 
 
 @pytest.mark.slow

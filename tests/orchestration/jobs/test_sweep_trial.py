@@ -10,10 +10,11 @@ import pytest
 from moe_ray.config.io import with_settings
 from moe_ray.config.model import ModelConfig
 from moe_ray.config.run import Config
-from moe_ray.errors import FrozenChanged, InputError, OutsideFailed
+from moe_ray.errors import FrozenChanged, InputError, NothingSelected, NotTrainable, OutsideFailed
 from moe_ray.orchestration.jobs import sweep_trial
 from moe_ray.orchestration.jobs.sweep import _first_error
 from moe_ray.orchestration.jobs.sweep_trial import SweepJob, Trial, read_trials
+from moe_ray.run_directory import RunDirectory
 from moe_ray.storage.stage import is_finished
 
 METRICS = {"unsafe_refusal_rate": 0.75, "safe_refusal_rate": 0.25, "target_loss": 1.5, "safe_target_loss": 1.0}
@@ -73,20 +74,30 @@ def test_a_trial_whose_judge_was_unreachable_is_run_again(job, told, monkeypatch
     assert len(told) == 1
 
 
-def test_a_measurement_that_is_refused_is_no_fault_of_the_settings(job, monkeypatch):
+@pytest.mark.parametrize("where", ["base", "measure"])
+def test_a_model_or_judge_that_refuses_is_no_fault_of_the_settings(job, told, monkeypatch, where):
+    """It ends the sweep with its own sentence, and the trial is run again by the next one."""
+
     def refuses(*args):
-        raise InputError("judge endpoint: 404; check evaluate.judge_model")
+        raise InputError("check evaluate.judge_model")
 
-    trial = Trial(job, SETTINGS)
-    monkeypatch.setattr(sweep_trial, "measurer", lambda *args: refuses)
-    monkeypatch.setattr(Trial, "base", type("Base", (), {"model": None, "tokenizer": None})())
-    monkeypatch.setattr(type(trial.directory), "validation", property(lambda self: "frame"))
-    with pytest.raises(OutsideFailed, match="could not be measured: judge endpoint: 404"):
-        trial.measure()
+    monkeypatch.setattr(sweep_trial, "Trial", Trial)
+    if where == "base":
+        monkeypatch.setattr(sweep_trial, "base_model", refuses)
+    else:
+        monkeypatch.setattr(sweep_trial, "measurer", lambda *args: refuses)
+        monkeypatch.setattr(Trial, "base", type("Base", (), {"model": None, "tokenizer": None})())
+    monkeypatch.setattr(RunDirectory, "validation", property(lambda self: "frame"))
+    with pytest.raises(InputError, match=r"check evaluate\.judge_model") as error:
+        sweep_trial.sweep_trial(SETTINGS, job=job)
+    assert not any(map(is_finished, trials_of(job)))
+    assert job.records.names() == []
+    assert _first_error([error.value]) is error.value
 
 
-def test_settings_that_cannot_be_trained_are_a_result_and_are_not_tried_again(job, told, monkeypatch):
-    monkeypatch.setattr(FakeTrial, "endings", [InputError("no expert is above the threshold")])
+@pytest.mark.parametrize("kind", [NothingSelected, NotTrainable])
+def test_settings_that_cannot_be_trained_are_a_result_and_are_not_tried_again(job, told, monkeypatch, kind):
+    monkeypatch.setattr(FakeTrial, "endings", [kind("no expert is above the threshold")])
     for _ in range(2):
         sweep_trial.sweep_trial(SETTINGS, job=job)
     assert read_trials(job.records)["state"].tolist() == ["failed"]
@@ -125,6 +136,8 @@ def test_trials_of_other_sweeps_are_kept_and_not_shown(job, told, monkeypatch):
         ({"identify.permutations": 7, "identify.resamples": 7}, False),
         ({"finetune.rows_per_forward": 3, "finetune.monitor": False}, False),
         ({"rounds.target": 0.5}, False),
+        ({"sweep.scheduler": "asha"}, True),  # whose trials have a measurement of every epoch
+        ({"sweep.objective": "unsafe_refusal"}, False),
     ],
 )
 def test_what_a_trials_measurements_depend_on(job, settings, is_another):
