@@ -8,7 +8,6 @@ are about processes and GPUs have no meaning here.
 from __future__ import annotations
 
 import difflib
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -34,7 +33,7 @@ from moe_ray.finetuning.targets import with_targets
 from moe_ray.finetuning.trainer import MaskedTrainer
 from moe_ray.identification.identify import Identification
 from moe_ray.identification.identify import identify as risk_of_batches
-from moe_ray.identification.risk import batches_with_both_labels
+from moe_ray.identification.risk import batches_with_both_labels, label_tokens
 from moe_ray.identification.selection import select
 from moe_ray.progress import Progress, shown
 from moe_ray.prompts.batches import Batch
@@ -45,8 +44,6 @@ from moe_ray.prompts.splits import check_both_labels
 from moe_ray.routing.capture_batches import capture_batches
 from moe_ray.routing.counts import RoutingCounts
 from moe_ray.studies.trial import in_one_process
-
-logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -131,10 +128,10 @@ def identify(
         InputError: no batch has any unsafe expert or both labels, or the settings need what was not captured.
     """
     chosen = _merged(IdentifyConfig, config, settings)
-    whole, one_sided = batches_with_both_labels(counts, chosen.roles)
-    if whole and one_sided:
-        logger.warning("batches %s have tokens of one label only, so they get no mask", one_sided[:20])
-        counts = counts.take(np.isin(counts.batch_idx, whole))
+    whole = batches_with_both_labels(label_tokens(counts, chosen.roles), chosen.roles)
+    chosen_rows = np.isin(counts.batch_idx, whole)
+    if not chosen_rows.all():
+        counts = counts.take(chosen_rows)
     risk = risk_of_batches(counts, chosen, seed=seed)
     return Identification(risk=risk, masks=select(risk, chosen, seed=seed), config=chosen)
 

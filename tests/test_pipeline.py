@@ -219,8 +219,8 @@ def test_a_batch_that_lost_a_label_gets_no_mask(counts, caplog):
     with caplog.at_level(logging.WARNING):
         found = moe_ray.identify(rest, permutations=0, resamples=0)
     assert found.masks.batch_idx == tuple(batches[1:])
-    assert f"batches [{batches[0]}] have tokens of one label only" in caplog.text
-    with pytest.raises(InputError, match="expected both"):
+    assert f"batches [{batches[0]}] have prompt tokens of one label only" in caplog.text
+    with pytest.raises(InputError, match="has prompt tokens of both labels"):
         moe_ray.identify(counts.take(counts.label == "safe"))
 
 
