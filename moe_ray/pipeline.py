@@ -8,7 +8,6 @@ are about processes and GPUs have no meaning here.
 from __future__ import annotations
 
 import difflib
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -30,11 +29,11 @@ from moe_ray.experts import ExpertMasks, ShortLayers
 from moe_ray.finetuning.fine_tune import FineTuned
 from moe_ray.finetuning.fine_tune import fine_tune as fine_tune_experts
 from moe_ray.finetuning.step_report import StepReport
-from moe_ray.finetuning.targets import with_targets
+from moe_ray.finetuning.targets import with_targets, without_unaskable
 from moe_ray.finetuning.trainer import MaskedTrainer
 from moe_ray.identification.identify import Identification
 from moe_ray.identification.identify import identify as risk_of_batches
-from moe_ray.identification.risk import batches_with_both_labels
+from moe_ray.identification.risk import batches_with_both_labels, label_tokens
 from moe_ray.identification.selection import select
 from moe_ray.progress import Progress, shown
 from moe_ray.prompts.batches import Batch
@@ -46,8 +45,6 @@ from moe_ray.routing.capture_batches import capture_batches
 from moe_ray.routing.counts import RoutingCounts
 from moe_ray.studies.trial import in_one_process
 
-logger = logging.getLogger(__name__)
-
 T = TypeVar("T")
 
 
@@ -58,12 +55,14 @@ def prepare(
     tokenizer: PreTrainedTokenizerBase | None = None,
     config: PromptsConfig | None = None,
     seed: int = 0,
+    capture_config: CaptureConfig | None = None,
     **settings: Any,
 ) -> Prompts:
     """The examples split, grouped into batches, and with a target where one can be had.
 
-    Unsafe examples without a target get `prompts.refusal`. Safe ones get the model's own answer if a model is given;
-    examples that it cannot be asked are then left out.
+    Unsafe examples without a target get `prompts.refusal`. Safe ones get the model's own answer if a model is given.
+    Examples that it cannot be asked (too long, or refused by the chat template) are then left out of the held-out ones and
+    named in a warning; those of batches stay in place, and `capture` and `fine_tune` leave them out.
 
     Args:
         examples: from `read_examples`.
@@ -71,10 +70,12 @@ def prepare(
         tokenizer: its tokenizer.
         config: the section `prompts`; `files` is not used.
         seed: of splits and batches.
+        capture_config: the section `capture`, whose `too_long` and `max_bad_share` also hold for held-out examples.
         settings: of the section, such as `unsafe_per_batch=16`.
 
     Raises:
-        InputError: a label is missing in training or test, or no batch can be filled.
+        InputError: a label is missing in training or test, no batch can be filled, or more than `capture.max_bad_share` of
+            the held-out examples cannot be asked.
     """
     chosen = _merged(PromptsConfig, config, settings)
     if chosen.keep_pairs != "all":
@@ -84,7 +85,7 @@ def prepare(
         )
     check_both_labels(examples, "prompts")
     prompts = group_examples(examples, Config(prompts=chosen, seed=seed))
-    return with_targets(prompts, chosen, model, tokenizer)
+    return with_targets(prompts, chosen, model, tokenizer, capture_config)
 
 
 def capture(
@@ -131,10 +132,10 @@ def identify(
         InputError: no batch has any unsafe expert or both labels, or the settings need what was not captured.
     """
     chosen = _merged(IdentifyConfig, config, settings)
-    whole, one_sided = batches_with_both_labels(counts, chosen.roles)
-    if whole and one_sided:
-        logger.warning("batches %s have tokens of one label only, so they get no mask", one_sided[:20])
-        counts = counts.take(np.isin(counts.batch_idx, whole))
+    whole = batches_with_both_labels(label_tokens(counts, chosen.roles), chosen.roles)
+    chosen_rows = np.isin(counts.batch_idx, whole)
+    if not chosen_rows.all():
+        counts = counts.take(chosen_rows)
     risk = risk_of_batches(counts, chosen, seed=seed)
     return Identification(risk=risk, masks=select(risk, chosen, seed=seed), config=chosen)
 
@@ -160,7 +161,8 @@ def fine_tune(
     Args:
         model: the base model.
         tokenizer: its tokenizer.
-        batches: with a target for every example; those without a mask are not trained.
+        batches: with a target for every example that the model can be asked; the others, and batches without a mask, are
+            not trained.
         masks: of `identify`, looked up by `batch_idx`.
         config: the section `finetune`.
         seed: of the batch order.
@@ -182,7 +184,7 @@ def fine_tune(
         return fine_tune_experts(
             model,
             tokenizer,
-            batches,
+            without_unaskable(batches, model, tokenizer),
             masks,
             config=chosen,
             seed=seed,

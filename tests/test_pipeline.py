@@ -94,13 +94,18 @@ def test_safe_examples_without_a_target_get_the_models_own_answer(tokenizer, cap
     examples = [replace(example, target=None) for example in some_examples()]
     too_long = [replace(e, id=f"{e.id} long", messages=({"role": "user", "content": "how " * 70},)) for e in examples]
     given = [*examples, *(e for e in too_long if e.label == "safe")]
-    model = build("olmoe")
+    model, lenient = build("olmoe"), CaptureConfig(max_bad_share=0.9)
     with caplog.at_level(logging.WARNING):
-        prepared = moe_ray.prepare(given, model=model, tokenizer=tokenizer, own_answer_tokens=3, **SETTINGS)
-    used = [e for batch in prepared.batches for e in batch.examples] + list(prepared.test)
-    assert all(example.target is not None for example in used)
-    assert not any(example.id.endswith("long") for example in used)
-    assert "cannot be asked and are left out" in caplog.text
+        prepared = moe_ray.prepare(
+            given, model=model, tokenizer=tokenizer, own_answer_tokens=3, capture_config=lenient, **SETTINGS
+        )
+    assert "test examples cannot be answered and are left out" in caplog.text
+    trained = [e for batch in prepared.batches for e in batch.examples]
+    is_long = [example.id.endswith("long") for example in trained]
+    assert any(is_long)
+    assert is_long == [example.target is None for example in trained]
+    assert not any(example.id.endswith("long") for example in prepared.test)
+    used = [*(example for example in trained if example.target is not None), *prepared.test]
     config = EvaluateConfig(max_new_tokens=3)
     safe = [example for example in used if example.label == "safe"]
     frame = examples_to_frame(safe).assign(batch_idx=-1)
@@ -154,6 +159,19 @@ def test_evaluate_gives_the_answers_and_figures_of_a_run(prompts, found, tokeniz
     assert evaluated.metrics == summarise(answers, neutral=neutral)
     assert evaluated.change is None
     assert hooks_left(model) == 0
+
+
+def test_what_the_model_cannot_be_asked_is_not_trained(prompts, found, tokenizer, caplog):
+    of_batch = prompts.batches[0].examples
+    too_long = replace(of_batch[0], id="long", target=None, messages=({"role": "user", "content": "how " * 70},))
+    batches = [replace(prompts.batches[0], examples=(*of_batch, too_long)), *prompts.batches[1:]]
+    config = replace(FINE_TUNE, epochs=1)
+    model, expected = build("olmoe"), build("olmoe")
+    moe_ray.fine_tune(model, tokenizer, batches, found.masks, config=config)
+    assert "1 of 25 examples cannot be asked and are not trained: 'long'" in caplog.text
+    moe_ray.fine_tune(expected, tokenizer, prompts.batches, found.masks, config=config)
+    there = state_of(expected)
+    assert all(torch.equal(tensor, there[name]) for name, tensor in state_of(model).items())
 
 
 def test_what_changed_is_compared_with_the_model_before(prompts, found, tokenizer):
@@ -219,8 +237,8 @@ def test_a_batch_that_lost_a_label_gets_no_mask(counts, caplog):
     with caplog.at_level(logging.WARNING):
         found = moe_ray.identify(rest, permutations=0, resamples=0)
     assert found.masks.batch_idx == tuple(batches[1:])
-    assert f"batches [{batches[0]}] have tokens of one label only" in caplog.text
-    with pytest.raises(InputError, match="expected both"):
+    assert f"batches [{batches[0]}] have prompt tokens of one label only" in caplog.text
+    with pytest.raises(InputError, match="has prompt tokens of both labels"):
         moe_ray.identify(counts.take(counts.label == "safe"))
 
 

@@ -69,6 +69,22 @@ def rows_to_answer(frame: pd.DataFrame, routing: str) -> pd.DataFrame:
     return pd.concat([numbered.assign(routing=kind) for kind in kinds], ignore_index=True)
 
 
+def in_answering_order(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `rows_to_answer`, those that can share a forward pass next to each other: a batch's masked ones."""
+    ordered = rows.assign(group=_batch_of_mask(rows)).sort_values(["routing", "group"], kind="stable")
+    return ordered.drop(columns="group")
+
+
+def in_frame_order(answers: pd.DataFrame) -> pd.DataFrame:
+    """The answers by routing, natural ones first, and in each as the examples stood in the frame."""
+    return answers.sort_values(["routing", "place"], ascending=[False, True], ignore_index=True)
+
+
+def _batch_of_mask(rows: pd.DataFrame) -> pd.Series:
+    """The batch through whose mask each row is routed; -1 = none. Only rows with one batch share a forward pass."""
+    return rows["batch_idx"].where(rows["routing"] == "masked", -1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Answered:
     """Answers without verdicts, and the routing counts of the prompts under natural routing (None = not counted)."""
@@ -162,6 +178,6 @@ def answer_and_count(
 def _groups(rows: pd.DataFrame) -> Iterator[tuple[tuple[str, int], list[int]]]:
     """Rows that can run together, by position: all natural ones, and the masked ones of a batch."""
     groups: dict[tuple[str, int], list[int]] = defaultdict(list)
-    for position, (routing, batch_idx) in enumerate(zip(rows["routing"], rows["batch_idx"], strict=True)):
-        groups[routing, int(batch_idx) if routing == "masked" else -1].append(position)
+    for position, (routing, batch_idx) in enumerate(zip(rows["routing"], _batch_of_mask(rows), strict=True)):
+        groups[routing, int(batch_idx)].append(position)
     yield from groups.items()

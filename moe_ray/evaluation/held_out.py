@@ -10,7 +10,7 @@ import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_ray.config.evaluate import EvaluateConfig
-from moe_ray.evaluation.evaluate import answer_and_count, rows_to_answer
+from moe_ray.evaluation.evaluate import answer_and_count, in_answering_order, in_frame_order, rows_to_answer
 from moe_ray.evaluation.judges import judge_answers, make_judge
 from moe_ray.evaluation.metrics import paired_changes, summarise
 from moe_ray.experts import ExpertMasks, ShortLayers
@@ -80,10 +80,7 @@ def evaluate_held_out(
     """
     judge, size = make_judge(config, device=model.device), config.rows_per_forward
     texts = neutral_texts(config.neutral_file)
-    rows = rows_to_answer(frame, config.routing)
-    # The masked rows of a batch stand together, since they share a forward pass.
-    group = rows["batch_idx"].where(rows["routing"] == "masked", NO_BATCH)
-    rows = rows.assign(group=group).sort_values(["routing", "group"], kind="stable").drop(columns="group")
+    rows = in_answering_order(rows_to_answer(frame, config.routing))
     blocks = []
     with evaluating(model):
         for start in range(0, len(rows), size):
@@ -95,8 +92,7 @@ def evaluate_held_out(
                 progress(start + len(block), len(rows))
         neutral = text_losses(model, tokenizer, texts, rows_per_forward=size)
     counted = [block.routing for block in blocks if block.routing is not None]
-    answers = pd.concat([block.answers for block in blocks])
-    answers = answers.sort_values(["routing", "place"], ascending=[False, True], ignore_index=True)
+    answers = in_frame_order(pd.concat([block.answers for block in blocks]))
     judged = judge_answers(answers, judge).drop(columns="place")
     return _with_figures(judged, neutral, concat_counts(counted) if counted else None, before)
 

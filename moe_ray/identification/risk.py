@@ -11,6 +11,7 @@ Source: the activation rates and their difference of SteerMoE (Fayyaz et al. 202
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,8 @@ import pandas as pd
 
 from moe_ray.errors import InputError
 from moe_ray.routing.counts import RoutingCounts
+
+logger = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.float64]
 
@@ -73,14 +76,45 @@ def example_counts(counts: RoutingCounts, *, roles: Sequence[str] = ("prompt",))
         yield _examples_of(counts, batch_rows)
 
 
-def batches_with_both_labels(counts: RoutingCounts, roles: Sequence[str]) -> tuple[list[int], list[int]]:
-    """Batches with tokens of both labels in these roles, which can be identified, and those with tokens of one."""
-    rows = np.isin(counts.role.astype(str), list(roles)) & (counts.num_tokens > 0)
-    labels_of: dict[int, set[str]] = {}
-    for batch_idx, label in zip(counts.batch_idx[rows].tolist(), counts.label[rows], strict=True):
-        labels_of.setdefault(batch_idx, set()).add(label)
-    whole = sorted(batch_idx for batch_idx, labels in labels_of.items() if len(labels) == 2)
-    return whole, sorted(labels_of.keys() - set(whole))
+def label_tokens(counts: RoutingCounts, roles: Sequence[str]) -> pd.DataFrame:
+    """Tokens in these roles, by label: a row `batch_idx, safe, unsafe` per batch that has any.
+
+    Raises:
+        InputError: a label is unknown.
+    """
+    rows = np.flatnonzero(np.isin(counts.role.astype(str), list(roles)) & (counts.num_tokens > 0))
+    is_unsafe, num_tokens = _is_unsafe(counts.label[rows]), counts.num_tokens[rows]
+    tokens = pd.DataFrame(
+        {"batch_idx": counts.batch_idx[rows], "safe": num_tokens * ~is_unsafe, "unsafe": num_tokens * is_unsafe}
+    )
+    return tokens.groupby("batch_idx", as_index=False).sum()
+
+
+def batches_with_both_labels(tokens: pd.DataFrame, roles: Sequence[str]) -> list[int]:
+    """The batches that can be identified, ascending; those with tokens of one label only are named in a warning.
+
+    Args:
+        tokens: `batch_idx, safe, unsafe`: tokens of each label in these roles, in any number of rows per batch.
+        roles: what the tokens are of, for the messages.
+
+    Raises:
+        InputError: no batch has tokens of both labels.
+    """
+    sums = tokens.groupby("batch_idx")[["safe", "unsafe"]].sum()
+    has_both = (sums > 0).all(axis=1)
+    whole, one_sided, of_roles = sums.index[has_both].tolist(), sums.index[~has_both].tolist(), " or ".join(roles)
+    if not whole:
+        raise InputError(
+            f"none of {len(one_sided)} batches has {of_roles} tokens of both labels; change identify.roles or give "
+            "examples a response"
+        )
+    if one_sided:
+        logger.warning(
+            "batches %s have %s tokens of one label only, so they get no mask and are not trained",
+            one_sided[:20],
+            of_roles,
+        )
+    return whole
 
 
 def _examples_of(counts: RoutingCounts, rows: npt.NDArray[np.int64]) -> ExampleCounts:

@@ -6,7 +6,7 @@ experts away. `RULES` names each rule's source.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -127,16 +127,20 @@ def _per_layer(table: pd.DataFrame, config: IdentifyConfig, seed: int) -> tuple[
     column = _score(table, config)
     ordered = _by_score(table[table[column] > config.threshold], column)
     ordered = ordered[ordered.groupby("layer").cumcount() < config.per_layer_quota]
-    return _filtered(_as_experts(ordered), table, config)
+    return _filtered(_experts_of(ordered), table, config)
 
 
 def _by_score(table: pd.DataFrame, column: str) -> pd.DataFrame:
     return table.sort_values([column, "layer", "expert"], ascending=[False, True, True])
 
 
-def _as_experts(table: pd.DataFrame) -> tuple[Expert, ...]:
-    pairs = zip(table["layer"].tolist(), table["expert"].tolist(), strict=True)
-    return tuple(Expert(int(layer), int(expert)) for layer, expert in pairs)
+def as_experts(layers: Iterable[int], experts: Iterable[int]) -> tuple[Expert, ...]:
+    """The experts of two columns, in their order."""
+    return tuple(Expert(int(layer), int(expert)) for layer, expert in zip(layers, experts, strict=True))
+
+
+def _experts_of(table: pd.DataFrame) -> tuple[Expert, ...]:
+    return as_experts(table["layer"].tolist(), table["expert"].tolist())
 
 
 def _filtered(chosen: tuple[Expert, ...], table: pd.DataFrame, config: IdentifyConfig) -> tuple[Expert, ...]:
@@ -151,10 +155,19 @@ def _filtered(chosen: tuple[Expert, ...], table: pd.DataFrame, config: IdentifyC
     if config.stability:
         _require_column(table, "stability", f"identify.stability={config.stability}")
         dropped |= ~(table["stability"] >= config.stability - _ROUNDING)
-    remaining = set(_as_experts(table[~dropped]))
+    remaining = set(_experts_of(table[~dropped]))
     # Filtered after the top_k were chosen: an expert that is dropped is not replaced by the next weaker one, since that
     # would make a stricter filter select experts that a laxer one does not.
     return tuple(expert for expert in chosen if expert in remaining)
+
+
+def by_layer_share(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    """One batch's table with `share`, each expert's part of its layer's total of the column, the largest first.
+
+    A layer whose total is 0 has shares of 0; ties are ordered by (layer, expert).
+    """
+    share = table[column] / table.groupby("layer")[column].transform("sum")
+    return _by_score(table.assign(share=share.fillna(0.0)), "share")
 
 
 def _cumulative(column: str, setting: str) -> Callable[[pd.DataFrame, IdentifyConfig, int], tuple[Expert, ...]]:
@@ -162,11 +175,10 @@ def _cumulative(column: str, setting: str) -> Callable[[pd.DataFrame, IdentifyCo
 
     def choose(table: pd.DataFrame, config: IdentifyConfig, seed: int) -> tuple[Expert, ...]:
         _require_column(table, column, setting)
-        share = table[column] / table.groupby("layer")[column].transform("sum")
-        ordered = _by_score(table.assign(share=share.fillna(0.0)), "share")
+        ordered = by_layer_share(table, column)
         # An expert is needed while those before it do not reach top_p; its own share may go beyond.
         before = ordered.groupby("layer")["share"].cumsum() - ordered["share"]
-        return _as_experts(ordered[(before < config.top_p - _ROUNDING) & (ordered["share"] > 0)])
+        return _experts_of(ordered[(before < config.top_p - _ROUNDING) & (ordered["share"] > 0)])
 
     return choose
 
@@ -179,9 +191,15 @@ def _random(table: pd.DataFrame, config: IdentifyConfig, seed: int) -> tuple[Exp
     drawn: list[Expert] = []
     for layer in np.unique(layers):
         experts: npt.NDArray[np.int64] = np.unique(table.loc[table["layer"] == layer, "expert"])
-        chosen = rng.choice(experts, size=int((layers == layer).sum()), replace=False)
-        drawn += [Expert(int(layer), int(expert)) for expert in np.sort(chosen)]
+        drawn += draw_experts(rng, int(layer), experts, number=int((layers == layer).sum()))
     return tuple(drawn)
+
+
+def draw_experts(
+    rng: np.random.Generator, layer: int, experts: npt.NDArray[np.int64], *, number: int
+) -> tuple[Expert, ...]:
+    """So many different experts of one layer, drawn from the given ones, in ascending order."""
+    return tuple(Expert(layer, int(expert)) for expert in np.sort(rng.choice(experts, size=number, replace=False)))
 
 
 RULES: Mapping[str, Rule] = {
@@ -212,4 +230,4 @@ def top_experts(table: pd.DataFrame, *, threshold: float, top_k: int, column: st
     above = np.flatnonzero(values > threshold)
     layers, experts = table["layer"].to_numpy()[above], table["expert"].to_numpy()[above]
     order = np.lexsort((experts, layers, -values[above]))[:top_k]
-    return tuple(Expert(int(layers[i]), int(experts[i])) for i in order)
+    return as_experts(layers[order], experts[order])

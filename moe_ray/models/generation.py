@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
+from moe_ray.models.end_tokens import end_ids
 from moe_ray.models.forward_groups import group_by_length
 from moe_ray.models.tokenization import TokenizedRow, pad_rows, pad_token_id
 
@@ -76,7 +77,7 @@ def generate_responses(
         temperature: 0 = the likeliest token each time; above 0 = drawn from softmax(logits / temperature).
         seeds: of each prompt's random numbers; used with a temperature only.
     """
-    pad_id, ends = pad_token_id(tokenizer), _end_ids(model, tokenizer)
+    pad_id, ends = pad_token_id(tokenizer), set(end_ids(model, tokenizer))
     padded = pad_rows([TokenizedRow(list(prompt), []) for prompt in prompts], pad_id=pad_id, left=True).to(model.device)
     # Without it, a checkpoint whose configuration asks for sampling would draw from the global random numbers.
     settings = GenerationConfig(
@@ -128,9 +129,3 @@ def generate_answers(
         for index, response in zip(group, responses, strict=True):
             answers[index] = (response.text, response.ended)
     return answers
-
-
-def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    configured = getattr(model.generation_config, "eos_token_id", None)
-    ends = set(configured) if isinstance(configured, list) else {configured}
-    return {int(end) for end in ends | {tokenizer.eos_token_id} if end is not None}

@@ -20,7 +20,7 @@ from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.errors import InputError
 from moe_ray.experts import Expert, ExpertMasks, masks_from_experts
 from moe_ray.identification.risk import aggregate_risk
-from moe_ray.identification.selection import batch_tables
+from moe_ray.identification.selection import as_experts, batch_tables, by_layer_share, draw_experts
 
 OURS = "per_batch"
 """The arm that all others are compared with."""
@@ -113,23 +113,21 @@ def average_size(masks: ExpertMasks) -> int:
 def global_masks(ours: ExpertMasks, risk: pd.DataFrame, *, num_experts: int) -> ExpertMasks:
     """The same experts for every batch: those with the largest risk difference, averaged over batches."""
     table = aggregate_risk(risk).head(num_experts)
-    chosen = tuple(
-        Expert(int(layer), int(expert)) for layer, expert in zip(table["layer"], table["expert"], strict=True)
-    )
+    chosen = as_experts(table["layer"], table["expert"])
     return _like(ours, {batch: chosen for batch in ours.trained_batches})
 
 
 def random_masks(ours: ExpertMasks, *, seed: int) -> ExpertMasks:
     """For every batch as many experts of each layer as it has, drawn without regard to any number."""
-    _, num_layers, num_experts = ours.masks_BLE.shape
+    every = np.arange(ours.masks_BLE.shape[2])
     selected = {}
     for batch in ours.trained_batches:
         rng = np.random.default_rng([seed, batch])
         sizes_L = ours[batch].sum(axis=1)
         selected[batch] = tuple(
-            Expert(ours.layers[row], int(expert))
-            for row in range(num_layers)
-            for expert in np.sort(rng.choice(num_experts, size=int(sizes_L[row]), replace=False))
+            expert
+            for layer, size in zip(ours.layers, sizes_L.tolist(), strict=True)
+            for expert in draw_experts(rng, layer, every, number=size)
         )
     return _like(ours, selected)
 
@@ -149,8 +147,8 @@ def shuffled_masks(ours: ExpertMasks, *, seed: int) -> ExpertMasks:
             "compare.names"
         )
     order = np.random.default_rng(seed).permutation(batches).tolist()
-    giver = dict(zip(order, [*order[1:], order[0]], strict=True))  # one cycle: none gives to itself
-    return _like(ours, {batch: ours.selected[giver[batch]] for batch in batches})
+    source_batch = dict(zip(order, [*order[1:], order[0]], strict=True))  # one cycle: none is its own
+    return _like(ours, {batch: ours.selected[source_batch[batch]] for batch in batches})
 
 
 def esft_masks(ours: ExpertMasks, risk: pd.DataFrame, *, column: str) -> ExpertMasks:
@@ -170,14 +168,9 @@ def esft_masks(ours: ExpertMasks, risk: pd.DataFrame, *, column: str) -> ExpertM
         )
     selected = {}
     for batch, table in batch_tables(risk):
-        share = table[column] / table.groupby("layer")[column].transform("sum")
-        ordered = table.assign(share=share.fillna(0.0)).sort_values(
-            ["share", "layer", "expert"], ascending=[False, True, True]
-        )
         if batch in ours.trained_batches:
-            chosen = ordered.head(len(ours.selected[batch]))
-            pairs = zip(chosen["layer"], chosen["expert"], strict=True)
-            selected[batch] = tuple(Expert(int(layer), int(expert)) for layer, expert in pairs)
+            chosen = by_layer_share(table, column).head(len(ours.selected[batch]))
+            selected[batch] = as_experts(chosen["layer"], chosen["expert"])
     return _like(ours, selected)
 
 

@@ -12,6 +12,7 @@ from jinja2 import TemplateError
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from moe_ray.errors import InputError
+from moe_ray.models.end_tokens import end_ids
 
 logger = logging.getLogger(__name__)
 
@@ -30,25 +31,20 @@ def settle_special_tokens(model: LlamaForCausalLM, tokenizer: PreTrainedTokenize
             "use the model's own tokenizer"
         )
     turn_end = turn_end_id(tokenizer)
-    end_ids = _end_ids(model, tokenizer, turn_end)
-    if not end_ids:
+    ends = end_ids(model, tokenizer)
+    if turn_end is not None and turn_end not in ends:
+        ends.append(turn_end)
+    if not ends:
         logger.warning("no end token in tokenizer or chat template: generation only stops at its length limit")
-    pad_id = _pad_id(tokenizer, end_ids)
+    pad_id = _pad_id(tokenizer, ends)
     if turn_end is not None:
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(turn_end)
     if pad_id is not None:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_id)
     tokenizer.model_max_length = min(tokenizer.model_max_length, model.config.max_position_embeddings)
     for config in (model.config, model.generation_config):
-        config.eos_token_id = end_ids[0] if len(end_ids) == 1 else end_ids or None
+        config.eos_token_id = ends[0] if len(ends) == 1 else ends or None
         config.pad_token_id = pad_id
-
-
-def _end_ids(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, turn_end: int | None) -> list[int]:
-    """Returns the ids that end a generation, those of the model's own configuration first."""
-    configured = model.generation_config.eos_token_id
-    ids = list(configured) if isinstance(configured, list) else [configured]
-    return list(dict.fromkeys(i for i in (*ids, tokenizer.eos_token_id, turn_end) if i is not None))
 
 
 def turn_end_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -70,18 +66,18 @@ def turn_end_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return ids[0] if ids and ids[0] in tokenizer.added_tokens_decoder else None
 
 
-def _pad_id(tokenizer: PreTrainedTokenizerBase, end_ids: list[int]) -> int | None:
+def _pad_id(tokenizer: PreTrainedTokenizerBase, ends: list[int]) -> int | None:
     """Returns a pad token that ends nothing, or an end token when the vocabulary has no other special token.
 
     Padding with the end token would hide real ends wherever padding is recognised by its id.
     """
     special = {token.content: i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    taken = {*end_ids, tokenizer.bos_token_id}
+    taken = {*ends, tokenizer.bos_token_id}
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in taken:
         return int(tokenizer.pad_token_id)
     names = [*_PAD_NAMES, tokenizer.unk_token]
     chosen = next((special[name] for name in names if name in special and special[name] not in taken), None)
-    if chosen is None and end_ids:
-        logger.warning("no special token is free for padding: padding with the end token, id %d", end_ids[0])
-        return end_ids[0]
+    if chosen is None and ends:
+        logger.warning("no special token is free for padding: padding with the end token, id %d", ends[0])
+        return ends[0]
     return chosen

@@ -14,6 +14,8 @@ from moe_ray.evaluation.evaluate import (
     answer_and_count,
     answer_examples,
     assign_reference_batches,
+    in_answering_order,
+    in_frame_order,
     rows_to_answer,
 )
 from moe_ray.models.tokenization import encode_prompt
@@ -53,6 +55,17 @@ def test_both_forms_of_a_pair_are_held_against_the_same_batch():
         {"label": ["safe", "safe", "unsafe", "unsafe"], "category": "", "pair": ["a", "b", "b", "a"]}
     )
     assert assign_reference_batches(examples, stored_batches(["", "", ""])).tolist() == [0, 1, 1, 0]
+
+
+# Order.
+
+
+def test_masked_rows_of_a_batch_are_neighbours_until_the_frames_order_is_restored():
+    rows = rows_to_answer(held_out(6), "both")
+    ordered = in_answering_order(rows)
+    assert ordered.loc[ordered["routing"] == "masked", "id"].tolist() == ["e0", "e2", "e4", "e1", "e3", "e5"]
+    assert ordered.loc[ordered["routing"] == "natural", "id"].tolist() == [f"e{n}" for n in range(6)]
+    pd.testing.assert_frame_equal(in_frame_order(ordered), rows)
 
 
 # Answers of a model in memory.

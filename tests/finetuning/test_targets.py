@@ -7,8 +7,10 @@ from families import build
 from prompt_examples import example
 from word_tokenizer import TEMPLATE, make_tokenizer
 
+from moe_ray.config.capture import CaptureConfig
 from moe_ray.config.prompts import PromptsConfig
-from moe_ray.finetuning.targets import with_targets
+from moe_ray.errors import InputError
+from moe_ray.finetuning.targets import with_targets, without_unaskable
 from moe_ray.models.generation import generate_answers
 from moe_ray.models.tokenization import encode_prompt
 from moe_ray.prompts.batches import Assembly, Batch
@@ -53,11 +55,36 @@ def test_a_safe_example_gets_what_the_model_answers_and_whether_it_ended(tokeniz
     assert [(one.target, one.target_complete) for one in got.batches[0].examples] == expected
 
 
-def test_an_example_that_the_model_cannot_be_asked_is_left_out_and_named(tokenizer, caplog):
-    examples = asking(1, "safe"), asking(2, "unsafe", "how " * 100)
+TOO_LONG = "how " * 100
+
+
+def test_a_training_example_that_the_model_cannot_be_asked_stays_for_the_capture_to_set_aside(tokenizer):
+    examples = asking(1, "safe"), asking(2, "unsafe", TOO_LONG), asking(3, "safe", TOO_LONG)
     got = with_targets(prompts_of(*examples), CONFIG, build("olmoe"), tokenizer)
-    assert [one.id for one in got.batches[0].examples] == ["safe-1"]
-    assert "1 examples cannot be asked and are left out: unsafe-2" in caplog.text
+    assert [one.id for one in got.batches[0].examples] == ["safe-1", "unsafe-2", "safe-3"]
+    assert [one.target for one in got.batches[0].examples][1:] == ["I will not.", None]
+
+
+def test_what_the_model_cannot_be_asked_is_not_trained_and_named(tokenizer, caplog):
+    batches = prompts_of(asking(1, "safe"), asking(2, "unsafe", TOO_LONG)).batches
+    got = without_unaskable(batches, build("olmoe"), tokenizer)
+    assert [one.id for one in got[0].examples] == ["safe-1"]
+    assert "1 of 2 examples cannot be asked and are not trained: 'unsafe-2'" in caplog.text
+
+
+def test_a_held_out_example_that_the_model_cannot_be_asked_is_left_out_and_named(tokenizer, caplog):
+    test = (asking(2, "unsafe"), asking(3, "unsafe", TOO_LONG), asking(4, "safe"))
+    prompts, capture = prompts_of(asking(1, "safe"), test=test), CaptureConfig(max_bad_share=0.5)
+    got = with_targets(prompts, CONFIG, build("olmoe"), tokenizer, capture)
+    assert [one.id for one in got.test] == ["unsafe-2", "safe-4"]
+    assert all(one.target is not None for one in got.test)
+    assert "1 of 3 test examples cannot be answered and are left out: 'unsafe-3'" in caplog.text
+
+
+def test_too_many_held_out_examples_that_cannot_be_asked_are_an_error(tokenizer):
+    prompts = prompts_of(asking(1, "safe"), test=(asking(2, "unsafe"), asking(3, "unsafe", TOO_LONG)))
+    with pytest.raises(InputError, match="1 of 2 test examples cannot be answered"):
+        with_targets(prompts, CONFIG, build("olmoe"), tokenizer)
 
 
 def test_the_models_training_mode_is_restored(tokenizer):

@@ -18,6 +18,7 @@ from moe_ray.identification.risk import (
     aggregate_risk,
     batches_with_both_labels,
     example_counts,
+    label_tokens,
 )
 from moe_ray.routing.counts import RoutingCounts, concat_counts
 from moe_ray.testing.simulated_counts import Population, simulate
@@ -179,10 +180,25 @@ def test_examples_without_tokens_are_left_out() -> None:
     assert len(next(example_counts(concat_counts([by_hand(), empty]))).tokens_N) == 3
 
 
-def test_a_batch_whose_tokens_have_one_label_is_told_apart() -> None:
-    assert batches_with_both_labels(by_hand(), ("prompt",)) == ([7, 9], [])
-    assert batches_with_both_labels(by_hand(), ("response",)) == ([], [9])
-    assert batches_with_both_labels(by_hand().take(np.array([0, 1, 2, 3])), ("prompt",)) == ([7], [9])
+def both_labels(counts: RoutingCounts, role: str = "prompt") -> list[int]:
+    return batches_with_both_labels(label_tokens(counts, (role,)), (role,))
+
+
+def test_a_batch_whose_tokens_have_one_label_is_named_and_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    assert both_labels(by_hand()) == [7, 9]
+    assert not caplog.records
+    assert both_labels(by_hand().take(np.array([0, 1, 2, 3]))) == [7]
+    assert "batches [9] have prompt tokens of one label only" in caplog.text
+
+
+def test_a_label_may_be_in_another_part_than_the_other() -> None:
+    parts = pd.DataFrame({"batch_idx": [4, 7, 4], "safe": [0, 5, 2], "unsafe": [3, 0, 0]})
+    assert batches_with_both_labels(parts, ("prompt",)) == [4]
+
+
+def test_no_batch_with_tokens_of_both_labels_is_an_error() -> None:
+    with pytest.raises(InputError, match="none of 1 batches has response tokens of both labels"):
+        both_labels(by_hand(), "response")
 
 
 def test_a_batchs_counts_print_as_one_line() -> None:

@@ -17,7 +17,13 @@ import pyarrow as pa
 from moe_ray.config.evaluate import EvaluateConfig
 from moe_ray.config.model import ModelConfig
 from moe_ray.errors import InputError
-from moe_ray.evaluation.evaluate import INPUT_COLUMNS, answer_and_count, rows_to_answer
+from moe_ray.evaluation.evaluate import (
+    INPUT_COLUMNS,
+    answer_and_count,
+    in_answering_order,
+    in_frame_order,
+    rows_to_answer,
+)
 from moe_ray.experts import ShortLayers
 from moe_ray.identification.mask_files import read_masks
 from moe_ray.models.loss import text_losses
@@ -153,11 +159,8 @@ def _not_done(rows: pd.DataFrame, parts: Folder) -> pd.DataFrame:
 
 def _run(todo: pd.DataFrame, job: AnswerJob, what: str) -> None:
     config = job.config
-    # The masked rows of a batch stand together, since they share a forward pass.
-    masked = todo["routing"] == "masked"
-    ordered = todo.assign(group=todo["batch_idx"].where(masked, -1)).sort_values(["routing", "group"], kind="stable")
     pool = in_actors(
-        blocks_of(as_table(ordered[_COLUMNS]), config.rows_per_forward),
+        blocks_of(as_table(in_answering_order(todo)[_COLUMNS]), config.rows_per_forward),
         AnswerActor,
         (job,),
         what=what,
@@ -178,8 +181,7 @@ def read_answers(parts: Folder) -> Answers:
     names = _names(parts, "answers")
     if not names:
         raise InputError(f"no answers in {parts.url}; run the evaluation")
-    answers = pd.concat([parts.read_frame(name) for name in names], ignore_index=True)
-    answers = answers.sort_values(["routing", "place"], ascending=[False, True], ignore_index=True)
+    answers = in_frame_order(pd.concat([parts.read_frame(name) for name in names], ignore_index=True))
     texts = [parts.read_frame(name) for name in _names(parts, _NEUTRAL)]
     # Counts without answers are of a call that was killed in between, whose rows were done again.
     counted = [name for name in _names(parts, "routing") if name.replace("routing", "answers", 1) in names]

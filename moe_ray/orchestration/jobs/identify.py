@@ -6,7 +6,6 @@ of the parts that hold them. No process but the one that joins the risk tables s
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,14 +15,12 @@ import pyarrow as pa
 import ray.data
 
 from moe_ray.config.identify import IdentifyConfig
-from moe_ray.errors import InputError
 from moe_ray.identification.identify import identify as identify_counts
+from moe_ray.identification.risk import batches_with_both_labels
 from moe_ray.orchestration.cluster.ray_session import require_cpus
 from moe_ray.routing.count_store import batches_in_parts, parts_info, read_batches
 from moe_ray.run_directory import RunDirectory
 from moe_ray.storage.folder import Folder
-
-logger = logging.getLogger(__name__)
 
 _EXPERTS_PER_TASK, _MAX_BATCHES_PER_TASK = 200_000, 64
 """Work of a task: many times what its process takes to start, little enough to be spread and held."""
@@ -38,18 +35,7 @@ def identify(run: RunDirectory, config: IdentifyConfig, *, seed: int) -> pd.Data
     require_cpus(2, "identification")
     parts = run.counts_folder
     info, where = parts_info(parts), batches_in_parts(parts, config.roles)
-    batches, lost = batches_with_both_labels(where)
-    if not batches:
-        raise InputError(
-            f"none of {len(lost)} batches has {' or '.join(config.roles)} tokens of both labels; change identify.roles or "
-            "give examples a response"
-        )
-    if lost:
-        logger.warning(
-            "batches %s have no %s tokens of one label, so they get no mask and are not trained",
-            lost[:20],
-            " or ".join(config.roles),
-        )
+    batches = batches_with_both_labels(where, config.roles)
     where = where[where["batch_idx"].isin(batches)]
     tasks = [
         pa.table({"batch_idx": [group], "parts": [sorted(set(where.loc[where["batch_idx"].isin(group), "part"]))]})
@@ -64,13 +50,6 @@ def identify(run: RunDirectory, config: IdentifyConfig, *, seed: int) -> pd.Data
     blocks = [pd.DataFrame(block) for block in tables.iter_batches(batch_size=None, batch_format="numpy")]
     risk = pd.concat(blocks, ignore_index=True)
     return risk.sort_values(["batch_idx", "layer", "expert"], ignore_index=True)
-
-
-def batches_with_both_labels(where: pd.DataFrame) -> tuple[list[int], list[int]]:
-    """Batches that can be identified, and those that cannot, from what `batches_in_parts` found."""
-    tokens = where.groupby("batch_idx")[["safe", "unsafe"]].sum()
-    has_both = (tokens > 0).all(axis=1)
-    return tokens.index[has_both].tolist(), tokens.index[~has_both].tolist()
 
 
 def _groups(batches: Sequence[int], num_experts: int) -> list[list[int]]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import pandas as pd
 
-from moe_ray.errors import InputError
 from moe_ray.evaluation.evaluate import assign_reference_batches
+from moe_ray.finetuning.targets import TARGETS, Asking, fill_targets, held_out_to_ask
 from moe_ray.models.loading import context_length, load_tokenizer
 from moe_ray.orchestration.stages.answering import answered, judged
 from moe_ray.orchestration.stages.context import Context
@@ -28,10 +27,7 @@ from moe_ray.storage.fingerprint import content_hash, frame_hash
 from moe_ray.storage.folder import Folder
 from moe_ray.storage.stage import MADE, Outcome, Stage
 
-logger = logging.getLogger(__name__)
-
 _LEFT_OUT_COLUMNS = ("split", "id", "label", "category", "reason", "detail")
-_TARGETS = ["target", "target_complete"]
 
 
 def filter_pairs(run: Context) -> Outcome:
@@ -90,13 +86,16 @@ def _write_prompts(run: Context, folder: Folder) -> dict[str, Any]:
     made = {}
     for file, examples in held_out.items():
         split = file.partition(".")[0]
-        frame = _without_unanswerable(run, examples_to_frame(examples), split, left_out)
+        frame = examples_to_frame(examples)
+        share = run.config.capture.max_bad_share
+        frame, unasked = held_out_to_ask(frame, split, _unanswerable(run, frame), max_bad_share=share)
+        left_out += unasked
         frame["batch_idx"] = assign_reference_batches(frame, train)
         frame = _with_targets(run, frame, split)
         folder.write_table(file, frame)
         made[split] = frame_hash(frame)
     # The capture does not read targets, so another refusal captures nothing again.
-    made["examples"] = frame_hash(train.drop(columns=_TARGETS))
+    made["examples"] = frame_hash(train.drop(columns=list(TARGETS)))
     train = _with_targets(run, train, "train")
     made["targets"] = frame_hash(train)
     folder.write_table(BATCHES, train, row_group_size=ROWS_PER_GROUP)
@@ -121,46 +120,11 @@ def _unanswerable(run: Context, frame: pd.DataFrame) -> dict[Any, Rejected]:
     return unanswerable(frame, load_tokenizer(run.model), limit=context_length(run.model), too_long=_policy(run))
 
 
-def _without_unanswerable(
-    run: Context, frame: pd.DataFrame, split: str, left_out: list[dict[str, Any]]
-) -> pd.DataFrame:
-    """The held-out examples that can be answered; the others are listed in `left_out`.
-
-    Raises:
-        InputError: more than `capture.max_bad_share` of them cannot.
-    """
-    bad, share = _unanswerable(run, frame), run.config.capture.max_bad_share
-    for index, why in bad.items():
-        row = {name: frame.loc[index, name] for name in ("id", "label", "category")}
-        left_out.append({"split": split, **row, "reason": why.reason, "detail": why.detail})
-    if len(bad) > share * len(frame):
-        first = left_out[-len(bad)]
-        raise InputError(
-            f"{len(bad)} of {len(frame)} {split} examples cannot be answered, expected at most a share of {share:g}; "
-            f"the first is {first['id']!r} ({first['reason']}: {first['detail']}); mend or remove them, or raise "
-            "capture.max_bad_share"
-        )
-    if bad:
-        names = ", ".join(repr(row["id"]) for row in left_out[-len(bad) :][:5])
-        logger.warning(
-            "%d of %d %s examples cannot be answered and are left out: %s", len(bad), len(frame), split, names
-        )
-    return frame.drop(index=list(bad))
-
-
 def _with_targets(run: Context, frame: pd.DataFrame, split: str) -> pd.DataFrame:
-    """Fills missing targets: the refusal for unsafe examples, the model's own answer for safe ones it can be asked."""
-    frame = frame.assign(target=frame["target"].astype(object))
-    missing = frame["target"].isna()
-    frame.loc[missing & (frame["label"] == "unsafe"), "target"] = run.config.prompts.refusal
-    asked = frame[missing & (frame["label"] == "safe")]
-    # One that cannot be asked stays without a target; the capture sets it aside, or counts the part that fits.
-    asked = asked.drop(index=list(_unanswerable(run, asked)))
-    if len(asked):
-        answers = _own_answers(run, asked, split)
-        frame.loc[asked.index, "target"] = answers["answer"].to_numpy()
-        frame.loc[asked.index, "target_complete"] = answers["ended"].to_numpy()
-    return frame
+    asking = Asking(
+        unaskable=lambda rows: _unanswerable(run, rows), answers=lambda rows: _own_answers(run, rows, split)
+    )
+    return fill_targets(frame, run.config.prompts.refusal, asking)
 
 
 def _own_answers(run: Context, asked: pd.DataFrame, split: str) -> pd.DataFrame:
