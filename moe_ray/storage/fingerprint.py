@@ -1,4 +1,4 @@
-"""Fingerprints: short hashes of values, files and checkpoints, and the versions a run was made with."""
+"""Fingerprints: short hashes of values, tables and checkpoints, and the versions a run was made with."""
 
 from __future__ import annotations
 
@@ -25,12 +25,6 @@ def frame_hash(frame: pd.DataFrame) -> str:
     """A short hash of a table of plain values: its columns, its rows and their order; the index does not count."""
     rows = pd.util.hash_pandas_object(frame, index=False).to_numpy()
     return hashlib.sha256(repr([str(name) for name in frame.columns]).encode() + rows.tobytes()).hexdigest()[:16]
-
-
-def hash_file(path: str) -> str:
-    """A short hash of a local file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def environment() -> dict[str, Any]:

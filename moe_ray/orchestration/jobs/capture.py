@@ -31,8 +31,6 @@ from moe_ray.routing.count_store import count_tokens, keys_of, plan_windows, rem
 from moe_ray.run_directory import CAPTURE, PROMPTS, RunDirectory
 from moe_ray.storage.folder import Folder
 
-__all__ = ["capture", "read_quarantine", "read_responses"]
-
 logger = logging.getLogger(__name__)
 
 MAX_WINDOW = 1024
@@ -206,19 +204,3 @@ def _quarantined_so_far(out: Folder) -> pd.DataFrame:
 def _read_parts(folder: Folder) -> pd.DataFrame:
     frames = [folder.read_frame(name) for name in folder.parquet_names()]
     return pd.concat(frames, ignore_index=True) if frames else quarantine_frame([])
-
-
-def read_quarantine(out: Folder) -> pd.DataFrame:
-    """The quarantined examples of a finished capture: `batch_idx, in_batch_idx, id, label, category, reason, detail`."""
-    return out.read_frame(QUARANTINE)
-
-
-def read_responses(out: Folder) -> pd.DataFrame:
-    """The generated responses of a finished capture: `batch_idx, in_batch_idx, id, response, ended`, in order."""
-    parts = out.sub("responses")
-    keys = ["batch_idx", "in_batch_idx"]
-    frames = [parts.read_frame(name) for name in parts.parquet_names()]
-    joined = (
-        pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*keys, "id", "response", "ended"])
-    )
-    return joined.drop_duplicates(keys).sort_values(keys, ignore_index=True)
