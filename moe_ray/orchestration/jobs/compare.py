@@ -34,7 +34,7 @@ from moe_ray.studies.trial import in_one_process, measurer, run_full_trial, run_
 
 logger = logging.getLogger(__name__)
 
-_NEUTRAL = "neutral.parquet"
+_NEUTRAL, _LOSSES = "neutral.parquet", "losses.json"
 BASE_ARM = Arm(name=BASE, kind=BASE, masks=None, train=FinetuneConfig())
 
 
@@ -154,7 +154,7 @@ def _write_arm(arm: Arm, outcome: tuple[Measured, dict[str, Any]], folder: Folde
         folder.write_table(_NEUTRAL, measured.neutral)
     if arm.masks is not None:
         write_masks(folder, arm.masks)
-    folder.write_json("losses.json", notes.pop("losses"))
+    folder.write_json(_LOSSES, notes.pop("losses"))
     finish(folder, depends, notes, seconds=round(notes["train_seconds"] + notes.get("evaluate_seconds", 0.0), 2))
     refused = measured.answers.groupby("label")["refused"].mean()
     logger.info(

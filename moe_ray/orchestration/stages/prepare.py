@@ -24,13 +24,25 @@ from moe_ray.prompts.pair_filter import pair_counts, pair_outcomes, unanswered_p
 from moe_ray.prompts.prompt_set import without_pairs
 from moe_ray.prompts.quarantine import Rejected
 from moe_ray.routing.encode_example import unanswerable
-from moe_ray.run_directory import ANSWERS, LEFT_OUT, OWN_ANSWERS, PAIR_OUTCOMES, PAIRS, PROMPTS, TEST, VALIDATION
+from moe_ray.run_directory import (
+    ANSWERS,
+    LEFT_OUT,
+    OWN_ANSWERS,
+    PAIR_OUTCOMES,
+    PAIRS,
+    PARTS,
+    PROMPTS,
+    TEST,
+    VALIDATION,
+    VERDICTS,
+)
 from moe_ray.storage.fingerprint import content_hash, frame_hash
 from moe_ray.storage.folder import Folder
 from moe_ray.storage.stage import MADE, Outcome, Stage
 
 logger = logging.getLogger(__name__)
 
+_PAIR_ANSWERS = f"{PAIRS}/answers"
 _LEFT_OUT_COLUMNS = ("split", "id", "label", "category", "reason", "detail")
 _TARGETS = ["target", "target_complete"]
 
@@ -52,8 +64,8 @@ def filter_pairs(run: Context) -> Outcome:
     def work(folder: Folder) -> dict[str, Any]:
         frame = examples_to_frame(pairs).assign(batch_idx=-1, target=None)
         bad = frame["pair"].isin(frame.loc[list(_unanswerable(run, frame)), "pair"])
-        answers = answered(run, frame[~bad], f"{PAIRS}/answers", "answers, pairs")
-        with_verdicts = judged(run, answers, folder.sub("verdicts"), "verdicts, pairs")
+        answers = answered(run, frame[~bad], _PAIR_ANSWERS, "answers, pairs")
+        with_verdicts = judged(run, answers, folder.sub(VERDICTS), "verdicts, pairs")
         outcomes = pd.concat([pair_outcomes(with_verdicts), unanswered_pairs(frame[bad])], ignore_index=True)
         folder.write_table(PAIR_OUTCOMES, outcomes)
         return pair_counts(outcomes)
@@ -172,7 +184,7 @@ def _own_answers(run: Context, asked: pd.DataFrame, split: str) -> pd.DataFrame:
     }
 
     def work(folder: Folder) -> dict[str, Any]:
-        answers = answered(run, asked, f"{name}/parts", f"own answers, {split}", max_new_tokens=tokens)
+        answers = answered(run, asked, f"{name}/{PARTS}", f"own answers, {split}", max_new_tokens=tokens)
         folder.write_table(ANSWERS, answers[["id", "answer", "ended"]])
         return {"answers": len(answers)}
 

@@ -32,7 +32,7 @@ from moe_ray.report.study_text import describe_round
 from moe_ray.routing.capture_batches import capture_batches
 from moe_ray.routing.count_tables import counts_to_table, table_to_counts
 from moe_ray.routing.counts import RoutingCounts
-from moe_ray.run_directory import ANSWERS, FINETUNE, PROMPTS, round_folder
+from moe_ray.run_directory import ANSWERS, FINETUNE, PARTS, PROMPTS, VERDICTS, round_folder
 from moe_ray.storage.folder import Folder
 from moe_ray.storage.stage import MADE, Outcome, Stage, run_stage
 from moe_ray.studies.rounds import (
@@ -47,6 +47,8 @@ from moe_ray.studies.trial import identify_masks
 
 logger = logging.getLogger(__name__)
 
+_VALIDATION, _ROUTING = "validation", "routing"
+"""Folders of a round."""
 _COUNTS = "counts.parquet"
 
 
@@ -130,13 +132,13 @@ class Rounds:
 
     def _validation_answers(self, number: int, outcome: Outcome) -> pd.DataFrame:
         """Judged answers to the validation examples by the model with a round's learned experts: a stage of its own."""
-        run, name = self.run_context, f"{round_folder(number)}/validation"
+        run, name = self.run_context, f"{round_folder(number)}/{_VALIDATION}"
         validation = run.directory.validation
         assert validation is not None, "rounds without validation examples are refused at the start"
 
         def work(folder: Folder) -> dict[str, Any]:
-            answers = answered(run, validation, f"{name}/parts", "answers, validation", adapter=round_folder(number))
-            folder.write_table(ANSWERS, judged(run, answers, folder.sub("verdicts"), "verdicts, validation"))
+            answers = answered(run, validation, f"{name}/{PARTS}", "answers, validation", adapter=round_folder(number))
+            folder.write_table(ANSWERS, judged(run, answers, folder.sub(VERDICTS), "verdicts, validation"))
             return {"answers": len(answers)}
 
         inputs = {
@@ -169,7 +171,7 @@ class Rounds:
             return {"batches": len(lagging)}
 
         inputs = {"experts": outcome.made("experts"), "lagging": list(lagging), "capture": capture_inputs(run)}
-        routing = run_stage(Stage(name="routing", inputs=inputs, work=work), outcome.folder)
+        routing = run_stage(Stage(name=_ROUTING, inputs=inputs, work=work), outcome.folder)
         counts = table_to_counts(routing.folder.read_table(_COUNTS))
         try:
             return identify_masks(counts, self.config.identify, seed=self.config.seed)

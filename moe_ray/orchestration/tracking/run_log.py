@@ -31,6 +31,7 @@ from moe_ray.run_directory import (
     COMPARISON,
     CONFIG,
     FINETUNE,
+    HEAT_MAP_PICTURES,
     IDENTIFY,
     PROMPTS,
     REPORT,
@@ -44,7 +45,6 @@ from moe_ray.run_directory import (
     WINNER,
     RunDirectory,
     figures_of,
-    pictures_of_heat_map,
 )
 from moe_ray.storage.fingerprint import environment
 from moe_ray.storage.folder import Folder
@@ -216,7 +216,7 @@ def log_trials(tracker: Tracker, trials: pd.DataFrame, settings: Sequence[str], 
         ) as nested:
             nested.log_params({key: known[key] for key in settings})
             nested.log_metrics([(0, _numbers(known, settings))])
-    for name in (TRIALS, *pictures_of_heat_map(), WINNER):
+    for name in (TRIALS, *HEAT_MAP_PICTURES, WINNER):
         tracker.log_stored(folder, name, SWEEP)
 
 
