@@ -206,7 +206,7 @@ def test_a_wrong_setting_is_refused(counts, settings, said):
 
 
 def test_pairs_that_a_judge_must_choose_are_refused():
-    with pytest.raises(InputError, match="a run finds them"):
+    with pytest.raises(InputError, match=r"let a run find them \(moe-ray prepare\)"):
         moe_ray.prepare(some_examples(), config=PromptsConfig(keep_pairs="jailbroken"))
 
 

@@ -319,7 +319,7 @@ def test_trials_and_baselines_are_nested_under_the_run_in_mlflow(finished, summa
     experiment = client.get_experiment_by_name("moe-ray")
     nested = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{summary['mlflow_run_id']}'")
     names = {run.info.run_name: run for run in nested}
-    assert {"trial 1", "trial 4", f"baseline {OURS}", "baseline full"} <= set(names)
+    assert {"trial 1", "trial 4", f"compare {OURS}", "compare full"} <= set(names)
     assert names["trial 1"].data.params["identify.top_k"] == str(summary["sweep"]["winner"]["identify.top_k"])
     artifacts = {item.path for item in client.list_artifacts(summary["mlflow_run_id"], "sweep")}
     assert {"sweep/heat_map.png", "sweep/winner.yaml"} <= artifacts

@@ -1,7 +1,8 @@
 """The sweep: Ray Tune over settings; a trial identifies from the one stored capture, trains and measures in one process.
 
-A trial process loads the model once and is reused; nothing is captured. What a trial found is written as one record per
-settings, so that a sweep that was killed, however hard, trains no finished trial again.
+A trial process loads the model once and is reused; nothing is captured. Every trial is a stage with a folder of its own,
+so a sweep that was killed, however hard, trains no finished trial again. Each trial also leaves a record for this sweep,
+and the ranking is made from those.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _RANGES = {"uniform": tune.uniform, "loguniform": tune.loguniform, "randint": tu
 
 
 def sweep(job: SweepJob) -> pd.DataFrame:
-    """Runs every trial that has no record yet; returns all trials, the best first.
+    """Runs every trial that was not finished before; returns all trials, the best first.
 
     Args:
         job: what trials need; its folder holds Ray Tune's state until all trials are done.
