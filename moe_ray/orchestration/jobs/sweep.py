@@ -22,6 +22,7 @@ from moe_ray.config.run import Config
 from moe_ray.errors import InputError, MoeRayError, OutsideFailed
 from moe_ray.orchestration.cluster.ray_session import arrow_filesystem, require_cpus
 from moe_ray.orchestration.jobs.sweep_trial import SweepJob, read_trials, sweep_trial
+from moe_ray.report.format import setting
 from moe_ray.run_directory import HEAT_MAP, TRIALS, WINNER
 from moe_ray.storage.folder import Folder
 from moe_ray.studies.heat_map import draw_heat_map
@@ -159,9 +160,7 @@ class _Lines(tune.Callback):  # type: ignore[misc]
 
 
 def _in_words(settings: Mapping[str, Any]) -> str:
-    return ", ".join(
-        f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in settings.items()
-    )
+    return ", ".join(f"{key}={setting(value)}" for key, value in settings.items())
 
 
 def write_results(folder: Folder, config: Config, ranked: pd.DataFrame) -> dict[str, Any]:
