@@ -52,9 +52,9 @@ FINETUNE, SWEEP, COMPARE = "finetune", "sweep", "compare"
 PAIRS, OWN_ANSWERS = "pairs", "own_answers"
 COUNTS, RESPONSES = f"{CAPTURE}/counts", f"{CAPTURE}/responses"
 REJECTED, SHORTENED, ATTEMPTS = f"{CAPTURE}/rejected", f"{CAPTURE}/shortened", f"{CAPTURE}/attempts"
-"""Of an unfinished capture only."""
+"""These three are there only while a capture is unfinished."""
 PARTS, VERDICTS = "parts", "verdicts"
-"""Folders inside a stage's own: answers, and verdicts, as they come."""
+"""In a stage's folder: answers, and verdicts, in the parts in which they came."""
 CONFIG, SUMMARY, REPORT = "config.yaml", "summary.json", "report.html"
 TEST, VALIDATION, LEFT_OUT = "test.parquet", "validation.parquet", "left_out.parquet"
 RISK, ANSWERS, PAIR_OUTCOMES = "risk_differences.parquet", "answers.parquet", "pairs.parquet"
@@ -100,7 +100,7 @@ class RunDirectory:
         """The run directory at a local path or URL; made if missing.
 
         Raises:
-            InputError: the place cannot be written.
+            InputError: it cannot be written to.
         """
         return cls(Folder.open(url))
 
@@ -141,7 +141,7 @@ class RunDirectory:
 
     @cached_property
     def identify_config(self) -> IdentifyConfig:
-        """The settings that its experts were selected with: after a sweep the winner's, not those of `config`."""
+        """The settings that the experts were selected with; after a sweep the winner's, while `config` has others."""
         prefix = f"{IDENTIFY}."
         stored = self.manifest(IDENTIFY)
         settings: dict[str, Any] = {

@@ -1,8 +1,8 @@
 """Connecting to Ray, and the settings that make a small job start fast.
 
-Ray's defaults cost a small job more than its work: workers at nice 15, a pool that lets idle workers go, a reader that
-starts actors for footers. Settings that the raylet reads are put into the environment of a local Ray only; those that Ray
-Data reads are put into its context.
+With Ray's defaults a small job takes longer to set up than to do: workers run at nice 15, idle workers are stopped and
+started again, and a reader starts actors only to read the footers of files. The settings that Ray's node process reads go
+into the environment, and only for a local Ray; those that Ray Data reads go into its context.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from moe_ray.storage.folder import Folder
 logger = logging.getLogger(__name__)
 
 _LOCAL_ENVIRONMENT = {
-    # Makes Ray take 127.0.0.1 for this node's address, and its servers listen there only. Read when ray is imported.
+    # With it Ray takes 127.0.0.1 for this node's address, and its servers listen there only. Read when ray is imported.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_worker_niceness": "0",
     "RAY_num_workers_soft_limit": "8",
@@ -48,10 +48,10 @@ _LOG_LEVELS = {
 
 @contextmanager
 def ray_session(config: ClusterConfig) -> Iterator[None]:
-    """Ray, connected: a running cluster's if there is an address or one is connected already, else a local one.
+    """Connects to Ray for the length of the context.
 
-    A local Ray listens on loopback only and is stopped at the end; a cluster, or a connection made by the caller, is
-    left as it is.
+    A connection that the caller has made is used. Without one, the cluster at the configured address or at `RAY_ADDRESS`
+    is connected to. Without an address a local Ray is started, which listens on loopback only and is stopped at the end.
 
     Raises:
         InputError: the address does not answer.
@@ -96,7 +96,7 @@ def result_of(reference: Any) -> Any:
     """What a remote call returned.
 
     Raises:
-        MoeRayError: one that was raised there, as it was, without Ray's account of where.
+        MoeRayError: the call raised it; it comes without Ray's report of where.
     """
     import ray
 
@@ -127,10 +127,10 @@ def require_cpus(wanted: int, what: str) -> None:
 
 @contextmanager
 def resources_released(what: str, *, timeout_seconds: float = 60.0) -> Iterator[None]:
-    """After this block, also after an error of ours in it, the actors that it started have given back their GPUs and CPUs.
+    """Waits at the end until the actors that were started meanwhile have given back their GPUs and CPUs.
 
-    Ray ends actors some time after the work is done, and a stage that asks for GPUs would wait for them. Actors of work that
-    failed in Ray live as long as the error that tells of it, so nothing is waited for then.
+    Ray ends actors some time after their work is done, and the next stage would find no free GPU until then. After an error
+    of ours it waits too. After an error of Ray's it does not: the error keeps the actors alive.
     """
     import ray
 
@@ -225,7 +225,7 @@ def _tune_data() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.use_datasource_v2 = False
-    # An error that an actor or task raises on purpose comes as what it is, not as Ray Data's account of where.
+    # An error that an actor or task raises comes as it was raised, not wrapped in Ray Data's report of where.
     context.raise_original_map_exception = True
     # Ray Data sets its loggers' levels when it is imported.
     _quieten()

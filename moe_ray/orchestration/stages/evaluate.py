@@ -20,14 +20,14 @@ from moe_ray.storage.stage import MADE, Outcome, Stage
 
 
 def answer_held_out(run: Context, when: When) -> Outcome:
-    """Held-out answers, losses and routing, and losses on neutral text, of the model `before` or `after` the repair.
+    """Held-out answers, losses and routing of the model `before` or `after` the repair, and its losses on neutral text.
 
-    Makes `answers`. Nothing is judged here.
+    Makes `answers`, which are not judged here.
     """
     config, after = run.config.evaluate, when == "after"
     is_masked = config.routing != "natural"
     settings = run.settings("answers")
-    # What the file says is what matters, not what it is called.
+    # The file counts by its texts, as the input `neutral`, and not by its name.
     settings.pop("evaluate.neutral_file")
     inputs = {
         "test": run.made(PROMPTS, "test"),
@@ -62,14 +62,14 @@ def answer_held_out(run: Context, when: When) -> Outcome:
 
 
 def folder_of_masks(run: Context, when: When) -> str:
-    """The folder of the masks to route through: after rounds those that the kept round trained under."""
+    """The folder of the masks to route through. After several rounds they are those of the round that was kept."""
     return FINETUNE if when == "after" and run.config.rounds.max_rounds > 1 else IDENTIFY
 
 
 def evaluate(run: Context, when: When) -> Outcome:
     """Verdicts and figures on held-out examples, `before` or `after` the repair; after it, also what changed.
 
-    What is before comes first.
+    What changed needs the figures before the repair, so these are made first where they are not there yet.
     """
     if when == "after" and figures_of("before") not in run.outcomes:
         evaluate(run, "before")

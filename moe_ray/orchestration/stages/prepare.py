@@ -48,7 +48,7 @@ _TARGETS = ["target", "target_complete"]
 
 
 def filter_pairs(run: Context) -> Outcome:
-    """Which pairs are kept; the run's prompts are grouped anew from those, once."""
+    """Finds which pairs are kept, and groups the run's prompts anew from those; does so only once in a run."""
     if PAIRS in run.outcomes:
         return run.outcomes[PAIRS]
     pairs = [example for example in run.prompts.examples if example.pair is not None]
@@ -159,12 +159,13 @@ def _without_unanswerable(
 
 
 def _with_targets(run: Context, frame: pd.DataFrame, split: str) -> pd.DataFrame:
-    """Fills missing targets: the refusal for unsafe examples, the model's own answer for safe ones it can be asked."""
+    """Fills missing targets: of an unsafe example the refusal, of a safe one the model's own answer."""
     frame = frame.assign(target=frame["target"].astype(object))
     missing = frame["target"].isna()
     frame.loc[missing & (frame["label"] == "unsafe"), "target"] = run.config.prompts.refusal
     asked = frame[missing & (frame["label"] == "safe")]
-    # One that cannot be asked stays without a target; the capture sets it aside, or counts the part that fits.
+    # An example that the model cannot be asked stays without a target. The capture quarantines it, or counts the part of it
+    # that fits.
     asked = asked.drop(index=list(_unanswerable(run, asked)))
     if len(asked):
         answers = _own_answers(run, asked, split)
@@ -174,7 +175,7 @@ def _with_targets(run: Context, frame: pd.DataFrame, split: str) -> pd.DataFrame
 
 
 def _own_answers(run: Context, asked: pd.DataFrame, split: str) -> pd.DataFrame:
-    """The model's own answers, a stage of their own: another refusal or other held-out prompts cost none of them."""
+    """The model's own answers. They are a separate stage, so that another refusal text asks for none of them again."""
     name, tokens = f"{OWN_ANSWERS}/{split}", run.config.prompts.own_answer_tokens
     inputs = {
         "prompts": frame_hash(asked[["id", "messages"]]),
