@@ -279,7 +279,7 @@ def test_tables_have_a_row_each(prompts, found):
     risk = found.to_frame()
     assert risk["is_selected"].sum() == found.masks.masks_BLE.sum()
     chosen = risk[risk["is_selected"]].groupby("batch_idx").size()
-    assert chosen.to_dict() == {batch: len(own) for batch, own in found.masks.selected.items() if own}
+    assert chosen.to_dict() == {batch: len(experts) for batch, experts in found.masks.selected.items() if experts}
 
 
 def test_open_run_is_the_run_directorys():

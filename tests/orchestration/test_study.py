@@ -208,7 +208,7 @@ def test_the_experts_of_all_rounds_are_one_adapter_of_the_original_base(finished
         changed = sum(not torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
         assert changed > 0
     assert summary["frozen_parameters_changed"] == 0
-    assert summary["trainable_parameters"] == sum(t.numel() for own in tensors.values() for t in own.values())
+    assert summary["trainable_parameters"] == sum(t.numel() for weights in tensors.values() for t in weights.values())
     assert about["base"] == str(tiny_model_path)
 
 
@@ -285,14 +285,14 @@ def test_the_baselines_took_the_same_steps_on_the_same_prompts(finished, summary
     table = pd.read_parquet(finished / "compare" / "comparison.parquet").set_index("arm")
     assert list(table.index) == [BASE, OURS, "freezing_only", "random_0", "full"]
     losses = {name: json.loads((finished / "compare" / name / "losses.json").read_text()) for name in table.index[1:]}
-    assert {len(own) for own in losses.values()} == {3}
+    assert {len(steps) for steps in losses.values()} == {3}
     assert (table["unsafe_refusal_rate_n"] == 6).all()
     assert table.loc["random_0", "experts_per_batch"] == table.loc[OURS, "experts_per_batch"]
     model = load_model(load_config(str(finished / "config.yaml")).model, device="cpu")
     assert table.loc["full", "trainable_parameters"] == sum(parameter.numel() for parameter in model.parameters())
     assert table.loc[BASE, "trainable_parameters"] == 0
     answers = [pd.read_parquet(finished / "compare" / name / "answers.parquet")["id"] for name in table.index]
-    assert all(own.equals(answers[0]) for own in answers)
+    assert all(frame.equals(answers[0]) for frame in answers)
     assert "Per-batch masks refused unsafe prompts (n = 6)" in summary["compare"]["verdict"]
 
 

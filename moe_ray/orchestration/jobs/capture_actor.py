@@ -123,7 +123,7 @@ class CaptureActor:
         return examples
 
     def _done_before(self, window: Window) -> set[int]:
-        """Places of examples that a process which died had written."""
+        """Indices of the examples that a process had written before it died."""
         if not window.attempt.is_repeated:
             return set()
         written = [

@@ -234,7 +234,7 @@ def test_generated_responses_are_kept_and_counted_as_they_were_generated(ray_clu
     with counting(loaded) as counter:
         for row in (1, 2, 13):
             prompt = encode_row(tokenizer, json.loads(frame.loc[row, "messages"]), template_tokens=False)
-            (own,) = generate_responses(
+            (expected,) = generate_responses(
                 loaded,
                 tokenizer,
                 [prompt.prompt_ids],
@@ -242,10 +242,10 @@ def test_generated_responses_are_kept_and_counted_as_they_were_generated(ray_clu
                 temperature=1.0,
                 seeds=[example_seed(3, row // 4, row % 4)],
             )
-            assert tuple(responses.loc[f"row{row}", ["response", "ended"]]) == (own.text, own.ended)
-            counted = [*prompt.counted, *(token != tokenizer.eos_token_id for token in own.ids)]
+            assert tuple(responses.loc[f"row{row}", ["response", "ended"]]) == (expected.text, expected.ended)
+            counted = [*prompt.counted, *(token != tokenizer.eos_token_id for token in expected.ids)]
             forced, num_tokens = count_rows(
-                loaded, counter, [TokenizedRow(prompt.prompt_ids, own.ids, counted)], pad_id=0
+                loaded, counter, [TokenizedRow(prompt.prompt_ids, expected.ids, counted)], pad_id=0
             )
             chosen = (counts.batch_idx == row // 4) & (counts.in_batch_idx == row % 4)
             assert np.array_equal(counts.counts_NLE[chosen], forced[0][num_tokens[0] > 0])
