@@ -1,9 +1,4 @@
-"""Connecting to Ray, and the settings that make a small job start fast.
-
-With Ray's defaults a small job takes longer to set up than to do: workers run at nice 15, idle workers are stopped and
-started again, and a reader starts actors only to read the footers of files. The settings that Ray's node process reads go
-into the environment, and only for a local Ray; those that Ray Data reads go into its context.
-"""
+"""Connecting to Ray, and what else the driver asks of it: CPUs, results, nodes that see the run directory."""
 
 from __future__ import annotations
 
@@ -17,24 +12,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pyarrow.fs
+import ray
+import ray.data
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
 from moe_ray.config.cluster import ClusterConfig
 from moe_ray.errors import InputError, MoeRayError
+from moe_ray.orchestration.cluster.local_environment import cluster_address, set_local_environment
 from moe_ray.storage.folder import Folder
 
 logger = logging.getLogger(__name__)
-
-_LOCAL_ENVIRONMENT = {
-    # With it Ray takes 127.0.0.1 for this node's address, and its servers listen there only. Read when ray is imported.
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    "RAY_worker_niceness": "0",
-    "RAY_num_workers_soft_limit": "8",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "TOKENIZERS_PARALLELISM": "false",
-}
 
 _LOG_LEVELS = {
     "ray.data": logging.WARNING,
@@ -56,12 +44,8 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
     Raises:
         InputError: the address does not answer.
     """
-    address = config.address or os.environ.get("RAY_ADDRESS", "")
-    if not address:
-        for name, value in _LOCAL_ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-    import ray
-
+    set_local_environment(config)
+    address = cluster_address(config)
     if ray.is_initialized():
         _tune_data()
         yield
@@ -98,8 +82,6 @@ def result_of(reference: Any) -> Any:
     Raises:
         MoeRayError: the call raised it; it comes without Ray's report of where.
     """
-    import ray
-
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
@@ -114,8 +96,6 @@ def require_cpus(wanted: int, what: str) -> None:
     Raises:
         InputError: a Ray on this machine alone has fewer CPUs; a cluster may still add nodes.
     """
-    import ray
-
     cpus = int(ray.cluster_resources().get("CPU", 0))
     address: str = ray.get_runtime_context().gcs_address
     if cpus < wanted and address.startswith("127.0.0.1"):
@@ -132,8 +112,6 @@ def resources_released(what: str, *, timeout_seconds: float = 60.0) -> Iterator[
     Ray ends actors some time after their work is done, and the next stage would find no free GPU until then. After an error
     of ours it waits too. After an error of Ray's it does not: the error keeps the actors alive.
     """
-    import ray
-
     before = ray.available_resources()
     try:
         yield
@@ -147,8 +125,6 @@ def resources_released(what: str, *, timeout_seconds: float = 60.0) -> Iterator[
 
 def _wait_for(before: dict[str, float], what: str, timeout_seconds: float) -> None:
     """Waits until as many CPUs and GPUs are free as before."""
-    import ray
-
     gc.collect()
     deadline = time.monotonic() + timeout_seconds
     while missing := _missing(before, ray.available_resources()):
@@ -172,9 +148,6 @@ def check_reachable(folder: Folder) -> None:
     Raises:
         InputError: a node does not see what this process wrote, or this process does not see what a node wrote.
     """
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if len(nodes) == 1 and "file" in folder.fs.protocol:
         return
@@ -219,11 +192,10 @@ def _answer_probe(url: str, probe: str, answer: str) -> bool:
 
 
 def _tune_data() -> None:
-    import ray.data
-
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # The newer reader starts actors only to read the footers of files.
     context.use_datasource_v2 = False
     # An error that an actor or task raises comes as it was raised, not wrapped in Ray Data's report of where.
     context.raise_original_map_exception = True
@@ -240,6 +212,4 @@ def arrow_filesystem(folder: Folder) -> Any:
     """The folder's file system as Ray takes it; None = local."""
     if "file" in folder.fs.protocol:
         return None
-    import pyarrow.fs
-
     return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(folder.fs))
