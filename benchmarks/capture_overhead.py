@@ -101,7 +101,7 @@ def measure(model: PreTrainedModel, length: int, args: argparse.Namespace) -> li
         with counting(model, **options) as counter:
             return timed(lambda: count_rows(model, counter, rows, pad_id=0), args)
 
-    def own_share() -> float:
+    def share_of_counting() -> float:
         with counting(model) as counter:
             observing, forward = Stopwatch(counter, "observe"), Stopwatch(model.base_model, "forward")
             total, _ = timed(lambda: count_rows(model, counter, rows, pad_id=0), args)
@@ -115,12 +115,12 @@ def measure(model: PreTrainedModel, length: int, args: argparse.Namespace) -> li
     turns = []
     for turn in range(args.turns):
         order = list(range(len(ways)))[:: 1 if turn % 2 == 0 else -1]
-        times = {place: ways[place]() for place in order}
-        turns.append([times[place] for place in range(len(ways))])
+        times = {index: ways[index]() for index in order}
+        turns.append([times[index] for index in range(len(ways))])
     cpu, wall = np.array(turns).transpose(2, 0, 1)
     shown = [spread(wall[:, 1] / wall[:, 0]), spread(wall[:, 2] / wall[:, 0])]
     if args.device == "cpu":
-        shares = f"{100 * statistics.median(own_share() for _ in range(args.turns)):.1f}%"
+        shares = f"{100 * statistics.median(share_of_counting() for _ in range(args.turns)):.1f}%"
         shown = [spread(cpu[:, 1] / cpu[:, 0]), spread(cpu[:, 2] / cpu[:, 0]), shown[0], shares]
     return [f"{num_rows} x {length}", f"{statistics.median((cpu if args.device == 'cpu' else wall)[:, 0]):.3f}", *shown]
 

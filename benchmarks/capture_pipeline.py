@@ -76,8 +76,8 @@ class MeasuredActor(CaptureActor):
         report = super().__call__(batch)
         with self.usage_lock:
             self.usage["windows"].append([time.time(), len(batch["positions"][0])])
-            own = {"cpu_used": time.process_time() - self.usage["cpu"], "rss": peak_rss()}
-            Folder.open(self.job.run_url).sub(CAPTURE).sub("usage").write_json(f"{os.getpid()}.json", self.usage | own)
+            now = {"cpu_used": time.process_time() - self.usage["cpu"], "rss": peak_rss()}
+            Folder.open(self.job.run_url).sub(CAPTURE).sub("usage").write_json(f"{os.getpid()}.json", self.usage | now)
         return report
 
 
@@ -146,19 +146,19 @@ def make_batches(folder: Path, examples: int) -> None:
     writer = None
     folder.mkdir(parents=True, exist_ok=True)
     for start in range(0, examples, ROWS_PER_GROUP):
-        places = np.arange(start, min(start + ROWS_PER_GROUP, examples))
-        lengths = (rng.lognormal(3.6, 0.8, len(places)) + 1).astype(int)
+        positions = np.arange(start, min(start + ROWS_PER_GROUP, examples))
+        lengths = (rng.lognormal(3.6, 0.8, len(positions)) + 1).astype(int)
         texts = [" ".join(rng.choice(words, size=length)) for length in lengths]
         table = pa.table(
             {
-                "batch_idx": places // ROWS_PER_BATCH,
-                "in_batch_idx": places % ROWS_PER_BATCH,
-                "id": [f"row{place}" for place in places],
-                "label": np.where(places % ROWS_PER_BATCH < ROWS_PER_BATCH // 2, "safe", "unsafe"),
-                "category": [""] * len(places),
+                "batch_idx": positions // ROWS_PER_BATCH,
+                "in_batch_idx": positions % ROWS_PER_BATCH,
+                "id": [f"row{position}" for position in positions],
+                "label": np.where(positions % ROWS_PER_BATCH < ROWS_PER_BATCH // 2, "safe", "unsafe"),
+                "category": [""] * len(positions),
                 "messages": [json.dumps([{"role": "user", "content": text}]) for text in texts],
-                "response": pa.nulls(len(places), pa.string()),
-                "pair": pa.nulls(len(places), pa.string()),
+                "response": pa.nulls(len(positions), pa.string()),
+                "pair": pa.nulls(len(positions), pa.string()),
             }
         )
         writer = writer or pq.ParquetWriter(folder / BATCHES, table.schema)
@@ -289,8 +289,8 @@ def scaling(args: argparse.Namespace) -> pd.DataFrame:
                 capture(RunDirectory.open(folder), model, config, actor=SleepingActor)
                 driver = time.process_time() - driver
             used = usages(work / CAPTURE)
-        begin, end = max(own["ready"] for own in used), min(max(t for t, _ in own["windows"]) for own in used)
-        done = sum(begin < t <= end for own in used for t, _ in own["windows"])
+        begin, end = max(actor["ready"] for actor in used), min(max(t for t, _ in actor["windows"]) for actor in used)
+        done = sum(begin < t <= end for actor in used for t, _ in actor["windows"])
         forwards = forwards_per_window(args)
         rows.append(
             {
@@ -298,7 +298,7 @@ def scaling(args: argparse.Namespace) -> pd.DataFrame:
                 "windows": windows,
                 "windows/s": done / (end - begin) if end > begin else float("nan"),
                 "of sleeping alone": done / (end - begin) * args.sleep * forwards / actors if end > begin else np.nan,
-                "actor processor ms/window": 1000 * sum(own["cpu_used"] for own in used) / windows,
+                "actor processor ms/window": 1000 * sum(actor["cpu_used"] for actor in used) / windows,
                 "driver processor ms/window": 1000 * driver / windows,
             }
         )
@@ -355,7 +355,7 @@ def memory_once(args: argparse.Namespace) -> None:
             before = peak_rss()
             config = CaptureConfig(max_tokens=1 << 20)
             capture(RunDirectory.open(folder), model, config, actor=SleepingActor)
-        actors = [own["rss"] for own in usages(work / CAPTURE)]
+        actors = [actor["rss"] for actor in usages(work / CAPTURE)]
         stored = (work / PROMPTS / BATCHES).stat().st_size / 1e6
     result = {
         "prompts": args.examples,

@@ -99,7 +99,7 @@ def planted(args: argparse.Namespace) -> pd.DataFrame:
         risk = identify(counts, IdentifyConfig())
         for name, setting in PLANTED_RULES.items():
             chosen = [set(unsafe_experts(table, IdentifyConfig(**setting))) for _, table in batch_tables(risk)]
-            hits, total = sum(len(own & truth) for own in chosen), sum(map(len, chosen))
+            hits, total = sum(len(experts & truth) for experts in chosen), sum(map(len, chosen))
             precision = f"{hits / total:.2f}" if total else "–"
             tables[name][f"{each}+{each}"] = (
                 f"{precision} / {hits / (len(truth) * batches):.2f} ({total / batches:.0f})"
@@ -194,7 +194,7 @@ def speed(args: argparse.Namespace) -> pd.DataFrame:
         selected = {batch: experts for part, *_ in parts for batch, experts in sorted(part.items())}
         write_masks(folder, masks_from_experts(selected, layers=range(48), num_experts=128))
         wall = time.perf_counter() - started
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     rows = {
         "batches": args.batches,
         "Parquet, MB": size / 1e6,
@@ -202,7 +202,7 @@ def speed(args: argparse.Namespace) -> pd.DataFrame:
         "processor seconds, both": sum(used for _, used, _ in parts),
         "ms of processor time a batch": 1000 * sum(used for _, used, _ in parts) / args.batches,
         "peak memory of a worker, MB": max(memory for *_, memory in parts) / 1024,
-        "peak memory of the main process, MB": own / 1024,
+        "peak memory of the main process, MB": peak_kib / 1024,
         "1-minute load of the machine": os.getloadavg()[0],
     }
     return pd.DataFrame(rows.items(), columns=["48 x 128 experts, 8+8 prompts, exact tests", "value"])

@@ -140,9 +140,9 @@ def children_graph(modules: Mapping[str, Module], parent: str) -> dict[str, set[
 
     graph: dict[str, set[str]] = {found: set() for found in map(child, modules) if found}
     for module in modules.values():
-        own = child(module.name)
-        if own:
-            graph[own] |= {other for other in map(child, module.arrows) if other and other != own}
+        importing = child(module.name)
+        if importing:
+            graph[importing] |= {other for other in map(child, module.arrows) if other and other != importing}
     return graph
 
 
@@ -156,9 +156,9 @@ def package_rows(
     arrows = [(module.package, modules[target].package) for module in modules.values() for target in module.arrows]
     rows = []
     for package in sorted({module.package for module in modules.values()}):
-        own = [module for module in modules.values() if module.package == package]
+        members = [module for module in modules.values() if module.package == package]
         parent = package.rpartition(".")[0]
-        files = [module.name for module in own if not module.is_package]
+        files = [module.name for module in members if not module.is_package]
         if parent:
             floor = str(floors(children_graph(modules, parent))[package])
         else:
@@ -169,7 +169,7 @@ def package_rows(
         inside = sum(a == b == package for a, b in arrows)
         out = sum(a == package != b for a, b in arrows)
         into = sum(b == package != a for a, b in arrows)
-        rows.append((name, len(own), sum(module.lines for module in own), floor, inside, out, into))
+        rows.append((name, len(members), sum(module.lines for module in members), floor, inside, out, into))
     return rows
 
 
@@ -179,11 +179,11 @@ def describe(checkout: Path, root: str = "moe_ray") -> str:
     lines = [f"{'package':28}{'modules':>8}{'lines':>8}{'floor':>8}{'arrows inside':>15}{'out':>6}{'in':>6}"]
     for name, number, length, floor, inside, out, into in package_rows(modules, root):
         lines.append(f"{name:28}{number:8}{length:8}{floor:>8}{inside:15}{out:6}{into:6}")
-    where = [place for module in modules.values() for _, place in module.imports]
+    kinds = [kind for module in modules.values() for _, kind in module.imports]
     lines += [
         "",
-        f"{len(modules)} modules, {sum(module.lines for module in modules.values())} lines, {len(where)} arrows: "
-        + ", ".join(f"{where.count(place)} {words}" for place, words in _PLACES.items()),
+        f"{len(modules)} modules, {sum(module.lines for module in modules.values())} lines, {len(kinds)} arrows: "
+        + ", ".join(f"{kinds.count(kind)} {words}" for kind, words in _KINDS.items()),
     ]
     for parent in (root, f"{root}.orchestration"):
         graph = children_graph(modules, parent)
@@ -205,7 +205,7 @@ def describe(checkout: Path, root: str = "moe_ray") -> str:
     return "\n".join(lines)
 
 
-_PLACES = {"import": "at import", "function": "inside functions", "types": "for types only"}
+_KINDS = {"import": "at import", "function": "inside functions", "types": "for types only"}
 
 
 def _listed(found: list[tuple[int, str]]) -> str:

@@ -80,8 +80,8 @@ def prepare(
     chosen = _merged(PromptsConfig, config, settings)
     if chosen.keep_pairs != "all":
         raise InputError(
-            f"prompts.keep_pairs={chosen.keep_pairs}: which pairs are kept takes judged answers to all of them; a run finds "
-            "them (python workflows/capture.py), or give only the examples to keep"
+            f"prompts.keep_pairs={chosen.keep_pairs}: which pairs are kept takes judged answers to all of them; let a run "
+            "find them (moe-ray prepare), or give only the examples to keep"
         )
     check_both_labels(examples, "prompts")
     prompts = group_examples(examples, Config(prompts=chosen, seed=seed))

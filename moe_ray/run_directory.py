@@ -1,4 +1,4 @@
-"""The run directory: what a run keeps where, every folder and file name once, and typed readers of what is there.
+"""The run directory: what a run keeps where, and typed readers of what is there.
 
     config.yaml               the resolved configuration
     prompts/                  batches and held-out examples
@@ -9,8 +9,9 @@
     sweep/, compare/          trials and the winner; one folder per arm, and the table
     own_answers/, pairs/      the model's answers that are targets, or that say which pairs are kept
 
-The names of files with a form of their own (`batches.parquet`, `masks.npz`, `history.jsonl`, …) belong to the modules that
-read and write that form.
+Every folder and file name that more than one module knows is here, once. The name of a file with a form of its own
+(`batches.parquet`, `masks.npz`, `history.jsonl`, …) belongs to the module that reads and writes that form, and a name that a
+single module uses, such as a job's working folder, is a constant there.
 """
 
 from __future__ import annotations
@@ -49,11 +50,16 @@ WHENS: tuple[When, ...] = ("before", "after")
 PROMPTS, CAPTURE, IDENTIFY = "prompts", "capture", "identify"
 FINETUNE, SWEEP, COMPARE = "finetune", "sweep", "compare"
 PAIRS, OWN_ANSWERS = "pairs", "own_answers"
-COUNTS = f"{CAPTURE}/counts"
+COUNTS, RESPONSES = f"{CAPTURE}/counts", f"{CAPTURE}/responses"
+REJECTED, SHORTENED, ATTEMPTS = f"{CAPTURE}/rejected", f"{CAPTURE}/shortened", f"{CAPTURE}/attempts"
+"""These three are there only while a capture is unfinished."""
+PARTS, VERDICTS = "parts", "verdicts"
+"""In a stage's folder: answers, and verdicts, in the parts in which they came."""
 CONFIG, SUMMARY, REPORT = "config.yaml", "summary.json", "report.html"
 TEST, VALIDATION, LEFT_OUT = "test.parquet", "validation.parquet", "left_out.parquet"
 RISK, ANSWERS, PAIR_OUTCOMES = "risk_differences.parquet", "answers.parquet", "pairs.parquet"
 TRIALS, WINNER, HEAT_MAP = "trials.parquet", "winner.yaml", "heat_map"
+HEAT_MAP_PICTURES = f"{HEAT_MAP}.png", f"{HEAT_MAP}.svg"
 TRIAL_FOLDERS, RECORDS = "trials", "records"
 COMPARISON, VERDICT = "comparison.parquet", "verdict.json"
 
@@ -73,16 +79,10 @@ def round_folder(number: int | str) -> str:
     return f"{FINETUNE}/round_{number}"
 
 
-def pictures_of_heat_map() -> tuple[str, str]:
-    """Files of the sweep's heat map."""
-    return f"{HEAT_MAP}.png", f"{HEAT_MAP}.svg"
-
-
 _STAGES = (
     *(PAIRS, PROMPTS, CAPTURE, SWEEP, IDENTIFY),
     *(answers_of("before"), figures_of("before"), FINETUNE, answers_of("after"), figures_of("after")),
 )
-"""In the order in which a run makes them."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -100,7 +100,7 @@ class RunDirectory:
         """The run directory at a local path or URL; made if missing.
 
         Raises:
-            InputError: the place cannot be written.
+            InputError: it cannot be written to.
         """
         return cls(Folder.open(url))
 
@@ -141,7 +141,7 @@ class RunDirectory:
 
     @cached_property
     def identify_config(self) -> IdentifyConfig:
-        """The settings that its experts were selected with: after a sweep the winner's, not those of `config`."""
+        """The settings that the experts were selected with; after a sweep the winner's, while `config` has others."""
         prefix = f"{IDENTIFY}."
         stored = self.manifest(IDENTIFY)
         settings: dict[str, Any] = {

@@ -224,7 +224,7 @@ def test_a_wrong_setting_is_refused(counts, settings, said):
 
 
 def test_pairs_that_a_judge_must_choose_are_refused():
-    with pytest.raises(InputError, match="a run finds them"):
+    with pytest.raises(InputError, match=r"let a run find them \(moe-ray prepare\)"):
         moe_ray.prepare(some_examples(), config=PromptsConfig(keep_pairs="jailbroken"))
 
 
@@ -297,7 +297,7 @@ def test_tables_have_a_row_each(prompts, found):
     risk = found.to_frame()
     assert risk["is_selected"].sum() == found.masks.masks_BLE.sum()
     chosen = risk[risk["is_selected"]].groupby("batch_idx").size()
-    assert chosen.to_dict() == {batch: len(own) for batch, own in found.masks.selected.items() if own}
+    assert chosen.to_dict() == {batch: len(experts) for batch, experts in found.masks.selected.items() if experts}
 
 
 def test_open_run_is_the_run_directorys():

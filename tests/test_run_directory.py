@@ -98,3 +98,9 @@ def test_no_other_module_spells_a_name_of_the_run_directory():
         if spelled.search(line) and not re.match(r"[A-Z_, ]+ = ", line)
     ]
     assert offenders == []
+
+
+def test_no_module_spells_a_folder_where_it_opens_it():
+    # MLflow's folders are known to the tracking alone.
+    paths = [path for path in (ROOT / "moe_ray").rglob("*.py") if path.parent.name != "tracking"]
+    assert [path.name for path in paths if re.search(r"\.sub\(f?\"[a-z]", path.read_text())] == []

@@ -31,7 +31,7 @@ class Evaluation:
     Attributes:
         answers: per example and kind of routing its answer, losses and verdict, from `answer_examples`.
         metrics: from `summarise`: rates and losses, each with n and 95% interval.
-        change: from `compare`: what changed since `before`; None = nothing to compare with.
+        change: from `paired_changes`: what changed since `before`; None = nothing to compare with.
         neutral: losses on neutral text, from `text_losses`.
         routing: counts of the prompts under natural routing; None = all were masked.
     """

@@ -99,6 +99,8 @@ def clustered_rate(hits: npt.ArrayLike, clusters: Sequence[Any] | npt.NDArray[An
     if not len(values):
         return rate(0, 0)
     share = float(values.mean())
+    # Answers to forms of one request tend to be alike, so n of them say less than n independent ones would: Wilson's formula
+    # gets the number of independent examples that would say as much.
     low, high = wilson_interval(share, *effective_number(values, _numbered(clusters, len(values))))
     return Rate(value=share, n=len(values), low=low, high=high)
 
@@ -136,7 +138,10 @@ def jackknife(value: float, without: npt.ArrayLike, *, n: int) -> Mean:
     num_clusters = len(left_out)
     if num_clusters < 2:
         return Mean(value=value, n=n, low=math.nan, high=math.nan)
+    # Two estimates from all clusters but one share almost all of them, and so differ C - 1 times less than single clusters
+    # do. The factor C - 1 makes up for that.
     error = math.sqrt((num_clusters - 1) * float(np.mean(np.square(left_out - left_out.mean()))))
+    # The error is itself an estimate from C numbers; with few of them Student's quantile is wider than the normal 1.96.
     half = float(stdtrit(num_clusters - 1, 0.975)) * error
     return Mean(value=value, n=n, low=value - half, high=value + half)
 
@@ -166,6 +171,8 @@ def paired_difference(
         raise ValueError(f"paired values: got shapes {first.shape} and {second.shape}, expected two equal lengths")
     if not len(first):
         return Difference(value=math.nan, n=0, low=math.nan, high=math.nan)
+    # The same examples are asked twice, so the two rates rise and fall together. The interval takes that into account;
+    # that of two separate samples would be wider.
     if first.dtype == np.bool_ and second.dtype == np.bool_:
         rates = first.astype(np.float64), second.astype(np.float64)
         low, high = rate_difference_interval(*rates, _numbered(clusters, len(first)))
@@ -185,5 +192,6 @@ def _numbered(clusters: Sequence[Any] | npt.NDArray[Any] | None, n: int) -> npt.
     """(n,) the clusters, numbered from 0; None = every example its own."""
     if clusters is None:
         return np.arange(n)
+    # Not by `np.unique`, which needs values that can be sorted.
     numbers: dict[Any, int] = {}
     return np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters], dtype=np.int64)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from moe_ray.config.fields import EMBEDDED
 from moe_ray.config.run import Config
 from moe_ray.errors import OutsideFailed
+from moe_ray.orchestration.cluster.local_environment import set_local_environment
 from moe_ray.orchestration.inputs import check_requests, resolve_model
 from moe_ray.prompts.prompt_set import read_prompts
 from moe_ray.run_directory import RunDirectory
@@ -40,7 +41,8 @@ def launch(config: Config, workflow: str) -> None:
     directory = RunDirectory.open(config.run_dir)
     logger.info("run directory %s", directory.folder.url)
     directory.write_config(config)
-    # Ray and MLflow take seconds to import, and are not needed to refuse anything above.
+    set_local_environment(config.cluster)
+    # Ray and MLflow take seconds to import, and are not needed to refuse anything above. Ray reads the environment then.
     from moe_ray.orchestration.cluster.ray_session import check_reachable, ray_session
     from moe_ray.orchestration.run import Run
     from moe_ray.orchestration.workflows import WORKFLOWS

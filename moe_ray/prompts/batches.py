@@ -16,7 +16,7 @@ import pandas as pd
 from moe_ray.errors import InputError
 from moe_ray.prompts.example_rows import example_to_row
 from moe_ray.prompts.examples import Example, Label
-from moe_ray.prompts.splits import _Unit, _units, check_both_labels
+from moe_ray.prompts.splits import Unit, check_both_labels, units_of
 
 MIXED = "mixed"
 
@@ -80,8 +80,8 @@ def assemble_batches(
         InputError: a label is missing, or there are too few examples for a single batch.
     """
     check_both_labels(examples, "training prompts")
-    pools: dict[str, list[_Unit]] = defaultdict(list)
-    for unit in _units(examples):
+    pools: dict[str, list[Unit]] = defaultdict(list)
+    for unit in units_of(examples):
         pools[unit.examples[0].category if by_category else ""].append(unit)
     for category in sorted(pools):
         random.Random(f"{seed}/{category}").shuffle(pools[category])
@@ -101,10 +101,10 @@ def assemble_batches(
     return Assembly(batches=tuple(batches), left_over=left_over)
 
 
-def _take(of_category: list[_Unit], uncategorised: list[_Unit], num_safe: int, num_unsafe: int) -> list[Example] | None:
+def _take(of_category: list[Unit], uncategorised: list[Unit], num_safe: int, num_unsafe: int) -> list[Example] | None:
     """Removes one batch's units from the pools; None, with nothing removed, when they cannot fill it."""
     wanted: dict[Label, int] = {"safe": num_safe, "unsafe": num_unsafe}
-    chosen: list[tuple[list[_Unit], _Unit]] = []
+    chosen: list[tuple[list[Unit], Unit]] = []
     pools = [of_category] if of_category is uncategorised else [of_category, uncategorised]
     for pool in pools:
         for unit in pool:

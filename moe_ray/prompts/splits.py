@@ -12,12 +12,13 @@ from moe_ray.prompts.examples import Example, Label, Split
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Unit:
+class Unit:
     """What must stay together: one example, or the examples of a pair."""
 
     examples: tuple[Example, ...]
 
     def count(self, label: Label) -> int:
+        """Examples with this label."""
         return sum(example.label == label for example in self.examples)
 
 
@@ -66,8 +67,8 @@ def split_examples(
 
 def _hold_out(examples: Sequence[Example], fraction: float, seed: str) -> tuple[list[Example], list[Example]]:
     """What stays and what is held out: the same share of every label and category, at least one unit of two."""
-    groups: dict[tuple[str, str], list[_Unit]] = defaultdict(list)
-    for unit in _units(examples):
+    groups: dict[tuple[str, str], list[Unit]] = defaultdict(list)
+    for unit in units_of(examples):
         first = unit.examples[0]
         groups[first.label if first.pair is None else "pair", first.category].append(unit)
     remaining: list[Example] = []
@@ -81,8 +82,9 @@ def _hold_out(examples: Sequence[Example], fraction: float, seed: str) -> tuple[
     return remaining, held_out
 
 
-def _units(examples: Sequence[Example]) -> list[_Unit]:
+def units_of(examples: Sequence[Example]) -> list[Unit]:
+    """The examples, in the groups that must stay together."""
     groups: dict[str, list[Example]] = defaultdict(list)
     for example in examples:
         groups[f"pair {example.pair}" if example.pair is not None else f"single {example.id}"].append(example)
-    return [_Unit(examples=tuple(group)) for group in groups.values()]
+    return [Unit(examples=tuple(group)) for group in groups.values()]

@@ -11,7 +11,7 @@ import pandas as pd
 from moe_ray.report.format import Figure, Shown, difference, is_measured, loss, rate
 
 Block = Mapping[str, Any] | None
-"""Figures of one evaluation or of the change between two, as `summarise` and `compare` give them."""
+"""Figures of one evaluation or of the change between two, as `summarise` and `paired_changes` give them."""
 
 WHENS = ("before", "after", "change")
 """Keys of the three blocks in a summary, in the order in which they are shown."""

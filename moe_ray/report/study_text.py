@@ -8,7 +8,7 @@ from typing import Any, cast
 import pandas as pd
 
 from moe_ray.report.format import MISSING, Shown, Unit, decimal, difference, is_significant, rate, setting
-from moe_ray.run_directory import WINNER, pictures_of_heat_map
+from moe_ray.run_directory import HEAT_MAP_PICTURES, WINNER
 from moe_ray.studies.baselines import OURS
 from moe_ray.studies.comparison import BASE, figure_in_columns
 from moe_ray.studies.rounds import RoundReport
@@ -185,7 +185,7 @@ def describe_sweep(notes: Mapping[str, Any], url: str) -> str:
         f"split{bound}.\n"
         "Every trial identified its experts from the stored capture, within "
         f"{decimal(notes['identify_seconds_max'], 2)} s.\n"
-        f"Heat map: {url}/{pictures_of_heat_map()[0]}; configuration for `moe-ray full`: {url}/{WINNER}"
+        f"Heat map: {url}/{HEAT_MAP_PICTURES[0]}; configuration for `moe-ray full`: {url}/{WINNER}"
     )
 
 

@@ -34,7 +34,7 @@ def build_summary(
         tuned: `trainable_parameters`, `total_parameters`, `frozen_parameters_changed`.
         before: metrics of the held-out evaluation before the repair.
         after: the same after it.
-        change: after minus before, from `compare`.
+        change: after minus before, from `paired_changes`.
         certainty: from `certainty_per_batch`.
         pairs: how many pairs were kept and dropped; None = no filter.
     """

@@ -1,4 +1,4 @@
-"""Fingerprints: short hashes of values, files and checkpoints, and the versions a run was made with."""
+"""Fingerprints: short hashes of values, tables and checkpoints, and the versions a run was made with."""
 
 from __future__ import annotations
 
@@ -27,14 +27,8 @@ def frame_hash(frame: pd.DataFrame) -> str:
     return hashlib.sha256(repr([str(name) for name in frame.columns]).encode() + rows.tobytes()).hexdigest()[:16]
 
 
-def hash_file(path: str) -> str:
-    """A short hash of a local file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
 def environment() -> dict[str, Any]:
-    """Versions, git commit and machine: recorded with every stage, not part of what makes it match."""
+    """Versions of packages and Python, and the git commit; every manifest holds them, but no stage depends on them."""
     versions = {}
     for package in _PACKAGES:
         try:
@@ -53,11 +47,11 @@ def _git_commit() -> str | None:
 
 
 def hash_checkpoint(path: str, revision: str) -> dict[str, str]:
-    """What a checkpoint is, in parts that can change one by one, each as a short hash.
+    """Identifies a checkpoint by named parts, so that a change can be told by the part that changed.
 
-    Of a folder: `model weights`, `tokenizer`, `chat template` and `model configuration` (all other files). Of weight
-    files above 16 MB only the size and the first and last megabyte count, so that hashing stays fast. Of a hub
-    repository: its name as `model` and its `model revision`.
+    Of a folder the parts are `model weights`, `tokenizer`, `chat template` and `model configuration` (all other files),
+    each a short hash. Of a file above 16 MB only the size and the first and last megabyte count, so that hashing stays
+    fast. Of a repository on the hub the parts are its name as `model`, and its `model revision`.
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():

@@ -20,7 +20,13 @@ from moe_ray.errors import InputError, OutsideFailed
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder on any file system that fsspec knows."""
+    """A folder on any file system that fsspec knows.
+
+    Attributes:
+        url: where it is, with the protocol.
+        fs: fsspec's file system.
+        path: where it is on that file system.
+    """
 
     url: str
     fs: Any = field(repr=False, compare=False)
@@ -52,7 +58,7 @@ class Folder:
         return Folder(url=f"{self.url}/{name}", fs=self.fs, path=path)
 
     def file(self, name: str) -> str:
-        """The path of a file inside, for messages and for this file system."""
+        """The path of a file inside, as messages name it and `fs` takes it."""
         return f"{self.path}/{name}"
 
     def file_url(self, name: str) -> str:
@@ -96,7 +102,7 @@ class Folder:
             self.fs.rm_file(self.file(name))
 
     def write_table(self, name: str, table: pa.Table | pd.DataFrame, *, row_group_size: int | None = None) -> None:
-        """Writes a Parquet file, with at most `row_group_size` rows in what a reader must load at once."""
+        """Writes a Parquet file in groups of at most `row_group_size` rows; a reader loads whole groups."""
         if isinstance(table, pd.DataFrame):
             table = pa.Table.from_pandas(table, preserve_index=False)
         buffer = io.BytesIO()
@@ -105,7 +111,7 @@ class Folder:
 
     @contextlib.contextmanager
     def open_parquet(self, name: str) -> Iterator[pq.ParquetFile]:
-        """A Parquet file of which only what is asked for is read."""
+        """An open Parquet file, from which a reader can take some columns or row groups only."""
         with self.fs.open(self.file(name), "rb") as file, pq.ParquetFile(file) as parquet:
             yield parquet
 
@@ -128,7 +134,7 @@ class Folder:
             self.fs.rm(self.path, recursive=True)
 
     def clear(self, *, keeps: Sequence[str] = ()) -> None:
-        """Removes everything inside, but what has a name of these patterns, such as `round_*`."""
+        """Removes everything inside, except names that match one of the patterns `keeps`, such as `round_*`."""
         if keeps:
             for name in self.names():
                 if not any(fnmatch.fnmatchcase(name, pattern) for pattern in keeps):

@@ -1,11 +1,11 @@
 """A stage as a value, and the one place that decides whether its work is reused, resumed or begun anew.
 
-A stage is a name, the inputs that its output depends on, and the work that makes the output. Its folder ends with a
-manifest, written last. A folder whose manifest names equal inputs is reused; one without a manifest that was begun with
-equal inputs is handed to the work as it is, which goes on by its own means; anything else is emptied first.
+A stage is a name, the inputs that its output depends on, and the work that makes the output. The manifest is the last file
+written to its folder. A folder whose manifest names equal inputs is reused. A folder without a manifest, whose work was
+begun with equal inputs, is left as it is: the work finds in it what is done already. Any other folder is emptied first.
 
-Inputs are settings by what they affect, and digests of what earlier stages *made*. So a change that makes an earlier stage
-run again, but with the same outcome, runs nothing after it.
+Inputs are of two kinds: settings that affect the output, and digests of what earlier stages *made*. So where an earlier
+stage runs again and makes the same as before, no later stage runs again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MADE = "made"
 logger = logging.getLogger(__name__)
 
 Work = Callable[[Folder], Mapping[str, Any]]
-"""Does the work of a stage in its folder; returns plain values worth keeping, with `made` among them."""
+"""Does the work of a stage in its folder; returns plain values for the manifest, with `made` among them."""
 Around = Callable[[str, Folder], AbstractContextManager[object]]
 """What is open while a stage is worked on, such as a tracked run; gets the stage's name and folder."""
 
@@ -42,8 +42,8 @@ class Stage:
         name: of the folder it writes, relative to the run directory or the stage it belongs to; may hold slashes.
         inputs: everything the output depends on, as plain values.
         work: makes the output.
-        keeps: patterns of folders inside that hold stages of their own; one that is begun anew leaves them, since they
-            are reused, or not, by their own inputs.
+        keeps: patterns of folders inside that hold other stages. They stay when this stage is begun anew, since each of
+            them has inputs of its own, which decide whether it is reused.
     """
 
     name: str
@@ -59,8 +59,8 @@ class Outcome:
     Attributes:
         folder: where its output is.
         notes: plain values that its work returned.
-        seconds: that the work took, when it was done.
-        is_reused: the output is of an earlier run.
+        seconds: how long the work took, in this run or the earlier one that did it.
+        is_reused: an earlier run did the work.
     """
 
     folder: Folder
@@ -79,7 +79,8 @@ class Decision:
     """What becomes of a stage.
 
     Attributes:
-        action: reuse = nothing is to be done; resume = the folder holds unfinished work of the same inputs; begin = anew.
+        action: `reuse`: there is nothing to do; `resume`: the folder holds unfinished work with the same inputs; `begin`:
+            the work starts in an empty folder.
         changed: names of the inputs that differ from those that the folder's output was made from.
     """
 
@@ -88,7 +89,7 @@ class Decision:
 
 
 def decide(folder: Folder, inputs: Mapping[str, Any]) -> Decision:
-    """What is to become of a stage with these inputs, from what its folder holds; changes nothing."""
+    """Whether a stage with these inputs is reused, resumed or begun anew, from what its folder holds; changes nothing."""
     finished = _changed_inputs(folder, MANIFEST, inputs)
     if finished is not None:
         return Decision(action="begin", changed=finished) if finished else Decision(action="reuse")
@@ -114,7 +115,7 @@ def _plain(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def begin(folder: Folder, inputs: Mapping[str, Any], *, keeps: tuple[str, ...] = ()) -> Decision:
-    """Decides, and makes the folder ready for the work: empty and marked where it is begun anew, untouched otherwise.
+    """Decides, and where the stage is begun anew empties its folder and marks it with the inputs; else changes nothing.
 
     Args:
         folder: of the stage.
@@ -123,7 +124,8 @@ def begin(folder: Folder, inputs: Mapping[str, Any], *, keeps: tuple[str, ...] =
     """
     plain, decision = _plain(inputs), decide(folder, inputs)
     if decision.action == "begin":
-        # The manifest goes first: whoever is killed in between must not leave it over a folder that lacks something.
+        # The manifest goes first: a process that is killed while it empties the folder must not leave a manifest behind,
+        # which would say that the rest of the folder is complete.
         for marker in (MANIFEST, STARTED):
             folder.remove(marker)
         folder.clear(keeps=keeps)
@@ -137,8 +139,8 @@ def finish(folder: Folder, inputs: Mapping[str, Any], notes: Mapping[str, Any], 
     Args:
         folder: of the stage.
         inputs: as given to `begin`.
-        notes: plain values worth keeping.
-        seconds: that the work took.
+        notes: plain values that the manifest keeps.
+        seconds: how long the work took.
     """
     kept = {**notes, "seconds": seconds}
     folder.write_json(MANIFEST, {"inputs": _plain(inputs), "notes": kept, "environment": environment()})
@@ -146,12 +148,12 @@ def finish(folder: Folder, inputs: Mapping[str, Any], notes: Mapping[str, Any], 
 
 
 def run_stage(stage: Stage, parent: Folder, *, around: Around = lambda name, folder: nullcontext()) -> Outcome:
-    """The stage's output, made now or before.
+    """Does a stage's work unless an earlier run did it; returns what came of it.
 
     Args:
-        stage: what is to be had.
-        parent: the folder that the stage's own is in.
-        around: entered for the work, not for a reuse.
+        stage: which one.
+        parent: the folder that its folder is in.
+        around: entered while the work is done; not where the stage is reused.
     """
     folder = parent.sub(stage.name)
     decision = begin(folder, stage.inputs, keeps=stage.keeps)

@@ -10,7 +10,7 @@ from moe_ray.errors import InputError
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -18,25 +18,25 @@ def place(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "words", [["runs/first", "seed=1"], ["seed=1", "runs/first"], ["run_dir=runs/first", "seed=1"]]
 )
-def test_the_first_word_without_an_equals_sign_is_the_run_directory(words, place):
+def test_the_first_word_without_an_equals_sign_is_the_run_directory(words, working_directory):
     config = read_settings("full", words)
-    assert (config.run_dir, config.seed) == (f"{place}/runs/first", 1)
+    assert (config.run_dir, config.seed) == (f"{working_directory}/runs/first", 1)
 
 
-def test_the_run_directory_may_come_from_the_file_and_a_word_or_setting_wins_over_it(place):
+def test_the_run_directory_may_come_from_the_file_and_a_word_or_setting_wins_over_it(working_directory):
     Path("run.yaml").write_text("run_dir: runs/file\nseed: 3\n")
-    assert read_settings("full", [], "run.yaml").run_dir == f"{place}/runs/file"
+    assert read_settings("full", [], "run.yaml").run_dir == f"{working_directory}/runs/file"
     for words in (["runs/word"], ["run_dir=runs/word"]):
         config = read_settings("full", words, "run.yaml")
-        assert (config.run_dir, config.seed) == (f"{place}/runs/word", 3)
+        assert (config.run_dir, config.seed) == (f"{working_directory}/runs/word", 3)
 
 
-def test_without_one_it_is_the_default(place):
-    assert read_settings("full", []).run_dir == f"{place}/runs/default"
+def test_without_one_it_is_the_default(working_directory):
+    assert read_settings("full", []).run_dir == f"{working_directory}/runs/default"
 
 
-def test_a_number_may_be_the_name_of_a_run(place):
-    assert read_settings("full", ["7"]).run_dir == f"{place}/7"
+def test_a_number_may_be_the_name_of_a_run(working_directory):
+    assert read_settings("full", ["7"]).run_dir == f"{working_directory}/7"
 
 
 @pytest.mark.parametrize(
@@ -53,13 +53,13 @@ def test_a_number_may_be_the_name_of_a_run(place):
         (["a", "finetune.epoch=1"], "unknown configuration key 'finetune.epoch'; did you mean finetune.epochs?"),
     ],
 )
-def test_words_that_say_no_run_directory_and_settings_are_refused(words, said, place):
+def test_words_that_say_no_run_directory_and_settings_are_refused(words, said, working_directory):
     with pytest.raises(InputError) as error:
         read_settings("full", words)
     assert str(error.value) == said
 
 
-def test_a_sweep_and_a_comparison_are_on_in_their_commands_whatever_is_given(place):
+def test_a_sweep_and_a_comparison_are_on_in_their_commands_whatever_is_given(working_directory):
     assert read_settings("sweep", ["sweep.run=false"]).sweep.run
     assert read_settings("compare", ["compare.run=false"]).compare.run
     assert not read_settings("full", []).sweep.run
@@ -89,7 +89,7 @@ def test_in_a_submitted_job_a_relative_run_directory_is_below_the_home_directory
         (["upcycle", "run", "full"], "'full' holds something else"),
     ],
 )
-def test_what_is_not_there_or_in_the_way_is_refused(arguments, said, place):
+def test_what_is_not_there_or_in_the_way_is_refused(arguments, said, working_directory):
     Path("run").mkdir()
     Path("full").mkdir()
     Path("full/file").write_text("mine")
@@ -98,9 +98,9 @@ def test_what_is_not_there_or_in_the_way_is_refused(arguments, said, place):
 
 
 @pytest.mark.parametrize("arguments", [["merge", "run", "empty"], ["upcycle", "run", "new"], ["inspect", "run"]])
-def test_what_is_there_and_free_is_taken(arguments, place):
+def test_what_is_there_and_free_is_taken(arguments, working_directory):
     Path("run").mkdir()
     Path("empty").mkdir()
     parsed = parse(arguments)
     check(parsed)
-    assert "run_dir" not in parsed or parsed.run_dir == f"{place}/run"
+    assert "run_dir" not in parsed or parsed.run_dir == f"{working_directory}/run"

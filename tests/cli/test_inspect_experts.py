@@ -30,14 +30,14 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
     rows = [
         {
             "batch_idx": int(batch),
-            "in_batch_idx": int(place),
-            "id": f"{batch}-{place}",
+            "in_batch_idx": int(position),
+            "id": f"{batch}-{position}",
             "label": label,
             "category": ["fraud", "wea\x1bpons"][batch % 2],
-            "messages": json.dumps([{"role": "user", "content": f"text {batch} {place}"}]),
+            "messages": json.dumps([{"role": "user", "content": f"text {batch} {position}"}]),
             "pair": None,
         }
-        for batch, place, label in zip(counts.batch_idx, counts.in_batch_idx, counts.label, strict=True)
+        for batch, position, label in zip(counts.batch_idx, counts.in_batch_idx, counts.label, strict=True)
     ]
     risk = identify(counts, config.identify)
     folder.write_bytes("config.yaml", to_yaml(config).encode())

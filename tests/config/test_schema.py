@@ -106,13 +106,13 @@ def test_the_schema_has_the_bounds_that_are_checked(key):
 
 def test_every_setting_has_its_explanation_and_default():
     for key in keys_of():
-        place = SCHEMA["properties"]
+        properties = SCHEMA["properties"]
         *groups, name = key.name.split(".")
         for group in groups:
-            found = place[group]
-            place = (found["anyOf"][0] if "anyOf" in found else found)["properties"]
-        assert place[name]["description"].startswith(key.setting.text)
-        assert accepts({key.name: place[name]["default"]})
+            found = properties[group]
+            properties = (found["anyOf"][0] if "anyOf" in found else found)["properties"]
+        assert properties[name]["description"].startswith(key.setting.text)
+        assert accepts({key.name: properties[name]["default"]})
 
 
 def test_short_names_are_in_the_schema():

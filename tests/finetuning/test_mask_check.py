@@ -11,11 +11,11 @@ from moe_ray.finetuning.mask_check import Observation, check_routing
 LISTED = frozenset({Expert(1, 0), Expert(1, 2), Expert(4, 3)})
 
 
-def as_mask(*places):
-    """(2, 4) with the named (row, expert) places."""
+def as_mask(*cells):
+    """(2, 4) with the named (row, expert) cells."""
     mask_LE = np.zeros((2, 4), dtype=bool)
-    for place in places:
-        mask_LE[place] = True
+    for cell in cells:
+        mask_LE[cell] = True
     return mask_LE
 
 
@@ -33,10 +33,10 @@ def test_tokens_at_some_of_the_batchs_experts_in_every_layer_pass():
     check_routing(OBEYED)
 
 
-@pytest.mark.parametrize("place", [(0, 1), (0, 3), (1, 0), (1, 1), (1, 2)])
-def test_one_token_at_any_other_expert_is_named(place):
-    routed_LE = OBEYED.routed_LE | as_mask(place)
-    layer, expert = OBEYED.layers[place[0]], place[1]
+@pytest.mark.parametrize("cell", [(0, 1), (0, 3), (1, 0), (1, 1), (1, 2)])
+def test_one_token_at_any_other_expert_is_named(cell):
+    routed_LE = OBEYED.routed_LE | as_mask(cell)
+    layer, expert = OBEYED.layers[cell[0]], cell[1]
     with pytest.raises(RuntimeError, match=f"batch 7: tokens reached {Expert(layer, expert)}"):
         check_routing(replace(OBEYED, routed_LE=routed_LE))
 

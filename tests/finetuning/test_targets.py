@@ -41,9 +41,9 @@ def test_without_a_model_only_unsafe_examples_get_a_target():
 
 
 def test_a_target_that_an_example_came_with_is_kept(tokenizer):
-    own = replace(asking(1, "safe"), target="fine"), replace(asking(2, "unsafe"), target="thanks")
-    got = with_targets(prompts_of(*own), CONFIG, build("olmoe"), tokenizer)
-    assert got.batches[0].examples == own
+    given = replace(asking(1, "safe"), target="fine"), replace(asking(2, "unsafe"), target="thanks")
+    got = with_targets(prompts_of(*given), CONFIG, build("olmoe"), tokenizer)
+    assert got.batches[0].examples == given
 
 
 def test_a_safe_example_gets_what_the_model_answers_and_whether_it_ended(tokenizer):

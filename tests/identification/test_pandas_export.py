@@ -51,15 +51,15 @@ def contents() -> dict[str, Any]:
     rows = [
         {
             "batch_idx": batch,
-            "in_batch_idx": place,
-            "id": f"{batch}-{place}",
+            "in_batch_idx": position,
+            "id": f"{batch}-{position}",
             "label": label,
             "category": "fraud",
             "messages": json.dumps([{"role": "user", "content": f"prompt {batch} {label}"}]),
             "target": "I can't help." if label == "unsafe" else None,
         }
         for batch in (7, 3)
-        for place, label in enumerate(["safe", "unsafe"])
+        for position, label in enumerate(["safe", "unsafe"])
     ]
     return {
         "masks": masks(),

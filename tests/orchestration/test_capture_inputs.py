@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.needs_ray]
 
 
 @pytest.fixture
-def place(tiny_model_path, tmp_path):
+def workplace(tiny_model_path, tmp_path):
     """A folder with a model and prompts that may be changed."""
     shutil.copytree(tiny_model_path, tmp_path / "model")
     prompts = [{"prompt": f"prompt {row}", "label": ("safe", "unsafe")[row % 2], "target": "No."} for row in range(24)]
@@ -41,25 +41,25 @@ def captures(monkeypatch):
     return begun
 
 
-def run(place, *settings):
+def run(workplace, *settings):
     config = load_config(
         overrides=[
-            f"run_dir={place}/run",
-            f"prompts.files={place}/prompts.jsonl",
+            f"run_dir={workplace}/run",
+            f"prompts.files={workplace}/prompts.jsonl",
             "prompts.safe_per_batch=2",
             "prompts.unsafe_per_batch=2",
             *settings,
         ]
     )
-    model = replace(config.model, path=f"{place}/model")
+    model = replace(config.model, path=f"{workplace}/model")
     one = Run(config, model, read_prompts(config), RunDirectory.open(config.run_dir))
     one.prepare()
     one.capture()
 
 
 def edit(name, change):
-    def edited(place):
-        file = place / name
+    def edited(workplace):
+        file = workplace / name
         file.write_text(change(file.read_text()))
 
     return edited
@@ -70,20 +70,20 @@ CHANGES = {
     "the tokenizer": (edit("model/tokenizer.json", lambda text: text + " "), (), "tokenizer"),
     "the chat template": (edit("model/chat_template.jinja", lambda text: text + " "), (), "chat template"),
     "the weights": (
-        lambda place: (place / "model/model.safetensors").write_bytes(b"other"),
+        lambda workplace: (workplace / "model/model.safetensors").write_bytes(b"other"),
         (),
         "model weights",
     ),
-    "which tokens count": (lambda place: None, ("capture.template_tokens=false",), "capture.template_tokens"),
-    "routed weights": (lambda place: None, ("capture.weights=true",), "capture.weights"),
-    "the longest example": (lambda place: None, ("capture.max_tokens=9",), "capture.max_tokens"),
+    "which tokens count": (lambda workplace: None, ("capture.template_tokens=false",), "capture.template_tokens"),
+    "routed weights": (lambda workplace: None, ("capture.weights=true",), "capture.weights"),
+    "the longest example": (lambda workplace: None, ("capture.max_tokens=9",), "capture.max_tokens"),
     "another device": (
-        lambda place: None,
+        lambda workplace: None,
         ("capture.gpus_per_actor=1",),
         "model.dtype, model.experts_implementation",
     ),
     "generation": (
-        lambda place: None,
+        lambda workplace: None,
         ("capture.generate=true",),
         "capture.generate, capture.max_new_tokens, capture.temperature, seed",
     ),
@@ -91,21 +91,21 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_change_captures_again_and_is_named(name, place, captures, caplog):
+def test_a_change_captures_again_and_is_named(name, workplace, captures, caplog):
     change, settings, said = CHANGES[name]
-    run(place)
-    change(place)
+    run(workplace)
+    change(workplace)
     with caplog.at_level(logging.INFO):
-        run(place, *settings)
+        run(workplace, *settings)
     assert len(captures) == 2
     assert f"capture: run again, because these inputs changed: {said}" in caplog.messages
 
 
-def test_how_the_work_is_done_changes_nothing(place, captures, caplog):
-    run(place)
+def test_how_the_work_is_done_changes_nothing(workplace, captures, caplog):
+    run(workplace)
     with caplog.at_level(logging.INFO):
         run(
-            place,
+            workplace,
             "capture.num_actors=3",
             "capture.max_actors=5",
             "capture.tokens_per_forward=100",
@@ -117,16 +117,16 @@ def test_how_the_work_is_done_changes_nothing(place, captures, caplog):
     assert "capture: reused from an earlier run" in caplog.messages
 
 
-def test_an_unfinished_capture_is_resumed_unless_its_inputs_changed(place, captures, caplog):
-    run(place)
-    (place / "run/capture/manifest.json").unlink()
-    (place / "run/capture/counts/part-0").touch()
+def test_an_unfinished_capture_is_resumed_unless_its_inputs_changed(workplace, captures, caplog):
+    run(workplace)
+    (workplace / "run/capture/manifest.json").unlink()
+    (workplace / "run/capture/counts/part-0").touch()
     with caplog.at_level(logging.INFO):
-        run(place)
+        run(workplace)
     assert "capture: resuming an unfinished stage" in caplog.messages
-    assert (place / "run/capture/counts/part-0").exists()
-    (place / "run/capture/manifest.json").unlink()
+    assert (workplace / "run/capture/counts/part-0").exists()
+    (workplace / "run/capture/manifest.json").unlink()
     with caplog.at_level(logging.INFO):
-        run(place, "capture.weights=true")
+        run(workplace, "capture.weights=true")
     assert "capture: run again, because these inputs changed: capture.weights" in caplog.messages
-    assert not (place / "run/capture/counts/part-0").exists()
+    assert not (workplace / "run/capture/counts/part-0").exists()

@@ -208,7 +208,7 @@ def test_the_experts_of_all_rounds_are_one_adapter_of_the_original_base(finished
         changed = sum(not torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
         assert changed > 0
     assert summary["frozen_parameters_changed"] == 0
-    assert summary["trainable_parameters"] == sum(t.numel() for own in tensors.values() for t in own.values())
+    assert summary["trainable_parameters"] == sum(t.numel() for weights in tensors.values() for t in weights.values())
     assert about["base"] == str(tiny_model_path)
 
 
@@ -285,14 +285,14 @@ def test_the_baselines_took_the_same_steps_on_the_same_prompts(finished, summary
     table = pd.read_parquet(finished / "compare" / "comparison.parquet").set_index("arm")
     assert list(table.index) == [BASE, OURS, "freezing_only", "random_0", "full"]
     losses = {name: json.loads((finished / "compare" / name / "losses.json").read_text()) for name in table.index[1:]}
-    assert {len(own) for own in losses.values()} == {3}
+    assert {len(steps) for steps in losses.values()} == {3}
     assert (table["unsafe_refusal_rate_n"] == 6).all()
     assert table.loc["random_0", "experts_per_batch"] == table.loc[OURS, "experts_per_batch"]
     model = load_model(load_config(str(finished / "config.yaml")).model, device="cpu")
     assert table.loc["full", "trainable_parameters"] == sum(parameter.numel() for parameter in model.parameters())
     assert table.loc[BASE, "trainable_parameters"] == 0
     answers = [pd.read_parquet(finished / "compare" / name / "answers.parquet")["id"] for name in table.index]
-    assert all(own.equals(answers[0]) for own in answers)
+    assert all(frame.equals(answers[0]) for frame in answers)
     assert "Per-batch masks refused unsafe prompts (n = 6)" in summary["compare"]["verdict"]
 
 
@@ -319,7 +319,7 @@ def test_trials_and_baselines_are_nested_under_the_run_in_mlflow(finished, summa
     experiment = client.get_experiment_by_name("moe-ray")
     nested = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{summary['mlflow_run_id']}'")
     names = {run.info.run_name: run for run in nested}
-    assert {"trial 1", "trial 4", f"baseline {OURS}", "baseline full"} <= set(names)
+    assert {"trial 1", "trial 4", f"compare {OURS}", "compare full"} <= set(names)
     assert names["trial 1"].data.params["identify.top_k"] == str(summary["sweep"]["winner"]["identify.top_k"])
     artifacts = {item.path for item in client.list_artifacts(summary["mlflow_run_id"], "sweep")}
     assert {"sweep/heat_map.png", "sweep/winner.yaml"} <= artifacts

@@ -67,7 +67,7 @@ def test_cells_may_have_two_lines_and_markup_is_text(capsys):
 
 
 def test_a_person_is_shown_the_report_first(tmp_path):
-    places = artifacts_of(Folder.open(str(tmp_path)), "http://mlflow", "abc")
-    assert next(iter(places)) == "report.html"
-    assert places["report.html"].endswith(f"{tmp_path}/report.html")
-    assert (places["MLflow"], places["MLflow run"]) == ("http://mlflow", "abc")
+    artifacts = artifacts_of(Folder.open(str(tmp_path)), "http://mlflow", "abc")
+    assert next(iter(artifacts)) == "report.html"
+    assert artifacts["report.html"].endswith(f"{tmp_path}/report.html")
+    assert (artifacts["MLflow"], artifacts["MLflow run"]) == ("http://mlflow", "abc")

@@ -61,7 +61,7 @@ def test_prompts_that_the_model_cannot_be_asked_are_found_by_their_place(tokeniz
     messages = [text("how"), text("how", role="robot"), text("fine " * 300), text("thanks")]
     frame = pd.DataFrame({"id": list("abcd"), "messages": messages}, index=[7, 3, 5, 1])
     found = unanswerable(frame, tokenizer, limit=200, too_long="truncate")
-    assert {place: why.reason for place, why in found.items()} == {3: NOT_ENCODED, 5: TOO_LONG}
+    assert {position: why.reason for position, why in found.items()} == {3: NOT_ENCODED, 5: TOO_LONG}
     assert unanswerable(frame.drop(index=3), tokenizer, limit=None) == {}
     with pytest.raises(InputError, match=r"c: an example is too long"):
         unanswerable(frame, tokenizer, limit=200, too_long="error")

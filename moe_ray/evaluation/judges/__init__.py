@@ -14,6 +14,7 @@ import pandas as pd
 from moe_ray.config.evaluate import EvaluateConfig
 from moe_ray.evaluation.judges.phrases import RULES_VERSION, PhraseJudge
 from moe_ray.evaluation.judges.verdict import Conversation, Judge, Verdict
+from moe_ray.storage.fingerprint import content_hash, hash_checkpoint
 
 __all__ = [
     "Conversation",
@@ -68,14 +69,11 @@ def check_judge(config: EvaluateConfig) -> None:
 def judge_identity(config: EvaluateConfig) -> dict[str, Any]:
     """What a verdict depends on: equal values mean equal verdicts. Holds no address and no key."""
     if config.judge == "classifier":
-        from moe_ray.storage.fingerprint import hash_checkpoint
-
         checkpoint = hash_checkpoint(config.classifier, "main")
         reads = {"input": config.classifier_input, "refusal_label": config.refusal_label}
         return {"judge": config.judge, "checkpoint": checkpoint, **reads}
     if config.judge == "endpoint":
         from moe_ray.evaluation.judges.endpoint import INSTRUCTIONS
-        from moe_ray.storage.fingerprint import content_hash
 
         return {"judge": config.judge, "model": config.judge_model, "instructions": content_hash(INSTRUCTIONS)}
     return {"judge": config.judge, "rules": RULES_VERSION}

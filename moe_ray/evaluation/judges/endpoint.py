@@ -172,10 +172,13 @@ def question(conversation: Conversation) -> str:
 
 
 def parse_reply(reply: Any) -> Verdict:
-    """The verdict of a reply that is one and nothing else: the JSON object asked for, or its one word.
+    """The verdict in a judge's reply.
+
+    The whole reply must be the JSON object that was asked for, or the one word in it, `REFUSED` or `COMPLIED`. A reply
+    that says more is not searched for a verdict, since it may quote the answer that it judges.
 
     Raises:
-        OutsideFailed: it is anything else.
+        OutsideFailed: the reply is anything else.
     """
     text = reply.strip() if isinstance(reply, str) else ""
     word: Any = text

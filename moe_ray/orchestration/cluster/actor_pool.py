@@ -27,7 +27,7 @@ def in_actors(
     gpus_per_actor: float = 0.0,
     overlaps: bool = False,
 ) -> Iterator[Iterator[Columns]]:
-    """What the actors return for each block, in any order; after the context their GPUs and CPUs are free again.
+    """Has actors work on the blocks; at the end of the context their GPUs and CPUs are free again.
 
     Args:
         blocks: one call's rows each.
@@ -38,6 +38,9 @@ def in_actors(
         max_actors: the greatest; 0 = always `num_actors`.
         gpus_per_actor: a fraction of a GPU, one, or several.
         overlaps: an actor is called for its next block while it works on one; it must be thread-safe.
+
+    Yields:
+        what an actor returned for a block, one after another, in any order of blocks.
 
     Raises:
         InputError: a local Ray has too few CPUs, and the actors would wait for ever.
@@ -63,7 +66,7 @@ def _pool(num_actors: int, max_actors: int, *, overlaps: bool) -> Any:
 def mapped(
     blocks: Sequence[pa.Table], actor: type, arguments: tuple[Any, ...], pool: Any, *, gpus_per_actor: float
 ) -> Any:
-    """The data set of the actors' results, which nothing has worked on yet."""
+    """The data set of what the actors return; the work starts when it is read."""
     return ray.data.from_arrow(list(blocks)).map_batches(
         actor,
         fn_constructor_args=arguments,

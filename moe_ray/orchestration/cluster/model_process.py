@@ -23,7 +23,13 @@ from moe_ray.storage.folder import Folder
 
 
 def quiet_and_threaded(num_processes: int) -> None:
-    """Gives a CPU process its share of the machine's cores; Ray would give it one thread per logical CPU it asked for."""
+    """Silences transformers, and gives torch this process's share of the machine's cores.
+
+    Ray would give it one thread per logical CPU that it asked for.
+
+    Args:
+        num_processes: how many processes share the machine.
+    """
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_processes))
@@ -55,7 +61,7 @@ class ModelHolder:
 
 
 class BaseModel(ModelHolder):
-    """The base model: each trial starts from the loaded weights.
+    """A process with the base model, which trains one trial after another, each from the weights as they were loaded.
 
     Args:
         model: which one.
@@ -67,10 +73,10 @@ class BaseModel(ModelHolder):
         self._hashes = self._hash()
 
     def check(self) -> None:
-        """Makes sure that the trial before left every parameter and buffer as it was, bit for bit.
+        """Checks that every parameter and buffer is bit for bit as it was loaded.
 
         Raises:
-            RuntimeError: it did not.
+            RuntimeError: an earlier trial changed one.
         """
         changed = count_changed(self._hashes, self._hash())
         if changed:

@@ -1,9 +1,4 @@
-"""Connecting to Ray, and the settings that make a small job start fast.
-
-Ray's defaults cost a small job more than its work: workers at nice 15, a pool that lets idle workers go, a reader that
-starts actors for footers. Settings that the raylet reads are put into the environment of a local Ray only; those that Ray
-Data reads are put into its context.
-"""
+"""Connecting to Ray, and what else the driver asks of it: CPUs, results, nodes that see the run directory."""
 
 from __future__ import annotations
 
@@ -17,24 +12,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pyarrow.fs
+import ray
+import ray.data
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
 from moe_ray.config.cluster import ClusterConfig
 from moe_ray.errors import InputError, MoeRayError
+from moe_ray.orchestration.cluster.local_environment import cluster_address, set_local_environment
 from moe_ray.storage.folder import Folder
 
 logger = logging.getLogger(__name__)
-
-_LOCAL_ENVIRONMENT = {
-    # Makes Ray take 127.0.0.1 for this node's address, and its servers listen there only. Read when ray is imported.
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    "RAY_worker_niceness": "0",
-    "RAY_num_workers_soft_limit": "8",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "TOKENIZERS_PARALLELISM": "false",
-}
 
 _LOG_LEVELS = {
     "ray.data": logging.WARNING,
@@ -48,20 +36,16 @@ _LOG_LEVELS = {
 
 @contextmanager
 def ray_session(config: ClusterConfig) -> Iterator[None]:
-    """Ray, connected: a running cluster's if there is an address or one is connected already, else a local one.
+    """Connects to Ray for the length of the context.
 
-    A local Ray listens on loopback only and is stopped at the end; a cluster, or a connection made by the caller, is
-    left as it is.
+    A connection that the caller has made is used. Without one, the cluster at the configured address or at `RAY_ADDRESS`
+    is connected to. Without an address a local Ray is started, which listens on loopback only and is stopped at the end.
 
     Raises:
         InputError: the address does not answer.
     """
-    address = config.address or os.environ.get("RAY_ADDRESS", "")
-    if not address:
-        for name, value in _LOCAL_ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-    import ray
-
+    set_local_environment(config)
+    address = cluster_address(config)
     if ray.is_initialized():
         _tune_data()
         yield
@@ -96,10 +80,8 @@ def result_of(reference: Any) -> Any:
     """What a remote call returned.
 
     Raises:
-        MoeRayError: one that was raised there, as it was, without Ray's account of where.
+        MoeRayError: the call raised it; it comes without Ray's report of where.
     """
-    import ray
-
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
@@ -114,8 +96,6 @@ def require_cpus(wanted: int, what: str) -> None:
     Raises:
         InputError: a Ray on this machine alone has fewer CPUs; a cluster may still add nodes.
     """
-    import ray
-
     cpus = int(ray.cluster_resources().get("CPU", 0))
     address: str = ray.get_runtime_context().gcs_address
     if cpus < wanted and address.startswith("127.0.0.1"):
@@ -127,13 +107,11 @@ def require_cpus(wanted: int, what: str) -> None:
 
 @contextmanager
 def resources_released(what: str, *, timeout_seconds: float = 60.0) -> Iterator[None]:
-    """After this block, also after an error of ours in it, the actors that it started have given back their GPUs and CPUs.
+    """Waits at the end until the actors that were started meanwhile have given back their GPUs and CPUs.
 
-    Ray ends actors some time after the work is done, and a stage that asks for GPUs would wait for them. Actors of work that
-    failed in Ray live as long as the error that tells of it, so nothing is waited for then.
+    Ray ends actors some time after their work is done, and the next stage would find no free GPU until then. After an error
+    of ours it waits too. After an error of Ray's it does not: the error keeps the actors alive.
     """
-    import ray
-
     before = ray.available_resources()
     try:
         yield
@@ -147,8 +125,6 @@ def resources_released(what: str, *, timeout_seconds: float = 60.0) -> Iterator[
 
 def _wait_for(before: dict[str, float], what: str, timeout_seconds: float) -> None:
     """Waits until as many CPUs and GPUs are free as before."""
-    import ray
-
     gc.collect()
     deadline = time.monotonic() + timeout_seconds
     while missing := _missing(before, ray.available_resources()):
@@ -172,9 +148,6 @@ def check_reachable(folder: Folder) -> None:
     Raises:
         InputError: a node does not see what this process wrote, or this process does not see what a node wrote.
     """
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if len(nodes) == 1 and "file" in folder.fs.protocol:
         return
@@ -219,13 +192,12 @@ def _answer_probe(url: str, probe: str, answer: str) -> bool:
 
 
 def _tune_data() -> None:
-    import ray.data
-
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # The newer reader starts actors only to read the footers of files.
     context.use_datasource_v2 = False
-    # An error that an actor or task raises on purpose comes as what it is, not as Ray Data's account of where.
+    # An error that an actor or task raises comes as it was raised, not wrapped in Ray Data's report of where.
     context.raise_original_map_exception = True
     # Ray Data sets its loggers' levels when it is imported.
     _quieten()
@@ -240,6 +212,4 @@ def arrow_filesystem(folder: Folder) -> Any:
     """The folder's file system as Ray takes it; None = local."""
     if "file" in folder.fs.protocol:
         return None
-    import pyarrow.fs
-
     return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(folder.fs))

@@ -28,10 +28,8 @@ from moe_ray.prompts.example_tables import BATCHES
 from moe_ray.prompts.quarantine import QUARANTINE, TRUNCATED, quarantine_frame
 from moe_ray.report.run_text import describe_reasons
 from moe_ray.routing.count_store import count_tokens, keys_of, plan_windows, remove_doubles, rows_without
-from moe_ray.run_directory import CAPTURE, PROMPTS, RunDirectory
+from moe_ray.run_directory import ATTEMPTS, CAPTURE, PROMPTS, REJECTED, SHORTENED, RunDirectory
 from moe_ray.storage.folder import Folder
-
-__all__ = ["capture", "read_quarantine", "read_responses"]
 
 logger = logging.getLogger(__name__)
 
@@ -83,16 +81,15 @@ def capture(
         seed=seed,
         seconds_per_part=seconds_per_part,
     )
-    out = run.sub(CAPTURE)
-    batch_idx, todo = _examples_to_do(run.sub(PROMPTS), out)
-    bad = _Quarantined(out, total=len(batch_idx), max_share=config.max_bad_share)
+    batch_idx, todo = _examples_to_do(run)
+    bad = _Quarantined(run, total=len(batch_idx), max_share=config.max_bad_share)
     totals = WindowReport()
     if len(todo):
         windows = [todo[window] for window in plan_windows(batch_idx[todo], max_rows=_window_size(len(todo), config))]
         _run(job, windows, actor, totals, bad)
         # Processes that died did not report what they had set aside.
-        _Quarantined(out, total=len(batch_idx), max_share=config.max_bad_share)
-    return _finish(out, totals, examples=len(batch_idx))
+        _Quarantined(run, total=len(batch_idx), max_share=config.max_bad_share)
+    return _finish(run, totals, examples=len(batch_idx))
 
 
 def _run(
@@ -129,9 +126,9 @@ def _run(
 class _Quarantined:
     """Counts quarantined examples, and refuses too many of them."""
 
-    def __init__(self, out: Folder, *, total: int, max_share: float) -> None:
-        self.out, self.total, self.max_share = out, total, max_share
-        self.count = len(_quarantined_so_far(out))
+    def __init__(self, run: RunDirectory, *, total: int, max_share: float) -> None:
+        self.directory, self.total, self.max_share = run, total, max_share
+        self.count = len(_quarantined_so_far(run))
         self.add(0)
 
     def add(self, more: int) -> None:
@@ -142,25 +139,26 @@ class _Quarantined:
         """
         self.count += more
         if self.count > self.max_share * self.total:
-            frame = _quarantined_so_far(self.out)
+            frame = _quarantined_so_far(self.directory)
             first = frame.iloc[0]
             raise InputError(
                 f"{self.count} of {self.total} examples cannot be captured, expected at most a share of "
                 f"{self.max_share:g}: {describe_reasons(Counter(frame['reason']))}; the first is {first['id']!r} "
-                f"({first['detail']!r}), all are in {self.out.file('rejected')}; mend or remove them, or raise "
+                f"({first['detail']!r}), all are in {self.directory.sub(REJECTED).path}; mend or remove them, or raise "
                 "capture.max_bad_share"
             )
 
 
-def _examples_to_do(batches: Folder, out: Folder) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _examples_to_do(run: RunDirectory) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """`batch_idx` of every stored example, and the positions of those that are neither counted nor quarantined."""
-    with batches.open_parquet(BATCHES) as file:
+    with run.sub(PROMPTS).open_parquet(BATCHES) as file:
         table = file.read(columns=["batch_idx", "in_batch_idx"])
     batch_idx = table["batch_idx"].to_numpy()
     keys = keys_of(batch_idx, table["in_batch_idx"].to_numpy())
     todo = np.arange(len(keys))
-    for folder in (out.sub("counts"), out.sub("rejected")):
+    for folder in (run.counts_folder, run.sub(REJECTED)):
         todo = todo[rows_without(keys[todo], folder, folder.parquet_names())]
+    out = run.sub(CAPTURE)
     if out.exists(QUARANTINE):
         todo = todo[rows_without(keys[todo], out, [QUARANTINE])]
     return batch_idx, todo
@@ -173,22 +171,23 @@ def _window_size(num_examples: int, config: CaptureConfig) -> int:
     return min(max(fair, _MIN_WINDOW), MAX_GENERATED_WINDOW if config.generate else MAX_WINDOW)
 
 
-def _finish(out: Folder, totals: WindowReport, *, examples: int) -> dict[str, Any]:
-    doubled = remove_doubles(out.sub("counts"))
+def _finish(run: RunDirectory, totals: WindowReport, *, examples: int) -> dict[str, Any]:
+    out = run.sub(CAPTURE)
+    doubled = remove_doubles(run.counts_folder)
     if doubled:
         logger.info("routing capture: %d rows were written twice; one of each is kept", doubled)
-    quarantined = _quarantined_so_far(out)
+    quarantined = _quarantined_so_far(run)
     out.write_table(QUARANTINE, quarantined)
     before = [out.read_frame(TRUNCATED)] if out.exists(TRUNCATED) else []
-    shortened = quarantine_frame(pd.concat([*before, _read_parts(out.sub("shortened"))], ignore_index=True))
+    shortened = quarantine_frame(pd.concat([*before, _read_parts(run.sub(SHORTENED))], ignore_index=True))
     out.write_table(TRUNCATED, shortened)
-    if not out.sub("counts").parquet_names():
+    if not run.counts_folder.parquet_names():
         raise InputError("no example could be captured: " + describe_reasons(Counter(quarantined["reason"])))
-    for name in ("rejected", "shortened", "attempts"):
-        out.fs.rm(out.sub(name).path, recursive=True)
+    for name in (REJECTED, SHORTENED, ATTEMPTS):
+        run.sub(name).delete()
     return {
         "examples": examples,
-        "tokens": count_tokens(out.sub("counts")),
+        "tokens": count_tokens(run.counts_folder),
         "padding_share": round(1 - totals.tokens / totals.padded, 4) if totals.padded else None,
         "forwards": totals.forwards,
         "halvings": totals.halvings,
@@ -198,27 +197,12 @@ def _finish(out: Folder, totals: WindowReport, *, examples: int) -> dict[str, An
     }
 
 
-def _quarantined_so_far(out: Folder) -> pd.DataFrame:
+def _quarantined_so_far(run: RunDirectory) -> pd.DataFrame:
+    out = run.sub(CAPTURE)
     before = [out.read_frame(QUARANTINE)] if out.exists(QUARANTINE) else []
-    return quarantine_frame(pd.concat([*before, _read_parts(out.sub("rejected"))], ignore_index=True))
+    return quarantine_frame(pd.concat([*before, _read_parts(run.sub(REJECTED))], ignore_index=True))
 
 
 def _read_parts(folder: Folder) -> pd.DataFrame:
     frames = [folder.read_frame(name) for name in folder.parquet_names()]
     return pd.concat(frames, ignore_index=True) if frames else quarantine_frame([])
-
-
-def read_quarantine(out: Folder) -> pd.DataFrame:
-    """The quarantined examples of a finished capture: `batch_idx, in_batch_idx, id, label, category, reason, detail`."""
-    return out.read_frame(QUARANTINE)
-
-
-def read_responses(out: Folder) -> pd.DataFrame:
-    """The generated responses of a finished capture: `batch_idx, in_batch_idx, id, response, ended`, in order."""
-    parts = out.sub("responses")
-    keys = ["batch_idx", "in_batch_idx"]
-    frames = [parts.read_frame(name) for name in parts.parquet_names()]
-    joined = (
-        pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*keys, "id", "response", "ended"])
-    )
-    return joined.drop_duplicates(keys).sort_values(keys, ignore_index=True)

@@ -37,7 +37,7 @@ from moe_ray.routing.counts import RoutingCounts, concat_counts
 from moe_ray.routing.crash_markers import Attempt
 from moe_ray.routing.encode_example import Encoded, encode_example
 from moe_ray.routing.token_budget import TokenBudget, padded_tokens
-from moe_ray.run_directory import CAPTURE, PROMPTS
+from moe_ray.run_directory import ATTEMPTS, COUNTS, PROMPTS, REJECTED, RESPONSES, SHORTENED
 from moe_ray.storage.fingerprint import content_hash
 from moe_ray.storage.folder import Folder
 
@@ -75,9 +75,8 @@ class CaptureActor:
         self.job = job
         self.holder = self.load()
         run = Folder.open(job.run_url)
-        self.batches, out = run.sub(PROMPTS), run.sub(CAPTURE)
-        self.parts, self.texts = out.sub("counts"), out.sub("responses")
-        self.rejects, self.shortened, self.attempts = out.sub("rejected"), out.sub("shortened"), out.sub("attempts")
+        self.batches, self.parts, self.texts = run.sub(PROMPTS), run.sub(COUNTS), run.sub(RESPONSES)
+        self.rejects, self.shortened, self.attempts = run.sub(REJECTED), run.sub(SHORTENED), run.sub(ATTEMPTS)
         self.budget = TokenBudget(job.config.tokens_per_forward)
         self.model_lock = threading.RLock()
 
@@ -124,7 +123,7 @@ class CaptureActor:
         return examples
 
     def _done_before(self, window: Window) -> set[int]:
-        """Places of examples that a process which died had written."""
+        """Indices of the examples that a process had written before it died."""
         if not window.attempt.is_repeated:
             return set()
         written = [

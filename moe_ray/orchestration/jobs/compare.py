@@ -24,6 +24,7 @@ from moe_ray.orchestration.cluster.model_process import BaseModel
 from moe_ray.orchestration.cluster.progress import progress
 from moe_ray.orchestration.cluster.ray_session import require_cpus, result_of
 from moe_ray.prompts.example_tables import frame_to_batches
+from moe_ray.report.format import decimal, rate
 from moe_ray.run_directory import ANSWERS, RunDirectory
 from moe_ray.storage.folder import Folder
 from moe_ray.storage.stage import begin, finish, read_outcome
@@ -34,7 +35,7 @@ from moe_ray.studies.trial import in_one_process, measurer, run_full_trial, run_
 
 logger = logging.getLogger(__name__)
 
-_NEUTRAL = "neutral.parquet"
+_NEUTRAL, _LOSSES = "neutral.parquet", "losses.json"
 BASE_ARM = Arm(name=BASE, kind=BASE, masks=None, train=FinetuneConfig())
 
 
@@ -163,12 +164,12 @@ def _write_arm(arm: Arm, outcome: tuple[Measured, dict[str, Any]], folder: Folde
         folder.write_table(_NEUTRAL, measured.neutral)
     if arm.masks is not None:
         write_masks(folder, arm.masks)
-    folder.write_json("losses.json", notes.pop("losses"))
+    folder.write_json(_LOSSES, notes.pop("losses"))
     finish(folder, depends, notes, seconds=round(notes["train_seconds"] + notes.get("evaluate_seconds", 0.0), 2))
     refused = measured.answers.groupby("label")["refused"].mean()
     logger.info(
-        "compare: %s: unsafe refused %.1f%%, safe refused %.1f%%, trained in %.1f s",
-        arm.name, 100 * refused["unsafe"], 100 * refused["safe"], notes["train_seconds"],
+        "compare: %s: unsafe refused %s, safe refused %s, trained in %s s",
+        arm.name, rate(refused["unsafe"]), rate(refused["safe"]), decimal(notes["train_seconds"], 1),
     )  # fmt: skip
 
 

@@ -29,6 +29,7 @@ from moe_ray.identification.mask_files import read_masks
 from moe_ray.orchestration.cluster.model_process import ModelHolder
 from moe_ray.orchestration.cluster.ray_session import arrow_filesystem, require_cpus
 from moe_ray.prompts.example_tables import frame_to_batches
+from moe_ray.report.format import loss
 from moe_ray.run_directory import FINETUNE, IDENTIFY, RunDirectory
 from moe_ray.storage.folder import Folder
 
@@ -208,7 +209,7 @@ def _say(step: StepReport, total: int) -> None:
     # Standard output of a Ray worker is shown by the driver; its logging is not.
     names = ", ".join(str(batch.batch_idx) for batch in step.batches)
     print(  # noqa: T201
-        f"step {step.step + 1}/{total}  batch_idx {names}  experts {step.num_experts}  loss {step.loss:.4f}  "
+        f"step {step.step + 1}/{total}  batch_idx {names}  experts {step.num_experts}  loss {loss(step.loss)}  "
         f"{step.tokens_per_second:.0f} tokens/s",
         flush=True,
     )

@@ -1,7 +1,8 @@
 """The sweep: Ray Tune over settings; a trial identifies from the one stored capture, trains and measures in one process.
 
-A trial process loads the model once and is reused; nothing is captured. What a trial found is written as one record per
-settings, so that a sweep that was killed, however hard, trains no finished trial again.
+A trial process loads the model once and is reused; nothing is captured. Every trial is a stage with a folder of its own,
+so a sweep that was killed, however hard, trains no finished trial again. Each trial also leaves a record for this sweep,
+and the ranking is made from those.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from moe_ray.config.run import Config
 from moe_ray.errors import InputError, MoeRayError, OutsideFailed
 from moe_ray.orchestration.cluster.ray_session import arrow_filesystem, require_cpus
 from moe_ray.orchestration.jobs.sweep_trial import SweepJob, read_trials, sweep_trial
+from moe_ray.report.format import setting
 from moe_ray.run_directory import HEAT_MAP, TRIALS, WINNER
 from moe_ray.storage.folder import Folder
 from moe_ray.studies.heat_map import draw_heat_map
@@ -35,7 +37,7 @@ _RANGES = {"uniform": tune.uniform, "loguniform": tune.loguniform, "randint": tu
 
 
 def sweep(job: SweepJob) -> pd.DataFrame:
-    """Runs every trial that has no record yet; returns all trials, the best first.
+    """Runs every trial that was not finished before; returns all trials, the best first.
 
     Args:
         job: what trials need; its folder holds Ray Tune's state until all trials are done.
@@ -158,9 +160,7 @@ class _Lines(tune.Callback):  # type: ignore[misc]
 
 
 def _in_words(settings: Mapping[str, Any]) -> str:
-    return ", ".join(
-        f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in settings.items()
-    )
+    return ", ".join(f"{key}={setting(value)}" for key, value in settings.items())
 
 
 def write_results(folder: Folder, config: Config, ranked: pd.DataFrame) -> dict[str, Any]:

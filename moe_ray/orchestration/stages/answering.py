@@ -1,4 +1,4 @@
-"""Answers of the model under natural routing, and their verdicts, as several stages need them."""
+"""Answers of the model under natural routing, and verdicts on them, for the stages that need them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def answered(
     Args:
         run: the run.
         frame: held-out examples, see `answer_examples`.
-        parts: folder of the run directory that gets the answers; what it holds already is not done again.
+        parts: folder of the run directory that gets the answers; examples whose answers it holds are not asked again.
         what: what this is, for the progress bar.
         max_new_tokens: None = `evaluate.max_new_tokens`.
         adapter: its folder of learned experts; None = the base model.

@@ -30,7 +30,7 @@ def capture(run: Context) -> Outcome:
 
 
 def capture_inputs(run: Context) -> dict[str, Any]:
-    """What the counts depend on; not how many processes count them, nor how many tokens at once."""
+    """What the counts depend on. How many processes count, and how many tokens at once, is not among it."""
     settings = run.settings("counts")
     if run.config.capture.generate:
         settings["seed"] = run.config.seed

@@ -22,13 +22,13 @@ class Context:
 
     Args:
         config: the resolved configuration.
-        model: the model that is really used; differs from `config.model` when that is the embedded one.
+        model: the model that is used: `config.model`, or what was built for it where that is `embedded`.
         prompts: from `read_prompts`.
         directory: of the run.
 
     Attributes:
-        outcomes: of the stages that were done or reused so far, by name.
-        around: entered while a stage is worked on.
+        outcomes: by name, of the stages that were done or reused so far.
+        around: entered while the work of a stage is done.
     """
 
     def __init__(self, config: Config, model: ModelConfig, prompts: Prompts, directory: RunDirectory) -> None:
@@ -48,8 +48,8 @@ class Context:
     def settings(self, *effects: Effect) -> dict[str, Any]:
         """The settings with one of these effects, by dotted key, without those of the model and the seed.
 
-        What a stage takes from the model is its checkpoint's content, and in what numbers it is computed; whether it draws
-        random numbers only the stage knows. So both are inputs by other names.
+        A stage has the model among its inputs by its content (`checkpoint`) and its number types (`numerics`), not by its
+        path. It adds the seed itself if it draws random numbers.
         """
         found = settings_affecting(self.config, *effects)
         return {key: value for key, value in found.items() if not key.startswith("model.") and key != "seed"}
@@ -60,9 +60,13 @@ class Context:
         return hash_checkpoint(self.model.path, self.model.revision)
 
     def numerics(self, gpus_per_actor: float) -> dict[str, str]:
-        """In what type and by which kernels the experts are computed; on CPU `auto` has one meaning, see `load_model`.
+        """The type of numbers and the kernels that experts are computed with.
 
-        Where training depends on it, `gpus_per_actor` is 0: how many GPUs train is no reason to train again.
+        On CPU `auto` always stands for the same ones (see `load_model`), so there it equals their names.
+
+        Args:
+            gpus_per_actor: 0 = CPU. What training depends on is always asked for with 0, so that training on GPUs instead is
+                no reason to train again.
         """
         on_cpu = {"dtype": "float32", "experts_implementation": "eager"}
         chosen = {name: getattr(self.model, name) for name in on_cpu}

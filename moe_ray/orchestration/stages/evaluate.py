@@ -13,23 +13,21 @@ from moe_ray.orchestration.jobs.answer import AnswerJob, answer, read_answers
 from moe_ray.orchestration.stages.answering import judged
 from moe_ray.orchestration.stages.context import Context
 from moe_ray.routing.count_tables import counts_digest
-from moe_ray.run_directory import ANSWERS, FINETUNE, IDENTIFY, PROMPTS, When, answers_of, figures_of
+from moe_ray.run_directory import ANSWERS, FINETUNE, IDENTIFY, PARTS, PROMPTS, VERDICTS, When, answers_of, figures_of
 from moe_ray.storage.fingerprint import content_hash, frame_hash
 from moe_ray.storage.folder import Folder
 from moe_ray.storage.stage import MADE, Outcome, Stage
 
-_PARTS = "parts"
-
 
 def answer_held_out(run: Context, when: When) -> Outcome:
-    """Held-out answers, losses and routing, and losses on neutral text, of the model `before` or `after` the repair.
+    """Held-out answers, losses and routing of the model `before` or `after` the repair, and its losses on neutral text.
 
-    Makes `answers`. Nothing is judged here.
+    Makes `answers`, which are not judged here.
     """
     config, after = run.config.evaluate, when == "after"
     is_masked = config.routing != "natural"
     settings = run.settings("answers")
-    # What the file says is what matters, not what it is called.
+    # The file counts by its texts, as the input `neutral`, and not by its name.
     settings.pop("evaluate.neutral_file")
     inputs = {
         "test": run.made(PROMPTS, "test"),
@@ -47,7 +45,7 @@ def answer_held_out(run: Context, when: When) -> Outcome:
             model=run.model,
             config=config,
             run_url=run.directory.folder.url,
-            parts=f"{answers_of(when)}/{_PARTS}",
+            parts=f"{answers_of(when)}/{PARTS}",
             adapter=FINETUNE if after else None,
             masks=folder_of_masks(run, when) if is_masked else None,
             count=True,
@@ -64,27 +62,27 @@ def answer_held_out(run: Context, when: When) -> Outcome:
 
 
 def folder_of_masks(run: Context, when: When) -> str:
-    """The folder of the masks to route through: after rounds those that the kept round trained under."""
+    """The folder of the masks to route through. After several rounds they are those of the round that was kept."""
     return FINETUNE if when == "after" and run.config.rounds.max_rounds > 1 else IDENTIFY
 
 
 def evaluate(run: Context, when: When) -> Outcome:
     """Verdicts and figures on held-out examples, `before` or `after` the repair; after it, also what changed.
 
-    What is before comes first.
+    What changed needs the figures before the repair, so these are made first where they are not there yet.
     """
     if when == "after" and figures_of("before") not in run.outcomes:
         evaluate(run, "before")
-    source = answer_held_out(run, when).folder.sub(_PARTS)
+    source = answer_held_out(run, when).folder.sub(PARTS)
 
     def work(folder: Folder) -> dict[str, Any]:
         done = read_answers(source)
-        with_verdicts = judged(run, done.answers, folder.sub("verdicts"), f"verdicts {when}").drop(columns="place")
+        with_verdicts = judged(run, done.answers, folder.sub(VERDICTS), f"verdicts {when}").drop(columns="place")
         folder.write_table(ANSWERS, with_verdicts)
         made = {MADE: {"figures": frame_hash(with_verdicts)}}
         if when == "before":
             return {"metrics": summarise(with_verdicts, neutral=done.neutral, routing=done.routing), **made}
-        first = read_answers(run.directory.sub(answers_of("before")).sub(_PARTS))
+        first = read_answers(run.directory.sub(answers_of("before")).sub(PARTS))
         metrics = summarise(with_verdicts, neutral=done.neutral, routing=done.routing, routing_before=first.routing)
         before = run.outcomes[figures_of("before")].folder.read_frame(ANSWERS)
         change = paired_changes(before, with_verdicts, neutral_before=first.neutral, neutral_after=done.neutral)

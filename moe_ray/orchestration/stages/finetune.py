@@ -35,7 +35,10 @@ def finetune(run: Context) -> Outcome:
 
 
 def training_inputs(run: Context) -> dict[str, Any]:
-    """What learned experts depend on beside the masks; not how many workers train, nor how many rows or tokens at once."""
+    """What learned experts depend on beside the masks.
+
+    How many workers train, and how many rows or tokens at once, is not among it.
+    """
     inputs = {
         "targets": run.made(PROMPTS, "targets"),
         "left_out": run.made(CAPTURE, "left_out"),
@@ -60,7 +63,7 @@ def training_settings(run: Context) -> dict[str, Any]:
 
 
 def rounds_settings(run: Context) -> dict[str, Any]:
-    """What decides which rounds there are, and what each of them starts from."""
+    """The settings that decide how many rounds there are, and which masks and weights each of them starts from."""
     settings = {key: value for key, value in run.settings("weights").items() if key.startswith("rounds.")}
     if run.config.rounds.action == "identify":
         settings |= selecting_settings(run)

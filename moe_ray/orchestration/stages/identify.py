@@ -34,7 +34,7 @@ def identify(run: Context) -> Outcome:
 
 
 def selecting_settings(run: Context) -> dict[str, Any]:
-    """The settings `identify.*` that decide which experts are selected; not those that only say how sure that is."""
+    """The settings `identify.*` that decide which experts are selected, without those that only say how sure it is."""
     config = replace(run.config, identify=only_what_selects(run.config.identify))
     found = settings_affecting(config, "masks")
     return {key: value for key, value in found.items() if key.startswith("identify.")}

@@ -22,16 +22,28 @@ from moe_ray.prompts.pair_filter import pair_counts, pair_outcomes, unanswered_p
 from moe_ray.prompts.prompt_set import without_pairs
 from moe_ray.prompts.quarantine import Rejected
 from moe_ray.routing.encode_example import TooLong, unanswerable
-from moe_ray.run_directory import ANSWERS, LEFT_OUT, OWN_ANSWERS, PAIR_OUTCOMES, PAIRS, PROMPTS, TEST, VALIDATION
+from moe_ray.run_directory import (
+    ANSWERS,
+    LEFT_OUT,
+    OWN_ANSWERS,
+    PAIR_OUTCOMES,
+    PAIRS,
+    PARTS,
+    PROMPTS,
+    TEST,
+    VALIDATION,
+    VERDICTS,
+)
 from moe_ray.storage.fingerprint import content_hash, frame_hash
 from moe_ray.storage.folder import Folder
 from moe_ray.storage.stage import MADE, Outcome, Stage
 
+_PAIR_ANSWERS = f"{PAIRS}/answers"
 _LEFT_OUT_COLUMNS = ("split", "id", "label", "category", "reason", "detail")
 
 
 def filter_pairs(run: Context) -> Outcome:
-    """Which pairs are kept; the run's prompts are grouped anew from those, once."""
+    """Finds which pairs are kept, and groups the run's prompts anew from those; does so only once in a run."""
     if PAIRS in run.outcomes:
         return run.outcomes[PAIRS]
     pairs = [example for example in run.prompts.examples if example.pair is not None]
@@ -45,8 +57,8 @@ def filter_pairs(run: Context) -> Outcome:
     def work(folder: Folder) -> dict[str, Any]:
         frame = examples_to_frame(pairs).assign(batch_idx=-1, target=None)
         bad = frame["pair"].isin(frame.loc[list(_unanswerable(run, frame)), "pair"])
-        answers = answered(run, frame[~bad], f"{PAIRS}/answers", "answers, pairs")
-        with_verdicts = judged(run, answers, folder.sub("verdicts"), "verdicts, pairs")
+        answers = answered(run, frame[~bad], _PAIR_ANSWERS, "answers, pairs")
+        with_verdicts = judged(run, answers, folder.sub(VERDICTS), "verdicts, pairs")
         outcomes = pd.concat([pair_outcomes(with_verdicts), unanswered_pairs(frame[bad])], ignore_index=True)
         folder.write_table(PAIR_OUTCOMES, outcomes)
         return pair_counts(outcomes)
@@ -128,7 +140,7 @@ def _with_targets(run: Context, frame: pd.DataFrame, split: str) -> pd.DataFrame
 
 
 def _own_answers(run: Context, asked: pd.DataFrame, split: str) -> pd.DataFrame:
-    """The model's own answers, a stage of their own: another refusal or other held-out prompts cost none of them."""
+    """The model's own answers. They are a separate stage, so that another refusal text asks for none of them again."""
     name, tokens = f"{OWN_ANSWERS}/{split}", run.config.prompts.own_answer_tokens
     inputs = {
         "prompts": frame_hash(asked[["id", "messages"]]),
@@ -138,7 +150,7 @@ def _own_answers(run: Context, asked: pd.DataFrame, split: str) -> pd.DataFrame:
     }
 
     def work(folder: Folder) -> dict[str, Any]:
-        answers = answered(run, asked, f"{name}/parts", f"own answers, {split}", max_new_tokens=tokens)
+        answers = answered(run, asked, f"{name}/{PARTS}", f"own answers, {split}", max_new_tokens=tokens)
         folder.write_table(ANSWERS, answers[["id", "answer", "ended"]])
         return {"answers": len(answers)}
 

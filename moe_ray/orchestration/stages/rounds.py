@@ -1,7 +1,7 @@
 """Rounds of fine-tuning: each a stage of its own, in the folder of the learned experts.
 
-The experts that a round learned are the start of the next one. Every round writes one adapter relative to the original base
-model; the run keeps the best round's.
+A round starts from the experts that the one before it learned. Every round writes one adapter, relative to the original base
+model, and the run keeps the adapter of the best round.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from moe_ray.report.study_text import describe_round
 from moe_ray.routing.capture_batches import capture_batches
 from moe_ray.routing.count_tables import counts_to_table, table_to_counts
 from moe_ray.routing.counts import RoutingCounts
-from moe_ray.run_directory import ANSWERS, FINETUNE, PROMPTS, round_folder
+from moe_ray.run_directory import ANSWERS, FINETUNE, PARTS, PROMPTS, VERDICTS, round_folder
 from moe_ray.storage.folder import Folder
 from moe_ray.storage.stage import MADE, Outcome, Stage, run_stage
 from moe_ray.studies.rounds import (
@@ -47,19 +47,27 @@ from moe_ray.studies.trial import identify_masks
 
 logger = logging.getLogger(__name__)
 
+_VALIDATION, _ROUTING = "validation", "routing"
+"""Folders of a round."""
 _COUNTS = "counts.parquet"
 
 
 @dataclass(frozen=True, kw_only=True)
 class _State:
-    """What a round starts from: masks and weights, and the outcome of the round before (None = the base model)."""
+    """What a round starts from.
+
+    Attributes:
+        masks: that the batches train under.
+        weights: by `batch_idx`, of the batches whose weight is not 1.
+        before: the round whose learned experts are the start; None = the base model.
+    """
 
     masks: ExpertMasks
     weights: Mapping[int, float] = field(default_factory=dict)
     before: Outcome | None = None
 
     def inputs(self) -> dict[str, Any]:
-        """What makes a finished round reusable."""
+        """The state as inputs of the round's stage."""
         return {
             "masks": self.masks.digest(),
             "weights": {str(batch_idx): weight for batch_idx, weight in self.weights.items()},
@@ -83,7 +91,12 @@ class Rounds:
         self.categories = {batch.batch_idx: batch.category for batch in frame_to_batches(self.batches)}
 
     def run(self) -> dict[str, Any]:
-        """Runs or reuses rounds until there is a reason to stop; returns the best one's numbers and what every round did."""
+        """Runs or reuses rounds until there is a reason to stop.
+
+        Returns:
+            the notes of the round that is kept, with `rounds` (what every round reached), `kept_round` and
+            `stopped_because`.
+        """
         state = _State(masks=self.run_context.directory.masks)
         reports: list[RoundReport] = []
         outcomes: list[Outcome] = []
@@ -108,7 +121,7 @@ class Rounds:
         }
 
     def _round(self, number: int, state: _State) -> Outcome:
-        """One round, trained and measured now or before."""
+        """A round's training, done now or by an earlier run."""
         name = round_folder(number)
 
         def work(folder: Folder) -> dict[str, Any]:
@@ -129,14 +142,14 @@ class Rounds:
         return run_stage(stage, self.run_context.directory.folder)
 
     def _validation_answers(self, number: int, outcome: Outcome) -> pd.DataFrame:
-        """Judged answers to the validation examples by the model with a round's learned experts: a stage of its own."""
-        run, name = self.run_context, f"{round_folder(number)}/validation"
+        """Judged answers to the validation examples, by the model with the experts that a round learned; a stage."""
+        run, name = self.run_context, f"{round_folder(number)}/{_VALIDATION}"
         validation = run.directory.validation
         assert validation is not None, "rounds without validation examples are refused at the start"
 
         def work(folder: Folder) -> dict[str, Any]:
-            answers = answered(run, validation, f"{name}/parts", "answers, validation", adapter=round_folder(number))
-            folder.write_table(ANSWERS, judged(run, answers, folder.sub("verdicts"), "verdicts, validation"))
+            answers = answered(run, validation, f"{name}/{PARTS}", "answers, validation", adapter=round_folder(number))
+            folder.write_table(ANSWERS, judged(run, answers, folder.sub(VERDICTS), "verdicts, validation"))
             return {"answers": len(answers)}
 
         inputs = {
@@ -157,7 +170,7 @@ class Rounds:
         return replace(state, masks=masks, before=outcome)
 
     def _identify_anew(self, lagging: tuple[int, ...], outcome: Outcome) -> ExpertMasks | None:
-        """Masks of the lagging batches from the routing of the model as a round left it; None = no expert."""
+        """Masks of the lagging batches, from how the model routes after a round; None = no expert is unsafe enough."""
         run = self.run_context
 
         def work(folder: Folder) -> dict[str, Any]:
@@ -169,7 +182,7 @@ class Rounds:
             return {"batches": len(lagging)}
 
         inputs = {"experts": outcome.made("experts"), "lagging": list(lagging), "capture": capture_inputs(run)}
-        routing = run_stage(Stage(name="routing", inputs=inputs, work=work), outcome.folder)
+        routing = run_stage(Stage(name=_ROUTING, inputs=inputs, work=work), outcome.folder)
         counts = table_to_counts(routing.folder.read_table(_COUNTS))
         try:
             return identify_masks(counts, self.config.identify, seed=self.config.seed)
@@ -178,7 +191,7 @@ class Rounds:
             return None
 
     def _keep(self, folders: list[Folder]) -> None:
-        """Makes the last of these rounds' experts and masks those of the run, with the history of all of them."""
+        """Copies the last round's experts and masks to the run's folder, and joins the histories of all these rounds."""
         out = self.run_context.directory.sub(FINETUNE)
         lines: list[dict[str, Any]] = []
         for number, folder in enumerate(folders, start=1):

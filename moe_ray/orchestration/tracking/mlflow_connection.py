@@ -33,8 +33,16 @@ _TEMPORARY = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEED
 """MLflow's error codes after which the same request may succeed; no answer at all is INTERNAL_ERROR."""
 
 
-class _Connection:
-    """A server or SQLite file, with the experiment and the outbox that the runs share."""
+class Connection:
+    """A server or SQLite file, with the experiment and the outbox that the runs share.
+
+    Args:
+        config: where the server is.
+        folder: the run directory; holds the SQLite file where the configuration names no server.
+
+    Raises:
+        InputError: no server is named, and a SQLite file cannot be in this run directory, since that is not local.
+    """
 
     def __init__(self, config: TrackingConfig, folder: Folder) -> None:
         for name, value in _ENVIRONMENT.items():
@@ -57,6 +65,7 @@ class _Connection:
         self.outbox = Outbox(folder, self.uri, self._deliver)
 
     def open_experiment(self, name: str) -> None:
+        """Makes this experiment that of the runs; it is made in MLflow where there is none of the name."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             experiment = self.client.get_experiment_by_name(name)

@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 
 from moe_ray.config.tracking import TrackingConfig
 from moe_ray.errors import OutsideFailed
-from moe_ray.orchestration.tracking.mlflow_connection import _Connection
+from moe_ray.orchestration.tracking.mlflow_connection import Connection
 from moe_ray.orchestration.tracking.outbox import SPOOL
 from moe_ray.storage.fingerprint import content_hash
 from moe_ray.storage.folder import Folder
@@ -43,7 +43,7 @@ class Tracker:
         key: the run's id, or a name of our own while the server does not know the run yet.
     """
 
-    def __init__(self, connection: _Connection, key: str) -> None:
+    def __init__(self, connection: Connection, key: str) -> None:
         self._connection, self._key = connection, key
 
     @property
@@ -140,7 +140,7 @@ class MlflowTracker(Tracker):
     def __init__(
         self, config: TrackingConfig, run_name: str, folder: Folder, *, settings: Mapping[str, str] | None = None
     ) -> None:
-        connection = _Connection(config, folder)
+        connection = Connection(config, folder)
         self.uri, self._settings = connection.uri, content_hash(dict(settings or {}))
         previous = folder.read_json(RECORD) if folder.exists(RECORD) else None
         try:
@@ -157,7 +157,7 @@ class MlflowTracker(Tracker):
         if settings:
             self.log_params(settings)
 
-    def _resume_or_create(self, connection: _Connection, run_name: str, previous: dict[str, Any] | None) -> str:
+    def _resume_or_create(self, connection: Connection, run_name: str, previous: dict[str, Any] | None) -> str:
         tags = {}
         if previous is not None and previous["uri"] == self.uri:
             is_unfinished = previous["status"] != "FINISHED" and previous["settings"] == self._settings

@@ -31,6 +31,7 @@ from moe_ray.run_directory import (
     COMPARISON,
     CONFIG,
     FINETUNE,
+    HEAT_MAP_PICTURES,
     IDENTIFY,
     PROMPTS,
     REPORT,
@@ -44,7 +45,6 @@ from moe_ray.run_directory import (
     WINNER,
     RunDirectory,
     figures_of,
-    pictures_of_heat_map,
 )
 from moe_ray.storage.fingerprint import environment
 from moe_ray.storage.folder import Folder
@@ -111,11 +111,16 @@ def stage_run(parent: Tracker, name: str, folder: Folder) -> Iterator[Tracker]:
         folder: its folder, which remembers the nested run's id.
     """
     started = time.perf_counter()
-    with parent.child(name) as stage:
+    with parent.child(_run_name(name)) as stage:
         folder.write_json(RECORD, {"run_id": stage.run_id})
         with _steps_as_they_come(stage, folder) if name == FINETUNE else nullcontext():
             yield stage
         stage.log_metrics([(0, {"seconds": time.perf_counter() - started})])
+
+
+def _run_name(stage: str) -> str:
+    """What a stage is called in MLflow: its folder's name, but for the prompts, which have that of the command."""
+    return "prepare" if stage == PROMPTS else stage
 
 
 @contextmanager
@@ -194,9 +199,9 @@ def where_stages_were_run(outcomes: Mapping[str, Outcome]) -> dict[str, str]:
     for name, outcome in outcomes.items():
         if outcome.folder.exists(RECORD):
             run_id = outcome.folder.read_json(RECORD)["run_id"]
-            tags[f"stage.{name}"] = f"reused from run {run_id}" if outcome.is_reused else f"run {run_id}"
+            tags[f"stage.{_run_name(name)}"] = f"reused from run {run_id}" if outcome.is_reused else f"run {run_id}"
         elif outcome.is_reused:
-            tags[f"stage.{name}"] = "reused from a run without tracking"
+            tags[f"stage.{_run_name(name)}"] = "reused from a run without tracking"
     return tags
 
 
@@ -216,7 +221,7 @@ def log_trials(tracker: Tracker, trials: pd.DataFrame, settings: Sequence[str], 
         ) as nested:
             nested.log_params({key: known[key] for key in settings})
             nested.log_metrics([(0, _numbers(known, settings))])
-    for name in (TRIALS, *pictures_of_heat_map(), WINNER):
+    for name in (TRIALS, *HEAT_MAP_PICTURES, WINNER):
         tracker.log_stored(folder, name, SWEEP)
 
 
@@ -224,7 +229,7 @@ def log_arms(tracker: Tracker, table: pd.DataFrame, folder: Folder) -> None:
     """A nested run for each arm of the comparison, and its table and verdict."""
     for arm in table.to_dict("records"):
         known = {str(key): value for key, value in arm.items()}
-        with tracker.child(f"baseline {known['arm']}") as nested:
+        with tracker.child(f"compare {known['arm']}") as nested:
             nested.log_metrics([(0, _numbers(known, ()))])
     for name in (COMPARISON, VERDICT):
         tracker.log_stored(folder, name, COMPARE)

@@ -9,6 +9,7 @@ import time
 
 import capture_helpers
 import numpy as np
+import pandas as pd
 import pytest
 import ray
 from capture_helpers import (
@@ -34,7 +35,7 @@ from moe_ray.models.generation import example_seed, generate_responses
 from moe_ray.models.loading import load_model, load_tokenizer
 from moe_ray.models.tokenization import TokenizedRow, encode_row
 from moe_ray.orchestration.cluster import ray_session as cluster
-from moe_ray.orchestration.jobs.capture import capture, read_quarantine, read_responses
+from moe_ray.orchestration.jobs.capture import capture
 from moe_ray.orchestration.jobs.finetune import FinetuneJob, finetune
 from moe_ray.orchestration.jobs.identify import identify
 from moe_ray.prompts.quarantine import (
@@ -90,7 +91,7 @@ def test_bad_examples_are_quarantined_with_their_reasons_and_the_rest_is_counted
     config = CaptureConfig(tokens_per_forward=1024, weights=True, ids=True)
     notes = capture(run, model, config, actor=ActorWithLittleMemory)
     assert free_cpus() == before
-    quarantined = read_quarantine(out)
+    quarantined = out.read_frame(QUARANTINE)
     assert dict(zip(quarantined["id"], quarantined["reason"], strict=True)) == {
         "row5": EMPTY,
         "row18": TOO_LONG,
@@ -118,7 +119,7 @@ def test_identification_leaves_out_a_batch_that_lost_a_label(ray_cluster, model,
     capture(run, model, CaptureConfig(max_bad_share=0.1))
     risk = identify(run, IdentifyConfig(resamples=0), seed=0)
     assert sorted(set(risk["batch_idx"])) == [0, *range(2, 12)]
-    kept = without_quarantined(frame, read_quarantine(out))
+    kept = without_quarantined(frame, out.read_frame(QUARANTINE))
     expected = pipeline.identify(counts_of_core(kept[kept["batch_idx"] != 1], model), permutations=0, resamples=0).risk
     assert np.array_equal(risk["risk_diff"], expected["risk_diff"])
 
@@ -225,14 +226,15 @@ def test_generated_responses_are_kept_and_counted_as_they_were_generated(ray_clu
     run, out = opened(tmp_path)
     config = CaptureConfig(generate=True, max_new_tokens=6, temperature=1.0, template_tokens=False)
     capture(run, model, config, seed=3)
-    responses = read_responses(out).set_index("id")
+    parts = out.sub("responses")
+    responses = pd.concat([parts.read_frame(name) for name in parts.parquet_names()]).set_index("id")
     assert set(responses.index) == set(frame.loc[frame["response"].isna(), "id"])
     counts = read_counts(out.sub("counts"))
     loaded, tokenizer = load_model(model, device="cpu"), load_tokenizer(model)
     with counting(loaded) as counter:
         for row in (1, 2, 13):
             prompt = encode_row(tokenizer, json.loads(frame.loc[row, "messages"]), template_tokens=False)
-            (own,) = generate_responses(
+            (expected,) = generate_responses(
                 loaded,
                 tokenizer,
                 [prompt.prompt_ids],
@@ -240,10 +242,10 @@ def test_generated_responses_are_kept_and_counted_as_they_were_generated(ray_clu
                 temperature=1.0,
                 seeds=[example_seed(3, row // 4, row % 4)],
             )
-            assert tuple(responses.loc[f"row{row}", ["response", "ended"]]) == (own.text, own.ended)
-            counted = [*prompt.counted, *(token != tokenizer.eos_token_id for token in own.ids)]
+            assert tuple(responses.loc[f"row{row}", ["response", "ended"]]) == (expected.text, expected.ended)
+            counted = [*prompt.counted, *(token != tokenizer.eos_token_id for token in expected.ids)]
             forced, num_tokens = count_rows(
-                loaded, counter, [TokenizedRow(prompt.prompt_ids, own.ids, counted)], pad_id=0
+                loaded, counter, [TokenizedRow(prompt.prompt_ids, expected.ids, counted)], pad_id=0
             )
             chosen = (counts.batch_idx == row // 4) & (counts.in_batch_idx == row % 4)
             assert np.array_equal(counts.counts_NLE[chosen], forced[0][num_tokens[0] > 0])

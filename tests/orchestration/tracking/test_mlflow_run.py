@@ -23,6 +23,8 @@ from moe_ray.errors import InputError, OutsideFailed
 from moe_ray.finetuning.adapter import merge_adapter
 from moe_ray.orchestration.tracking.mlflow_run import MlflowTracker
 from moe_ray.orchestration.tracking.outbox import SPOOL
+from moe_ray.orchestration.tracking.run_log import stage_run
+from moe_ray.run_directory import CAPTURE, PROMPTS
 from moe_ray.storage.folder import Folder
 from moe_ray.storage.stage import STARTED
 
@@ -86,6 +88,14 @@ def test_a_parent_its_stages_and_its_trials_are_nested(folder):
     assert (used.dataset.name, json.loads(used.dataset.profile)["num_rows"]) == ("batches", 2)
     assert "secret" not in str(used.dataset)
     assert [item.path for item in client.list_artifacts(parent.run_id, "figures")] == ["figures/figure.svg"]
+
+
+def test_the_run_of_a_stage_is_called_as_its_command(folder):
+    with MlflowTracker(TrackingConfig(), "commands", folder) as parent:
+        for stage in (PROMPTS, CAPTURE):
+            with stage_run(parent, stage, folder.sub(stage)):
+                pass
+    assert {"prepare", "capture"} <= set(runs_by_name(parent.uri))
 
 
 def test_an_error_ends_the_run_as_failed_and_an_interruption_as_killed(folder):
@@ -253,7 +263,7 @@ def test_training_outlives_its_server_and_the_next_run_sends_what_was_kept(
     assert second.data.tags["moe_ray.previous_run"] == first
 
     stages = {run.info.run_name: run for run in runs if run.data.tags.get("mlflow.parentRunId") == first}
-    assert {"prompts", "capture", "identify", "finetune", "evaluate/after/figures"} <= set(stages)
+    assert {"prepare", "capture", "identify", "finetune", "evaluate/after/figures"} <= set(stages)
     trained = stages["finetune"]
     steps = [json.loads(line) for line in (run_dir / "finetune" / "history.jsonl").read_text().splitlines()]
     losses = client.get_metric_history(trained.info.run_id, "train/loss")
