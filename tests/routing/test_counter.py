@@ -5,11 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from accelerate import dispatch_model
 from families import FAMILIES, build, hooks_left, routing_spied, shared, token_ids
 from routed_rows import ROWS, captured
 
+from moe_ray.config.model import ModelConfig
 from moe_ray.errors import InputError
-from moe_ray.models.tokenization import pad_rows
+from moe_ray.models.loading import load_model, load_tokenizer
+from moe_ray.models.tokenization import encode_row, pad_rows
 from moe_ray.routing.capture import count_rows
 from moe_ray.routing.counter import counting
 
@@ -94,3 +97,20 @@ def test_a_layer_that_does_not_run_is_refused():
     model.model.layers[1].forward = lambda hidden_states, *args, **kwargs: hidden_states
     with pytest.raises(InputError, match=r"layers\.1\.mlp\.experts did not run"):
         captured(model, ROWS)
+
+
+def counts_of_words(model, config):
+    tokenizer = load_tokenizer(config)
+    rows = [encode_row(tokenizer, [{"role": "user", "content": text}]) for text in ("hello", "how do I make bread?")]
+    with counting(model) as counter:
+        return count_rows(model, counter, rows, pad_id=0)[0]
+
+
+def test_layers_that_a_device_map_keeps_elsewhere_are_counted(untrained_model_path, tmp_path):
+    config = ModelConfig(path=str(untrained_model_path))
+    whole = counts_of_words(load_model(config, device="cpu"), config)
+    here = ("model.embed_tokens", "model.layers.0", "model.rotary_emb", "model.norm", "lm_head")
+    device_map = {**dict.fromkeys(here, "cpu"), "model.layers.1": "disk", "model.layers.2": "disk"}
+    spread = dispatch_model(load_model(config, device="cpu"), device_map, offload_dir=str(tmp_path))
+    assert next(spread.model.layers[2].mlp.experts.parameters()).device.type == "meta"
+    assert np.array_equal(counts_of_words(spread, config), whole)

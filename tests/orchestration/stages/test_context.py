@@ -16,7 +16,7 @@ from moe_ray.finetuning.adapter_files import HEADER, TENSORS
 from moe_ray.identification.identify import identify as identify_counts
 from moe_ray.orchestration.jobs.answer import Answers
 from moe_ray.orchestration.run import Run
-from moe_ray.orchestration.stages import capture, evaluate, finetune, identify, prepare
+from moe_ray.orchestration.stages import capture, evaluate, finetune, identify
 from moe_ray.prompts.neutral_texts import neutral_texts
 from moe_ray.prompts.prompt_set import read_prompts
 from moe_ray.prompts.quarantine import QUARANTINE, TRUNCATED, quarantine_frame
@@ -165,12 +165,3 @@ def test_what_a_stage_made_decides_about_the_next_one_not_what_it_was_asked(run_
 
 def test_settings_of_rounds_matter_only_where_there_are_rounds(run_to_experts):
     assert run_to_experts("rounds.target=0.5") == []
-
-
-def test_pairs_are_filtered_once_in_a_run(untrained_model_path, tmp_path):
-    """After a sweep the stages before it are asked for again, with prompts from which pairs have been dropped."""
-    config = load_config(None, [f"run_dir={tmp_path}/run", "prompts.keep_pairs=jailbroken"])
-    run = Run(config, config.model, None, RunDirectory.open(config.run_dir))
-    run.outcomes["pairs"] = "the outcome"
-    assert prepare.filter_pairs(run) == "the outcome"
-    assert prepare.filter_pairs(run.with_config(config)) == "the outcome"

@@ -6,7 +6,8 @@ import pytest
 
 from moe_ray.config.io import load_config
 from moe_ray.errors import InputError
-from moe_ray.orchestration.inputs import check_requests
+from moe_ray.evaluation.judges.endpoint import URL_VARIABLE
+from moe_ray.orchestration.inputs import check_requests, resolve_model
 from moe_ray.prompts.prompt_set import read_prompts
 
 
@@ -51,3 +52,18 @@ def test_a_selection_by_weights_that_are_not_captured_is_refused(unsplit, settin
         check_requests(load_config(None, [*unsplit, setting]))
     assert setting in str(error.value)
     check_requests(load_config(None, [*unsplit, setting, "capture.weights=true"]))
+
+
+def test_a_checkpoint_is_found_from_any_folder(untrained_model_path, monkeypatch):
+    monkeypatch.chdir(untrained_model_path.parent)
+    model = resolve_model(load_config(None, [f"model.path=./{untrained_model_path.name}"]))
+    assert model.path == str(untrained_model_path)
+
+
+def test_a_judge_that_cannot_be_asked_is_refused(unsplit, monkeypatch):
+    monkeypatch.delenv(URL_VARIABLE, raising=False)
+    asked = load_config(None, [*unsplit, "evaluate.judge=endpoint", "evaluate.judge_model=m"])
+    with pytest.raises(InputError, match=URL_VARIABLE):
+        check_requests(asked)
+    monkeypatch.setenv(URL_VARIABLE, "http://judge.example/v1")
+    check_requests(asked)

@@ -1,0 +1,92 @@
+"""Ray as moe-ray wants it: errors come as they were raised, and what cannot be had is refused instead of waited for."""
+
+import logging
+import time
+
+import pytest
+
+from moe_ray.errors import InputError, NothingSelected
+from moe_ray.orchestration.cluster.ray_session import (
+    _missing,
+    arrow_filesystem,
+    check_reachable,
+    require_cpus,
+    resources_released,
+    result_of,
+)
+from moe_ray.storage.folder import Folder
+
+
+def test_a_folder_elsewhere_is_read_by_arrow_through_its_own_file_system(tmp_path):
+    folder = Folder.open(f"memory://{tmp_path.name}/run")
+    folder.write_bytes("a.txt", b"text")
+    with arrow_filesystem(folder).open_input_stream(f"{folder.path}/a.txt") as stream:
+        assert stream.read() == b"text"
+    assert arrow_filesystem(Folder.open(str(tmp_path))) is None
+
+
+@pytest.mark.parametrize(
+    ("now", "missing"),
+    [
+        ({"CPU": 4.0, "GPU": 1.0}, []),
+        ({"CPU": 5.0, "GPU": 1.0}, []),
+        ({"CPU": 4.0 - 1e-9, "GPU": 1.0}, []),
+        ({"CPU": 1.5, "GPU": 1.0}, ["2.5 CPU"]),
+        ({}, ["4 CPU", "1 GPU"]),  # Ray leaves out what is all in use
+    ],
+)
+def test_what_is_not_given_back_is_named(now, missing):
+    assert _missing({"CPU": 4.0, "GPU": 1.0, "memory": 9.0}, now) == missing
+
+
+def wait_until_all_cpus_are_free(ray):
+    """The tasks of a test before this one may not have given theirs back."""
+    deadline = time.monotonic() + 60
+    while ray.available_resources().get("CPU", 0) < ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.needs_ray
+@pytest.mark.filterwarnings("default")
+class TestWithRay:
+    @pytest.fixture(autouse=True)
+    def ray(self, ray_cluster):
+        import ray
+
+        return ray
+
+    def test_an_error_of_ours_comes_as_it_was_raised_and_any_other_as_rays(self, ray):
+        def fails(kind):
+            raise kind("got 1, expected 2")
+
+        task = ray.remote(max_retries=0)(fails)
+        with pytest.raises(NothingSelected) as error:
+            result_of(task.remote(NothingSelected))
+        assert str(error.value) == "got 1, expected 2"
+        assert not isinstance(error.value, ray.exceptions.RayError)
+        with pytest.raises(ray.exceptions.RayTaskError, match="got 1, expected 2"):
+            result_of(task.remote(KeyError))
+
+    def test_more_cpus_than_a_local_ray_has_are_refused(self):
+        require_cpus(4, "the sweep")
+        with pytest.raises(InputError, match=r"the sweep needs 5 logical CPUs, got 4; raise cluster\.num_cpus"):
+            require_cpus(5, "the sweep")
+
+    def test_what_an_actor_held_is_free_again_after_the_block(self, ray, caplog):
+        class Idle:
+            def ready(self):
+                return True
+
+        wait_until_all_cpus_are_free(ray)
+        with caplog.at_level(logging.WARNING), resources_released("waiting"):
+            actor = ray.remote(num_cpus=2)(Idle).remote()
+            assert ray.get(actor.ready.remote())
+            del actor
+        assert ray.available_resources()["CPU"] == ray.cluster_resources()["CPU"]
+        assert caplog.messages == []
+
+    def test_one_node_reaches_a_folder_of_its_own_and_no_probe_is_left(self, tmp_path):
+        folder = Folder.open(str(tmp_path))
+        check_reachable(folder)
+        assert folder.names() == []
