@@ -5,18 +5,28 @@ import pickle
 import pytest
 
 from moe_ray import errors
-from moe_ray.errors import FrozenChanged, InputError, MoeRayError, NotFinite, NothingSelected, OutsideFailed
+from moe_ray.errors import (
+    FrozenChanged,
+    InputError,
+    MoeRayError,
+    NotFinite,
+    NothingSelected,
+    NotTrainable,
+    OutsideFailed,
+)
 
 TREE = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
 
 
 def test_one_except_clause_catches_everything_that_is_raised_on_purpose():
-    assert set(TREE) == {MoeRayError, InputError, NothingSelected, NotFinite, OutsideFailed, FrozenChanged}
+    assert set(TREE) == {
+        *(MoeRayError, InputError, NothingSelected, NotTrainable, NotFinite, OutsideFailed, FrozenChanged),
+    }
     assert [kind for kind in TREE if not issubclass(kind, MoeRayError)] == []
 
 
 def test_what_is_the_users_to_mend_is_a_value_error_and_nothing_else_is():
-    mended_by_the_user = {InputError, NothingSelected, NotFinite}
+    mended_by_the_user = {InputError, NothingSelected, NotTrainable, NotFinite}
     assert {kind for kind in TREE if issubclass(kind, InputError)} == mended_by_the_user
     assert {kind for kind in TREE if issubclass(kind, ValueError)} == mended_by_the_user
 

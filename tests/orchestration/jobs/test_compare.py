@@ -49,9 +49,10 @@ def run(tmp_path, ran):
         num_actors=1, gpus_per_actor=0.0,
     )  # fmt: skip
 
-    def runs(arms=ARMS, **inputs):
+    def runs(arms=ARMS, test="abc", targets="abc"):
         ran.clear()
-        return run_arms(job, arms, Folder.open(str(tmp_path / "compare")), {"targets": "abc", **inputs})
+        folder = Folder.open(str(tmp_path / "compare"))
+        return run_arms(job, arms, folder, measured={"test": test}, trained={"targets": targets})
 
     return runs
 
@@ -89,10 +90,12 @@ def test_only_a_setting_that_changes_weights_trains_an_arm_again(run, ran, chang
     assert ran == again
 
 
-def test_other_masks_train_their_own_arm_again_and_other_targets_every_arm(run, ran):
+def test_other_masks_train_their_arm_again_other_targets_all_and_other_questions_the_base_model_too(run, ran):
     run()
     other = masks_from_experts({3: [Expert(0, 0)], 5: [Expert(0, 1)]}, layers=(0, 1), num_experts=4)
     run([replace(ARMS[0], masks=other), ARMS[1]])
     assert ran == [OURS]
     run(targets="other")
+    assert ran == [OURS, "full"]
+    run(test="other")
     assert ran == [BASE, OURS, "full"]

@@ -88,14 +88,14 @@ def test_a_tag_names_the_run_that_did_a_stages_work(tmp_path):
         pass
     run.sub("capture").write_json(RECORD, {"run_id": "earlier"})
     assert run_log.where_stages_were_run(outcomes) == {
-        "stage.prompts": "run id of prompts",
+        "stage.prepare": "run id of prepare",
         "stage.capture": "reused from run earlier",
         "stage.identify": "reused from a run without tracking",
     }
 
 
 def test_a_trial_has_its_settings_as_parameters_and_finite_numbers_as_metrics(folder):
-    for name in (run_log.TRIALS, *run_log.pictures_of_heat_map(), run_log.WINNER):
+    for name in (run_log.TRIALS, *run_log.HEAT_MAP_PICTURES, run_log.WINNER):
         folder.write_bytes(name, b"")
     trials = pd.DataFrame(
         [
