@@ -18,6 +18,8 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import os
+import select
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -56,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         what_next = "; the same command goes on where this one stopped" if can_resume else ""
         print(f"interrupted{what_next}", file=sys.stderr)
         return _INTERRUPTED
+    except BrokenPipeError:
+        if not _reader_has_gone():
+            raise
     return 0
 
 
@@ -66,6 +71,22 @@ def _run(arguments: argparse.Namespace) -> None:
     checks.check(arguments)
     work: Any = importlib.import_module(command.module)
     work.run(arguments)
+    sys.stdout.flush()
+
+
+def _reader_has_gone() -> bool:
+    """Whether nobody reads the output any more, as after `| head`; if so, nothing more is written."""
+    try:
+        output = sys.stdout.fileno()
+    except OSError:  # no file at all
+        return False
+    poll = select.poll()
+    poll.register(output, 0)  # errors come without being asked for
+    if not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+        return False
+    # Python flushes once more at its end, and would complain then.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return True
 
 
 def _start_logging(*, with_time: bool) -> None:

@@ -1,6 +1,7 @@
 """`moe-ray`: whose turn it is after an error shows in the exit status, and only a fault of ours has a traceback."""
 
 import importlib.metadata
+import os
 import re
 import subprocess
 import sys
@@ -55,6 +56,22 @@ def test_an_error_of_another_process_is_its_line_without_the_traceback_that_ray_
     monkeypatch.setattr("moe_ray.cli.config.run", raising(error.as_instanceof_cause()))
     assert main(["config", "init"]) == 4
     assert capsys.readouterr().err == "error: why\n"
+
+
+def test_a_reader_that_has_read_enough_is_no_fault():
+    """`moe-ray config schema | head -1`, with a reader that is gone before anything is written."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    command = [sys.executable, "-m", "moe_ray", "config", "schema"]
+    done = subprocess.run(command, stdout=writes, stderr=subprocess.PIPE, text=True, timeout=120, cwd=ROOT, check=False)
+    os.close(writes)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_broken_connection_is_not_taken_for_a_reader_that_has_gone(monkeypatch):
+    monkeypatch.setattr("moe_ray.cli.config.run", raising(BrokenPipeError("of a server")))
+    with pytest.raises(BrokenPipeError, match="of a server"):
+        main(["config", "init"])
 
 
 def test_every_other_exception_keeps_its_traceback(monkeypatch):
