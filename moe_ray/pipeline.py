@@ -173,7 +173,10 @@ def fine_tune(
         settings: of the section, such as `epochs=2, learning_rate=1e-3`.
 
     Raises:
-        InputError: an example has no target, nothing is trainable, or the loss is not finite.
+        InputError: an example has no target.
+        NotTrainable: the gradient is not finite.
+        NothingSelected: no mask has any expert.
+        FrozenChanged: something outside the union changed; nothing was saved.
     """
     chosen = in_one_process(_merged(FinetuneConfig, config, settings))
     with shown(progress, "fine-tuning") as show:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
@@ -21,7 +22,19 @@ Baseline = Literal[
 ]
 
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
-"""What per-batch masks can be compared with; `moe_ray/studies/baselines.py` says what each is."""
+"""What per-batch masks can be compared with."""
+
+_MEANINGS: Mapping[Baseline, str] = {
+    "freezing_only": "the same experts learn, but tokens go where the model routes them",
+    "global": "one list for all batches, of the largest mean risk differences, as many as the average batch has",
+    "global_union": "one list for all batches, as many experts as the union has",
+    "random": "experts drawn at random, as many of each layer and batch",
+    "shuffled": "each batch gets the mask of another batch",
+    "esft_token": "the experts with the largest share of a layer's unsafe tokens, as many per batch",
+    "esft_gate": "the experts with the largest share of a layer's gate weight on unsafe tokens, as many per batch",
+    "all_experts": "every expert of every MoE layer learns, and any may be routed",
+    "full": "every parameter learns, under natural routing",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +48,8 @@ class CompareConfig(Section):
     )
     names: tuple[Baseline, ...] = setting(
         (),
-        "which baselines are trained; empty = all that the stored counts allow",
+        "which baselines are trained; empty = all that the stored counts allow; "
+        + "; ".join(f"{name} = {meaning}" for name, meaning in _MEANINGS.items()),
         affects="search",
     )
     draws: int = setting(

@@ -27,19 +27,6 @@ OURS = "per_batch"
 
 _ESFT_COLUMN = {"esft_token": "a_unsafe", "esft_gate": "w_unsafe"}
 
-DESCRIPTIONS: Mapping[str, str] = {
-    OURS: "each batch routes through its own unsafe experts and trains them",
-    "freezing_only": "the same experts learn, but tokens go where the model routes them",
-    "global": "one list for all batches: the largest mean risk difference, as many experts as the average batch has",
-    "global_union": "one list for all batches, as many experts as the union has",
-    "random": "experts drawn at random, as many of each layer and batch",
-    "shuffled": "each batch gets the mask of another batch",
-    "esft_token": "the experts that get the largest share of a layer's unsafe tokens, as many per batch",
-    "esft_gate": "the experts that get the largest share of a layer's gate weight on unsafe tokens, as many per batch",
-    "all_experts": "every expert of every MoE layer learns, and any may be routed",
-    "full": "every parameter learns, under natural routing",
-}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
@@ -47,7 +34,7 @@ class Arm:
 
     Attributes:
         name: of the row; a draw's number is part of it.
-        kind: a key of `DESCRIPTIONS`.
+        kind: `OURS`, a baseline of `compare.names`, or the base model.
         masks: by `batch_idx`; None = no mask, every parameter trains.
         train: hyperparameters.
     """

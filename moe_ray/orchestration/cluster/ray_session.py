@@ -14,7 +14,6 @@ from typing import Any
 
 import pyarrow.fs
 import ray
-import ray.data
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from moe_ray.config.cluster import ClusterConfig
@@ -192,6 +191,8 @@ def _answer_probe(url: str, probe: str, answer: str) -> bool:
 
 
 def _tune_data() -> None:
+    import ray.data  # only drivers need it; an actor that comes here for `result_of` is spared its second
+
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
