@@ -25,7 +25,7 @@ from moe_ray.finetuning.history import read_history
 from moe_ray.identification.mask_files import read_masks
 from moe_ray.models.loading import load_model, load_tokenizer
 from moe_ray.orchestration.cluster.model_process import BaseModel
-from moe_ray.orchestration.jobs.sweep_trial import read_trials
+from moe_ray.orchestration.jobs.sweep_job import read_trials
 from moe_ray.orchestration.run import Run
 from moe_ray.orchestration.stages.evaluate import folder_of_masks
 from moe_ray.prompts.example_tables import frame_to_batches
