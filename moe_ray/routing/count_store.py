@@ -233,6 +233,21 @@ def batches_in_parts(parts: Folder, roles: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame({"batch_idx": columns.pop("batch_idx"), "part": in_part, **columns})
 
 
+def plan_reads(where: pd.DataFrame, *, batches_at_once: int) -> Iterator[tuple[list[int], list[str]]]:
+    """Yields some batches at a time, ascending, with the names of the parts that hold them.
+
+    Args:
+        where: from `batches_in_parts`, of the batches that are to be read.
+        batches_at_once: how many.
+    """
+    ordered = where.sort_values("batch_idx", kind="stable")
+    names, parts = ordered["batch_idx"].to_numpy(), ordered["part"].to_numpy()
+    starts = np.append(np.flatnonzero(np.diff(names, prepend=names[:1] - 1)), len(names))
+    for first in range(0, len(starts) - 1, batches_at_once):
+        cuts = starts[first : first + batches_at_once + 1]
+        yield names[cuts[:-1]].tolist(), sorted(set(parts[cuts[0] : cuts[-1]]))
+
+
 def _sums(places: npt.NDArray[np.int64], values: npt.NDArray[np.int64], number: int) -> npt.NDArray[np.int64]:
     """The sum of the values at each place, in whole numbers."""
     sums = np.zeros(number, dtype=np.int64)

@@ -31,7 +31,7 @@ from moe_ray.models.loss import text_losses
 from moe_ray.models.tokenization import pad_token_id
 from moe_ray.prompts.batches import Batch
 from moe_ray.prompts.examples import Example
-from moe_ray.routing.count_store import batches_in_parts, parts_info, read_batches
+from moe_ray.routing.count_store import batches_in_parts, parts_info, plan_reads, read_batches
 from moe_ray.routing.counts import RoutingCounts
 from moe_ray.storage.folder import Folder
 from moe_ray.studies.measured import Measured
@@ -128,13 +128,10 @@ def identify_stored_masks(parts: Folder, selection: IdentifyConfig, *, seed: int
 def _risk_tables(parts: Folder, config: IdentifyConfig, seed: int) -> Iterator[pd.DataFrame]:
     """Yields the risk tables of some batches at a time, ascending, each batch once."""
     info, where = parts_info(parts), batches_in_parts(parts, config.roles)
-    names = where.groupby("batch_idx")["part"].agg(list)
-    batches = batches_with_both_labels(where, config.roles)
+    where = where[where["batch_idx"].isin(batches_with_both_labels(where, config.roles))]
     size = max(1, _EXPERTS_AT_ONCE // (len(info.layers) * info.num_experts))
-    for start in range(0, len(batches), size):
-        group = batches[start : start + size]
-        held = sorted({name for batch in group for name in names[batch]})
-        yield identify(read_batches(parts, held, group), config, seed=seed)
+    for batches, names in plan_reads(where, batches_at_once=size):
+        yield identify(read_batches(parts, names, batches), config, seed=seed)
 
 
 def only_what_selects(selection: IdentifyConfig) -> IdentifyConfig:

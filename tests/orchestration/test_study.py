@@ -296,6 +296,30 @@ def test_the_baselines_took_the_same_steps_on_the_same_prompts(finished, summary
     assert "Per-batch masks refused unsafe prompts (n = 6)" in summary["compare"]["verdict"]
 
 
+def test_the_winner_is_not_trained_again_and_is_byte_for_byte_what_a_run_without_a_sweep_trains(
+    finished, trials, summary, tiny_model_path, tmp_path
+):
+    trained_by = trials["trained_by"].iloc[0]
+    first = read_outcome(Folder.open(str(finished / "finetune" / "round_1")))
+    assert first.notes["trained_by"] == trained_by
+    keeping = [path.parent.name for path in (finished / "sweep" / "trials").glob("*/experts.safetensors")]
+    assert keeping == [trained_by]
+    shutil.copytree(
+        finished, tmp_path / "run", ignore=shutil.ignore_patterns("sweep", "mlflow*", "finetune", "compare")
+    )
+    winner = [f"{key}={value}" for key, value in summary["sweep"]["winner"].items()]
+    assert run_workflow("finetune", settings(tiny_model_path, tmp_path / "run", *winner)) == 0
+    for name in ("experts.safetensors", "adapter.json"):
+        alone = (tmp_path / "run" / "finetune" / name).read_bytes()
+        assert alone == (finished / "finetune" / "round_1" / name).read_bytes()
+    assert "trained_by" not in read_outcome(Folder.open(str(tmp_path / "run" / "finetune"))).notes
+    losses = [
+        [step["loss"] for step in read_history(Folder.open(str(folder)))]
+        for folder in (tmp_path / "run" / "finetune", finished / "finetune" / "round_1")
+    ]
+    assert losses[0] == losses[1]
+
+
 def test_the_base_is_measured_as_the_evaluation_before_measures_it(finished, summary):
     table = pd.read_parquet(finished / "compare" / "comparison.parquet").set_index("arm")
     for name in ("unsafe_refusal_rate", "safe_refusal_rate"):

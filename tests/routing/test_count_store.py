@@ -18,6 +18,7 @@ from moe_ray.routing.count_store import (
     digest_of_parts,
     keys_of,
     parts_info,
+    plan_reads,
     read_batches,
     read_counts,
     read_lengths,
@@ -142,6 +143,20 @@ def test_tokens_of_batches_and_parts_are_those_of_their_rows(contents, roles):
     found = batches_in_parts(written(contents), roles)
     assert list(found.columns) == ["batch_idx", "part", "safe", "unsafe"]
     assert [tuple(row) for row in found.to_dict("split")["data"]] == expected
+
+
+@given(contents=CONTENTS, batches_at_once=st.integers(1, 5))
+@settings(deadline=None, max_examples=15)
+def test_a_plan_names_every_batch_once_with_the_parts_that_hold_it(contents, batches_at_once):
+    plan = list(plan_reads(batches_in_parts(written(contents), ["prompt"]), batches_at_once=batches_at_once))
+    batches = sorted({batch for places in contents for batch, _ in places})
+    assert [batch for group, _ in plan for batch in group] == batches
+    assert all(len(group) == batches_at_once for group, _ in plan[:-1])
+    for group, names in plan:
+        holds = [
+            f"part-{number}.parquet" for number, places in enumerate(contents) if {b for b, _ in places} & {*group}
+        ]
+        assert names == holds
 
 
 @given(contents=CONTENTS, wanted=st.lists(PLACES, max_size=20))
