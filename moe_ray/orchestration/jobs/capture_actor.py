@@ -25,6 +25,7 @@ from moe_ray.models.generation import Response, example_seed, generate_responses
 from moe_ray.models.loading import context_length
 from moe_ray.models.tokenization import TokenizedRow, pad_token_id
 from moe_ray.orchestration.cluster.model_process import ModelHolder
+from moe_ray.orchestration.cluster.node_share import processes_on_this_node
 from moe_ray.orchestration.jobs.capture_window import Noted, StoredExample, Window, WindowReport
 from moe_ray.prompts.example_tables import BATCHES
 from moe_ray.prompts.quarantine import PROCESS_DIED, Rejected, quarantine_frame, rejected_row
@@ -83,7 +84,7 @@ class CaptureActor:
     def load(self) -> ModelHolder:
         """The model, which the counter stays attached to."""
         config = self.job.config
-        holder = ModelHolder(self.job.model, max(config.num_actors, config.max_actors))
+        holder = ModelHolder(self.job.model, processes_on_this_node(max(config.num_actors, config.max_actors)))
         # Held for the process's life: a stack that is let go takes the hooks off.
         self.attached = ExitStack()
         self.counter = self.attached.enter_context(counting(holder.model, weights=config.weights, ids=config.ids))

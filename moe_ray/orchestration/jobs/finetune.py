@@ -150,7 +150,7 @@ def _run_worker(
     resume_from: str | None,
     report: Callable[[MaskedTrainer], None] | None,
 ) -> dict[str, Any]:
-    holder = ModelHolder(job.model, world_size)
+    holder = ModelHolder(job.model, _workers_on_this_node(world_size))
     run, out = RunDirectory.open(job.run_url), job.folder()
     batches = frame_to_batches(run.training_examples)
     watched = run.validation_examples if job.config.patience else []
@@ -197,6 +197,11 @@ def _run_worker(
     if rank == 0:
         history.save()
     return _plain(outcome)
+
+
+def _workers_on_this_node(world_size: int) -> int:
+    # Ray Train packs its workers, and knows.
+    return 1 if world_size == 1 else int(ray.train.get_context().get_local_world_size())
 
 
 def _plain(outcome: FineTuned) -> dict[str, Any]:
