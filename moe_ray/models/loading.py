@@ -29,6 +29,23 @@ def check_model(config: ModelConfig) -> MoELayers:
     return find_moe_layers(model)
 
 
+def check_trainable(config: ModelConfig) -> None:
+    """Refuses a checkpoint whose experts cannot be trained, without loading its weights.
+
+    Raises:
+        InputError: as `check_model`; or its experts are of a form that cannot be trained, or quantised.
+    """
+    check_model(config)[0].expert_tensors()
+    quantisation = getattr(_load_or_explain(AutoConfig, config), "quantization_config", None) or {}
+    method = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation.quant_method
+    # Other methods leave fused experts as they are, or are undone while loading; what is left is seen then.
+    if str(method).rpartition(".")[2].lower() == "fp8":
+        raise InputError(
+            f"model.path {config.path!r}: got a checkpoint quantised as fp8, whose experts are codes with scales and cannot "
+            "be trained, expected weights in bfloat16, float16 or float32; give the checkpoint before its quantisation"
+        )
+
+
 def load_model(
     config: ModelConfig, *, device: str | torch.device | None = None, device_map: str | dict[str, Any] | None = None
 ) -> PreTrainedModel:

@@ -1,5 +1,8 @@
 """A checkpoint is known before its weights are loaded, and one that cannot be loaded is named."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from families import build, state_of, token_ids
@@ -7,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from moe_ray.config.model import ModelConfig
 from moe_ray.errors import InputError
-from moe_ray.models.loading import check_model, context_length, load_model, num_decoder_layers
+from moe_ray.models.loading import check_model, check_trainable, context_length, load_model, num_decoder_layers
 from moe_ray.models.moe_layers import find_moe_layers
 
 
@@ -63,3 +66,16 @@ def test_a_model_without_experts_is_refused_before_its_weights_are_read(tmp_path
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(InputError, match="no Mixture-of-Experts layer"):
         check_model(ModelConfig(path=str(tmp_path)))
+
+
+def test_a_checkpoint_in_fp8_can_be_counted_and_is_refused_for_training_before_its_weights_are_read(
+    checkpoint, tmp_path
+):
+    check_trainable(checkpoint)
+    settings = json.loads((Path(checkpoint.path) / "config.json").read_text())
+    settings["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    quantised = ModelConfig(path=str(tmp_path))
+    check_model(quantised)
+    with pytest.raises(InputError, match=r"quantised as fp8.*before its quantisation"):
+        check_trainable(quantised)
