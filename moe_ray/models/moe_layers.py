@@ -143,9 +143,10 @@ def find_moe_layers(model: nn.Module) -> MoELayers:
     """The MoE layers of a transformers model.
 
     Raises:
-        InputError: the model has no experts module, keeps its experts in a form moe-ray does not know, or its layers
-            differ in their number of experts.
+        InputError: the model has no experts module, keeps its experts in a form moe-ray does not know, its layers differ
+            in their number of experts, or PEFT has wrapped it or one of its modules.
     """
+    _refuse_peft(model)
     found = [_describe(model, name, module) for name, module in _experts_modules(model)]
     if not found:
         raise InputError(
@@ -162,6 +163,16 @@ def find_moe_layers(model: nn.Module) -> MoELayers:
             "layer, all with the same number of experts and of experts per token; choose another model.path"
         )
     return MoELayers(found)
+
+
+def _refuse_peft(model: nn.Module) -> None:
+    # A wrapper has another forward, saves only its own files, and hides experts and routers inside modules of its own.
+    for name, module in model.named_modules():
+        if type(module).__module__.partition(".")[0] == "peft":
+            raise InputError(
+                f"got a model with a {type(module).__name__} of PEFT{f' at {name!r}' if name else ''}, expected a plain "
+                "transformers model; put the adapter into the weights first, with model.merge_and_unload()"
+            )
 
 
 def _experts_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -114,3 +114,14 @@ def test_experts_kept_as_codes_are_found_but_not_taken_for_weights(dtype):
     assert layers.num_experts == NUM_EXPERTS
     with pytest.raises(InputError, match=f"quantised, as {dtype} codes.*cannot be trained"):
         layers[0].expert_tensors()
+
+
+@pytest.mark.parametrize("unwrap", [False, True])
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
+def test_a_model_that_peft_has_wrapped_is_refused_also_inside_until_it_is_merged(unwrap):
+    from peft import LoraConfig, get_peft_model
+
+    wrapped = get_peft_model(build("olmoe"), LoraConfig(r=2, target_modules=["q_proj"]))
+    with pytest.raises(InputError, match=r"of PEFT.*merge_and_unload"):
+        find_moe_layers(wrapped.base_model.model if unwrap else wrapped)
+    assert find_moe_layers(wrapped.merge_and_unload()).layers == (0, 1)
