@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from moe_ray.config.evaluate import EvaluateConfig
 from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.errors import InputError, NotTrainable
 from moe_ray.experts import ExpertMasks, masks_from_experts
@@ -30,6 +31,7 @@ from moe_ray.finetuning.step_report import StepReport
 from moe_ray.finetuning.trainable_experts import trainable_experts
 from moe_ray.finetuning.trainer import MaskedTrainer
 from moe_ray.models.loss import target_losses
+from moe_ray.models.token_budget import TokenBudget
 from moe_ray.models.tokenization import TokenizedRow, encode_answer, encode_prompt, pad_token_id
 from moe_ray.prompts.batches import Batch
 from moe_ray.prompts.examples import Example
@@ -205,9 +207,10 @@ def _validator(
     """A function that gives the mean loss (nats per target token) of the examples under natural routing."""
     rows = target_rows(tokenizer, examples)
     num_tokens = sum(len(row.answer_ids) for row in rows)
+    budget = TokenBudget(config.tokens_per_forward or EvaluateConfig().tokens_per_forward)
 
     def validate() -> float:
-        losses = target_losses(model, rows, rows_per_forward=config.rows_per_forward, pad_id=pad_token_id(tokenizer))
+        losses = target_losses(model, rows, budget=budget, pad_id=pad_token_id(tokenizer))
         return sum(losses) / num_tokens
 
     return validate

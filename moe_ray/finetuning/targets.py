@@ -20,6 +20,7 @@ from moe_ray.config.prompts import PromptsConfig
 from moe_ray.errors import InputError
 from moe_ray.models.generation import generate_answers
 from moe_ray.models.loading import context_length
+from moe_ray.models.token_budget import TokenBudget
 from moe_ray.models.tokenization import encode_prompt
 from moe_ray.prompts.batches import Assembly, Batch
 from moe_ray.prompts.example_tables import examples_to_frame
@@ -193,7 +194,7 @@ def _asking(
                 tokenizer,
                 [encode_prompt(tokenizer, json.loads(messages)) for messages in rows["messages"]],
                 max_new_tokens=config.own_answer_tokens,
-                rows_per_forward=EvaluateConfig().rows_per_forward,
+                budget=TokenBudget(EvaluateConfig().tokens_per_forward),
             )
         return pd.DataFrame(said, columns=["answer", "ended"])
 

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from moe_ray.models.forward_groups import group_by_length
+from moe_ray.models.forward_groups import GroupContext, as_it_is, group_by_length
+from moe_ray.models.token_budget import TokenBudget
 from moe_ray.models.tokenization import IGNORED, TokenizedRow, pad_rows, pad_token_id
 
 
@@ -53,31 +54,45 @@ def micro_batches(
 
 
 _MAX_TEXT_TOKENS = 1_024
-TOKENS_PER_FORWARD = 8_192
-"""Padding included, of a pass that only measures losses: the logits of more would not fit beside a large model."""
 
 
 def target_losses(
-    model: PreTrainedModel, rows: Sequence[TokenizedRow], *, rows_per_forward: int, pad_id: int
+    model: PreTrainedModel,
+    rows: Sequence[TokenizedRow],
+    *,
+    budget: TokenBudget,
+    pad_id: int,
+    within: GroupContext = as_it_is,
 ) -> list[float]:
     """Summed loss (nats) of each row's answer tokens, in order; rows without an answer are not run and have 0.
 
-    Rows of similar length share a forward pass, at most `rows_per_forward` of them.
+    Args:
+        model: in eval mode.
+        rows: prompts with their answers.
+        budget: of tokens that run at once; rows of like length share a forward pass.
+        pad_id: token id that fills padding.
+        within: what the rows of a group run in, by position.
+
+    Raises:
+        InputError: a row does not fit in memory though it is alone.
     """
     losses = [0.0] * len(rows)
     scored = [index for index, row in enumerate(rows) if row.answer_ids]
-    lengths = [rows[index].num_tokens for index in scored]
-    for group in group_by_length(lengths, max_rows=rows_per_forward, max_tokens=TOKENS_PER_FORWARD):
+
+    def work(group: list[int]) -> list[float]:
         indices = [scored[position] for position in group]
-        with torch.inference_mode():
-            found = answer_loss(model, [rows[index] for index in indices], pad_id=pad_id).tolist()
-        for index, loss in zip(indices, found, strict=True):
-            losses[index] = loss
+        with torch.inference_mode(), within(indices):
+            found: list[float] = answer_loss(model, [rows[index] for index in indices], pad_id=pad_id).tolist()
+        return found
+
+    for group, found in budget.run_all([rows[index].num_tokens for index in scored], work):
+        for position, loss in zip(group, found, strict=True):
+            losses[scored[position]] = loss
     return losses
 
 
 def text_losses(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, rows_per_forward: int
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, budget: TokenBudget
 ) -> pd.DataFrame:
     """How well the model predicts plain texts: `text` (position), `loss` (summed nats) and `num_tokens` of each.
 
@@ -88,13 +103,13 @@ def text_losses(
         model: in eval mode.
         tokenizer: its tokenizer.
         texts: plain text.
-        rows_per_forward: texts run at once.
+        budget: of tokens that run at once.
     """
     limit = min(_MAX_TEXT_TOKENS, getattr(model.config.get_text_config(), "max_position_embeddings", _MAX_TEXT_TOKENS))
     rows = []
     for text in texts:
         ids = list(tokenizer(text)["input_ids"])[:limit]
         rows.append(TokenizedRow(ids[:1], ids[1:]))
-    losses = target_losses(model, rows, rows_per_forward=rows_per_forward, pad_id=pad_token_id(tokenizer))
+    losses = target_losses(model, rows, budget=budget, pad_id=pad_token_id(tokenizer))
     sizes = [len(row.answer_ids) for row in rows]
     return pd.DataFrame({"text": range(len(rows)), "loss": losses, "num_tokens": sizes})

@@ -26,6 +26,7 @@ from moe_ray.finetuning.trainer import MaskedTrainer
 from moe_ray.identification.identify import identify
 from moe_ray.identification.selection import select
 from moe_ray.models.loss import text_losses
+from moe_ray.models.token_budget import TokenBudget
 from moe_ray.models.tokenization import pad_token_id
 from moe_ray.prompts.batches import Batch
 from moe_ray.prompts.examples import Example
@@ -52,13 +53,13 @@ def measurer(
         config: sizes and the judge; its `routing` is not used.
         neutral_texts: whose loss shows what was forgotten.
     """
-    natural = replace(config, routing="natural")
+    natural, budget = replace(config, routing="natural"), TokenBudget(config.tokens_per_forward)
 
     def measure() -> Measured:
         neutral = None
         if neutral_texts:
-            neutral = text_losses(model, tokenizer, neutral_texts, rows_per_forward=config.rows_per_forward)
-        return Measured(answers=answer_examples(model, tokenizer, frame, natural), neutral=neutral)
+            neutral = text_losses(model, tokenizer, neutral_texts, budget=budget)
+        return Measured(answers=answer_examples(model, tokenizer, frame, natural, budget=budget), neutral=neutral)
 
     return measure
 

@@ -13,13 +13,14 @@ from training_runs import BATCHES
 from moe_ray.config.evaluate import EvaluateConfig
 from moe_ray.evaluation.evaluate import answer_examples
 from moe_ray.models.loss import answer_loss, micro_batches, text_losses
+from moe_ray.models.token_budget import TokenBudget
 from moe_ray.models.tokenization import TokenizedRow
 
 
 def test_the_loss_of_a_text_is_that_of_predicting_each_token_after_the_first():
     tokenizer = make_tokenizer()
     model, texts = shared("olmoe"), ["w1 w2 w3 w4", "w5", "w9 w8 w7 w6 w5 w4"]
-    got = text_losses(model, tokenizer, texts, rows_per_forward=2)
+    got = text_losses(model, tokenizer, texts, budget=TokenBudget(10))
     assert got["num_tokens"].tolist() == [3, 0, 5]
     for text, loss in zip(texts, got["loss"], strict=True):
         first, _, rest = text.partition(" ")

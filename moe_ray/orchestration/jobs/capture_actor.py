@@ -23,6 +23,7 @@ from moe_ray.config.model import ModelConfig
 from moe_ray.errors import InputError
 from moe_ray.models.generation import Response, example_seed, generate_responses
 from moe_ray.models.loading import context_length
+from moe_ray.models.token_budget import TokenBudget, padded_tokens
 from moe_ray.models.tokenization import TokenizedRow, pad_token_id
 from moe_ray.orchestration.cluster.model_process import ModelHolder
 from moe_ray.orchestration.cluster.node_share import processes_on_this_node
@@ -37,7 +38,6 @@ from moe_ray.routing.counter import counting
 from moe_ray.routing.counts import RoutingCounts, concat_counts
 from moe_ray.routing.crash_markers import Attempt
 from moe_ray.routing.encode_example import Encoded, encode_example
-from moe_ray.routing.token_budget import TokenBudget, padded_tokens
 from moe_ray.run_directory import ATTEMPTS, COUNTS, PROMPTS, REJECTED, RESPONSES, SHORTENED
 from moe_ray.storage.fingerprint import content_hash
 from moe_ray.storage.folder import Folder

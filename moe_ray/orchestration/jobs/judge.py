@@ -23,6 +23,8 @@ from moe_ray.storage.folder import Folder
 
 _KEYS = ["routing", "id"]
 _SECONDS_BETWEEN_PARTS = 5.0
+_ANSWERS_PER_BLOCK = 128
+"""That a classifier judges before it writes its verdicts."""
 
 
 class JudgeActor:
@@ -84,7 +86,7 @@ def _here(answers: pd.DataFrame, config: EvaluateConfig, parts: Folder) -> Itera
 def _in_actors(answers: pd.DataFrame, config: EvaluateConfig, parts: Folder) -> Iterator[int]:
     table = pa.Table.from_pandas(answers[[*_KEYS, "messages", "answer"]], preserve_index=False)
     pool = in_actors(
-        blocks_of(table, config.rows_per_forward),
+        blocks_of(table, _ANSWERS_PER_BLOCK),
         JudgeActor,
         (config, parts.url),
         what="judging",
