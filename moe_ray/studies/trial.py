@@ -19,7 +19,8 @@ from moe_ray.config.identify import IdentifyConfig
 from moe_ray.evaluation.evaluate import answer_examples
 from moe_ray.experts import ExpertMasks
 from moe_ray.finetuning.adapter import experts_restored
-from moe_ray.finetuning.fine_tune import configured_weights, fine_tune, target_rows
+from moe_ray.finetuning.batch_rows import BatchesInMemory, target_rows
+from moe_ray.finetuning.fine_tune import configured_weights, fine_tune
 from moe_ray.finetuning.full_fine_tune import model_restored, tune_all_parameters
 from moe_ray.finetuning.step_report import StepReport
 from moe_ray.finetuning.trainer import MaskedTrainer
@@ -198,8 +199,9 @@ def run_full_trial(
         seed: of the batch order.
         measure: called once when training is done.
     """
-    rows = {batch.batch_idx: target_rows(tokenizer, batch.examples) for batch in batches if batch.batch_idx in only}
     config = in_one_process(config)
+    known = BatchesInMemory(batches).survey(only, lengths=config.batches_per_step > 1)
+    rows = {batch.batch_idx: target_rows(tokenizer, batch.examples) for batch in batches if batch.batch_idx in only}
     with model_restored(model):
         started = time.perf_counter()
         tuned = tune_all_parameters(
@@ -208,7 +210,8 @@ def run_full_trial(
             config=config,
             pad_id=pad_token_id(tokenizer),
             seed=seed,
-            batch_weights=configured_weights(config.batch_weights, batches),
+            lengths=known.lengths or None,
+            batch_weights=configured_weights(config.batch_weights, known.categories),
         )
         trained = time.perf_counter()
         measured = measure()

@@ -19,7 +19,7 @@ import pandas as pd
 from moe_ray.config.io import settings_as_text
 from moe_ray.config.run import Config
 from moe_ray.finetuning.adapter_files import ADAPTER_FILES
-from moe_ray.finetuning.history import HISTORY, read_history
+from moe_ray.finetuning.history import HISTORY, HistoryReader
 from moe_ray.identification.mask_files import MASKS, UNSAFE_EXPERTS
 from moe_ray.orchestration.tracking.mlflow_run import RECORD, MlflowTracker, Tracker
 from moe_ray.prompts.example_tables import BATCHES
@@ -126,17 +126,14 @@ def _run_name(stage: str) -> str:
 @contextmanager
 def _steps_as_they_come(tracker: Tracker, folder: Folder) -> Iterator[None]:
     """Sends each step of a training once, from the history that its first worker keeps writing."""
-    sent: set[int] = set()
+    history = HistoryReader(folder)
     ended = threading.Event()
 
     def look() -> None:
-        if not folder.exists(HISTORY):
-            return
-        steps = [step for step in read_history(folder) if step["step"] not in sent]
         tracker.log_metrics(
-            (step["step"], {f"train/{name}": step[name] for name in _STEP_METRICS if name in step}) for step in steps
+            (step["step"], {f"train/{name}": step[name] for name in _STEP_METRICS if name in step})
+            for step in history.new_steps()
         )
-        sent.update(step["step"] for step in steps)
 
     def keep_looking() -> None:
         while not ended.wait(_SECONDS_BETWEEN_LOOKS):
