@@ -110,9 +110,14 @@ class Folder:
         self.write_bytes(name, buffer.getvalue())
 
     @contextlib.contextmanager
-    def open_parquet(self, name: str) -> Iterator[pq.ParquetFile]:
-        """An open Parquet file, from which a reader can take some columns or row groups only."""
-        with self.fs.open(self.file(name), "rb") as file, pq.ParquetFile(file) as parquet:
+    def open_parquet(self, name: str, *, footer: pq.FileMetaData | None = None) -> Iterator[pq.ParquetFile]:
+        """An open Parquet file, from which a reader can take some columns or row groups only.
+
+        Args:
+            name: of the file.
+            footer: its metadata, where they were read before.
+        """
+        with self.fs.open(self.file(name), "rb") as file, pq.ParquetFile(file, metadata=footer) as parquet:
             yield parquet
 
     def parquet_names(self) -> list[str]:

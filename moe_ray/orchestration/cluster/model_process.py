@@ -16,8 +16,6 @@ from moe_ray.finetuning.adapter_files import local_adapter
 from moe_ray.finetuning.frozen import count_changed, hash_frozen
 from moe_ray.models.loading import load_model, load_tokenizer
 from moe_ray.models.moe_layers import find_moe_layers
-from moe_ray.routing.count_store import read_counts
-from moe_ray.routing.counts import RoutingCounts
 from moe_ray.storage.folder import Folder
 from moe_ray.threads import threads_of_process
 
@@ -96,9 +94,3 @@ class BaseModel(ModelHolder):
 def base_model(model: ModelConfig, num_processes: int) -> BaseModel:
     """The base model of this process, loaded when it is first asked for and checked every time."""
     return BaseModel(model, num_processes)
-
-
-@lru_cache(maxsize=1)
-def stored_counts(url: str) -> RoutingCounts:
-    """The counts of a finished capture, read once per process."""
-    return read_counts(Folder.open(url))

@@ -93,15 +93,20 @@ def result_of(reference: Any) -> Any:
         raise
 
 
+def is_local() -> bool:
+    """Whether this is a Ray of this machine alone; a cluster may still add nodes."""
+    address: str = ray.get_runtime_context().gcs_address
+    return address.startswith("127.0.0.1")
+
+
 def require_cpus(wanted: int, what: str) -> None:
     """Refuses work that would wait for CPUs for ever.
 
     Raises:
-        InputError: a Ray on this machine alone has fewer CPUs; a cluster may still add nodes.
+        InputError: a Ray on this machine alone has fewer CPUs.
     """
     cpus = int(ray.cluster_resources().get("CPU", 0))
-    address: str = ray.get_runtime_context().gcs_address
-    if cpus < wanted and address.startswith("127.0.0.1"):
+    if cpus < wanted and is_local():
         raise InputError(
             f"{what} needs {wanted} logical CPUs, got {cpus}; raise cluster.num_cpus (it may exceed the cores) or use "
             "fewer actors"
