@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import pandas as pd
+import pyarrow as pa
 
 from moe_ray.prompts.batches import MIXED, Batch
-from moe_ray.prompts.example_rows import example_to_row, row_to_example
+from moe_ray.prompts.example_rows import EXAMPLE_SCHEMA, example_to_row, row_to_example
 from moe_ray.prompts.examples import Example
 
 
@@ -33,6 +34,9 @@ def examples_to_frame(examples: Sequence[Example]) -> pd.DataFrame:
     """One row per example."""
     return pd.DataFrame.from_records([example_to_row(example) for example in examples])
 
+
+BATCH_SCHEMA = pa.schema([("batch_idx", pa.int64()), ("in_batch_idx", pa.int64()), *EXAMPLE_SCHEMA])
+"""The columns of stored batches."""
 
 BATCHES = "batches.parquet"
 ROWS_PER_GROUP = 1024
