@@ -68,6 +68,9 @@ _STEP_METRICS = (
 
 _COUNTS = ("batches", "union_experts", "trainable_parameters", "total_parameters", "frozen_parameters_changed")
 
+_ROWS_DESCRIBED = 10_000
+"""Of the batches: as many as MLflow takes a data set's digest of."""
+
 _ARTIFACTS = (
     ("", CONFIG),
     ("", SUMMARY),
@@ -161,8 +164,13 @@ def log_results(
         where: from `where_stages_were_run`.
     """
     prompts = directory.sub(PROMPTS)
-    for frame, file, context in ((directory.batches, BATCHES, "training"), (directory.test, TEST, "evaluation")):
-        tracker.log_dataset(frame, name=file.partition(".")[0], source=prompts.file_url(file), context=context)
+    stored = directory.stored_batches
+    for frame, file, context, num_rows in (
+        (stored.first(_ROWS_DESCRIBED), BATCHES, "training", len(stored)),
+        (directory.test, TEST, "evaluation", None),
+    ):
+        about = {"name": file.partition(".")[0], "source": prompts.file_url(file), "context": context}
+        tracker.log_dataset(frame, **about, num_rows=num_rows)
     tracker.log_tags(where)
     tracker.log_metrics([(0, {name: summary[name] for name in _COUNTS})])
     for step, when in enumerate(WHENS):
