@@ -192,7 +192,7 @@ def batch_masks(model: nn.Module, per_batch: dict[int, Sequence[tuple[int, int]]
 
 
 def hooks_left(model: nn.Module) -> int:
-    """Hooks on any module, instance attributes that hide a parameter, and torch function modes in force."""
+    """Hooks on any module, instance attributes that hide a parameter or buffer, and torch function modes in force."""
     kinds = (
         "_forward_hooks",
         "_forward_pre_hooks",
@@ -201,7 +201,9 @@ def hooks_left(model: nn.Module) -> int:
         "_forward_hooks_always_called",
     )
     hooks = sum(len(getattr(module, kind)) for module in model.modules() for kind in kinds)
-    hidden = sum(name in module.__dict__ for module in model.modules() for name in module._parameters)
+    hidden = sum(
+        name in module.__dict__ for module in model.modules() for name in [*module._parameters, *module._buffers]
+    )
     return hooks + hidden + torch._C._len_torch_function_stack()
 
 

@@ -41,4 +41,4 @@ def held_out(num=10, batches=(0, 1)):
     )
 
 
-CONFIG = EvaluateConfig(max_new_tokens=4, rows_per_forward=4, routing="both")
+CONFIG = EvaluateConfig(max_new_tokens=4, tokens_per_forward=40, routing="both")

@@ -27,6 +27,7 @@ from moe_ray.finetuning.fine_tune import fine_tune
 from moe_ray.identification.identify import identify
 from moe_ray.identification.selection import select
 from moe_ray.models.loss import text_losses
+from moe_ray.models.token_budget import TokenBudget
 from moe_ray.prompts.batches import assemble_batches
 from moe_ray.prompts.example_tables import batches_to_frame, examples_to_frame
 from moe_ray.prompts.neutral_texts import neutral_texts
@@ -36,7 +37,7 @@ from moe_ray.run_directory import open_run
 UNSAFE, SAFE = ("how", "thanks"), ("are", "you", "fine")
 SETTINGS = {"safe_per_batch": 3, "unsafe_per_batch": 3}
 FINE_TUNE = FinetuneConfig(epochs=2, learning_rate=1e-2, schedule="constant")
-EVALUATE = EvaluateConfig(max_new_tokens=4, rows_per_forward=64)
+EVALUATE = EvaluateConfig(max_new_tokens=4)
 
 
 def some_examples() -> list[moe_ray.Example]:
@@ -155,7 +156,7 @@ def test_evaluate_gives_the_answers_and_figures_of_a_run(prompts, found, tokeniz
     frame["batch_idx"] = assign_reference_batches(frame, batches_to_frame(prompts.batches))
     answers = answer_examples(model, tokenizer, frame, config, found.masks).drop(columns="place")
     pd.testing.assert_frame_equal(evaluated.answers, answers)
-    neutral = text_losses(model, tokenizer, neutral_texts(), rows_per_forward=64)
+    neutral = text_losses(model, tokenizer, neutral_texts(), budget=TokenBudget(8192))
     assert evaluated.metrics == summarise(answers, neutral=neutral)
     assert evaluated.change is None
     assert hooks_left(model) == 0
@@ -189,7 +190,8 @@ def test_what_changed_is_compared_with_the_model_before(prompts, found, tokenize
 def test_small_blocks_give_the_same_answers(prompts, tokenizer):
     model = build("olmoe")
     one, many = (
-        moe_ray.evaluate(model, tokenizer, prompts.test, max_new_tokens=4, rows_per_forward=size) for size in (64, 3)
+        moe_ray.evaluate(model, tokenizer, prompts.test, max_new_tokens=4, tokens_per_forward=size)
+        for size in (8192, 40)
     )
     assert one.answers["answer"].tolist() == many.answers["answer"].tolist()
     assert one.answers["id"].tolist() == many.answers["id"].tolist() == [example.id for example in prompts.test]
@@ -255,7 +257,7 @@ def test_progress_is_told_to_a_callback(prompts, found, tokenizer):
     moe_ray.capture(
         model, tokenizer, prompts.batches, progress=to("capture"), config=CaptureConfig(tokens_per_forward=40)
     )
-    moe_ray.evaluate(model, tokenizer, prompts.test, progress=to("evaluate"), max_new_tokens=1, rows_per_forward=3)
+    moe_ray.evaluate(model, tokenizer, prompts.test, progress=to("evaluate"), max_new_tokens=1, tokens_per_forward=30)
     moe_ray.fine_tune(
         model, tokenizer, prompts.batches, found.masks, progress=to("fine_tune"), config=replace(FINE_TUNE, epochs=1)
     )

@@ -26,7 +26,14 @@ class EvaluateConfig(Section):
         1, "processes that answer at the same time, each with a copy of the model", affects="speed", at_least=1
     )
     gpus_per_actor: float = setting(0.0, "GPUs of one process; 0 = CPU", affects="speed", at_least=0)
-    rows_per_forward: int = setting(32, "examples that are answered at once", affects="speed", at_least=1)
+    tokens_per_forward: int = setting(
+        8192,
+        "tokens that are answered or scored at once, padding included: for an answer those of the prompt and "
+        "max_new_tokens of each example, for a loss those of prompt and target; halved by a process whose GPU runs out of "
+        "memory",
+        affects="speed",
+        at_least=1,
+    )
     max_new_tokens: int = setting(32, "longest answer, in tokens", affects="answers", at_least=1)
     neutral_file: str = setting(
         "",

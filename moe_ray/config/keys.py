@@ -27,6 +27,12 @@ ALIASES: Mapping[str, str] = {
 }
 """Short names of settings, for the command line and for the top level of a YAML file."""
 
+REMOVED: Mapping[str, str] = {
+    "evaluate.rows_per_forward": "evaluate.tokens_per_forward, which limits the tokens of all rows together: "
+    "rows x (tokens of the longest prompt + evaluate.max_new_tokens)",
+}
+"""Settings of earlier versions, and what takes their place."""
+
 GROUP_VALUES: Mapping[str, str] = {"model": "model.path", "prompts": "prompts.files"}
 """Groups that may be given a plain value, and the setting that it then is: `model=PATH`."""
 
@@ -87,6 +93,8 @@ def full_key(name: str) -> str:
 
 def unknown_key(key: str) -> str:
     """The sentence about a key that names no setting, with those that it may have meant."""
+    if key in REMOVED:
+        return f"configuration key {key!r} is no more; use {REMOVED[key]}"
     meant = _nearest(key)
     hint = f"did you mean {' or '.join(meant)}?" if meant else "see --help for all keys"
     return f"unknown configuration key {key!r}; {hint}"

@@ -6,7 +6,7 @@ Shape suffixes: B rows, S positions, L MoE layers, E experts.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +14,10 @@ import pandas as pd
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from moe_ray.config.evaluate import EvaluateConfig
-from moe_ray.models.forward_groups import group_by_length
+from moe_ray.models.forward_groups import GroupContext, as_it_is
 from moe_ray.models.generation import generate_answers
-from moe_ray.models.loss import TOKENS_PER_FORWARD, answer_loss, target_losses
+from moe_ray.models.loss import answer_loss, target_losses
+from moe_ray.models.token_budget import TokenBudget
 from moe_ray.models.tokenization import PROMPT, TokenizedRow, encode_answer, encode_prompt, pad_rows, pad_token_id
 from moe_ray.routing.counter import RoutingCounter
 from moe_ray.routing.counts import RoutingCounts
@@ -28,8 +28,9 @@ def losses_and_counts(
     counter: RoutingCounter,
     rows: Sequence[TokenizedRow],
     *,
-    rows_per_forward: int,
+    budget: TokenBudget,
     pad_id: int,
+    within: GroupContext = as_it_is,
 ) -> tuple[list[float], npt.NDArray[np.int32]]:
     """`target_losses`, and from the same forward passes the routing counts (rows, L, E) of the prompts' tokens.
 
@@ -37,15 +38,21 @@ def losses_and_counts(
     """
     losses = [0.0] * len(rows)
     counts_NLE = np.zeros((len(rows), len(counter.moe_layers), counter.moe_layers.num_experts), dtype=np.int32)
-    lengths = [row.num_tokens for row in rows]
-    for group in group_by_length(lengths, max_rows=rows_per_forward, max_tokens=TOKENS_PER_FORWARD):
+
+    def work(group: list[int]) -> tuple[list[float], npt.NDArray[np.int32]]:
         chosen = [rows[index] for index in group]
         roles_BS = pad_rows(chosen, pad_id=pad_id).roles_BS.to(model.device)
         slots_B1 = torch.arange(len(chosen), device=model.device).unsqueeze(1)
         counter.start(torch.where(roles_BS == PROMPT, slots_B1, -1), len(chosen))
-        with torch.inference_mode():
-            found = answer_loss(model, chosen, pad_id=pad_id).tolist()
-        counts_NLE[group] = counter.finish().numpy()
+        try:
+            with torch.inference_mode(), within(group):
+                found: list[float] = answer_loss(model, chosen, pad_id=pad_id).tolist()
+            return found, counter.finish().numpy()
+        finally:
+            counter.stop()
+
+    for group, (found, counts) in budget.run_all([row.num_tokens for row in rows], work):
+        counts_NLE[group] = counts
         for index, loss in zip(group, found, strict=True):
             losses[index] = loss
     return losses, counts_NLE
@@ -55,26 +62,35 @@ def answer_rows(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: pd.DataFrame,
-    config: EvaluateConfig,
+    *,
+    max_new_tokens: int,
+    budget: TokenBudget,
     counter: RoutingCounter | None = None,
+    within: GroupContext = as_it_is,
+    answered: Callable[[int], object] | None = None,
 ) -> tuple[pd.DataFrame, RoutingCounts | None]:
-    """Greedy answers and target losses as the model routes now, and what `counter` counted of the prompts' routing.
+    """Greedy answers and target losses, and what `counter` counted of the prompts' routing.
 
     Args:
         model: in eval mode.
         tokenizer: its tokenizer.
         rows: with `messages` (JSON), `target` (text or missing) and `target_complete`; with a counter also `batch_idx`,
             `place`, `label` and `category`.
-        config: `max_new_tokens` and `rows_per_forward`.
+        max_new_tokens: longest answer, in tokens.
+        budget: of tokens that run at once.
         counter: attached to the model by `counting`; None = routing is not counted.
+        within: what the rows of a group run in, by position, such as their masks.
+        answered: called with the number of rows of each group that is answered.
 
     Returns:
         the rows with `answer`, `ended`, `target_loss` (summed nats) and `target_tokens`; and the counts, in which `place`
         is the `in_batch_idx`.
     """
-    size, pad_id = config.rows_per_forward, pad_token_id(tokenizer)
+    pad_id = pad_token_id(tokenizer)
     prompts = [encode_prompt(tokenizer, json.loads(text)) for text in rows["messages"]]
-    answers = generate_answers(model, tokenizer, prompts, max_new_tokens=config.max_new_tokens, rows_per_forward=size)
+    answers = generate_answers(
+        *(model, tokenizer, prompts), max_new_tokens=max_new_tokens, budget=budget, within=within, answered=answered
+    )
     targets = [
         encode_answer(tokenizer, text, complete=bool(complete)) if isinstance(text, str) and text else []
         for text, complete in zip(rows["target"], rows["target_complete"], strict=True)
@@ -82,9 +98,9 @@ def answer_rows(
     scored = [TokenizedRow(prompt, target) for prompt, target in zip(prompts, targets, strict=True)]
     routing = None
     if counter is None:
-        losses = target_losses(model, scored, rows_per_forward=size, pad_id=pad_id)
+        losses = target_losses(model, scored, budget=budget, pad_id=pad_id, within=within)
     else:
-        losses, counts = losses_and_counts(model, counter, scored, rows_per_forward=size, pad_id=pad_id)
+        losses, counts = losses_and_counts(model, counter, scored, budget=budget, pad_id=pad_id, within=within)
         routing = RoutingCounts(
             batch_idx=rows["batch_idx"].to_numpy(dtype=np.int64),
             in_batch_idx=rows["place"].to_numpy(dtype=np.int64),
@@ -97,10 +113,10 @@ def answer_rows(
             num_experts_per_tok=counter.moe_layers.num_experts_per_tok,
         )
         routing.check()
-    answered = rows.assign(
+    filled = rows.assign(
         answer=pd.Series([text for text, _ in answers], index=rows.index, dtype=object),
         ended=[ended for _, ended in answers],
         target_loss=losses,
         target_tokens=[len(ids) for ids in targets],
     )
-    return answered, routing
+    return filled, routing

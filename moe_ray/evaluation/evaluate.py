@@ -4,17 +4,18 @@ Each held-out example is assigned a *reference batch*: under masked routing it i
 either routing it counts for that batch. Nothing is a bare number: each has its n and a 95% interval in which the forms of
 one request count once.
 
-Shape suffixes: L MoE layers, E experts.
+Shape suffixes: B rows, L MoE layers, E experts.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -23,10 +24,14 @@ from moe_ray.errors import InputError
 from moe_ray.evaluation.answers import answer_rows
 from moe_ray.evaluation.judges import judge_answers, make_judge
 from moe_ray.experts import ExpertMasks, ShortLayers, router_mask
+from moe_ray.models.forward_groups import GroupContext, as_it_is
 from moe_ray.models.moe_layers import find_moe_layers
+from moe_ray.models.token_budget import TokenBudget
+from moe_ray.progress import Progress
+from moe_ray.routing.capture import evaluating
 from moe_ray.routing.counter import counting
 from moe_ray.routing.counts import RoutingCounts, concat_counts
-from moe_ray.routing.masking import route_through
+from moe_ray.routing.masking import route_rows_through
 
 INPUT_COLUMNS = ("id", "label", "category", "batch_idx", "messages", "target", "target_complete", "pair")
 """What `answer_examples` needs of a held-out example; `batch_idx` is its reference batch."""
@@ -43,23 +48,43 @@ def assign_reference_batches(examples: pd.DataFrame, batches: pd.DataFrame) -> p
         batches: the stored batches, one row per example, with `batch_idx`, `label`, `category`.
     """
     unsafe = batches[batches["label"] == "unsafe"]
-    of_category = {str(name): sorted(rows["batch_idx"].unique()) for name, rows in unsafe.groupby("category")}
-    every = sorted(batches["batch_idx"].unique())
-    turns: dict[tuple[str, str], int] = defaultdict(int)
-    of_pair: dict[str, int] = {}
-    chosen = []
-    for label, category, pair in examples[["label", "category", "pair"]].itertuples(index=False):
-        if isinstance(pair, str) and pair in of_pair:
-            chosen.append(of_pair[pair])
-            continue
-        candidates = of_category.get(category, every)
-        key = ("pair" if isinstance(pair, str) else label, category if category in of_category else "")
-        batch_idx = int(candidates[turns[key] % len(candidates)])
-        turns[key] += 1
-        if isinstance(pair, str):
-            of_pair[pair] = batch_idx
-        chosen.append(batch_idx)
-    return pd.Series(chosen, index=examples.index, dtype=np.int64, name="batch_idx")
+    of_category = {str(name): np.unique(rows["batch_idx"]) for name, rows in unsafe.groupby("category")}
+    return ReferenceBatches(np.unique(batches["batch_idx"]), of_category).assign(examples)
+
+
+class ReferenceBatches:
+    """Gives each held-out example its reference batch, as `assign_reference_batches` does, piece by piece.
+
+    Args:
+        every: all `batch_idx`, ascending.
+        of_category: per category those of the batches with unsafe examples of it, ascending.
+    """
+
+    def __init__(self, every: npt.NDArray[np.int64], of_category: Mapping[str, npt.NDArray[np.int64]]) -> None:
+        self._every, self._of_category = every, of_category
+        self._turns: dict[tuple[str, str], int] = defaultdict(int)
+        self._of_pair: dict[str, int] = {}
+
+    def assign(self, examples: pd.DataFrame) -> pd.Series:
+        """The `batch_idx` of the next examples.
+
+        Args:
+            examples: held-out rows with `label`, `category`, `pair`.
+        """
+        chosen = []
+        of_category, of_pair = self._of_category, self._of_pair
+        for label, category, pair in examples[["label", "category", "pair"]].itertuples(index=False):
+            if isinstance(pair, str) and pair in of_pair:
+                chosen.append(of_pair[pair])
+                continue
+            candidates = of_category.get(category, self._every)
+            key = ("pair" if isinstance(pair, str) else label, category if category in of_category else "")
+            batch_idx = int(candidates[self._turns[key] % len(candidates)])
+            self._turns[key] += 1
+            if isinstance(pair, str):
+                of_pair[pair] = batch_idx
+            chosen.append(batch_idx)
+        return pd.Series(chosen, index=examples.index, dtype=np.int64, name="batch_idx")
 
 
 def rows_to_answer(frame: pd.DataFrame, routing: str) -> pd.DataFrame:
@@ -67,22 +92,6 @@ def rows_to_answer(frame: pd.DataFrame, routing: str) -> pd.DataFrame:
     kinds = ("natural", "masked") if routing == "both" else (routing,)
     numbered = frame.assign(place=np.arange(len(frame)))
     return pd.concat([numbered.assign(routing=kind) for kind in kinds], ignore_index=True)
-
-
-def in_answering_order(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `rows_to_answer`, those that can share a forward pass next to each other: a batch's masked ones."""
-    ordered = rows.assign(group=_batch_of_mask(rows)).sort_values(["routing", "group"], kind="stable")
-    return ordered.drop(columns="group")
-
-
-def in_frame_order(answers: pd.DataFrame) -> pd.DataFrame:
-    """The answers by routing, natural ones first, and in each as the examples stood in the frame."""
-    return answers.sort_values(["routing", "place"], ascending=[False, True], ignore_index=True)
-
-
-def _batch_of_mask(rows: pd.DataFrame) -> pd.Series:
-    """The batch through whose mask each row is routed; -1 = none. Only rows with one batch share a forward pass."""
-    return rows["batch_idx"].where(rows["routing"] == "masked", -1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +111,8 @@ def answer_examples(
     frame: pd.DataFrame,
     config: EvaluateConfig,
     masks: ExpertMasks | None = None,
+    *,
+    budget: TokenBudget | None = None,
 ) -> pd.DataFrame:
     """Answers with verdicts and target losses: the frame that `summarise` and `paired_changes` take.
 
@@ -109,8 +120,9 @@ def answer_examples(
         model: in memory; its training mode is restored afterwards.
         tokenizer: its tokenizer.
         frame: held-out examples, a row each, with `INPUT_COLUMNS`.
-        config: `routing`, `max_new_tokens`, `rows_per_forward` and the judge.
+        config: `routing`, `max_new_tokens`, `tokens_per_forward` and the judge.
         masks: of the examples' reference batches; needed where `routing` is not natural.
+        budget: of this process, which remembers where its memory ended; None = `config.tokens_per_forward`.
 
     Returns:
         per example and kind of routing a row with `INPUT_COLUMNS`, `routing` (`natural` or `masked`), `answer`,
@@ -121,7 +133,7 @@ def answer_examples(
         OutsideFailed: the judge's endpoint did not answer.
     """
     judge = make_judge(config, device=model.device)
-    answered = answer_and_count(model, tokenizer, rows_to_answer(frame, config.routing), config, masks)
+    answered = answer_and_count(model, tokenizer, rows_to_answer(frame, config.routing), config, masks, budget=budget)
     return judge_answers(answered.answers, judge)
 
 
@@ -132,52 +144,86 @@ def answer_and_count(
     config: EvaluateConfig,
     masks: ExpertMasks | None = None,
     *,
+    budget: TokenBudget | None = None,
     count: bool = False,
     short_layers: ShortLayers = "allowed_only",
+    progress: Progress | None = None,
 ) -> Answered:
     """Answers and target losses of the rows, and where asked for the routing of those under natural routing.
 
-    A batch without unsafe experts has nothing to route through, so its examples route naturally.
+    Masked rows of many batches share forward passes, each row under the mask of its own batch. A batch without unsafe
+    experts has nothing to route through, so its examples route naturally.
 
     Args:
         model: its training mode is restored afterwards.
         tokenizer: its tokenizer.
         rows: from `rows_to_answer`.
-        config: `max_new_tokens` and `rows_per_forward`.
+        config: `max_new_tokens` and `tokens_per_forward`.
         masks: needed where a row is masked.
+        budget: of this process, which remembers where its memory ended; None = `config.tokens_per_forward`.
         count: count the prompts' routing, in the same forward passes that score the targets.
         short_layers: for masked rows, the policy that training has (`finetune.short_layers`).
+        progress: called with the number of rows that are answered, and of all.
 
     Raises:
-        InputError: a row is masked and there are no masks.
+        InputError: a row is masked and there are no masks, or a row does not fit in memory.
     """
-    if masks is None and (rows["routing"] == "masked").any():
+    is_masked = (rows["routing"] == "masked").to_numpy()
+    if masks is None and is_masked.any():
         raise InputError("masked routing needs the batches' expert masks; give them, or set evaluate.routing=natural")
-    was_training = model.training
-    model.eval()
+    num_answered = 0
+
+    def answered(number: int) -> None:
+        nonlocal num_answered
+        num_answered += number
+        if progress is not None:
+            progress(num_answered, len(rows))
+
     parts, counted = [], []
-    try:
-        for (routing, batch_idx), positions in _groups(rows):
-            group = rows.iloc[positions]
-            mask = masks[batch_idx] if masks is not None and routing == "masked" else None
-            if mask is not None:
-                num_experts_per_tok = find_moe_layers(model).num_experts_per_tok
-                mask = router_mask(mask, num_experts_per_tok=num_experts_per_tok, short_layers=short_layers)
-            through = route_through(model, mask) if mask is not None and mask.any() else nullcontext()
-            counter = counting(model) if count and routing == "natural" else nullcontext()
-            with through, counter as active:
-                answers, counts = answer_rows(model, tokenizer, group, config, active)
+    budget = budget or TokenBudget(config.tokens_per_forward)
+    with evaluating(model):
+        for chosen in (~is_masked, is_masked):
+            group = rows[chosen]
+            if group.empty:
+                continue
+            within: GroupContext = as_it_is
+            if masks is not None and chosen is is_masked:
+                within = _own_masks(model, group["batch_idx"].tolist(), masks, short_layers)
+            counter = counting(model) if count and chosen is not is_masked else nullcontext()
+            with counter as active:
+                answers, counts = answer_rows(
+                    *(model, tokenizer, group),
+                    max_new_tokens=config.max_new_tokens,
+                    budget=budget,
+                    counter=active,
+                    within=within,
+                    answered=answered,
+                )
             parts.append(answers)
             counted += [] if counts is None else [counts]
-    finally:
-        model.train(was_training)
     answers = pd.concat(parts).sort_index()
     return Answered(answers=answers, routing=concat_counts(counted) if counted else None)
 
 
-def _groups(rows: pd.DataFrame) -> Iterator[tuple[tuple[str, int], list[int]]]:
-    """Rows that can run together, by position: all natural ones, and the masked ones of a batch."""
-    groups: dict[tuple[str, int], list[int]] = defaultdict(list)
-    for position, (routing, batch_idx) in enumerate(zip(rows["routing"], _batch_of_mask(rows), strict=True)):
-        groups[routing, int(batch_idx)].append(position)
-    yield from groups.items()
+def _own_masks(
+    model: PreTrainedModel, batch_idx: Sequence[int], masks: ExpertMasks, short_layers: ShortLayers
+) -> GroupContext:
+    """Routes each row of a group through the mask of its batch.
+
+    Args:
+        model: which is routed.
+        batch_idx: of each row.
+        masks: of the batches.
+        short_layers: the policy of layers with fewer unsafe experts than a token uses.
+    """
+    num_experts_per_tok = find_moe_layers(model).num_experts_per_tok
+    of_batch = {
+        batch: router_mask(masks[batch], num_experts_per_tok=num_experts_per_tok, short_layers=short_layers)
+        for batch in set(batch_idx)
+    }
+
+    def within(group: Sequence[int]) -> AbstractContextManager[None]:
+        masks_BLE = np.stack([of_batch[batch_idx[row]] for row in group])
+        return route_rows_through(model, masks_BLE) if masks_BLE.any() else nullcontext()
+
+    return within

@@ -10,15 +10,16 @@ import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_ray.config.evaluate import EvaluateConfig
-from moe_ray.evaluation.evaluate import answer_and_count, in_answering_order, in_frame_order, rows_to_answer
+from moe_ray.evaluation.evaluate import answer_and_count, rows_to_answer
 from moe_ray.evaluation.judges import judge_answers, make_judge
 from moe_ray.evaluation.metrics import paired_changes, summarise
 from moe_ray.experts import ExpertMasks, ShortLayers
 from moe_ray.models.loss import text_losses
+from moe_ray.models.token_budget import TokenBudget
 from moe_ray.progress import Progress
 from moe_ray.prompts.neutral_texts import neutral_texts
 from moe_ray.routing.capture import evaluating
-from moe_ray.routing.counts import RoutingCounts, concat_counts
+from moe_ray.routing.counts import RoutingCounts
 
 NO_BATCH = -1
 """The `batch_idx` of held-out examples for which no training batch stands."""
@@ -63,7 +64,7 @@ def evaluate_held_out(
     short_layers: ShortLayers = "allowed_only",
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Answers to the examples, in the blocks that a run's actors have, with verdicts, figures and losses on neutral text.
+    """Answers to the examples, with verdicts, figures and losses on neutral text.
 
     Args:
         model: its training mode is restored afterwards.
@@ -78,23 +79,19 @@ def evaluate_held_out(
     Raises:
         InputError: masked routing without masks, a judge that cannot be had, or `before` is of other examples.
     """
-    judge, size = make_judge(config, device=model.device), config.rows_per_forward
+    judge, budget = make_judge(config, device=model.device), TokenBudget(config.tokens_per_forward)
     texts = neutral_texts(config.neutral_file)
-    rows = in_answering_order(rows_to_answer(frame, config.routing))
-    blocks = []
     with evaluating(model):
-        for start in range(0, len(rows), size):
-            block = rows.iloc[start : start + size]
-            blocks.append(
-                answer_and_count(model, tokenizer, block, config, masks, count=True, short_layers=short_layers)
-            )
-            if progress is not None:
-                progress(start + len(block), len(rows))
-        neutral = text_losses(model, tokenizer, texts, rows_per_forward=size)
-    counted = [block.routing for block in blocks if block.routing is not None]
-    answers = in_frame_order(pd.concat([block.answers for block in blocks]))
-    judged = judge_answers(answers, judge).drop(columns="place")
-    return _with_figures(judged, neutral, concat_counts(counted) if counted else None, before)
+        answered = answer_and_count(
+            *(model, tokenizer, rows_to_answer(frame, config.routing), config, masks),
+            budget=budget,
+            count=True,
+            short_layers=short_layers,
+            progress=progress,
+        )
+        neutral = text_losses(model, tokenizer, texts, budget=budget)
+    judged = judge_answers(answered.answers, judge).drop(columns="place")
+    return _with_figures(judged, neutral, answered.routing, before)
 
 
 def _with_figures(

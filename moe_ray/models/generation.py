@@ -12,7 +12,7 @@ Shape suffixes: B rows, V vocabulary.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +20,8 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_ray.models.end_tokens import end_ids
-from moe_ray.models.forward_groups import group_by_length
+from moe_ray.models.forward_groups import GroupContext, as_it_is
+from moe_ray.models.token_budget import TokenBudget
 from moe_ray.models.tokenization import TokenizedRow, pad_rows, pad_token_id
 
 
@@ -108,24 +109,42 @@ def generate_answers(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    rows_per_forward: int,
+    budget: TokenBudget,
+    within: GroupContext = as_it_is,
+    answered: Callable[[int], object] | None = None,
 ) -> list[tuple[str, bool]]:
     """Greedy answers, in the prompts' order.
+
+    The longest prompts come first, and as many share a pass as the budget holds, whatever their lengths: a pass more costs
+    `max_new_tokens` steps, a short prompt beside a long one only the padding of the first of them.
 
     Args:
         model: in eval mode.
         tokenizer: decodes; its end-of-turn token ends an answer.
         prompts: token ids of each prompt.
         max_new_tokens: an answer's greatest length in tokens.
-        rows_per_forward: prompts generated at once; prompts of similar length share a forward pass.
+        budget: of tokens generated at once; a prompt counts with `max_new_tokens`.
+        within: what the prompts of a group are answered in, by position.
+        answered: called with the number of prompts of each group that is done.
 
     Returns:
         per prompt its answer and whether it ended by itself.
+
+    Raises:
+        InputError: a prompt does not fit in memory though it is alone.
     """
+
+    def work(group: list[int]) -> list[Response]:
+        with within(group):
+            return generate_responses(
+                model, tokenizer, [prompts[index] for index in group], max_new_tokens=max_new_tokens
+            )
+
     answers: list[tuple[str, bool]] = [("", False)] * len(prompts)
-    for group in group_by_length([len(prompt) for prompt in prompts], max_rows=rows_per_forward):
-        chosen = [prompts[index] for index in group]
-        responses = generate_responses(model, tokenizer, chosen, max_new_tokens=max_new_tokens)
+    lengths = [len(prompt) + max_new_tokens for prompt in prompts]
+    for group, responses in budget.run_all(lengths, work, max_padding=1.0):
         for index, response in zip(group, responses, strict=True):
             answers[index] = (response.text, response.ended)
+        if answered is not None:
+            answered(len(group))
     return answers

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from moe_ray.models.forward_groups import group_by_length
+from moe_ray.models.forward_groups import GroupContext, as_it_is
+from moe_ray.models.token_budget import TokenBudget
 from moe_ray.models.tokenization import IGNORED, TokenizedRow, pad_rows, pad_token_id
 
 
@@ -36,48 +37,81 @@ def answer_loss(model: PreTrainedModel, rows: Sequence[TokenizedRow], *, pad_id:
 
 
 def micro_batches(
-    rows: Sequence[TokenizedRow], *, rows_per_forward: int, tokens_per_forward: int = 0
+    rows: Sequence[TokenizedRow], *, rows_per_forward: int, tokens_per_forward: int = 0, tokens_of_a_pass: int = 0
 ) -> list[list[TokenizedRow]]:
-    """The rows in groups that are run at once.
+    """The rows in groups that are run at once: those of like length together, cut where that costs least.
+
+    A group costs its tokens, padding included, and `tokens_of_a_pass`: a pass reads weights and adds up gradients before its
+    first token. So a long row does not pad many short ones, and rows that differ little stay together.
 
     Args:
         rows: a whole batch.
         rows_per_forward: at most this many rows in a group.
         tokens_per_forward: at most this many tokens in a group, padding included; a longer row is alone; 0 = no limit.
-            With a limit, rows are grouped by length, so that little of it is spent on padding.
+        tokens_of_a_pass: what a group costs beside its tokens, in tokens.
+
+    Returns:
+        groups of the longest rows first; the rows of a group are in their own order.
     """
-    if not tokens_per_forward:
-        return [list(rows[start : start + rows_per_forward]) for start in range(0, len(rows), rows_per_forward)]
-    groups = group_by_length([row.num_tokens for row in rows], max_rows=rows_per_forward, max_tokens=tokens_per_forward)
-    return [[rows[index] for index in group] for group in groups]
+    by_length = sorted(range(len(rows)), key=lambda index: -rows[index].num_tokens)
+    # Of the first so many rows, longest first: the least cost, and where the last group of that begins.
+    cheapest: list[tuple[float, int]] = [(0.0, 0)]
+    for end in range(1, len(rows) + 1):
+        choices = []
+        for begin in range(end - 1, max(0, end - rows_per_forward) - 1, -1):
+            tokens = (end - begin) * rows[by_length[begin]].num_tokens
+            if end - begin > 1 and 0 < tokens_per_forward < tokens:
+                break  # with rows before, which are longer, it would be more still
+            choices.append((cheapest[begin][0] + tokens + tokens_of_a_pass, begin))
+        cheapest.append(min(choices))
+    groups, end = [], len(rows)
+    while end:
+        begin = cheapest[end][1]
+        groups.append([rows[index] for index in sorted(by_length[begin:end])])
+        end = begin
+    return groups[::-1]
 
 
 _MAX_TEXT_TOKENS = 1_024
-TOKENS_PER_FORWARD = 8_192
-"""Padding included, of a pass that only measures losses: the logits of more would not fit beside a large model."""
 
 
 def target_losses(
-    model: PreTrainedModel, rows: Sequence[TokenizedRow], *, rows_per_forward: int, pad_id: int
+    model: PreTrainedModel,
+    rows: Sequence[TokenizedRow],
+    *,
+    budget: TokenBudget,
+    pad_id: int,
+    within: GroupContext = as_it_is,
 ) -> list[float]:
     """Summed loss (nats) of each row's answer tokens, in order; rows without an answer are not run and have 0.
 
-    Rows of similar length share a forward pass, at most `rows_per_forward` of them.
+    Args:
+        model: in eval mode.
+        rows: prompts with their answers.
+        budget: of tokens that run at once; rows of like length share a forward pass.
+        pad_id: token id that fills padding.
+        within: what the rows of a group run in, by position.
+
+    Raises:
+        InputError: a row does not fit in memory though it is alone.
     """
     losses = [0.0] * len(rows)
     scored = [index for index, row in enumerate(rows) if row.answer_ids]
-    lengths = [rows[index].num_tokens for index in scored]
-    for group in group_by_length(lengths, max_rows=rows_per_forward, max_tokens=TOKENS_PER_FORWARD):
+
+    def work(group: list[int]) -> list[float]:
         indices = [scored[position] for position in group]
-        with torch.inference_mode():
-            found = answer_loss(model, [rows[index] for index in indices], pad_id=pad_id).tolist()
-        for index, loss in zip(indices, found, strict=True):
-            losses[index] = loss
+        with torch.inference_mode(), within(indices):
+            found: list[float] = answer_loss(model, [rows[index] for index in indices], pad_id=pad_id).tolist()
+        return found
+
+    for group, found in budget.run_all([rows[index].num_tokens for index in scored], work):
+        for position, loss in zip(group, found, strict=True):
+            losses[scored[position]] = loss
     return losses
 
 
 def text_losses(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, rows_per_forward: int
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, budget: TokenBudget
 ) -> pd.DataFrame:
     """How well the model predicts plain texts: `text` (position), `loss` (summed nats) and `num_tokens` of each.
 
@@ -88,13 +122,13 @@ def text_losses(
         model: in eval mode.
         tokenizer: its tokenizer.
         texts: plain text.
-        rows_per_forward: texts run at once.
+        budget: of tokens that run at once.
     """
     limit = min(_MAX_TEXT_TOKENS, getattr(model.config.get_text_config(), "max_position_embeddings", _MAX_TEXT_TOKENS))
     rows = []
     for text in texts:
         ids = list(tokenizer(text)["input_ids"])[:limit]
         rows.append(TokenizedRow(ids[:1], ids[1:]))
-    losses = target_losses(model, rows, rows_per_forward=rows_per_forward, pad_id=pad_token_id(tokenizer))
+    losses = target_losses(model, rows, budget=budget, pad_id=pad_token_id(tokenizer))
     sizes = [len(row.answer_ids) for row in rows]
     return pd.DataFrame({"text": range(len(rows)), "loss": losses, "num_tokens": sizes})

@@ -12,6 +12,7 @@ from moe_ray.config.capture import CaptureConfig
 from moe_ray.errors import InputError
 from moe_ray.models.generation import Response, example_seed, generate_responses
 from moe_ray.models.loading import context_length
+from moe_ray.models.token_budget import TokenBudget
 from moe_ray.models.tokenization import TokenizedRow, pad_token_id
 from moe_ray.progress import Progress
 from moe_ray.prompts.batches import Batch
@@ -20,7 +21,6 @@ from moe_ray.routing.capture import PlacedRow, count_placed, evaluating
 from moe_ray.routing.counter import counting
 from moe_ray.routing.counts import RoutingCounts, concat_counts
 from moe_ray.routing.encode_example import Encoded, encode_example
-from moe_ray.routing.token_budget import TokenBudget
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,8 @@ from moe_ray.config.identify import IdentifyConfig
 from moe_ray.evaluation.evaluate import answer_examples
 from moe_ray.experts import ExpertMasks
 from moe_ray.finetuning.adapter import experts_restored
-from moe_ray.finetuning.fine_tune import FineTuned, configured_weights, fine_tune, target_rows
+from moe_ray.finetuning.batch_rows import BatchesInMemory, target_rows
+from moe_ray.finetuning.fine_tune import FineTuned, configured_weights, fine_tune
 from moe_ray.finetuning.full_fine_tune import model_restored, tune_all_parameters
 from moe_ray.finetuning.step_report import StepReport
 from moe_ray.finetuning.trainer import MaskedTrainer
@@ -28,6 +29,7 @@ from moe_ray.identification.identify import identify
 from moe_ray.identification.risk import batches_with_both_labels
 from moe_ray.identification.selection import select, select_from
 from moe_ray.models.loss import text_losses
+from moe_ray.models.token_budget import TokenBudget
 from moe_ray.models.tokenization import pad_token_id
 from moe_ray.prompts.batches import Batch
 from moe_ray.prompts.examples import Example
@@ -59,13 +61,13 @@ def measurer(
         config: sizes and the judge; its `routing` is not used.
         neutral_texts: whose loss shows what was forgotten.
     """
-    natural = replace(config, routing="natural")
+    natural, budget = replace(config, routing="natural"), TokenBudget(config.tokens_per_forward)
 
     def measure() -> Measured:
         neutral = None
         if neutral_texts:
-            neutral = text_losses(model, tokenizer, neutral_texts, rows_per_forward=config.rows_per_forward)
-        return Measured(answers=answer_examples(model, tokenizer, frame, natural), neutral=neutral)
+            neutral = text_losses(model, tokenizer, neutral_texts, budget=budget)
+        return Measured(answers=answer_examples(model, tokenizer, frame, natural, budget=budget), neutral=neutral)
 
     return measure
 
@@ -240,8 +242,9 @@ def run_full_trial(
         seed: of the batch order.
         measure: called once when training is done.
     """
-    rows = {batch.batch_idx: target_rows(tokenizer, batch.examples) for batch in batches if batch.batch_idx in only}
     config = in_one_process(config)
+    known = BatchesInMemory(batches).survey(only, lengths=config.batches_per_step > 1)
+    rows = {batch.batch_idx: target_rows(tokenizer, batch.examples) for batch in batches if batch.batch_idx in only}
     with model_restored(model):
         started = time.perf_counter()
         tuned = tune_all_parameters(
@@ -250,7 +253,8 @@ def run_full_trial(
             config=config,
             pad_id=pad_token_id(tokenizer),
             seed=seed,
-            batch_weights=configured_weights(config.batch_weights, batches),
+            lengths=known.lengths or None,
+            batch_weights=configured_weights(config.batch_weights, known.categories),
         )
         trained = time.perf_counter()
         measured = measure()

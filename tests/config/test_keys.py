@@ -2,8 +2,10 @@
 
 import pytest
 
-from moe_ray.config.keys import ALIASES, GROUP_VALUES, full_key, groups, keys_of, unknown_key
+from moe_ray.config.io import load_config
+from moe_ray.config.keys import ALIASES, GROUP_VALUES, REMOVED, full_key, groups, keys_of, unknown_key
 from moe_ray.config.run import Config
+from moe_ray.errors import InputError
 
 KEYS = {key.name: key for key in keys_of()}
 DOTTED = [name for name in KEYS if "." in name]
@@ -49,3 +51,16 @@ def test_a_setting_in_the_wrong_group_is_told_where_it_is():
 
 def test_a_key_like_no_other_is_sent_to_the_help():
     assert unknown_key("zzzzqqqq") == "unknown configuration key 'zzzzqqqq'; see --help for all keys"
+
+
+@pytest.mark.parametrize("key", REMOVED)
+def test_a_setting_of_an_earlier_version_is_told_what_takes_its_place(key):
+    assert key not in KEYS
+    told = unknown_key(key)
+    assert "is no more" in told
+    assert any(name in told for name in KEYS if "." in name)
+
+
+def test_an_old_configuration_says_what_to_use_in_place_of_rows():
+    with pytest.raises(InputError, match=r"evaluate\.rows_per_forward.* is no more; use evaluate\.tokens_per_forward"):
+        load_config(overrides=["evaluate.rows_per_forward=32"])

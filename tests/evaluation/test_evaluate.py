@@ -1,24 +1,33 @@
 """Examples are answered under natural routing and under their own batch's mask, as each would be alone."""
 
 import json
+from contextlib import contextmanager
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from counting_alone import count_batches
 from families import NUM_EXPERTS, batch_masks, hooks_left, routing_spied, shared
 from held_out_examples import CONFIG, LOSS_TOLERANCE, held_out
 
+from moe_ray import pipeline
 from moe_ray.config.evaluate import EvaluateConfig
+from moe_ray.config.model import ModelConfig
+from moe_ray.demo.examples import embedded_records
 from moe_ray.errors import InputError
 from moe_ray.evaluation.evaluate import (
     answer_and_count,
     answer_examples,
     assign_reference_batches,
-    in_answering_order,
-    in_frame_order,
     rows_to_answer,
 )
+from moe_ray.models.loading import load_model, load_tokenizer
+from moe_ray.models.token_budget import TokenBudget
 from moe_ray.models.tokenization import encode_prompt
+from moe_ray.prompts.batches import assemble_batches
+from moe_ray.prompts.example_tables import batches_to_frame, examples_to_frame
+from moe_ray.prompts.examples import records_to_examples
 from moe_ray.routing.masking import route_through
 
 MASKS = {0: [(0, 1), (0, 2), (0, 5), (0, 6), (1, 3)], 1: [(0, 0), (0, 7), (0, 3)], 2: []}
@@ -55,17 +64,6 @@ def test_both_forms_of_a_pair_are_held_against_the_same_batch():
         {"label": ["safe", "safe", "unsafe", "unsafe"], "category": "", "pair": ["a", "b", "b", "a"]}
     )
     assert assign_reference_batches(examples, stored_batches(["", "", ""])).tolist() == [0, 1, 1, 0]
-
-
-# Order.
-
-
-def test_masked_rows_of_a_batch_are_neighbours_until_the_frames_order_is_restored():
-    rows = rows_to_answer(held_out(6), "both")
-    ordered = in_answering_order(rows)
-    assert ordered.loc[ordered["routing"] == "masked", "id"].tolist() == ["e0", "e2", "e4", "e1", "e3", "e5"]
-    assert ordered.loc[ordered["routing"] == "natural", "id"].tolist() == [f"e{n}" for n in range(6)]
-    pd.testing.assert_frame_equal(in_frame_order(ordered), rows)
 
 
 # Answers of a model in memory.
@@ -137,3 +135,93 @@ def test_routing_is_counted_over_the_prompts_tokens_alone(tokenizer):
     assert sorted(got.num_tokens) == sorted(tokens)
     assert (got.counts_NLE.sum(axis=2) == got.num_tokens[:, None] * got.num_experts_per_tok).all()
     assert got.counts_NLE.shape == (10, 2, NUM_EXPERTS)
+    assert list(zip(got.batch_idx, got.in_batch_idx, strict=True)) == sorted(
+        zip(frame["batch_idx"], range(10), strict=True)
+    )
+
+
+# Forward passes.
+
+
+@contextmanager
+def passes_seen(model, *, max_rows=1_000):
+    """The (rows, positions) of each forward pass; one of more rows runs out of memory."""
+    seen = []
+
+    def look(module, args, kwargs):
+        seen.append(tuple(kwargs["input_ids"].shape))
+        if len(kwargs["input_ids"]) > max_rows:
+            raise torch.OutOfMemoryError("tried to allocate too much")
+
+    handle = model.register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def test_masked_rows_of_many_batches_share_forward_passes(tokenizer):
+    model, config = shared("olmoe"), EvaluateConfig(max_new_tokens=4)
+    rows = rows_to_answer(held_out(10, batches=(0, 1, 2)), "masked")
+    with passes_seen(model) as seen:
+        answer_and_count(model, tokenizer, rows, config, batch_masks(model, MASKS))
+    prefills = [shape for shape in seen if shape[1] > 1]
+    assert prefills[0][0] == 10  # all answers in one pass
+    assert sum(num_rows for num_rows, _ in prefills[1:]) == 9  # all that have a target, in passes of like length
+    assert len(prefills) < 6
+
+
+@pytest.mark.parametrize("routing", ["natural", "masked"])
+def test_out_of_memory_halves_the_passes_and_changes_no_result(tokenizer, routing):
+    model, config = shared("olmoe"), EvaluateConfig(max_new_tokens=4)
+    rows, masks = rows_to_answer(held_out(), routing), batch_masks(model, MASKS)
+    expected = answer_and_count(model, tokenizer, rows, config, masks, count=True)
+    budget = TokenBudget(config.tokens_per_forward)
+    with passes_seen(model, max_rows=3) as seen:
+        got = answer_and_count(model, tokenizer, rows, config, masks, budget=budget, count=True)
+    assert budget.halvings > 0
+    assert sum(num_rows > 3 for num_rows, _ in seen) == budget.halvings
+    assert hooks_left(model) == 0
+    drop = ["target_loss"]
+    pd.testing.assert_frame_equal(got.answers.drop(columns=drop), expected.answers.drop(columns=drop))
+    assert np.allclose(got.answers["target_loss"], expected.answers["target_loss"], atol=LOSS_TOLERANCE)
+    if routing == "natural":
+        assert np.array_equal(got.routing.counts_NLE, expected.routing.counts_NLE)
+
+
+def test_a_smaller_budget_is_kept_for_what_is_answered_next(tokenizer):
+    model, config = shared("olmoe"), EvaluateConfig(max_new_tokens=4)
+    rows, budget = rows_to_answer(held_out(), "natural"), TokenBudget(config.tokens_per_forward)
+    with passes_seen(model, max_rows=3):
+        answer_and_count(model, tokenizer, rows, config, budget=budget)
+    halvings = budget.halvings
+    with passes_seen(model, max_rows=3) as seen:
+        answer_and_count(model, tokenizer, rows, config, budget=budget)
+    assert budget.halvings == halvings
+    assert max(num_rows for num_rows, _ in seen) <= 3
+
+
+def test_a_row_that_does_not_fit_alone_is_an_error_that_says_what_to_do(tokenizer):
+    model = shared("olmoe")
+    with passes_seen(model, max_rows=0), pytest.raises(InputError, match=r"does not fit in memory.*shorten the prompt"):
+        answer_and_count(model, tokenizer, rows_to_answer(held_out(2), "natural"), CONFIG)
+
+
+@pytest.mark.slow
+def test_all_held_out_prompts_of_the_embedded_model_are_answered_as_with_one_generate_for_each_mask(tiny_model_path):
+    path = ModelConfig(path=str(tiny_model_path))
+    model, tiny_tokenizer = load_model(path, device="cpu"), load_tokenizer(path)
+    batches = assemble_batches(records_to_examples(embedded_records("train"))).batches
+    masks = pipeline.identify(count_batches(model, tiny_tokenizer, batches), permutations=0, resamples=0).masks
+    frame = examples_to_frame(records_to_examples(embedded_records("test")))
+    frame["batch_idx"] = assign_reference_batches(frame, batches_to_frame(batches))
+    config, rows = EvaluateConfig(), rows_to_answer(frame, "masked")
+    got = answer_and_count(model, tiny_tokenizer, rows, config, masks).answers
+    assert len(got) > 150
+    assert got["batch_idx"].nunique() > 20
+    for batch_idx, group in got.groupby("batch_idx"):
+        with route_through(model, masks[batch_idx]):
+            natural = rows.loc[group.index].assign(routing="natural")
+            expected = answer_and_count(model, tiny_tokenizer, natural, config).answers
+        assert group["answer"].tolist() == expected["answer"].tolist()
+        assert np.allclose(group["target_loss"], expected["target_loss"], atol=LOSS_TOLERANCE)

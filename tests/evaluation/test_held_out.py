@@ -9,6 +9,7 @@ from held_out_examples import CONFIG, held_out
 from moe_ray.errors import InputError
 from moe_ray.evaluation.held_out import NO_BATCH, evaluate_held_out
 from moe_ray.models.loss import text_losses
+from moe_ray.models.token_budget import TokenBudget
 
 MASKS = {0: [(0, 1), (0, 2), (0, 5), (1, 3)], 1: [(0, 0), (0, 7), (0, 3)]}
 
@@ -47,7 +48,7 @@ def test_the_same_model_is_no_change(before, config, tokenizer):
 
 def test_neutral_losses_are_those_of_the_files_texts(before, tokenizer):
     assert before.neutral.equals(
-        text_losses(shared("olmoe"), tokenizer, ["w1 w2 w3", "w9 w8 w7 w6"], rows_per_forward=4)
+        text_losses(shared("olmoe"), tokenizer, ["w1 w2 w3", "w9 w8 w7 w6"], budget=TokenBudget(40))
     )
 
 
@@ -64,7 +65,7 @@ def test_progress_ends_with_all_rows_done(config, tokenizer):
     evaluate_held_out(
         shared("olmoe"), tokenizer, held_out(), replace(config, routing="natural"), progress=lambda *at: seen.append(at)
     )
-    assert seen == [(4, 10), (8, 10), (10, 10)]
+    assert seen == [(5, 10), (10, 10)]
 
 
 def test_answers_of_other_examples_are_no_base_to_compare_with(before, config, tokenizer):

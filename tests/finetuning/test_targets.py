@@ -12,6 +12,7 @@ from moe_ray.config.prompts import PromptsConfig
 from moe_ray.errors import InputError
 from moe_ray.finetuning.targets import with_targets, without_unaskable
 from moe_ray.models.generation import generate_answers
+from moe_ray.models.token_budget import TokenBudget
 from moe_ray.models.tokenization import encode_prompt
 from moe_ray.prompts.batches import Assembly, Batch
 from moe_ray.prompts.prompt_set import Prompts
@@ -51,7 +52,7 @@ def test_a_safe_example_gets_what_the_model_answers_and_whether_it_ended(tokeniz
     texts = ("how are you", "thanks", "fine")
     got = with_targets(prompts_of(*(asking(n, "safe", text) for n, text in enumerate(texts))), CONFIG, model, tokenizer)
     prompts = [encode_prompt(tokenizer, one.messages) for one in got.batches[0].examples]
-    expected = generate_answers(model, tokenizer, prompts, max_new_tokens=3, rows_per_forward=2)
+    expected = generate_answers(model, tokenizer, prompts, max_new_tokens=3, budget=TokenBudget(20))
     assert [(one.target, one.target_complete) for one in got.batches[0].examples] == expected
 
 

@@ -8,6 +8,7 @@ import torch
 from moe_ray.config.model import ModelConfig
 from moe_ray.models.generation import _RowNoise, example_seed, generate_answers, generate_responses
 from moe_ray.models.loading import load_model, load_tokenizer
+from moe_ray.models.token_budget import TokenBudget
 
 PROMPTS = ["How do I bake bread?", "Tell me", "What is the best way to water plants in a very hot summer?"]
 
@@ -23,10 +24,10 @@ def prompts(tiny):
     return [tiny[1](text)["input_ids"] for text in PROMPTS]
 
 
-@pytest.mark.parametrize("rows_per_forward", [1, 2, 3])
-def test_answers_are_the_greedy_responses_in_the_prompts_order(tiny, prompts, rows_per_forward):
+@pytest.mark.parametrize("tokens", [1, 80, 8192])
+def test_answers_are_the_greedy_responses_in_the_prompts_order(tiny, prompts, tokens):
     expected = [generate_responses(*tiny, [prompt], max_new_tokens=12)[0] for prompt in prompts]
-    answers = generate_answers(*tiny, prompts, max_new_tokens=12, rows_per_forward=rows_per_forward)
+    answers = generate_answers(*tiny, prompts, max_new_tokens=12, budget=TokenBudget(tokens))
     assert answers == [(response.text, response.ended) for response in expected]
     assert len({text for text, _ in answers}) == len(prompts)
     assert all(len(response.ids) <= 12 for response in expected)
@@ -40,7 +41,7 @@ def test_a_response_ends_with_the_first_token_that_ends_one(tiny, prompts, monke
     for response, before in zip(generate_responses(model, tokenizer, prompts, max_new_tokens=12), whole, strict=True):
         assert response.ended == (end in before.ids)
         assert response.ids == before.ids[: before.ids.index(end) + 1 if response.ended else None]
-    assert generate_answers(model, tokenizer, prompts[:1], max_new_tokens=12, rows_per_forward=1)[0][1]
+    assert generate_answers(model, tokenizer, prompts[:1], max_new_tokens=12, budget=TokenBudget(8192))[0][1]
 
 
 def test_a_sampled_response_does_not_depend_on_its_neighbours(tiny, prompts):

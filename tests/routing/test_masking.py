@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 from contextlib import contextmanager
-from types import MethodType
 
 import numpy as np
 import pytest
@@ -22,104 +20,33 @@ from families import (
     state_of,
     token_ids,
 )
+from masked_models import LOGIT_TOLERANCE, MASKS, mask_named, without_disallowed
 from torch import nn
 
 from moe_ray.errors import InputError
 from moe_ray.models.moe_layers import find_moe_layers
-from moe_ray.routing.masking import route_through
+from moe_ray.routing.masking import route_rows_through, route_through
 
 IDS = token_ids(3, 11)
-LOGIT_TOLERANCE = 1e-5
-"""float32; logits of the tiny models are of order 5. Sums over fewer experts round differently in the last bit."""
-
-MASKS = {
-    "more than k": ((0, 2, 3, 5, 7), (1, 4, 5, 6)),
-    "half of each group": ((0, 1, 4, 5), (2, 3, 6, 7)),
-    "exactly k": ((1, 3, 6), (2, 5)),
-    "short and empty": ((6,), ()),
-    "empty and short": ((), (3,)),
-    "one group only": ((4, 5, 6, 7), (0, 1, 2, 3)),
-}
 
 
-def mask_named(model: nn.Module, name: str):
-    return mask(model, *MASKS[name])
+def rows_through(model: nn.Module, mask_LE):
+    """The same mask for each of the rows of `IDS`."""
+    return route_rows_through(model, np.stack([mask_LE] * len(IDS)))
 
 
-# The oracle of invariant 7: experts physically removed.
-
-
-def without_disallowed(model: nn.Module, mask_LE) -> nn.Module:
-    """A deep copy from whose layers the disallowed experts were cut out; layers that allow none are left alone.
-
-    k becomes min(k, allowed). Two routers cannot run on what is left, so they are replaced by what they say: PhiMoE's
-    sparsemixer always takes a second expert (with one left: that one, weight 1), and a router with groups of equal size
-    gets `_choose_by_group`.
-    """
-    oracle = copy.deepcopy(model)
-    for layer, row in zip(find_moe_layers(oracle), mask_LE, strict=True):
-        kept = np.flatnonzero(row)
-        if not len(kept):
-            continue
-        groups = kept * getattr(layer.router, "num_group", 1) // NUM_EXPERTS
-        for name, tensor in layer.expert_tensors().items():
-            setattr(layer.experts, name, nn.Parameter(tensor.detach()[kept]))
-        _cut_router(layer, kept)
-        layer.experts.num_experts = layer.router.num_experts = len(kept)
-        layer.router.top_k = min(layer.num_experts_per_tok, len(kept))
-        if len(kept) == 1 and type(layer.router).__name__ == "PhimoeTopKRouter":
-            layer.router.forward = lambda hidden: (None, torch.ones(len(hidden), 1), torch.zeros(len(hidden), 1).long())
-        if hasattr(layer.router, "num_group"):
-            layer.router.groups_of_kept = groups.tolist()
-            layer.router.forward = MethodType(_choose_by_group, layer.router)
-    return oracle
-
-
-def _cut_router(layer, kept) -> None:
-    for module in layer.block.modules():
-        if module is layer.experts:
-            continue
-        for name, parameter in module.named_parameters(recurse=False):
-            is_routers = module is layer.router and parameter.shape[0] == NUM_EXPERTS
-            if is_routers or any(parameter is bias for bias in layer.selection_biases()):
-                cut = parameter.detach()[..., kept] if parameter.shape[0] == 1 else parameter.detach()[kept]
-                setattr(module, name, nn.Parameter(cut, requires_grad=False))
-        for name, buffer in list(module.named_buffers(recurse=False)):
-            if buffer.shape == (NUM_EXPERTS,):
-                setattr(module, name, buffer[kept])
-
-
-def _choose_by_group(router, hidden):
-    """DeepSeek-V3's rule, token by token: the best groups, and in them the best experts.
-
-    A group is as good as the sum of its two best scores; a group that kept one expert comes after those with two.
-    """
-    logits = nn.functional.linear(hidden.view(-1, router.hidden_dim), router.weight)
-    scores, chosen, weights = logits.sigmoid(), [], []
-    for choice, score in zip((scores + router.e_score_correction_bias).tolist(), scores, strict=True):
-        best_two = {
-            group: sorted((s for s, g in zip(choice, router.groups_of_kept, strict=True) if g == group), reverse=True)[
-                :2
-            ]
-            for group in set(router.groups_of_kept)
-        }
-        ranked = sorted(best_two, key=lambda group: (len(best_two[group]), sum(best_two[group])), reverse=True)
-        candidates = [n for n, group in enumerate(router.groups_of_kept) if group in ranked[: router.topk_group]]
-        best = sorted(candidates, key=lambda n: choice[n], reverse=True)[: router.top_k]
-        weight = score[best] / score[best].sum() if router.norm_topk_prob else score[best]
-        missing = router.top_k - len(best)
-        chosen.append(torch.tensor(best + best[:1] * missing))
-        weights.append(nn.functional.pad(weight * router.routed_scaling_factor, (0, missing)))
-    return logits, torch.stack(weights), torch.stack(chosen)
+in_both_ways = pytest.mark.parametrize("masking", [route_through, rows_through])
+"""One mask for a forward pass, and one for each of its rows (rows with different masks: test_row_mask.py)."""
 
 
 # Invariant 7
 
 
+@in_both_ways
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_all_ones_mask_leaves_logits_bit_identical(family):
+def test_an_all_ones_mask_leaves_logits_bit_identical(family, masking):
     model = shared(family)
-    with route_through(model, np.ones((2, NUM_EXPERTS), dtype=bool)):
+    with masking(model, np.ones((2, NUM_EXPERTS), dtype=bool)):
         masked = model(IDS).logits
     assert torch.equal(masked, model(IDS).logits)
 
@@ -135,10 +62,11 @@ def test_output_equals_a_model_whose_disallowed_experts_were_removed(family, nam
     torch.testing.assert_close(masked, expected, atol=LOGIT_TOLERANCE, rtol=0)
 
 
+@in_both_ways
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_mask_changes_the_output(family):
+def test_a_mask_changes_the_output(family, masking):
     model = shared(family)
-    with route_through(model, mask_named(model, "more than k")):
+    with masking(model, mask_named(model, "more than k")):
         masked = model(IDS).logits
     assert (masked - model(IDS).logits).abs().max() > 100 * LOGIT_TOLERANCE
 
@@ -154,18 +82,20 @@ def assert_no_token_reaches_a_disallowed_expert(masking, model, mask_LE) -> None
         assert (weights[~allowed] == 0).all()
 
 
+@in_both_ways
 @pytest.mark.parametrize("family", SOME_FAMILIES)
 @pytest.mark.parametrize("name", MASKS)
-def test_no_token_reaches_a_disallowed_expert(family, name):
+def test_no_token_reaches_a_disallowed_expert(family, name, masking):
     model = shared(family)
-    assert_no_token_reaches_a_disallowed_expert(route_through, model, mask_named(model, name))
+    assert_no_token_reaches_a_disallowed_expert(masking, model, mask_named(model, name))
 
 
+@in_both_ways
 @pytest.mark.parametrize("family", SOME_FAMILIES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_no_token_reaches_a_disallowed_expert_in_half_precision(family, dtype):
+def test_no_token_reaches_a_disallowed_expert_in_half_precision(family, dtype, masking):
     model = shared(family, dtype)
-    assert_no_token_reaches_a_disallowed_expert(route_through, model, mask_named(model, "short and empty"))
+    assert_no_token_reaches_a_disallowed_expert(masking, model, mask_named(model, "short and empty"))
 
 
 @contextmanager
@@ -216,21 +146,23 @@ def test_leaving_correction_biases_alone_is_caught(family):
 # Invariant 8
 
 
+@in_both_ways
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_empty_layer_routes_naturally(family):
+def test_an_empty_layer_routes_naturally(family, masking):
     model = shared(family)
     with routing_spied(model) as natural:
         model(IDS)
-    with routing_spied(model) as masked, route_through(model, mask_named(model, "empty and short")):
+    with routing_spied(model) as masked, masking(model, mask_named(model, "empty and short")):
         model(IDS)
     assert torch.equal(masked[0][0], natural[0][0])
     assert torch.equal(masked[0][1], natural[0][1])
 
 
+@in_both_ways
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_short_layers_weights_are_what_the_family_gives_its_only_expert(family):
+def test_a_short_layers_weights_are_what_the_family_gives_its_only_expert(family, masking):
     model = shared(family)
-    with routing_spied(model) as calls, route_through(model, mask_named(model, "short and empty")):
+    with routing_spied(model) as calls, masking(model, mask_named(model, "short and empty")):
         model(IDS)
     index, weights = calls[0]
     scaling = getattr(find_moe_layers(model)[0].router, "routed_scaling_factor", 1.0)
@@ -242,19 +174,21 @@ def test_a_short_layers_weights_are_what_the_family_gives_its_only_expert(family
 # Invariant 9 (what concerns training: test_training.py)
 
 
+@in_both_ways
 @pytest.mark.parametrize("family", FAMILIES)
-def test_after_the_context_no_hook_is_left_and_every_tensor_is_as_before(family):
+def test_after_the_context_no_hook_is_left_and_every_tensor_is_as_before(family, masking):
     model = build(family)
     before = state_of(model)
-    with route_through(model, mask_named(model, "more than k")):
+    with masking(model, mask_named(model, "more than k")):
         model(IDS)
     assert hooks_left(model) == 0
     assert all(torch.equal(tensor, before[name]) for name, tensor in state_of(model).items())
 
 
+@in_both_ways
 @pytest.mark.parametrize("module", ["router", "experts"])
 @pytest.mark.parametrize("family", SOME_FAMILIES)
-def test_after_an_error_in_the_model_everything_is_restored(family, module):
+def test_after_an_error_in_the_model_everything_is_restored(family, module, masking):
     model = build(family)
     before, plain = state_of(model), model(IDS).logits
     layer = find_moe_layers(model)[1]
@@ -263,7 +197,7 @@ def test_after_an_error_in_the_model_everything_is_restored(family, module):
         raise RuntimeError("from inside")
 
     getattr(layer, module).forward = fail
-    with pytest.raises(RuntimeError, match="from inside"), route_through(model, mask_named(model, "more than k")):
+    with pytest.raises(RuntimeError, match="from inside"), masking(model, mask_named(model, "more than k")):
         model(IDS)
     del getattr(layer, module).forward
     assert hooks_left(model) == 0
@@ -271,10 +205,11 @@ def test_after_an_error_in_the_model_everything_is_restored(family, module):
     assert torch.equal(model(IDS).logits, plain)
 
 
-def test_generation_under_a_mask_uses_it_at_every_step():
+@in_both_ways
+def test_generation_under_a_mask_uses_it_at_every_step(masking):
     model = build("olmoe")
     mask_LE = mask_named(model, "exactly k")
-    with routing_spied(model) as calls, route_through(model, mask_LE):
+    with routing_spied(model) as calls, masking(model, mask_LE):
         model.generate(IDS[:, :3], max_new_tokens=4, do_sample=False, pad_token_id=0)
     used = [set(index.flatten().tolist()) for index, _ in calls]
     assert len(calls) > 2
@@ -284,24 +219,28 @@ def test_generation_under_a_mask_uses_it_at_every_step():
 # Invariant 17
 
 
-def test_a_mask_that_no_forward_pass_used_is_an_error():
+@in_both_ways
+def test_a_mask_that_no_forward_pass_used_is_an_error(masking):
     model = build("olmoe")
-    with pytest.raises(InputError, match="never applied"), route_through(model, mask_named(model, "exactly k")):
+    with pytest.raises(InputError, match="never applied"), masking(model, mask_named(model, "exactly k")):
         pass
 
 
-def test_a_mask_of_another_shape_is_refused():
-    with pytest.raises(InputError, match=r"got shape \(2, 7\)"), route_through(build("olmoe"), np.ones((2, 7), bool)):
+@in_both_ways
+def test_a_mask_of_another_shape_is_refused(masking):
+    with pytest.raises(InputError, match=r"got shape \(2, 7\)"), masking(build("olmoe"), np.ones((2, 7), bool)):
         pass
 
 
-def test_a_mask_that_allows_nothing_is_refused():
+@in_both_ways
+def test_a_mask_that_allows_nothing_is_refused(masking):
     model = build("olmoe")
-    with pytest.raises(InputError, match="allows no expert"), route_through(model, mask(model, (), ())):
+    with pytest.raises(InputError, match="allows no expert"), masking(model, mask(model, (), ())):
         pass
 
 
-def test_a_router_without_a_linear_map_to_its_logits_is_refused(monkeypatch):
+@in_both_ways
+def test_a_router_without_a_linear_map_to_its_logits_is_refused(monkeypatch, masking):
     model = build("olmoe")
     router = find_moe_layers(model)[0].router
 
@@ -310,18 +249,19 @@ def test_a_router_without_a_linear_map_to_its_logits_is_refused(monkeypatch):
         return None, scores, index
 
     monkeypatch.setattr(router, "forward", forward)
-    with pytest.raises(InputError, match="cannot be masked"), route_through(model, mask_named(model, "exactly k")):
+    with pytest.raises(InputError, match="cannot be masked"), masking(model, mask_named(model, "exactly k")):
         model(IDS)
     assert hooks_left(model) == 0
 
 
+@in_both_ways
 @pytest.mark.parametrize("family", ["minimax_m2", "ernie4_5_moe"])
-def test_a_family_whose_way_to_choose_is_not_known_is_refused(family, monkeypatch):
+def test_a_family_whose_way_to_choose_is_not_known_is_refused(family, monkeypatch, masking):
     model = build(family)
     monkeypatch.setattr("moe_ray.models.moe_layers.MoELayer.selection_biases", lambda self: [])
     with (
         pytest.raises(InputError, match="chose disallowed experts"),
-        route_through(model, mask_named(model, "exactly k")),
+        masking(model, mask_named(model, "exactly k")),
     ):
         model(IDS)
 
@@ -329,34 +269,37 @@ def test_a_family_whose_way_to_choose_is_not_known_is_refused(family, monkeypatc
 # autocast and torch.compile
 
 
+@in_both_ways
 @pytest.mark.parametrize("family", SOME_FAMILIES)
 @pytest.mark.filterwarnings("ignore:.*ComplexHalf:UserWarning")
-def test_no_token_reaches_a_disallowed_expert_under_autocast(family):
+def test_no_token_reaches_a_disallowed_expert_under_autocast(family, masking):
     model = shared(family)
     with torch.autocast("cpu", torch.bfloat16):
-        assert_no_token_reaches_a_disallowed_expert(route_through, model, mask_named(model, "exactly k"))
+        assert_no_token_reaches_a_disallowed_expert(masking, model, mask_named(model, "exactly k"))
 
 
 @pytest.mark.slow
+@in_both_ways
 @pytest.mark.parametrize("family", ["olmoe", "deepseek_v3", "gpt_oss", "phimoe"])
-def test_a_model_compiled_before_is_masked_too(family):
+def test_a_model_compiled_before_is_masked_too(family, masking):
     model = build(family)
     mask_LE = mask_named(model, "more than k")
-    with route_through(model, mask_LE), torch.no_grad():
+    with masking(model, mask_LE), torch.no_grad():
         expected = model(IDS).logits
     model.compile(backend="eager")
     with torch.no_grad():
         plain = model(IDS).logits
-        with route_through(model, mask_LE):
+        with masking(model, mask_LE):
             masked = model(IDS).logits
         after = model(IDS).logits
     torch.testing.assert_close(masked, expected, atol=LOGIT_TOLERANCE, rtol=0)
     assert torch.equal(after, plain)
 
 
+@in_both_ways
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_short_layer_computes_no_choice_that_has_no_weight(family):
+def test_a_short_layer_computes_no_choice_that_has_no_weight(family, masking):
     model = shared(family)
-    with routing_spied(model) as calls, route_through(model, mask(model, (2, 6), (4,))):
+    with routing_spied(model) as calls, masking(model, mask(model, (2, 6), (4,))):
         model(IDS)
     assert [index.shape[1] for index, _ in calls] == [2, 1]

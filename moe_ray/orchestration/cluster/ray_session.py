@@ -20,6 +20,7 @@ from moe_ray.config.cluster import ClusterConfig
 from moe_ray.errors import InputError, MoeRayError
 from moe_ray.orchestration.cluster.local_environment import cluster_address, set_local_environment
 from moe_ray.storage.folder import Folder
+from moe_ray.threads import variables_for_workers
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,10 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
     try:
         if address:
             logger.info("connecting to Ray at %s", address)
-            ray.init(address=address, log_to_driver=True, logging_level="warning")
+            # The nodes' processes inherit nothing of this one.
+            variables = variables_for_workers()
+            environment = {"env_vars": variables} if variables else None
+            ray.init(address=address, runtime_env=environment, log_to_driver=True, logging_level="warning")
         else:
             logger.info("starting a local Ray with %d logical CPUs", config.num_cpus)
             if not sys.stderr.isatty():

@@ -17,18 +17,15 @@ import pyarrow as pa
 from moe_ray.config.evaluate import EvaluateConfig
 from moe_ray.config.model import ModelConfig
 from moe_ray.errors import InputError
-from moe_ray.evaluation.evaluate import (
-    INPUT_COLUMNS,
-    answer_and_count,
-    in_answering_order,
-    in_frame_order,
-    rows_to_answer,
-)
+from moe_ray.evaluation.answering_order import in_answering_order, in_frame_order, rows_per_block
+from moe_ray.evaluation.evaluate import INPUT_COLUMNS, answer_and_count, rows_to_answer
 from moe_ray.experts import ShortLayers
 from moe_ray.identification.mask_files import read_masks
 from moe_ray.models.loss import text_losses
+from moe_ray.models.token_budget import TokenBudget
 from moe_ray.orchestration.cluster.actor_pool import blocks_of, in_actors
 from moe_ray.orchestration.cluster.model_process import ModelHolder
+from moe_ray.orchestration.cluster.node_share import processes_on_this_node
 from moe_ray.orchestration.cluster.progress import progress
 from moe_ray.routing.count_tables import counts_to_table, table_to_counts
 from moe_ray.routing.counts import RoutingCounts, concat_counts
@@ -72,10 +69,13 @@ class AnswerActor:
         self.job = job
         run = Folder.open(job.run_url)
         self.holder = ModelHolder(
-            job.model, job.config.num_actors, None if job.adapter is None else run.sub(job.adapter)
+            job.model,
+            processes_on_this_node(job.config.num_actors),
+            None if job.adapter is None else run.sub(job.adapter),
         )
         self.parts = run.sub(job.parts)
         self.masks = None if job.masks is None else read_masks(run.sub(job.masks))
+        self.budget = TokenBudget(job.config.tokens_per_forward)
 
     def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
         """Does one block of rows and writes its part; returns what was done."""
@@ -87,14 +87,15 @@ class AnswerActor:
         return {"place": rows["place"].to_numpy()}
 
     def _score(self, rows: pd.DataFrame, name: str) -> None:
-        holder, size = self.holder, self.job.config.rows_per_forward
-        losses = text_losses(holder.model, holder.tokenizer, rows["target"].tolist(), rows_per_forward=size)
+        holder = self.holder
+        losses = text_losses(holder.model, holder.tokenizer, rows["target"].tolist(), budget=self.budget)
         self.parts.write_table(f"neutral-{name}.parquet", losses.assign(text=rows["place"].to_numpy()))
 
     def _answer(self, rows: pd.DataFrame, name: str) -> None:
         job, holder = self.job, self.holder
         done = answer_and_count(
             *(holder.model, holder.tokenizer, rows, job.config, self.masks),
+            budget=self.budget,
             count=job.count,
             short_layers=job.short_layers,
         )
@@ -160,7 +161,7 @@ def _not_done(rows: pd.DataFrame, parts: Folder) -> pd.DataFrame:
 def _run(todo: pd.DataFrame, job: AnswerJob, what: str) -> None:
     config = job.config
     pool = in_actors(
-        blocks_of(as_table(in_answering_order(todo)[_COLUMNS]), config.rows_per_forward),
+        blocks_of(as_table(in_answering_order(todo)[_COLUMNS]), rows_per_block(todo, config)),
         AnswerActor,
         (job,),
         what=what,

@@ -24,8 +24,10 @@ from moe_ray.config.model import ModelConfig
 from moe_ray.errors import InputError
 from moe_ray.models.generation import Response, example_seed, generate_responses
 from moe_ray.models.loading import context_length
+from moe_ray.models.token_budget import TokenBudget, padded_tokens
 from moe_ray.models.tokenization import TokenizedRow, pad_token_id
 from moe_ray.orchestration.cluster.model_process import ModelHolder
+from moe_ray.orchestration.cluster.node_share import processes_on_this_node
 from moe_ray.orchestration.jobs.capture_window import Noted, Window, WindowReport
 from moe_ray.prompts.quarantine import PROCESS_DIED, Rejected, quarantine_frame, rejected_row
 from moe_ray.prompts.stored_examples import StoredExample, StoredExamples
@@ -37,7 +39,6 @@ from moe_ray.routing.counter import counting
 from moe_ray.routing.counts import RoutingCounts, concat_counts
 from moe_ray.routing.crash_markers import Attempt
 from moe_ray.routing.encode_example import Encoded, encode_example
-from moe_ray.routing.token_budget import TokenBudget, padded_tokens
 from moe_ray.run_directory import ATTEMPTS, COUNTS, PROMPTS, REJECTED, RESPONSES, SHORTENED
 from moe_ray.storage.fingerprint import content_hash
 from moe_ray.storage.folder import Folder
@@ -90,7 +91,7 @@ class CaptureActor:
     def load(self) -> ModelHolder:
         """The model, which the counter stays attached to."""
         config = self.job.config
-        holder = ModelHolder(self.job.model, max(config.num_actors, config.max_actors))
+        holder = ModelHolder(self.job.model, processes_on_this_node(max(config.num_actors, config.max_actors)))
         # Held for the process's life: a stack that is let go takes the hooks off.
         self.attached = ExitStack()
         self.counter = self.attached.enter_context(counting(holder.model, weights=config.weights, ids=config.ids))

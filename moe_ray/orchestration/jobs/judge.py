@@ -16,19 +16,22 @@ from moe_ray.evaluation.judges import make_judge, with_verdicts
 from moe_ray.evaluation.judges.verdict import Conversation, Verdict
 from moe_ray.orchestration.cluster.actor_pool import blocks_of, in_actors
 from moe_ray.orchestration.cluster.model_process import process_device, quiet_and_threaded
+from moe_ray.orchestration.cluster.node_share import processes_on_this_node
 from moe_ray.orchestration.cluster.progress import progress
 from moe_ray.storage.fingerprint import content_hash
 from moe_ray.storage.folder import Folder
 
 _KEYS = ["routing", "id"]
 _SECONDS_BETWEEN_PARTS = 5.0
+_ANSWERS_PER_BLOCK = 128
+"""That a classifier judges before it writes its verdicts."""
 
 
 class JudgeActor:
     """Holds a classifier and judges the answers it is given."""
 
     def __init__(self, config: EvaluateConfig, parts_url: str) -> None:
-        quiet_and_threaded(config.num_actors)
+        quiet_and_threaded(processes_on_this_node(config.num_actors))
         self.judge = make_judge(config, device=process_device())
         self.parts = Folder.open(parts_url)
 
@@ -83,7 +86,7 @@ def _here(answers: pd.DataFrame, config: EvaluateConfig, parts: Folder) -> Itera
 def _in_actors(answers: pd.DataFrame, config: EvaluateConfig, parts: Folder) -> Iterator[int]:
     table = pa.Table.from_pandas(answers[[*_KEYS, "messages", "answer"]], preserve_index=False)
     pool = in_actors(
-        blocks_of(table, config.rows_per_forward),
+        blocks_of(table, _ANSWERS_PER_BLOCK),
         JudgeActor,
         (config, parts.url),
         what="judging",

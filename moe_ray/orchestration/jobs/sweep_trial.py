@@ -25,6 +25,7 @@ from moe_ray.finetuning.step_report import StepReport
 from moe_ray.finetuning.trainer import MaskedTrainer
 from moe_ray.orchestration.cluster.leases import leased
 from moe_ray.orchestration.cluster.model_process import BaseModel, base_model
+from moe_ray.orchestration.cluster.node_share import processes_on_this_node
 from moe_ray.orchestration.jobs.sweep_job import SweepJob, plain_settings, record_name
 from moe_ray.prompts.example_tables import frame_to_batches
 from moe_ray.run_directory import RunDirectory
@@ -203,7 +204,7 @@ class Trial:
     @cached_property
     def base(self) -> BaseModel:
         """The base model of this process."""
-        return base_model(self.job.model, self.config.sweep.max_concurrent_trials)
+        return base_model(self.job.model, processes_on_this_node(self.config.sweep.max_concurrent_trials))
 
     def measure(self) -> Measured:
         """Measures the model as it is now, on the validation examples."""

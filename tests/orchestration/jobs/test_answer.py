@@ -31,7 +31,7 @@ from moe_ray.storage.folder import Folder
 LOSS_TOLERANCE = 1e-3
 """Nats summed over an answer: threads may split a sum differently in another process."""
 
-CONFIG = EvaluateConfig(rows_per_forward=8, max_new_tokens=8, routing="both")
+CONFIG = EvaluateConfig(tokens_per_forward=80, max_new_tokens=8, routing="both")
 TEXTS = ["Bread needs flour and water.", "The train is late.", "Snow fell."]
 
 
@@ -93,7 +93,7 @@ class TestInActors:
         folder.fs.rm(folder.file(names[0]))
         kept = {name: folder.read_bytes(name) for name in folder.names()}
         stamps = {name: folder.fs.modified(folder.file(name)) for name in names[1:]}
-        smaller = replace(job, config=replace(CONFIG, rows_per_forward=3))
+        smaller = replace(job, config=replace(CONFIG, tokens_per_forward=30))
         again = answer(tiny[3], smaller, what="test", routing="both", neutral=TEXTS)
         assert {name: folder.fs.modified(folder.file(name)) for name in names[1:]} == stamps
         assert kept.keys() < set(folder.names())
@@ -107,7 +107,7 @@ class TestInActors:
 
     def test_a_classifier_judges_in_actors_as_it_does_in_one_process(self, answered, tmp_path):
         save_tiny_classifier(tmp_path / "classifier")
-        config = EvaluateConfig(judge="classifier", classifier=str(tmp_path / "classifier"), rows_per_forward=16)
+        config = EvaluateConfig(judge="classifier", classifier=str(tmp_path / "classifier"))
         got = judge(answered.answers, config, Folder.open(str(tmp_path / "verdicts")), what="test")
         expected = judge_answers(answered.answers, make_judge(config))
         assert got["refused"].tolist() == expected["refused"].tolist()

@@ -118,7 +118,7 @@ def run_to_experts(jobs, untrained_model_path, tmp_path):
         ("capture.num_actors=3", []),
         ("capture.max_bad_share=0.5", []),
         ("capture.too_long=truncate", ["capture"]),
-        ("evaluate.rows_per_forward=3", []),
+        ("evaluate.tokens_per_forward=77", []),
         ("cluster.num_cpus=7", []),
         ("tracking.experiment=other", []),
         ("finetune.learning_rate=1e-4", ["finetune", "answers"]),

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import torch
 
-from moe_ray.errors import NotFinite
+from moe_ray.errors import InputError, NotFinite
 from moe_ray.models.forward_groups import group_by_length
 from moe_ray.prompts.quarantine import FORWARD_FAILED, OUT_OF_MEMORY, Rejected
 
@@ -20,6 +20,9 @@ MAX_PADDING = 0.1
 """Share of a forward pass's tokens that may be padding (0 to 1)."""
 
 T = TypeVar("T")
+
+_OF_ONE_ROW = (RuntimeError, IndexError, NotFinite)
+"""Errors of a forward pass that may be about one of its rows."""
 
 
 def padded_tokens(lengths: Sequence[int] | Mapping[int, int], group: Sequence[int]) -> int:
@@ -39,7 +42,7 @@ class TokenBudget:
         self.tokens, self.halvings = tokens, 0
 
     def run(self, lengths: Sequence[int], work: Callable[[list[int]], T]) -> Iterator[tuple[list[int], T | Rejected]]:
-        """Does `work` on all rows, a group at a time.
+        """Does `work` on all rows that it can be done on, a group at a time.
 
         Args:
             lengths: tokens of each row.
@@ -49,31 +52,64 @@ class TokenBudget:
             a group with what `work` returned, or a single row with why it cannot be done. A group that runs out of
             memory is cut smaller, and so are all groups after it; one that fails in another way is tried row by row.
         """
-        waiting = self._groups(lengths)
+        return self._run(lengths, work, MAX_PADDING, _OF_ONE_ROW)
+
+    def run_all(
+        self, lengths: Sequence[int], work: Callable[[list[int]], T], *, max_padding: float = MAX_PADDING
+    ) -> Iterator[tuple[list[int], T]]:
+        """Does `work` on all rows, a group at a time; where memory runs out as `run`, and any other error is raised.
+
+        Args:
+            lengths: tokens of each row.
+            work: one forward pass over the rows of a group, or as many as give a token each.
+            max_padding: share of a group's tokens that may be padding (0 to 1).
+
+        Yields:
+            a group with what `work` returned.
+
+        Raises:
+            InputError: a row does not fit in memory though it is alone.
+        """
+        for group, outcome in self._run(lengths, work, max_padding, ()):
+            if isinstance(outcome, Rejected):
+                raise InputError(
+                    f"a row of {lengths[group[0]]} tokens does not fit in memory: {outcome.detail}; shorten the prompt or "
+                    "the answer, or give the process more memory"
+                )
+            yield group, outcome
+
+    def _run(
+        self,
+        lengths: Sequence[int],
+        work: Callable[[list[int]], T],
+        max_padding: float,
+        of_one_row: tuple[type[Exception], ...],
+    ) -> Iterator[tuple[list[int], T | Rejected]]:
+        waiting = self._groups(lengths, max_padding)
         while waiting:
             group = waiting.pop(0)
-            outcome = _attempt(work, group)
+            outcome = _attempt(work, group, of_one_row)
             if not isinstance(outcome, Rejected) or len(group) == 1:
                 yield group, outcome
             elif outcome.reason == OUT_OF_MEMORY:
                 self.tokens = max(1, min(self.tokens, padded_tokens(lengths, group)) // 2)
                 self.halvings += 1
                 rest = [row for rows in (group, *waiting) for row in rows]
-                smaller = self._groups([lengths[row] for row in rest])
+                smaller = self._groups([lengths[row] for row in rest], max_padding)
                 waiting = [[rest[position] for position in rows] for rows in smaller]
             else:
                 waiting = [*([row] for row in group), *waiting]
 
-    def _groups(self, lengths: Sequence[int]) -> list[list[int]]:
-        return group_by_length(lengths, max_tokens=self.tokens, max_padding=MAX_PADDING)
+    def _groups(self, lengths: Sequence[int], max_padding: float) -> list[list[int]]:
+        return group_by_length(lengths, max_tokens=self.tokens, max_padding=max_padding)
 
 
-def _attempt(work: Callable[[list[int]], T], group: list[int]) -> T | Rejected:
+def _attempt(work: Callable[[list[int]], T], group: list[int], of_one_row: tuple[type[Exception], ...]) -> T | Rejected:
     try:
         return work(group)
     except torch.OutOfMemoryError as error:
         rejected = Rejected(OUT_OF_MEMORY, f"a forward pass over it alone runs out of memory: {_first_line(error)}")
-    except (RuntimeError, IndexError, NotFinite) as error:
+    except of_one_row as error:
         if torch.cuda.is_available() and isinstance(error, torch.AcceleratorError):
             raise  # Nothing runs on this device in this process any more.
         rejected = Rejected(FORWARD_FAILED, f"{type(error).__name__}: {_first_line(error)}")

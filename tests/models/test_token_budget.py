@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from moe_ray.errors import InputError, NotFinite
+from moe_ray.models.token_budget import TokenBudget
 from moe_ray.prompts.quarantine import FORWARD_FAILED, OUT_OF_MEMORY, Rejected
-from moe_ray.routing.token_budget import TokenBudget
 
 
 def limited(memory, done, broken=(), error=RuntimeError):
@@ -62,3 +62,28 @@ def test_a_group_that_fails_is_tried_row_by_row(error):
 def test_what_is_wrong_with_the_model_stops_everything():
     with pytest.raises(InputError, match="index"):
         list(TokenBudget(8192).run([10] * 6, limited(10_000, [], broken=(3,), error=InputError)))
+
+
+def test_where_every_row_must_be_done_memory_is_halved_in_the_same_way():
+    budget, done = TokenBudget(8192), []
+    results = list(budget.run_all([10 * (row + 1) for row in range(50)], limited(1000, done)))
+    assert [group for group, _ in results] == done
+    assert sorted(row for group in done for row in group) == list(range(50))
+    assert 500 < budget.tokens <= 1000
+
+
+def test_where_every_row_must_be_done_one_that_fits_nowhere_is_an_error_that_says_its_length():
+    with pytest.raises(InputError, match="a row of 400 tokens does not fit in memory"):
+        list(TokenBudget(40).run_all([400, 10, 10], too_large_is_row(0)))
+
+
+@pytest.mark.parametrize("error", [RuntimeError, IndexError, NotFinite])
+def test_where_every_row_must_be_done_no_error_is_set_aside(error):
+    with pytest.raises(error, match="index out of range"):
+        list(TokenBudget(8192).run_all([10] * 6, limited(10_000, [], broken=(3,), error=error)))
+
+
+def test_padding_is_limited_only_where_it_is_asked_for():
+    lengths, work = [100, 100, 10, 10], len
+    assert [group for group, _ in TokenBudget(8192).run_all(lengths, work)] == [[0, 1], [2, 3]]
+    assert [group for group, _ in TokenBudget(8192).run_all(lengths, work, max_padding=1.0)] == [[0, 1, 2, 3]]
