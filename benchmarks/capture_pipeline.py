@@ -52,6 +52,7 @@ from moe_ray.orchestration.jobs.capture import capture
 from moe_ray.orchestration.jobs.capture_actor import MAX_CHUNK, CaptureActor, label_columns
 from moe_ray.prompts.example_tables import BATCHES, ROWS_PER_GROUP
 from moe_ray.routing.counts import RoutingCounts
+from moe_ray.routing.window_plan import SECONDS_PER_WINDOW, WindowPlan
 from moe_ray.run_directory import CAPTURE, COUNTS, PROMPTS, RunDirectory
 from moe_ray.storage.folder import Folder
 
@@ -275,7 +276,10 @@ def prototype(args: argparse.Namespace) -> pd.DataFrame:
 
 
 def scaling(args: argparse.Namespace) -> pd.DataFrame:
-    """Prompts a second of actors whose forward sleeps, over what they would do without any other work."""
+    """Windows a second of actors whose forward sleeps, over what they would do without any other work.
+
+    "processes a driver serves" is computed: how many windows it hands out and takes back in the seconds that one takes.
+    """
     rows = []
     for actors in args.actors:
         windows = args.windows_per_actor * actors
@@ -284,10 +288,10 @@ def scaling(args: argparse.Namespace) -> pd.DataFrame:
             model = make_tokenizer(work)
             config = CaptureConfig(num_actors=actors, tokens_per_forward=1 << 20, max_tokens=1 << 20, max_bad_share=1)
             make_batches(work / PROMPTS, windows * 64)
-            with local_ray(actors + 2, sleep=args.sleep), windows_of(64):
-                driver = time.process_time()
+            with local_ray(actors + 2, sleep=args.sleep), windows_of(64) as moments:
                 capture(RunDirectory.open(folder), model, config, actor=SleepingActor)
-                driver = time.process_time() - driver
+            # From report to report: neither the start nor the end of a capture grows with its windows.
+            driver = (moments[-1] - moments[0]) / (len(moments) - 1)
             used = usages(work / CAPTURE)
         begin, end = max(actor["ready"] for actor in used), min(max(t for t, _ in actor["windows"]) for actor in used)
         done = sum(begin < t <= end for actor in used for t, _ in actor["windows"])
@@ -299,7 +303,8 @@ def scaling(args: argparse.Namespace) -> pd.DataFrame:
                 "windows/s": done / (end - begin) if end > begin else float("nan"),
                 "of sleeping alone": done / (end - begin) * args.sleep * forwards / actors if end > begin else np.nan,
                 "actor processor ms/window": 1000 * sum(actor["cpu_used"] for actor in used) / windows,
-                "driver processor ms/window": 1000 * driver / windows,
+                "driver processor ms/window": 1000 * driver,
+                "processes a driver serves": int(SECONDS_PER_WINDOW / driver),
             }
         )
         print(rows[-1], flush=True)
@@ -319,16 +324,22 @@ def forwards_per_window(args: argparse.Namespace) -> float:
 
 
 @contextmanager
-def windows_of(examples: int) -> Iterator[None]:
-    """Windows of so many examples, to see many of them soon."""
+def windows_of(examples: int) -> Iterator[list[float]]:
+    """Windows of so many examples, to see many of them soon; yields the driver's processor time at each report."""
     from moe_ray.orchestration.jobs import capture as module
 
-    before = module.WindowPlan
-    module.WindowPlan = partial(before, min_rows=examples, max_rows=examples)
+    moments: list[float] = []
+
+    class TimedPlan(WindowPlan):
+        def measured(self, examples: int, seconds: float) -> None:
+            moments.append(time.process_time())
+            super().measured(examples, seconds)
+
+    module.WindowPlan = partial(TimedPlan, min_rows=examples, max_rows=examples)
     try:
-        yield
+        yield moments
     finally:
-        module.WindowPlan = before
+        module.WindowPlan = WindowPlan
 
 
 def memory(args: argparse.Namespace) -> pd.DataFrame:

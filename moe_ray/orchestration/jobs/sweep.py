@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from ray.tune.search import BasicVariantGenerator
 from moe_ray.config.io import to_yaml
 from moe_ray.config.run import Config
 from moe_ray.errors import InputError, MoeRayError, OutsideFailed
+from moe_ray.orchestration.cluster.leases import start_leases
 from moe_ray.orchestration.cluster.ray_session import arrow_filesystem, require_cpus
 from moe_ray.orchestration.jobs.sweep_job import SweepJob, plain_settings, read_trials, record_name
 from moe_ray.orchestration.jobs.sweep_trial import sweep_trial
@@ -56,6 +58,8 @@ def sweep(job: SweepJob) -> pd.DataFrame:
     # Ray Tune would take Ctrl-C for the end of the sweep, and return what it has.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     logger.info("sweep: %d trials over %s", total, ", ".join(space.settings))
+    if settings.max_concurrent_trials > 1:
+        job = replace(job, leases=start_leases())
     results = _tuner(job, folder, space, total).fit()
     if results.errors:
         raise _first_error(results.errors)

@@ -17,7 +17,7 @@ from moe_ray.storage.folder import Folder
 
 @dataclass(frozen=True, kw_only=True)
 class SweepJob:
-    """What every trial needs to know; plain values.
+    """What every trial needs to know; plain values but for `leases`.
 
     Attributes:
         model: the base model.
@@ -26,6 +26,7 @@ class SweepJob:
         inputs: what all trials depend on, beside their settings, as plain values.
         sources: what learned experts depend on, beside masks, settings and validation examples, as plain values.
         neutral_texts: whose loss shows what was forgotten.
+        leases: from `start_leases`, where trials run at the same time.
     """
 
     model: ModelConfig
@@ -34,6 +35,7 @@ class SweepJob:
     inputs: Mapping[str, Any]
     sources: Mapping[str, Any] = field(default_factory=dict)
     neutral_texts: tuple[str, ...] = ()
+    leases: Any = None
 
     @property
     def folder(self) -> Folder:

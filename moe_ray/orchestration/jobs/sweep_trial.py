@@ -23,6 +23,7 @@ from moe_ray.experts import ExpertMasks
 from moe_ray.finetuning.checkpoint import save_checkpoint
 from moe_ray.finetuning.step_report import StepReport
 from moe_ray.finetuning.trainer import MaskedTrainer
+from moe_ray.orchestration.cluster.leases import leased
 from moe_ray.orchestration.cluster.model_process import BaseModel, base_model
 from moe_ray.orchestration.cluster.node_share import processes_on_this_node
 from moe_ray.orchestration.jobs.sweep_job import SweepJob, plain_settings, record_name
@@ -30,7 +31,7 @@ from moe_ray.prompts.example_tables import frame_to_batches
 from moe_ray.run_directory import RunDirectory
 from moe_ray.storage.fingerprint import content_hash
 from moe_ray.storage.folder import Folder
-from moe_ray.storage.stage import begin, finish, is_finished
+from moe_ray.storage.stage import begin, finish
 from moe_ray.studies.kept_training import keep_training, training_settings
 from moe_ray.studies.measured import Measured
 from moe_ray.studies.objective import FAILED, plain_metrics, score
@@ -127,9 +128,8 @@ class Trial:
         learned = self.training_inputs(masks)
         # Under a scheduler a training is measured after every epoch.
         same = f"trained-{content_hash([learned, dict(self.job.inputs), self.config.sweep.scheduler])}.json"
-        metrics = self._trained_before(folder, same) or self._train(folder, masks, learned)
-        self.job.trials.write_json(same, {"trained_by": self.about["trained_by"]})
-        return metrics
+        with leased(self.job.leases, same, _name_of(folder)):
+            return self._trained_before(folder, same) or self._train_for_all(folder, masks, learned, same)
 
     def training_inputs(self, masks: ExpertMasks) -> dict[str, Any]:
         """What the trial's learned experts depend on, as the `finetune` stage of a run with its settings names it."""
@@ -137,27 +137,32 @@ class Trial:
         return inputs | ({"validation": self.job.inputs["validation"]} if self.config.finetune.patience else {})
 
     def _trained_before(self, folder: Folder, same: str) -> dict[str, float] | None:
-        """What a finished trial with the same masks and training settings measured; None where there is none.
+        """What a trial with the same masks and training settings measured; None where there is none.
 
         Trials with different settings often select the same experts: a threshold does nothing where `top_k` binds.
         """
         if not self.job.trials.exists(same):
             return None
-        owner: str = self.job.trials.read_json(same)["trained_by"]
-        other = self.job.trials.sub(owner)
-        if not is_finished(other):
-            return None
-        stored = other.read_json(_RECORD)
-        self.about |= {name: stored[name] for name in ("trainable_parameters", "frozen_parameters_changed")}
-        self.about |= {"trained_by": owner, "train_seconds": 0.0, "evaluate_seconds": 0.0}
-        *before, last = stored["epochs"]
-        for epoch in before[len(self.epochs) :]:
-            tune.report(self._record(folder, "stopped", self._scored(epoch["metrics"])))
-        metrics: dict[str, float] = last["metrics"]
+        stored = self.job.trials.read_json(same)
+        self.about |= {**stored["about"], "train_seconds": 0.0, "evaluate_seconds": 0.0}
+        before: list[dict[str, float]] = stored["metrics"]
+        last = before.pop()
+        for metrics in before[len(self.epochs) :]:
+            tune.report(self._record(folder, "stopped", self._scored(metrics)))
+        return last
+
+    def _train_for_all(
+        self, folder: Folder, masks: ExpertMasks, learned: Mapping[str, Any], same: str
+    ) -> dict[str, float]:
+        """Trains and measures, and leaves what came of it for trials that would do the same."""
+        metrics = self._train(folder, masks, learned)
+        self.about["trained_by"] = _name_of(folder)
+        about = {name: self.about[name] for name in _ABOUT_A_TRAINING}
+        every = [*(epoch["metrics"] for epoch in self.epochs), metrics]
+        self.job.trials.write_json(same, {"about": about, "metrics": every})
         return metrics
 
     def _train(self, folder: Folder, masks: ExpertMasks, learned: Mapping[str, Any]) -> dict[str, float]:
-        self.about["trained_by"] = _name_of(folder)
         self.base.check()
 
         def after_step(trainer: MaskedTrainer, report: StepReport) -> None:
@@ -240,9 +245,10 @@ class Trial:
         return known
 
 
+_ABOUT_A_TRAINING = ("trained_by", "trainable_parameters", "frozen_parameters_changed")
 _ABOUT = (
-    *("process", "identify_seconds", "union_experts", "masks", "trained_by"),
-    *("trainable_parameters", "frozen_parameters_changed", "train_seconds", "evaluate_seconds"),
+    *("process", "identify_seconds", "union_experts", "masks"),
+    *(*_ABOUT_A_TRAINING, "train_seconds", "evaluate_seconds"),
 )
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -12,6 +15,8 @@ from moe_ray.config.model import ModelConfig
 from moe_ray.config.run import Config
 from moe_ray.errors import FrozenChanged, InputError, NothingSelected, NotTrainable, OutsideFailed
 from moe_ray.experts import Expert, masks_from_experts
+from moe_ray.orchestration.cluster import leases as leases_module
+from moe_ray.orchestration.cluster.leases import Leases
 from moe_ray.orchestration.jobs import sweep_trial
 from moe_ray.orchestration.jobs.sweep import _first_error
 from moe_ray.orchestration.jobs.sweep_job import SweepJob, read_trials
@@ -175,11 +180,14 @@ class CountedTrial(Trial):
 
     trained: ClassVar[list] = []
     epochs_of_a_training: ClassVar[int] = 1
+    stopped: ClassVar[tuple] = ()
 
     def _train(self, folder, masks, learned):
         self.trained.append(learned)
-        self.about |= {"trained_by": folder.path.rpartition("/")[2], "trainable_parameters": 7, "train_seconds": 2.0}
-        self.about |= {"frozen_parameters_changed": 0, "evaluate_seconds": 1.0}
+        if len(self.trained) in self.stopped:
+            raise SystemExit
+        self.about |= {"trainable_parameters": 7, "frozen_parameters_changed": 0}
+        self.about |= {"train_seconds": 2.0, "evaluate_seconds": 1.0}
         for epoch in range(self.epochs_of_a_training - 1):
             metrics = METRICS | {"unsafe_refusal_rate": 0.25 * epoch}
             sweep_trial.tune.report(self._record(folder, "stopped", self._scored(metrics)))
@@ -239,13 +247,52 @@ def test_other_counts_or_another_judge_are_measured_anew(job, trained):
     assert len(trained) == 2
 
 
-def test_the_training_of_an_unfinished_trial_is_not_shared(job, trained):
-    sweep_trial.sweep_trial(SETTINGS, job=job)
-    for folder in job.trials.names():
-        if not folder.endswith(".json"):
-            job.trials.sub(folder).remove("manifest.json")
+def test_a_training_that_was_stopped_is_not_shared(job, trained, monkeypatch):
+    monkeypatch.setattr(CountedTrial, "stopped", (1,))
+    with pytest.raises(SystemExit):
+        sweep_trial.sweep_trial(SETTINGS, job=job)
     sweep_trial.sweep_trial({"identify.top_k": 6}, job=job)
     assert len(trained) == 2
+
+
+def test_a_trial_that_was_killed_after_its_training_trains_no_more(job, trained, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep_trial, "finish", raises_system_exit)
+        with pytest.raises(SystemExit):
+            sweep_trial.sweep_trial(SETTINGS, job=job)
+    sweep_trial.sweep_trial(SETTINGS, job=job)
+    assert len(trained) == 1
+    assert records_of(job)["trained_by"].tolist() == [trial.path.rpartition("/")[2] for trial in trials_of(job)]
+
+
+def raises_system_exit(*args, **named):
+    raise SystemExit
+
+
+def test_trials_of_the_same_training_at_the_same_time_train_it_once(job, trained, monkeypatch):
+    """The second waits for the first, and finds what came of it."""
+    leases = Leases()
+    monkeypatch.setattr(leases_module.ray, "get", lambda result: result)
+    monkeypatch.setattr(leases_module, "_SECONDS_BETWEEN_QUESTIONS", 0.01)
+    here = SimpleNamespace(take=SimpleNamespace(remote=leases.take), give_back=SimpleNamespace(remote=leases.give_back))
+    monkeypatch.setattr(CountedTrial, "epochs_of_a_training", 1)
+    began = threading.Event()
+    train = CountedTrial._train
+
+    def slowly(self, *args):
+        began.set()
+        time.sleep(0.3)
+        return train(self, *args)
+
+    monkeypatch.setattr(CountedTrial, "_train", slowly)
+    job = replace(job, leases=here)
+    first = threading.Thread(target=sweep_trial.sweep_trial, args=(SETTINGS,), kwargs={"job": job})
+    first.start()
+    began.wait()
+    sweep_trial.sweep_trial({"identify.top_k": 6}, job=job)
+    first.join()
+    assert len(trained) == 1
+    assert records_of(job)["trained_by"].nunique() == 1
 
 
 def test_a_shared_training_reports_every_epoch_that_was_measured(job, trained, told, monkeypatch):
