@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from moe_ray.prompts.example_index import NONE, SPLITS, ExampleIndex, Positions
-from moe_ray.prompts.examples import Example, Split
+from moe_ray.prompts.example_index import NONE, ExampleIndex, Positions
+from moe_ray.prompts.examples import SPLITS, Example, Split
 from moe_ray.prompts.spooled_examples import index_of, pick
 from moe_ray.prompts.units import grouped, shuffled, units_of
 
