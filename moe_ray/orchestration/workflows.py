@@ -43,12 +43,12 @@ def identify(run: Run) -> None:
     """Everything up to masks."""
     capture(run)
     notes, directory = run.identify().notes, run.directory
-    risk, masks = directory.risk, directory.masks
-    _show("Unsafe experts", describe_selection(risk, masks, directory.num_experts_per_tok))
+    _show("Unsafe experts", describe_selection(directory.risk, directory.masks, directory.num_experts_per_tok))
     if notes["batches_without_mask"]:
         _show("Batches without a mask", describe_lost(notes["batches_without_mask"]))
     examples = directory.captured_examples
-    _show("How sure", describe_certainty(directory.lengths, risk, masks, examples, run.config.identify))
+    sure = describe_certainty(directory.lengths, directory.certainty, examples, run.config.identify)
+    _show("How sure", sure)
 
 
 def finetune(run: Run) -> None:
