@@ -10,7 +10,6 @@ import pandas as pd
 
 from moe_ray.config.model import ModelConfig
 from moe_ray.config.run import Config
-from moe_ray.identification.identify import certainty_per_batch
 from moe_ray.orchestration.stages import capture, compare, evaluate, finetune, identify, prepare, sweep
 from moe_ray.orchestration.stages.context import Context
 from moe_ray.prompts.prompt_set import Prompts
@@ -95,7 +94,7 @@ class Run(Context):
             after=after["metrics"],
             change=after["change"],
             pairs=notes.get(PAIRS),
-            certainty=certainty_per_batch(directory.risk, directory.masks, self.config.identify),
+            certainty=directory.certainty,
         ) | {
             "quarantined_examples": notes[CAPTURE]["quarantined"],
             "held_out_left_out": notes[PROMPTS]["left_out"],

@@ -45,13 +45,12 @@ def identify(run: Run) -> None:
     """Everything up to masks."""
     capture(run)
     notes, directory = run.identify().notes, run.directory
-    risk, masks = directory.risk, directory.masks
-    _show("Unsafe experts", describe_selection(risk, masks, directory.num_experts_per_tok))
+    _show("Unsafe experts", describe_selection(directory.risk, directory.masks, directory.num_experts_per_tok))
     if notes["batches_without_mask"]:
         _show("Batches without a mask", describe_lost(notes["batches_without_mask"]))
     quarantined = directory.sub(CAPTURE).read_frame(QUARANTINE)
     examples = without_quarantined(directory.stored_batches.texts(), quarantined)
-    _show("How sure", describe_certainty(directory.lengths, risk, masks, examples, run.config.identify))
+    _show("How sure", describe_certainty(directory.lengths, directory.certainty, examples, run.config.identify))
 
 
 def finetune(run: Run) -> None:

@@ -103,7 +103,7 @@ def test_actors_count_what_the_core_counts_in_one_process(finished, tiny_model_p
 def test_grouping_by_batch_gives_the_risk_table_of_the_core(finished):
     folder = Folder.open(str(finished))
     expected = pipeline.identify(read_counts(folder.sub(COUNTS)), seed=0).risk
-    got = folder.sub("identify").read_frame("risk_differences.parquet")
+    got = pd.read_parquet(folder.sub("identify").file("risk_differences.parquet"))
     pd.testing.assert_frame_equal(got[expected.columns], expected, check_dtype=False)
 
 
