@@ -21,6 +21,7 @@ import logging
 import os
 import select
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,9 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: after `--help` and `--version`, with status 0.
     """
-    can_resume = False
+    can_resume, began = False, time.perf_counter()
     try:
         arguments = parse(sys.argv[1:] if argv is None else argv)
+        arguments.began = began
         can_resume = bool(COMMANDS[arguments.command].work)
         _run(arguments)
     except MoeRayError as error:

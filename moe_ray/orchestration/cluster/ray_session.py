@@ -96,12 +96,31 @@ def require_cpus(wanted: int, what: str) -> None:
         InputError: a Ray on this machine alone has fewer CPUs; a cluster may still add nodes.
     """
     cpus = int(ray.cluster_resources().get("CPU", 0))
-    address: str = ray.get_runtime_context().gcs_address
-    if cpus < wanted and address.startswith("127.0.0.1"):
+    if cpus < wanted and _is_local():
         raise InputError(
             f"{what} needs {wanted} logical CPUs, got {cpus}; raise cluster.num_cpus (it may exceed the cores) or use "
             "fewer actors"
         )
+
+
+def _is_local() -> bool:
+    address: str = ray.get_runtime_context().gcs_address
+    return address.startswith("127.0.0.1")
+
+
+def free_resources(name: str) -> float:
+    """How many `CPU` or `GPU` nobody holds now."""
+    return float(ray.available_resources().get(name, 0.0))
+
+
+def half_of_cpus() -> float:
+    """Half of the cluster's CPUs: what work gets at least that takes all it finds."""
+    return float(ray.cluster_resources().get("CPU", 0.0)) / 2
+
+
+def has_room_to_grow(cpus: float, gpus: float) -> bool:
+    """Whether a process with these resources can be started: there is room, or a cluster may add a node for it."""
+    return not _is_local() or (free_resources("CPU") >= cpus and free_resources("GPU") >= gpus)
 
 
 @contextmanager
@@ -117,12 +136,12 @@ def resources_released(what: str, *, timeout_seconds: float = 60.0) -> Iterator[
     except ray.exceptions.RayError:
         raise
     except BaseException:
-        _wait_for(before, what, timeout_seconds)
+        wait_until_free(before, what, timeout_seconds=timeout_seconds)
         raise
-    _wait_for(before, what, timeout_seconds)
+    wait_until_free(before, what, timeout_seconds=timeout_seconds)
 
 
-def _wait_for(before: dict[str, float], what: str, timeout_seconds: float) -> None:
+def wait_until_free(before: dict[str, float], what: str, *, timeout_seconds: float = 60.0) -> None:
     """Waits until as many CPUs and GPUs are free as before."""
     gc.collect()
     deadline = time.monotonic() + timeout_seconds

@@ -1,4 +1,4 @@
-"""Distributed routing capture: Ray Data actors count, and write what they counted as they go.
+"""Distributed routing capture: model processes count, and write what they counted as they go.
 
 The driver plans windows of the stored examples that are not counted yet; an actor reads, counts and writes a window. So
 the driver holds 16 bytes and a bit per example and actors hold windows, whatever the number of prompts; a capture that is
@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import pyarrow as pa
 
 from moe_ray.config.capture import CaptureConfig
 from moe_ray.config.model import ModelConfig
 from moe_ray.errors import InputError
-from moe_ray.orchestration.cluster.actor_pool import in_actors
+from moe_ray.orchestration.cluster.model_pool import ModelPool, pool_for
 from moe_ray.orchestration.cluster.progress import progress
 from moe_ray.orchestration.jobs.capture_actor import CaptureActor, CaptureJob
 from moe_ray.orchestration.jobs.capture_window import WindowReport
@@ -51,6 +50,7 @@ def capture(
     seed: int = 0,
     actor: type[CaptureActor] = CaptureActor,
     seconds_per_part: float = CaptureJob.seconds_per_part,
+    models: ModelPool | None = None,
 ) -> dict[str, Any]:
     """Counts the routing of every stored example that is not counted yet.
 
@@ -61,8 +61,9 @@ def capture(
         model: which model.
         config: actors, sizes and policies.
         seed: of sampled responses.
-        actor: the process that counts.
+        actor: what the processes do.
         seconds_per_part: how long a process may work before it writes.
+        models: the processes; None = some for this capture alone.
 
     Returns:
         `examples`, counted and quarantined ones; `tokens`, counted ones of all parts; `padding_share`, of the tokens that
@@ -86,13 +87,15 @@ def capture(
     totals = WindowReport()
     if len(todo):
         windows = [todo[window] for window in plan_windows(batch_idx[todo], max_rows=_window_size(len(todo), config))]
-        _run(job, windows, actor, totals, bad)
+        with pool_for(model, models) as pool:
+            _run(pool, job, windows, actor, totals, bad)
         # Processes that died did not report what they had set aside.
         _Quarantined(run, total=len(batch_idx), max_share=config.max_bad_share)
     return _finish(run, totals, examples=len(batch_idx))
 
 
 def _run(
+    models: ModelPool,
     job: CaptureJob,
     windows: list[npt.NDArray[np.int64]],
     actor: type[CaptureActor],
@@ -100,18 +103,17 @@ def _run(
     bad: _Quarantined,
 ) -> None:
     config = job.config
-    # One row, one block, is one window.
-    pool = in_actors(
-        [pa.table({"positions": [window]}) for window in windows],
+    work = models.working(
+        [{"positions": [window]} for window in windows],
         actor,
-        (job,),
+        job,
         what="routing capture",
-        num_actors=config.num_actors,
-        max_actors=config.max_actors,
-        gpus_per_actor=config.gpus_per_actor,
+        num_processes=config.num_actors,
+        max_processes=config.max_actors,
+        gpus=config.gpus_per_actor,
         overlaps=True,
     )
-    with pool as results, progress("routing capture", sum(map(len, windows))) as meter:
+    with work as results, progress("routing capture", sum(map(len, windows))) as meter:
         for columns in results:
             for row in pd.DataFrame(columns).to_dict("records"):
                 report = WindowReport(**{str(name): value for name, value in row.items()})

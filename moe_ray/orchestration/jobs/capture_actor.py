@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from moe_ray.errors import InputError
 from moe_ray.models.generation import Response, example_seed, generate_responses
 from moe_ray.models.loading import context_length
 from moe_ray.models.tokenization import TokenizedRow, pad_token_id
+from moe_ray.orchestration.cluster.model_actor import ModelWork
 from moe_ray.orchestration.cluster.model_process import ModelHolder
 from moe_ray.orchestration.jobs.capture_window import Noted, StoredExample, Window, WindowReport
 from moe_ray.prompts.example_tables import BATCHES
@@ -65,29 +66,28 @@ class CaptureJob:
     seconds_per_part: float = 20.0
 
 
-class CaptureActor:
-    """Counts the routing of the windows it is given.
+class CaptureActor(ModelWork):
+    """Counts the routing of the windows that its process is given.
 
     Two threads call it: while one runs the model, the other reads and tokenises the next window.
     """
 
-    def __init__(self, job: CaptureJob) -> None:
-        self.job = job
-        self.holder = self.load()
+    job: CaptureJob
+
+    def __init__(self, holder: ModelHolder, job: CaptureJob) -> None:
+        super().__init__(holder, job)
         run = Folder.open(job.run_url)
         self.batches, self.parts, self.texts = run.sub(PROMPTS), run.sub(COUNTS), run.sub(RESPONSES)
         self.rejects, self.shortened, self.attempts = run.sub(REJECTED), run.sub(SHORTENED), run.sub(ATTEMPTS)
         self.budget = TokenBudget(job.config.tokens_per_forward)
         self.model_lock = threading.RLock()
 
-    def load(self) -> ModelHolder:
-        """The model, which the counter stays attached to."""
+    @contextmanager
+    def in_force(self) -> Iterator[None]:
+        """The counter is attached to the model."""
         config = self.job.config
-        holder = ModelHolder(self.job.model, max(config.num_actors, config.max_actors))
-        # Held for the process's life: a stack that is let go takes the hooks off.
-        self.attached = ExitStack()
-        self.counter = self.attached.enter_context(counting(holder.model, weights=config.weights, ids=config.ids))
-        return holder
+        with counting(self.holder.model, weights=config.weights, ids=config.ids) as self.counter:
+            yield
 
     def __call__(self, batch: Columns) -> Columns:
         """Counts the examples at `positions`, one row with a list; returns the fields of `WindowReport`, one row."""

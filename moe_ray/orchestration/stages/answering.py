@@ -36,9 +36,12 @@ def answered(
     if max_new_tokens is not None:
         config = replace(config, max_new_tokens=max_new_tokens)
     job = AnswerJob(model=run.model, config=config, run_url=run.directory.folder.url, parts=parts, adapter=adapter)
-    return answer(frame, job, what=what).answers
+    return answer(frame, job, what=what, models=run.models).answers
 
 
 def judged(run: Context, answers: pd.DataFrame, parts: Folder, what: str) -> pd.DataFrame:
     """The answers with verdicts; those that `parts` holds already are not asked for again."""
-    return judge(answers, run.config.evaluate, parts, what=what)
+    config = run.config.evaluate
+    if config.judge == "classifier":
+        run.models.make_room(cpus=config.num_actors + 1, gpus=config.gpus_per_actor)
+    return judge(answers, config, parts, what=what)

@@ -28,7 +28,7 @@ def finetune(run: Context) -> Outcome:
         job = FinetuneJob(
             model=run.model, config=run.config.finetune, seed=run.config.seed, run_url=run.directory.folder.url
         )
-        notes = Rounds(job, run, training).run() if has_rounds else train(job)
+        notes = Rounds(job, run, training).run() if has_rounds else train(job, run.models)
         return {**notes, MADE: {"experts": adapter_digest(folder)}}
 
     return run.do(Stage(name=FINETUNE, inputs=inputs, work=work, keeps=(round_folder("*").rpartition("/")[2],)))

@@ -41,6 +41,7 @@ def sweep(run: Context) -> Outcome:
     }
 
     def work(folder: Folder) -> dict[str, Any]:
+        run.models.release()  # trials hold models of their own
         job = SweepJob(
             model=run.model,
             config=run.config,

@@ -22,7 +22,8 @@ from moe_ray.errors import FrozenChanged
 from moe_ray.finetuning.history import HISTORY, read_history
 from moe_ray.identification.mask_files import write_masks
 from moe_ray.models.loading import load_model, load_tokenizer
-from moe_ray.orchestration.jobs.finetune import FinetuneJob, _error_of_worker, finetune
+from moe_ray.orchestration.jobs.finetune import FinetuneJob, finetune
+from moe_ray.orchestration.jobs.ray_train import _error_of_worker
 from moe_ray.prompts.batches import assemble_batches
 from moe_ray.prompts.example_tables import BATCHES, batches_to_frame
 from moe_ray.prompts.examples import records_to_examples
