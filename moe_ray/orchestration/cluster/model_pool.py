@@ -22,6 +22,7 @@ import ray
 from moe_ray.config.model import ModelConfig
 from moe_ray.orchestration.cluster.model_actor import ModelActor, ModelWork
 from moe_ray.orchestration.cluster.ray_session import (
+    all_cpus,
     free_resources,
     has_room_to_grow,
     require_cpus,
@@ -187,6 +188,11 @@ class ModelPool:
         """
         if self._processes and ((gpus and self._gpus) or free_resources("CPU") < cpus):
             self.release()
+
+    def make_room_for_tasks(self) -> None:
+        """Gives the processes back where they leave fewer than half of the CPUs to work that takes all it finds."""
+        if self._processes:
+            self.make_room(cpus=all_cpus() / 2)
 
     def release(self) -> None:
         """Ends the processes, and waits until their GPUs and CPUs are free again."""

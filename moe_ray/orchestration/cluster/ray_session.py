@@ -95,7 +95,7 @@ def require_cpus(wanted: int, what: str) -> None:
     Raises:
         InputError: a Ray on this machine alone has fewer CPUs; a cluster may still add nodes.
     """
-    cpus = int(ray.cluster_resources().get("CPU", 0))
+    cpus = int(all_cpus())
     if cpus < wanted and _is_local():
         raise InputError(
             f"{what} needs {wanted} logical CPUs, got {cpus}; raise cluster.num_cpus (it may exceed the cores) or use "
@@ -113,9 +113,9 @@ def free_resources(name: str) -> float:
     return float(ray.available_resources().get(name, 0.0))
 
 
-def half_of_cpus() -> float:
-    """Half of the cluster's CPUs: what work gets at least that takes all it finds."""
-    return float(ray.cluster_resources().get("CPU", 0.0)) / 2
+def all_cpus() -> float:
+    """How many CPUs the cluster has."""
+    return float(ray.cluster_resources().get("CPU", 0.0))
 
 
 def has_room_to_grow(cpus: float, gpus: float) -> bool:

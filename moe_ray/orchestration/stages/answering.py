@@ -44,4 +44,6 @@ def judged(run: Context, answers: pd.DataFrame, parts: Folder, what: str) -> pd.
     config = run.config.evaluate
     if config.judge == "classifier":
         run.models.make_room(cpus=config.num_actors + 1, gpus=config.gpus_per_actor)
+    elif config.judge == "endpoint":
+        run.models.make_room(gpus=1)  # which may take hours, and nobody should pay for GPUs that wait
     return judge(answers, config, parts, what=what)

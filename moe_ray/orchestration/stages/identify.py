@@ -14,7 +14,6 @@ from moe_ray.identification.mask_files import write_masks
 from moe_ray.identification.pandas_export import export_name, export_pickle
 from moe_ray.identification.selection import select
 from moe_ray.models.loading import num_decoder_layers
-from moe_ray.orchestration.cluster.ray_session import half_of_cpus
 from moe_ray.orchestration.jobs import identify as job
 from moe_ray.orchestration.stages.context import Context
 from moe_ray.run_directory import CAPTURE, IDENTIFY, PROMPTS, RISK
@@ -43,7 +42,7 @@ def selecting_settings(run: Context) -> dict[str, Any]:
 
 def _identify(run: Context, folder: Folder) -> dict[str, Any]:
     settings, seed = run.config.identify, run.config.seed
-    run.models.make_room(cpus=half_of_cpus())
+    run.models.make_room_for_tasks()
     risk = job.identify(run.directory, settings, seed=seed)
     folder.write_table(RISK, risk)
     masks = select(risk, settings, seed=seed)
