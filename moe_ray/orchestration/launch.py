@@ -68,7 +68,7 @@ def launch(config: Config, workflow: str, *, began: float | None = None) -> None
         library = stack.enter_context(ThreadPoolExecutor(1)).submit(_import_model_library)
         seconds.add("start", time.perf_counter() - seconds.began, is_start=True)
         with seconds.spent_on("ray", is_start=True):
-            stack.enter_context(ray_session(config.cluster))
+            stack.enter_context(ray_session(config.cluster, dashboard=config.finetune.needs_ray_train))
             stack.enter_context(_storage_failures_named(directory.folder))
             check_reachable(directory.folder)
         models = stack.enter_context(ModelPool(model))

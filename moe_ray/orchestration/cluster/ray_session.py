@@ -34,11 +34,15 @@ _LOG_LEVELS = {
 
 
 @contextmanager
-def ray_session(config: ClusterConfig) -> Iterator[None]:
+def ray_session(config: ClusterConfig, *, dashboard: bool = True) -> Iterator[None]:
     """Connects to Ray for the length of the context.
 
     A connection that the caller has made is used. Without one, the cluster at the configured address or at `RAY_ADDRESS`
     is connected to. Without an address a local Ray is started, which listens on loopback only and is stopped at the end.
+
+    Args:
+        config: which cluster.
+        dashboard: a local Ray has one. Ray Train asks its process for the state of its actors, and complains without it.
 
     Raises:
         InputError: the address does not answer.
@@ -61,8 +65,7 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
             ray.init(
                 address="local",
                 num_cpus=config.num_cpus,
-                # Ray Train asks the dashboard process for the state of its actors, and complains without it.
-                include_dashboard=True,
+                include_dashboard=dashboard,
                 dashboard_host="127.0.0.1",
                 logging_level="warning",
             )

@@ -87,7 +87,7 @@ def finetune(job: FinetuneJob, models: ModelPool | None = None) -> dict[str, Any
     """
     if job.config.num_workers == 0:
         return _train_alone(ModelHolder(job.model, 1), job)
-    if job.config.num_workers == 1 and job.config.gpus_per_worker == 0:
+    if not job.config.needs_ray_train:
         with (
             pool_for(job.model, models) as pool,
             pool.working([None], FinetuneActor, job, what="fine-tuning", resumes=True) as results,
