@@ -50,6 +50,7 @@ def selecting_settings(run: Context) -> dict[str, Any]:
 
 
 def _identify(run: Context, folder: Folder) -> dict[str, Any]:
+    run.models.make_room_for_tasks()
     masks, certainty = job.identify(run.directory, folder, run.config.identify, seed=run.config.seed)
     folder.write_table(CERTAINTY, certainty)
     write_masks(folder, masks)
