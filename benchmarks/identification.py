@@ -3,33 +3,53 @@
 python benchmarks/identification.py null        false alarms on batches with nothing to find
 python benchmarks/identification.py planted     precision and recall of each rule at 8+8, 16+16 and 64+64 prompts
 python benchmarks/identification.py reduction   counts to risk differences, against a loop over tokens and layers
-python benchmarks/identification.py speed       1,000 batches of 48 x 128 experts from Parquet to masks, 2 processes
+python benchmarks/identification.py ways        parts of one batch's statistics; the compiled kernel against numpy
+python benchmarks/identification.py speed       1,000 batches of 48 x 128 experts from counts to masks through the real job
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import multiprocessing
 import os
 import resource
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import psutil
 from scipy.stats import norm
 
+from moe_ray.config.cluster import ClusterConfig
 from moe_ray.config.identify import IdentifyConfig
-from moe_ray.experts import Expert, masks_from_experts
-from moe_ray.identification.identify import identify
+from moe_ray.experts import Expert
+from moe_ray.identification.findings import CERTAINTY
+from moe_ray.identification.identify import identify, samples_of
 from moe_ray.identification.mask_files import write_masks
-from moe_ray.identification.selection import batch_tables, unsafe_experts
-from moe_ray.routing.count_tables import counts_to_table, table_to_counts
+from moe_ray.identification.pandas_export import export_pickle
+from moe_ray.identification.permutation_test import permutation_test
+from moe_ray.identification.risk import example_counts
+from moe_ray.identification.risk_tables import batch_tables
+from moe_ray.identification.selection import unsafe_experts
+from moe_ray.identification.significance import cluster_interval, q_values, selection_stability, smallest_effect
+from moe_ray.orchestration.cluster.ray_session import ray_session
+from moe_ray.orchestration.jobs import identify as job
+from moe_ray.prompts.quarantine import QUARANTINE, quarantine_frame
+from moe_ray.report.certainty_text import describe_certainty
+from moe_ray.report.run_text import describe_selection
+from moe_ray.routing.count_tables import counts_to_table
 from moe_ray.routing.counts import concat_counts
+from moe_ray.run_directory import CAPTURE, COUNTS, IDENTIFY, PROMPTS, RunDirectory
 from moe_ray.storage.folder import Folder
+from moe_ray.storage.stage import finish
 from moe_ray.testing.simulated_counts import Population, simulate
 
 OLMOE = Population(num_layers=16, num_experts=64, num_experts_per_tok=8)
@@ -167,54 +187,152 @@ def write_parts(folder: Folder, num_batches: int, per_part: int) -> None:
         folder.write_table(f"part-{start:06d}.parquet", counts_to_table(concat_counts(batches)))
 
 
-def select_in_part(task: tuple[str, str]) -> tuple[dict[int, tuple[Expert, ...]], float, int]:
-    """One file's batches: their unsafe experts, seconds of processor time, and this process's peak memory in KiB."""
-    url, name = task
-    started = time.process_time()
-    counts = table_to_counts(Folder.open(url).read_table(name))
-    selection = IdentifyConfig()
-    selected = {}
-    for batch in np.unique(counts.batch_idx):
-        table = identify(counts.take(counts.batch_idx == batch), selection)
-        selected[int(batch)] = unsafe_experts(table, selection)
-    used = time.process_time() - started
-    return selected, used, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def write_run(url: str, num_batches: int) -> None:
+    """A run directory as a capture of so many batches leaves it."""
+    folder = Folder.open(url)
+    write_parts(folder.sub(COUNTS), num_batches, per_part=20)
+    names = np.arange(num_batches * 16)
+    rows = {"batch_idx": names // 16, "in_batch_idx": names % 16, "id": names.astype(str), "category": "", "pair": None}
+    labels = np.where(names % 16 < 8, "safe", "unsafe")
+    messages = json.dumps([{"role": "user", "content": "some words of a prompt " * 10}])
+    folder.sub(PROMPTS).write_table("batches.parquet", pd.DataFrame(rows).assign(label=labels, messages=messages))
+    folder.sub(CAPTURE).write_table(QUARANTINE, quarantine_frame([]))
+
+
+class Watch:
+    """Processor seconds and peak memory of the processes that this one started, while it lasts."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, tuple[str, float, float]] = {}
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Watch:
+        self._look()
+        self._before = dict(self._seen)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._done.set()
+        self._thread.join()
+        self._look()
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.3):
+            self._look()
+
+    def _look(self) -> None:
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                times, memory = process.cpu_times(), process.memory_info().rss / 2**20
+                name, _, most = self._seen.get(process.pid, ("", 0.0, 0.0))
+                said = " ".join(process.cmdline()[:1])
+                name = "task" if name == "task" or said.startswith("ray::") else "ray"
+                self._seen[process.pid] = (name, times.user + times.system, max(most, memory))
+
+    def seconds(self, name: str) -> float:
+        """Of tasks (with the start of their processes), or of Ray's own processes, since the watch began."""
+        return sum(
+            used - self._before.get(pid, ("", 0.0, 0.0))[1]
+            for pid, (kind, used, _) in self._seen.items()
+            if kind == name
+        )
+
+    def peak_of_a_task(self) -> float:
+        """MB."""
+        return max((most for kind, _, most in self._seen.values() if kind == "task"), default=0.0)
 
 
 def speed(args: argparse.Namespace) -> pd.DataFrame:
-    """Wall and processor seconds and peak memory from Parquet to masks, all statistics at their defaults."""
+    """The real job with Ray: processor seconds of tasks and driver, and the driver's peak memory, all at their defaults."""
+    config = IdentifyConfig(compiled=not args.numpy, permutations=args.permutations)
     with tempfile.TemporaryDirectory() as work:
-        folder = Folder.open(work)
-        write_parts(folder, args.batches, per_part=20)
-        tasks = [(folder.url, name) for name in folder.names() if name.endswith(".parquet")]
-        size = sum(os.path.getsize(folder.file(name)) for _, name in tasks)
-        started = time.perf_counter()
-        with multiprocessing.get_context("spawn").Pool(2) as pool:
-            parts = pool.map(select_in_part, tasks, chunksize=1)
-        selected = {batch: experts for part, *_ in parts for batch, experts in sorted(part.items())}
-        write_masks(folder, masks_from_experts(selected, layers=range(48), num_experts=128))
-        wall = time.perf_counter() - started
-    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        # In a process of its own, so that the driver's peak memory is the job's.
+        writer = multiprocessing.get_context("spawn").Process(target=write_run, args=(work, args.batches))
+        writer.start()
+        writer.join()
+        run = RunDirectory.open(work)
+        with ray_session(ClusterConfig(num_cpus=3)):
+            at_start, wall, cpu = peak_mb(), time.perf_counter(), time.process_time()
+            with Watch() as watch:
+                folder = run.sub(IDENTIFY)
+                masks, certainty = job.identify(run, folder, config, seed=0)
+                joined = time.process_time() - cpu
+                folder.write_table(CERTAINTY, certainty)
+                write_masks(folder, masks)
+                finish(folder, {}, {}, seconds=0.0)
+                written = time.process_time() - cpu
+                describe_selection(run.risk, run.masks, 8)
+                describe_certainty(run.lengths, run.certainty, run.captured_examples, config)
+                with open(f"{work}/export.pkl", "wb") as file:
+                    about = {"masks": masks, "risk": run.risk, "batches": run.captured_examples}
+                    export_pickle(file, **about, model_name="m", num_experts_per_tok=8)
+                driver, wall = time.process_time() - cpu, time.perf_counter() - wall
+        size = sum(os.path.getsize(run.risk.folder.file(name)) for name in run.risk.names)
     rows = {
         "batches": args.batches,
-        "Parquet, MB": size / 1e6,
-        "wall seconds, 2 processes": wall,
-        "processor seconds, both": sum(used for _, used, _ in parts),
-        "ms of processor time a batch": 1000 * sum(used for _, used, _ in parts) / args.batches,
-        "peak memory of a worker, MB": max(memory for *_, memory in parts) / 1024,
-        "peak memory of the main process, MB": peak_kib / 1024,
+        "tasks, processor seconds, with the start of their processes": watch.seconds("task"),
+        "driver, processor seconds": driver,
+        "… of them plan, tasks, joining": joined,
+        "… of them writing masks": written - joined,
+        "… of them text, means, certainty, pickle": driver - written,
+        "all told, processor seconds": watch.seconds("task") + driver,
+        "Ray's own processes, processor seconds": watch.seconds("ray"),
+        "wall seconds": wall,
+        "peak memory of a task, MB": watch.peak_of_a_task(),
+        "peak memory of the driver, MB": peak_mb(),
+        "… before the job, with Ray": at_start,
+        "risk table, MB": size / 1e6,
         "1-minute load of the machine": os.getloadavg()[0],
     }
-    return pd.DataFrame(rows.items(), columns=["48 x 128 experts, 8+8 prompts, exact tests", "value"])
+    what = f"48 x 128 experts, 8+8 prompts, {'numpy' if args.numpy else 'C kernel'}, {args.permutations} permutations"
+    return pd.DataFrame(rows.items(), columns=[what, "value"])
+
+
+def peak_mb() -> float:
+    """This process's peak memory."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def ways(args: argparse.Namespace) -> pd.DataFrame:
+    """Processor milliseconds of one batch's statistics, the compiled kernel against numpy, side by side."""
+    batch = next(iter(example_counts(simulate(QWEN3))))
+    samples, rows = samples_of(batch, "tokens"), []
+    tests = {
+        "exact, C kernel": {},
+        "exact, numpy": {"compiled": False},
+        "2,000 drawn, C kernel": {"limit": 2000},
+        "2,000 drawn, numpy": {"limit": 2000, "compiled": False},
+    }
+    parts = {name: partial(permutation_test, samples, **setting) for name, setting in tests.items()}
+    test = permutation_test(samples)
+    parts |= {
+        "stability": partial(selection_stability, samples, threshold=0.05, top_k=50),
+        "interval": partial(cluster_interval, samples),
+        "certifiable": partial(smallest_effect, samples, test),
+        "q": partial(q_values, test.p_X),
+        "everything": partial(identify, simulate(QWEN3), IdentifyConfig()),
+    }
+    for name, part in parts.items():
+        seconds = []
+        for _ in range(args.batches):
+            started = time.process_time()
+            part()
+            seconds.append(time.process_time() - started)
+        rows.append((name, 1000 * min(seconds)))
+    return pd.DataFrame(rows, columns=["one batch of 48 x 128, 8+8 prompts", "processor ms"])
 
 
 def main() -> int:
     """Prints one benchmark's table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    defaults = {null: 200, planted: 12, reduction: 1, speed: 1000}
+    defaults = {null: 200, planted: 12, reduction: 1, ways: 5, speed: 1000}
     parser.add_argument("what", choices=[function.__name__ for function in defaults])
-    parser.add_argument("--batches", type=int, help="default: 200 for null, 12 for planted, 1000 for speed")
+    parser.add_argument("--batches", type=int, help="default: 200 for null, 12 for planted, 5 for ways, 1000 for speed")
     parser.add_argument("--shift", type=float, default=0.25, help="for planted (default: %(default)s)")
+    parser.add_argument("--numpy", action="store_true", help="for speed: without the compiled kernel")
+    parser.add_argument("--permutations", type=int, default=20_000, help="for speed (default: %(default)s)")
     args = parser.parse_args()
     function = next(function for function in defaults if function.__name__ == args.what)
     args.batches = args.batches or defaults[function]

@@ -3,9 +3,11 @@
     python benchmarks/training.py
     python benchmarks/training.py --device cuda --shape olmoe-1b-7b --dtype bfloat16
 
-A randomly initialised OLMoE is trained on random tokens: cost does not depend on what weights say. Each batch's mask holds 6
-experts a layer, drawn from a union of a third of all experts. Every method runs in a process of its own, so that its peak
-memory is its own, and makes the same number of steps on the same batches with AdamW.
+A randomly initialised OLMoE is trained on random tokens: cost does not depend on what weights say, as long as the router's
+are as small as real ones (`random_model`). Each batch's mask holds 6 experts a layer, drawn from a union of a third of all
+experts. Every method runs in a process of its own, so that its peak memory is its own, and makes the same number of steps on
+the same batches with a fused AdamW; the turns alternate, so that other work on the machine meets all methods. CPU time is
+that of the work alone: threads that wait for work sleep. With one thread it does not depend on what else is running.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -22,6 +25,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+# Read when torch is imported. Threads that spin while they wait count as CPU time, and slow each other down.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import numpy as np
 import torch
 from transformers import OlmoeConfig, PreTrainedModel
@@ -29,6 +35,9 @@ from transformers.utils.logging import set_verbosity_error
 
 from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.experts import Expert, ExpertMasks, masks_from_experts
+from moe_ray.finetuning import expert_forward
+from moe_ray.finetuning import trainer as trainer_module
+from moe_ray.finetuning.optimizer import adamw
 from moe_ray.finetuning.step_report import StepReport
 from moe_ray.finetuning.trainable_experts import trainable_experts
 from moe_ray.finetuning.trainer import MaskedTrainer
@@ -46,12 +55,15 @@ SHAPES: dict[str, dict[str, int]] = {
 NUM_EXPERTS, NUM_EXPERTS_PER_TOK, EXPERTS_PER_MASK, UNION_SHARE = 64, 8, 6, 1 / 3
 METHODS = {
     "full": "full fine-tuning",
+    "full_plain": "full fine-tuning, plain AdamW",
     "hook": "fused tensor + gradient hook",
     "lora": "LoRA on all experts (rank 8)",
     "ours": "one parameter per union expert",
+    "ours_plain": "the same, plain AdamW",
+    "ours_stacked": "the same, plain AdamW, experts stacked",
 }
-# Eager's backward writes a zero tensor of all experts' size for each expert it ran: slow for 64, negligible for 6.
-FASTEST_ON_CPU = {"full": "grouped_mm", "hook": "eager", "lora": "grouped_mm", "ours": "eager"}
+# Eager's backward writes a zero tensor of all experts' size for each expert it ran, unless they are a list.
+FASTEST_ON_CPU = {method: "grouped_mm" if method.startswith(("full", "lora")) else "eager" for method in METHODS}
 Rows = list[TokenizedRow]
 
 
@@ -153,7 +165,10 @@ def run_plain(args: argparse.Namespace, prepare: Callable[..., Any], *, masked: 
     masks = make_masks(model, batches)
     model = prepare(model)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.01)
+    if args.one == "full_plain":
+        optimizer = plain_adamw(parameters, learning_rate=1e-4, weight_decay=0.01)
+    else:
+        optimizer = adamw(parameters, learning_rate=1e-4, weight_decay=0.01)
     meter = Meter(args, optimizer)
     for batch, rows in batches.items():
         with meter.step():
@@ -177,6 +192,13 @@ def _gradient_hooks(model: PreTrainedModel, mask_LE: Any) -> Iterator[None]:
     yield
     for handle in handles:
         handle.remove()
+
+
+def plain_adamw(
+    parameters: list[torch.nn.Parameter], *, learning_rate: float, weight_decay: float
+) -> torch.optim.AdamW:
+    """AdamW as torch makes it by default."""
+    return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
 
 
 def train_full(args: argparse.Namespace) -> dict[str, Any]:
@@ -210,6 +232,23 @@ def train_lora(args: argparse.Namespace) -> dict[str, Any]:
     return run_plain(args, prepare, masked=False)
 
 
+def train_full_plain(args: argparse.Namespace) -> dict[str, Any]:
+    """Every parameter trains, with torch's default AdamW."""
+    return train_full(args)
+
+
+def train_ours_plain(args: argparse.Namespace) -> dict[str, Any]:
+    """moe-ray's own trainer, with torch's default AdamW."""
+    trainer_module.adamw = plain_adamw  # type: ignore[attr-defined]
+    return train_ours(args)
+
+
+def train_ours_stacked(args: argparse.Namespace) -> dict[str, Any]:
+    """The same, and the batch's experts are stacked for each forward pass."""
+    expert_forward.ExpertList = torch.stack  # type: ignore[assignment,misc]
+    return train_ours_plain(args)
+
+
 def train_ours(args: argparse.Namespace) -> dict[str, Any]:
     """moe-ray's own trainer."""
     model, batches = build(args), make_batches(args)
@@ -225,8 +264,8 @@ def train_ours(args: argparse.Namespace) -> dict[str, Any]:
             steps.close()
             steps.enter_context(meter.step())
 
-        trainer.run(after_step)
-        return meter.result(model, trainable.num_parameters())
+        reports = trainer.run(after_step)
+        return meter.result(model, trainable.num_parameters()) | {"losses": [report.loss for report in reports]}
 
 
 def table(results: dict[str, dict[str, Any]], *, on_cpu: bool) -> str:
@@ -280,26 +319,46 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=3, help="timed steps, after one that is not; 3 cover the union")
     parser.add_argument("--rows", type=int, default=16, help="examples in a batch")
     parser.add_argument("--tokens", type=int, default=32, help="tokens of an example, half of them answer")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 = torch's default")
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="CPU threads; a table for each number")
+    parser.add_argument("--turns", type=int, default=3, help="times that every method runs; the median counts")
     parser.add_argument("--one", choices=METHODS, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
+def measure(args: argparse.Namespace, threads: int) -> dict[str, dict[str, Any]]:
+    """Every method in a process of its own, in turns; of each the medians."""
+    runs: dict[str, list[dict[str, Any]]] = {method: [] for method in args.methods}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    for _ in range(args.turns):
+        for method in args.methods:
+            command = [sys.executable, *sys.argv, "--one", method]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+            runs[method].append(json.loads(done.stdout.splitlines()[-1]))
+    return {
+        method: results[0]
+        if "missing" in results[0]
+        else results[0] | {name: statistics.median(run[name] for run in results) for name in ("seconds", "cpu_seconds")}
+        for method, results in runs.items()
+    }
+
+
 def main() -> None:
-    """Runs every method in a process of its own and prints the table."""
+    """Prints a table for each number of threads."""
     args = parse()
     if args.one:
         set_verbosity_error()
-        torch.set_num_threads(args.threads or torch.get_num_threads())
         print(json.dumps(globals()[f"train_{args.one}"](args)))
         return
-    results = {}
-    for method in args.methods:
-        done = subprocess.run(
-            [sys.executable, *sys.argv, "--one", method], stdout=subprocess.PIPE, text=True, check=True
-        )
-        results[method] = json.loads(done.stdout.splitlines()[-1])
-    print(table(results, on_cpu=args.device == "cpu"))
+    for threads in args.threads:
+        load = os.getloadavg()[0]
+        results = measure(args, threads)
+        print(f"\n{threads} threads, load {load:.1f} to {os.getloadavg()[0]:.1f}\n")
+        print(table(results, on_cpu=args.device == "cpu"))
+        losses = {name: row["losses"] for name, row in results.items() if "losses" in row}
+        if len(losses) > 1:
+            first = next(iter(losses.values()))
+            apart = max(abs(a - b) for other in losses.values() for a, b in zip(first, other, strict=True))
+            print(f"\nlargest difference between the losses of {', '.join(losses)}: {apart:.1e}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Masks are looked up by `batch_idx`, never by position, so that a batch that is dropped leaves every other one its own mask.
 
-Shape suffixes: B batches, L MoE layers, E experts.
+Shape suffixes: B batches, L MoE layers, E experts, M experts of all batches.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -136,21 +137,20 @@ def masks_from_experts(
     Raises:
         InputError: an expert is outside the model.
     """
-    rows = {layer: row for row, layer in enumerate(layers)}
-    masks_BLE = np.zeros((len(selected), len(layers), num_experts), dtype=bool)
-    for mask_LE, (batch_idx, experts) in zip(masks_BLE, selected.items(), strict=True):
-        for expert in experts:
-            if expert.layer not in rows or not 0 <= expert.expert < num_experts:
-                raise InputError(
-                    f"batch {batch_idx}: expert {expert} is outside layers {list(layers)} x {num_experts} experts"
-                )
-            mask_LE[rows[expert.layer], expert.expert] = True
-    return ExpertMasks(
-        batch_idx=tuple(selected),
-        masks_BLE=masks_BLE,
-        layers=tuple(layers),
-        selected={batch_idx: tuple(experts) for batch_idx, experts in selected.items()},
-    )
+    lists = {batch_idx: tuple(experts) for batch_idx, experts in selected.items()}
+    sizes = np.fromiter(map(len, lists.values()), dtype=np.int64, count=len(lists))
+    flat = chain.from_iterable(chain.from_iterable(lists.values()))
+    pairs_M2 = np.fromiter(flat, dtype=np.int64, count=2 * int(sizes.sum())).reshape(-1, 2)
+    row_of = np.full(max([*layers, *pairs_M2[:, 0].tolist()], default=0) + 1, -1)
+    row_of[list(layers)] = np.arange(len(layers))
+    batch_M, row_M, expert_M = np.repeat(np.arange(len(lists)), sizes), row_of[pairs_M2[:, 0]], pairs_M2[:, 1]
+    outside = np.flatnonzero((pairs_M2[:, 0] < 0) | (row_M < 0) | (expert_M < 0) | (expert_M >= num_experts))
+    if len(outside):
+        batch_idx, expert = tuple(lists)[batch_M[outside[0]]], Expert(*pairs_M2[outside[0]].tolist())
+        raise InputError(f"batch {batch_idx}: expert {expert} is outside layers {list(layers)} x {num_experts} experts")
+    masks_BLE = np.zeros((len(lists), len(layers), num_experts), dtype=bool)
+    masks_BLE[batch_M, row_M, expert_M] = True
+    return ExpertMasks(batch_idx=tuple(lists), masks_BLE=masks_BLE, layers=tuple(layers), selected=lists)
 
 
 def mask_to_experts(mask_LE: Mask, layers: Sequence[int]) -> tuple[Expert, ...]:

@@ -32,8 +32,10 @@ from moe_ray.errors import InputError
 from moe_ray.experts import ExpertMasks
 from moe_ray.finetuning.adapter_files import HEADER
 from moe_ray.finetuning.history import HISTORY, read_history
+from moe_ray.identification.findings import CERTAINTY
 from moe_ray.identification.mask_files import MASKS, read_masks
 from moe_ray.identification.overlap import categories_of_batches, expert_categories
+from moe_ray.identification.risk_tables import RiskParts
 from moe_ray.prompts.example_tables import BATCHES, frame_to_examples
 from moe_ray.prompts.examples import Example
 from moe_ray.prompts.quarantine import QUARANTINE, TRUNCATED, training_examples, without_quarantined
@@ -225,9 +227,14 @@ class RunDirectory:
         return read_masks(self._require(IDENTIFY, MASKS))
 
     @cached_property
-    def risk(self) -> pd.DataFrame:
-        """The risk table, with how sure each difference is."""
-        return self._require(IDENTIFY, RISK).read_frame(RISK)
+    def risk(self) -> RiskParts:
+        """The risk table, with how sure each difference is, in parts."""
+        return RiskParts(self._require(IDENTIFY, RISK).sub(RISK))
+
+    @cached_property
+    def certainty(self) -> pd.DataFrame:
+        """How sure each batch's selection is, a row each; see `findings.Findings`."""
+        return self._require(IDENTIFY, CERTAINTY).read_frame(CERTAINTY)
 
     @cached_property
     def by_category(self) -> pd.DataFrame:

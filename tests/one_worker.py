@@ -31,6 +31,9 @@ BATCHES = {
 }
 RUNS = {"even": (7, 3, 9, 5), "uneven": (7, 3, 9)}
 CONFIG = FinetuneConfig(epochs=2, learning_rate=1e-2, weight_decay=0.1, schedule="constant")
+LENGTHS = {7: 40, 3: 10, 9: 10, 5: 10}
+SHARED = replace(CONFIG, batches_per_step=4)
+"""All four batches in every step; by `LENGTHS`, one worker trains 7 and the other one all others."""
 STOPPING = replace(CONFIG, epochs=6, patience=1)
 """With a validation loss that never falls, this ends after two of the six epochs."""
 
@@ -76,6 +79,9 @@ def train_runs(folder: str, rank: int) -> None:
             told = {"losses": torch.tensor([report.loss for report in reports]), "batches": _padded(batches)}
             save_file({**model.state_dict(), **told}, Path(folder, f"{run}-{rank}.safetensors"))
         reports = train("uneven", rank, 2, STOPPING, validate=(lambda: 1.0) if rank == 0 else _not_on_this_rank)[1]
+        asked: list[list[int]] = []
+        model, _ = train("even", rank, 2, SHARED, lengths=LENGTHS, before_epoch=lambda ids: asked.append(sorted(ids)))
+        save_file({**model.state_dict(), "asked": torch.tensor(asked)}, Path(folder, f"shared-{rank}.safetensors"))
         steps = torch.tensor([report.step for report in reports])
         save_file({"steps": steps}, Path(folder, f"stopping-{rank}.safetensors"))
     finally:

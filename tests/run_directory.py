@@ -10,15 +10,17 @@ import numpy as np
 import pandas as pd
 
 from moe_ray.config.effects import settings_affecting
+from moe_ray.config.identify import IdentifyConfig
 from moe_ray.config.io import to_yaml, with_settings
 from moe_ray.config.run import Config
 from moe_ray.evaluation.metrics import paired_changes, summarise
 from moe_ray.experts import Expert
+from moe_ray.identification.findings import CERTAINTY, findings_of, joined
 from moe_ray.identification.identify import identify
 from moe_ray.identification.mask_files import write_masks
-from moe_ray.identification.selection import select
+from moe_ray.identification.risk_tables import shape_of, write_part
 from moe_ray.routing.count_tables import counts_to_table
-from moe_ray.run_directory import COUNTS
+from moe_ray.run_directory import COUNTS, RISK
 from moe_ray.storage.folder import Folder
 from moe_ray.storage.stage import finish, read_outcome
 from moe_ray.testing.simulated_counts import Population, simulate
@@ -47,9 +49,17 @@ def write_identified(folder: Folder, *, num_batches: int = 4, categories: tuple[
     folder.write_bytes("config.yaml", to_yaml(config).encode())
     folder.sub("prompts").write_table("batches.parquet", pd.DataFrame(rows))
     folder.sub(COUNTS).write_table("part-0.parquet", counts_to_table(counts))
-    folder.sub("identify").write_table("risk_differences.parquet", risk)
-    write_masks(folder.sub("identify"), select(risk, config.identify))
+    write_found(folder.sub("identify"), risk, config.identify)
     finish(folder.sub("identify"), settings_affecting(config, "masks"), {}, seconds=1.5)
+
+
+def write_found(folder: Folder, risk: pd.DataFrame, config: IdentifyConfig) -> None:
+    """What identification writes of a risk table."""
+    layers, num_experts = shape_of(risk)
+    found = joined([findings_of(risk, config, seed=0)], config, layers=tuple(layers), num_experts=num_experts)
+    write_part(folder.sub(RISK), risk)
+    folder.write_table(CERTAINTY, found.certainty)
+    write_masks(folder, found.masks)
 
 
 def write_repaired(folder: Folder, *, prompt: str = "How?", categories: tuple[str, ...] = ("fraud", "theft")) -> None:

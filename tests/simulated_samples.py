@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_ray.experts import Expert
-from moe_ray.identification.permutation_test import Samples
 from moe_ray.identification.risk import ExampleCounts, example_counts
+from moe_ray.identification.samples import Samples
 from moe_ray.testing.simulated_counts import Population, simulate
 
 ROUNDING = 1e-12

@@ -18,7 +18,6 @@ from moe_ray.chat_messages import prompt_text
 from moe_ray.cli.arguments import QUESTIONS
 from moe_ray.errors import InputError
 from moe_ray.identification.confounds import confound_warnings, length_table, weighting_agreement
-from moe_ray.identification.identify import certainty_per_batch
 from moe_ray.identification.overlap import batch_overlap, shared_experts, sweep_union
 from moe_ray.identification.pandas_export import export_pickle
 from moe_ray.identification.selection import RULES, select
@@ -45,8 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def show_certainty(run: RunDirectory, args: argparse.Namespace) -> None:
     """In which batches the selection is significant."""
-    certainty = certainty_per_batch(run.risk, run.masks, run.identify_config)
-    head, *sentences = certainty_in_words(certainty, run.identify_config)
+    head, *sentences = certainty_in_words(run.certainty, run.identify_config)
     print(head)
     show_lines(sentences, args.top)
 

@@ -14,4 +14,4 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         MoeRayError: the prompts, the model or the run directory cannot be used, or a stage ended with an error.
     """
-    launch(arguments.settings, COMMANDS[arguments.command].work)
+    launch(arguments.settings, COMMANDS[arguments.command].work, began=arguments.began)

@@ -19,7 +19,8 @@ class FinetuneConfig(Section):
 
     num_workers: int = setting(
         1,
-        "Ray Train workers that train together; 0 = train in this process, without Ray Train",
+        "workers that train together; several, and those with GPUs, are Ray Train's; one on the CPU trains in a model "
+        "process that is there already; 0 = train in the process of the command",
         affects="speed",
         at_least=0,
     )
@@ -138,6 +139,11 @@ class FinetuneConfig(Section):
         affects="speed",
         at_least=0,
     )
+
+    @property
+    def needs_ray_train(self) -> bool:
+        """Whether several workers train, or one on GPUs."""
+        return self.num_workers > 1 or (self.num_workers == 1 and self.gpus_per_worker > 0)
 
     def faults(self) -> Iterator[str]:
         """Yields what is wrong with the boost, the batches of a step and their weights."""

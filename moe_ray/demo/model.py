@@ -2,65 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from transformers import GenerationConfig, OlmoeConfig, OlmoeForCausalLM, PreTrainedTokenizerFast
 
-from moe_ray.demo.examples import base_training_records, refusals
-from moe_ray.demo.tokenizer import CHAT_TEMPLATE, train_tokenizer
+from moe_ray.demo.examples import base_training_records
+from moe_ray.demo.recipe import TinyRecipe, tiny_model_folder
+from moe_ray.demo.tokenizer import train_tokenizer
 from moe_ray.demo.training import training_batches, training_losses
 
-RECIPE_VERSION = 3
-"""To be raised with any change of code that changes what a build gives: the recipe's values do not show it."""
-
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TinyRecipe:
-    """What the tiny model is and how it is trained.
-
-    Attributes:
-        vocab_size: Tokens, special ones included.
-        hidden_size: Width of the residual stream.
-        intermediate_size: Width of one expert.
-        num_layers: Decoder layers, each with experts.
-        num_heads: Attention heads.
-        num_experts: Experts per layer.
-        num_experts_per_tok: Experts that a token is routed to.
-        max_position_embeddings: Longest sequence, in tokens.
-        num_steps: Optimiser steps.
-        batch_size: Chat sequences per step.
-        learning_rate: AdamW's peak rate; a linear warm-up, then a cosine to 0.
-        num_warmup_steps: Steps of the warm-up.
-        max_grad_norm: Gradients are clipped to this norm.
-        specialisation: Weight of the mutual information of expert and kind of request.
-    """
-
-    vocab_size: int = 1536
-    hidden_size: int = 96
-    intermediate_size: int = 48
-    num_layers: int = 3
-    num_heads: int = 4
-    num_experts: int = 16
-    num_experts_per_tok: int = 2
-    max_position_embeddings: int = 256
-    num_steps: int = 220
-    batch_size: int = 48
-    learning_rate: float = 6e-3
-    num_warmup_steps: int = 10
-    max_grad_norm: float = 1.0
-    specialisation: float = 2.0
 
 
 def build_tiny_model(
@@ -83,7 +41,7 @@ def build_tiny_model(
         progress: Called after each training step with the steps done, the steps in all and the language loss.
     """
     recipe = recipe or TinyRecipe()
-    path = Path(cache_dir) / f"tiny-olmoe-{_content_hash(recipe, seed)}"
+    path = tiny_model_folder(cache_dir, seed=seed, recipe=recipe)
     if path.is_dir():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,18 +74,6 @@ def _publish(staged: Path, path: Path) -> None:
         if not path.is_dir():
             raise
         logger.info("%s was finished by another process meanwhile; using that one", path)
-
-
-def _content_hash(recipe: TinyRecipe, seed: int) -> str:
-    content = {
-        "records": base_training_records(),
-        "refusals": refusals(),
-        "chat_template": CHAT_TEMPLATE,
-        "recipe": asdict(recipe),
-        "recipe_version": RECIPE_VERSION,
-        "seed": seed,
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def tiny_tokenizer(recipe: TinyRecipe | None = None) -> PreTrainedTokenizerFast:

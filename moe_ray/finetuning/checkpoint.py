@@ -14,6 +14,8 @@ from moe_ray.finetuning.schedule import hash_plan
 from moe_ray.finetuning.trainer import MaskedTrainer
 
 _TENSORS, _STATE = "training.safetensors", "training.json"
+CHECKPOINT_FILES = (_TENSORS, _STATE)
+"""The files of a checkpoint, in the order in which they are written."""
 
 
 def save_checkpoint(trainer: MaskedTrainer, folder: str | Path) -> None:

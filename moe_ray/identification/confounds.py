@@ -17,7 +17,8 @@ import pandas as pd
 from moe_ray.config.identify import IdentifyConfig
 from moe_ray.errors import InputError
 from moe_ray.identification.risk import example_counts
-from moe_ray.identification.selection import batch_tables, unsafe_experts
+from moe_ray.identification.risk_tables import Risk, batch_tables
+from moe_ray.identification.selection import unsafe_experts
 from moe_ray.routing.counts import RoutingCounts
 
 MAX_LENGTH_RATIO = 3.0
@@ -102,14 +103,31 @@ def _template_warnings(texts: pd.DataFrame) -> list[str]:
     return found
 
 
-def weighting_agreement(risk: pd.DataFrame, config: IdentifyConfig) -> pd.DataFrame:
+def weighting_agreement(risk: Risk, config: IdentifyConfig) -> pd.DataFrame:
     """One row per batch: how much of the selection pooled tokens and equal weight per prompt share.
+
+    Returns:
+        the columns of `selections_by_weighting`, and `rank_correlation`, Spearman's, of both differences over all experts.
+
+    Raises:
+        InputError: the table has no `risk_diff_prompt`.
+    """
+    table = selections_by_weighting(risk, config)
+    table["rank_correlation"] = [
+        of_batch["risk_diff"].rank().corr(of_batch["risk_diff_prompt"].rank())
+        for _, of_batch in batch_tables(risk, ["risk_diff", "risk_diff_prompt"])
+    ]
+    return table
+
+
+def selections_by_weighting(risk: Risk, config: IdentifyConfig) -> pd.DataFrame:
+    """One row per batch: what pooled tokens and equal weight per prompt select.
 
     Filters are off, since a table's p belongs to one weighting.
 
     Returns:
         columns `batch_idx`; `by_tokens`, `by_prompts`, `by_both`: experts selected; `jaccard`, both / either (1 where
-        neither selects any); `rank_correlation`, Spearman's, of the two differences over all experts.
+        neither selects any).
 
     Raises:
         InputError: the table has no `risk_diff_prompt`.
@@ -131,7 +149,6 @@ def weighting_agreement(risk: pd.DataFrame, config: IdentifyConfig) -> pd.DataFr
                 "by_prompts": len(prompts),
                 "by_both": both,
                 "jaccard": both / either if either else 1.0,
-                "rank_correlation": table["risk_diff"].rank().corr(table["risk_diff_prompt"].rank()),
             }
         )
     return pd.DataFrame(rows)

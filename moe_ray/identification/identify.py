@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,13 +18,17 @@ import pandas as pd
 from moe_ray.config.identify import IdentifyConfig
 from moe_ray.errors import InputError
 from moe_ray.experts import ExpertMasks
-from moe_ray.identification.permutation_test import Samples, permutation_test
+from moe_ray.identification.permutation_test import permutation_test
 from moe_ray.identification.risk import ExampleCounts, Floats, activation_rates, example_counts
+from moe_ray.identification.risk_tables import Risk, batch_tables
+from moe_ray.identification.samples import Samples
 from moe_ray.identification.selection import above_alpha
 from moe_ray.identification.significance import cluster_interval, q_values, selection_stability, smallest_effect
 from moe_ray.routing.counts import RoutingCounts
 
 CERTAINTY_COLUMNS = ("p", "p_maxt", "q", "ci_low", "ci_high", "stability", "certifiable")
+STATISTIC = "own_rates"
+"""What the tests divide by. Tables with p-values of another statistic are made anew."""
 USUAL_ALPHA = 0.05
 """Level at which reports speak of certainty while `identify.alpha` is off."""
 
@@ -91,7 +94,7 @@ def _certainty(samples: Samples, batch_idx: int, config: IdentifyConfig, seed: i
     columns: dict[str, Floats] = {}
     columns["ci_low"], columns["ci_high"] = cluster_interval(samples)
     if config.permutations:
-        test = permutation_test(samples, limit=config.permutations, seed=seed)
+        test = permutation_test(samples, limit=config.permutations, seed=seed, compiled=config.compiled)
         columns |= {"p": test.p_X, "p_maxt": test.p_maxt_X, "q": q_values(test.p_X)}
         columns["certifiable"] = smallest_effect(samples, test, alpha=USUAL_ALPHA)
     if config.resamples:
@@ -139,7 +142,7 @@ class Identification:
 _EXPERT_OF_BATCH = ["batch_idx", "layer", "expert"]
 
 
-def certainty_per_batch(risk: pd.DataFrame, masks: ExpertMasks, config: IdentifyConfig) -> pd.DataFrame:
+def certainty_per_batch(risk: Risk, masks: ExpertMasks, config: IdentifyConfig) -> pd.DataFrame:
     """One row per batch: how much of its selection is significant.
 
     Args:
@@ -155,8 +158,7 @@ def certainty_per_batch(risk: pd.DataFrame, masks: ExpertMasks, config: Identify
     """
     alpha = config.alpha or USUAL_ALPHA
     rows = []
-    for batch_idx, table in risk.groupby("batch_idx", sort=True):
-        name = int(cast(int, batch_idx))
+    for name, table in batch_tables(risk, ["p_maxt", "stability", "certifiable"]):
         table = table.sort_values(["layer", "expert"])
         selected = table[masks[name].ravel()]
         tested = bool(table["p_maxt"].notna().any())

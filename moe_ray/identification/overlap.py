@@ -15,7 +15,7 @@ import pandas as pd
 
 from moe_ray.errors import InputError
 from moe_ray.experts import Expert, ExpertMasks
-from moe_ray.identification.selection import batch_tables
+from moe_ray.identification.risk_tables import Risk, batch_tables, mean_by_category, shape_of
 from moe_ray.prompts.batches import MIXED
 
 
@@ -32,7 +32,7 @@ def categories_of_batches(batches: pd.DataFrame) -> dict[int, str]:
     return dict(zip(unsafe["batch_idx"].tolist(), names.tolist(), strict=True))
 
 
-def expert_categories(risk: pd.DataFrame, masks: ExpertMasks, categories: Mapping[int, str]) -> pd.DataFrame:
+def expert_categories(risk: Risk, masks: ExpertMasks, categories: Mapping[int, str]) -> pd.DataFrame:
     """One row per category and expert that is unsafe in at least one of its batches, the most frequent first.
 
     Returns:
@@ -43,8 +43,7 @@ def expert_categories(risk: pd.DataFrame, masks: ExpertMasks, categories: Mappin
         InputError: a batch has no category.
     """
     _check_known(masks.batch_idx, categories)
-    of_rows = risk["batch_idx"].map(dict(categories))
-    means = risk.groupby([of_rows.rename("category"), "layer", "expert"])["risk_diff"].mean()
+    means = mean_by_category(risk, dict(categories)).set_index(["category", "layer", "expert"])
     sizes = pd.Series([categories[batch] for batch in masks.batch_idx]).value_counts()
     pairs = [(categories[batch], *expert) for batch in masks.batch_idx for expert in masks.selected[batch]]
     seen = pd.DataFrame(pairs, columns=["category", "layer", "expert"])
@@ -109,7 +108,7 @@ def batch_overlap(masks: ExpertMasks) -> pd.DataFrame:
 
 
 def sweep_union(
-    risk: pd.DataFrame,
+    risk: Risk,
     *,
     thresholds: Sequence[float],
     top_ks: Sequence[int],
@@ -130,8 +129,10 @@ def sweep_union(
         batch; `empty_batches`, with none; with a reference `kept` and `added`, experts of the union that are in the
         reference's union and that are not.
     """
-    layers, num_experts = np.unique(risk["layer"]), int(risk["expert"].max()) + 1
-    ranked = [_ranked(table, layers, num_experts, column) for _, table in batch_tables(risk)]
+    layers_of_table, num_experts = shape_of(risk)
+    layers, most = np.array(layers_of_table), max(top_ks)
+    # No more of a batch is kept than the largest top_k can take.
+    ranked = [_ranked(table, layers, num_experts, column, most) for _, table in batch_tables(risk, [column])]
     union_of_reference = None if reference is None else reference.union.ravel()
     rows = []
     for threshold, top_k in product(thresholds, top_ks):
@@ -152,9 +153,11 @@ def sweep_union(
     return pd.DataFrame(rows)
 
 
-def _ranked(table: pd.DataFrame, layers: np.ndarray, num_experts: int, column: str) -> tuple[np.ndarray, np.ndarray]:
-    """A batch's experts as flat mask positions with their values, the largest first, ties by (layer, expert)."""
+def _ranked(
+    table: pd.DataFrame, layers: np.ndarray, num_experts: int, column: str, most: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """A batch's first experts as flat mask positions with their values, the largest first, ties by (layer, expert)."""
     keys = np.searchsorted(layers, table["layer"].to_numpy()) * num_experts + table["expert"].to_numpy()
     values = table[column].to_numpy()
-    order = np.lexsort((keys, -values))
+    order = np.lexsort((keys, -values))[:most]
     return keys[order], values[order]

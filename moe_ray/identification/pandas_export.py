@@ -20,7 +20,7 @@ import pandas as pd
 from moe_ray.chat_messages import prompt_text
 from moe_ray.errors import InputError
 from moe_ray.experts import Expert, ExpertMasks
-from moe_ray.identification.risk import aggregate_risk
+from moe_ray.identification.risk_tables import Risk, aggregate_risk
 from moe_ray.identification.selection import top_experts
 
 _PROTOCOL = 4  # what Python 3.8 and later read
@@ -32,10 +32,15 @@ def export_name(model_name: str) -> str:
     return f"sft_dataset_{re.sub(r'[^A-Za-z0-9._-]+', '_', last)}.pkl"
 
 
+def export_bytes(masks: ExpertMasks) -> int:
+    """Size of the masks in the pickle, which are most of it in a large run."""
+    return masks.masks_BLE.size * np.dtype(np.float32).itemsize
+
+
 def export_data(
     *,
     masks: ExpertMasks,
-    risk: pd.DataFrame,
+    risk: Risk,
     batches: pd.DataFrame,
     model_name: str,
     num_experts_per_tok: int,

@@ -21,7 +21,7 @@ Strata = tuple[tuple[int, int], ...]
 """Per group of exchangeable examples: how many there are, and how many of them are unsafe."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Relabellings:
     """Sets of examples called unsafe.
 
@@ -30,6 +30,7 @@ class Relabellings:
             stratum the examples observed as unsafe come first.
         is_mirrored: each column stands for its opposite as well, in which safe and unsafe are exchanged.
         is_exact: every possible relabelling is there, once.
+        is_one_stratum: all examples trade with all.
 
     The set is closed under complement where it is mirrored, so the observed labelling is exchangeable with every member.
     """
@@ -37,6 +38,7 @@ class Relabellings:
     unsafe_NP: npt.NDArray[np.float32]
     is_mirrored: bool
     is_exact: bool
+    is_one_stratum: bool
 
     def __repr__(self) -> str:
         how = "all" if self.is_exact else "drawn"
@@ -101,7 +103,9 @@ def relabellings(strata: Strata, limit: int, seed: int) -> Relabellings:
     unsafe_NP = np.ascontiguousarray(unsafe_PN.T, dtype=np.float32)
     # Every batch of the same make-up gets this one array from the cache; a change would reach all of them.
     unsafe_NP.flags.writeable = False
-    return Relabellings(unsafe_NP=unsafe_NP, is_mirrored=is_mirrored, is_exact=total <= limit)
+    return Relabellings(
+        unsafe_NP=unsafe_NP, is_mirrored=is_mirrored, is_exact=total <= limit, is_one_stratum=len(strata) == 1
+    )
 
 
 def _all(strata: Strata) -> npt.NDArray[np.bool_]:

@@ -196,23 +196,3 @@ def add_rates(table: pd.DataFrame) -> pd.DataFrame:
     safe, unsafe = table["a_safe"] + table["d_safe"], table["a_unsafe"] + table["d_unsafe"]
     risk_diff = (table["a_unsafe"] * safe - table["a_safe"] * unsafe) / (unsafe * safe)
     return table.assign(a_safe_n=table["a_safe"] / safe, a_unsafe_n=table["a_unsafe"] / unsafe, risk_diff=risk_diff)
-
-
-def aggregate_risk(risk: pd.DataFrame) -> pd.DataFrame:
-    """One row per layer and expert over all batches, the largest mean `risk_diff` first, ties by (layer, expert).
-
-    Columns: `layer, expert`; the means over batches `risk_diff, a_safe_n, a_unsafe_n` and, where `risk` has them, of the
-    other differences; `risk_diff_sum` and the token sums `a_safe_sum`, `d_safe_sum`, `a_unsafe_sum`, `d_unsafe_sum`;
-    `risk_diff_pooled`, the difference of the summed tokens' rates; `num_batches`.
-    """
-    grouped = risk.groupby(["layer", "expert"], sort=True)
-    means = ["risk_diff", "a_safe_n", "a_unsafe_n", "risk_diff_prompt", "risk_diff_activation"]
-    table = grouped[[name for name in means if name in risk]].mean()
-    table["risk_diff_sum"] = grouped["risk_diff"].sum()
-    tokens = grouped[["a_safe", "d_safe", "a_unsafe", "d_unsafe"]].sum()
-    table["risk_diff_pooled"] = add_rates(tokens)["risk_diff"]
-    table = table.join(tokens.add_suffix("_sum"))
-    table["num_batches"] = grouped.size()
-    return table.reset_index().sort_values(
-        ["risk_diff", "layer", "expert"], ascending=[False, True, True], ignore_index=True
-    )

@@ -6,9 +6,8 @@ experts away. `RULES` names each rule's source.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +16,7 @@ import pandas as pd
 from moe_ray.config.identify import IdentifyConfig
 from moe_ray.errors import InputError, NothingSelected
 from moe_ray.experts import Expert, ExpertMasks, masks_from_experts
+from moe_ray.identification.risk_tables import Risk, batch_tables
 
 SCORE_COLUMN = {"tokens": "risk_diff", "prompts": "risk_diff_prompt", "activation": "risk_diff_activation"}
 """The column that `identify.weighting` ranks experts by."""
@@ -58,7 +58,7 @@ def unsafe_experts(table: pd.DataFrame, config: IdentifyConfig, *, seed: int = 0
     return RULES[config.rule].choose(table, config, seed)
 
 
-def select(risk: pd.DataFrame, config: IdentifyConfig, *, seed: int = 0) -> ExpertMasks:
+def select(risk: Risk, config: IdentifyConfig, *, seed: int = 0) -> ExpertMasks:
     """The masks of all batches.
 
     Args:
@@ -69,7 +69,7 @@ def select(risk: pd.DataFrame, config: IdentifyConfig, *, seed: int = 0) -> Expe
     Raises:
         InputError: no batch has any unsafe expert, or the table lacks a column that the configuration needs.
     """
-    return select_from([risk], config, seed=seed)
+    return select_from((table for _, table in batch_tables(risk)), config, seed=seed)
 
 
 def select_from(tables: Iterable[pd.DataFrame], config: IdentifyConfig, *, seed: int = 0) -> ExpertMasks:
@@ -87,35 +87,36 @@ def select_from(tables: Iterable[pd.DataFrame], config: IdentifyConfig, *, seed:
     layers: set[int] = set()
     num_experts, largest, smallest_p, empty = 0, -np.inf, np.inf, pd.Series(dtype=np.float64)
     for risk in tables:
-        selected |= {batch: unsafe_experts(table, config, seed=seed) for batch, table in batch_tables(risk)}
+        selected |= select_batches(risk, config, seed=seed)
         layers |= set(np.unique(risk["layer"]).tolist())
         num_experts = max(num_experts, int(risk["expert"].max()) + 1)
         # For the message alone; a table need not have what its rule does not use.
         largest = max(largest, float(risk.get(SCORE_COLUMN[config.weighting], empty).max()))
         smallest_p = min(smallest_p, float(risk.get("p_maxt", empty).min()))
     if not any(selected.values()):
-        raise NothingSelected(_nothing_selected(largest, smallest_p, config, len(selected)))
+        raise NothingSelected(nothing_selected(largest, smallest_p, config, len(selected)))
     in_order = {batch: selected[batch] for batch in sorted(selected)}
     return masks_from_experts(in_order, layers=sorted(layers), num_experts=num_experts)
 
 
-def batch_tables(risk: pd.DataFrame) -> Iterator[tuple[int, pd.DataFrame]]:
-    """Yields each batch and its rows, ascending by `batch_idx`."""
-    names = risk["batch_idx"].to_numpy()
-    if (np.diff(names) < 0).any():
-        risk = risk.iloc[np.argsort(names, kind="stable")]
-        names = risk["batch_idx"].to_numpy()
-    starts = [*np.flatnonzero(np.diff(names, prepend=names[0] - 1)), len(names)] if len(names) else []
-    for start, end in pairwise(starts):
-        yield int(names[start]), risk.iloc[start:end]
+def select_batches(risk: Risk, config: IdentifyConfig, *, seed: int = 0) -> dict[int, tuple[Expert, ...]]:
+    """Per `batch_idx` its unsafe experts, the strongest first; any number of batches may have none."""
+    return {batch: unsafe_experts(table, config, seed=seed) for batch, table in batch_tables(risk)}
 
 
-def _nothing_selected(largest: float, smallest_p: float, config: IdentifyConfig, num_batches: int) -> str:
-    score = SCORE_COLUMN[config.weighting]
+def nothing_selected(largest: float, smallest_p: float, config: IdentifyConfig, num_batches: int) -> str:
+    """Why no batch has any unsafe expert.
+
+    Args:
+        largest: the largest difference, of the configured weighting, of any expert and batch.
+        smallest_p: the smallest corrected p.
+        config: the configuration.
+        num_batches: of the run.
+    """
     if largest <= config.threshold:
         return (
-            f"no expert of any of {num_batches} batches has {score} above {config.threshold}; the largest is "
-            f"{largest:.4f}; lower identify.threshold"
+            f"no expert of any of {num_batches} batches has {SCORE_COLUMN[config.weighting]} above {config.threshold}; the "
+            f"largest is {largest:.4f}; lower identify.threshold"
         )
     return (
         f"no expert of any of {num_batches} batches passes identify.alpha={config.alpha} ({config.correction}) and "

@@ -13,8 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import stdtrit
 
-from moe_ray.identification.permutation_test import PermutationTest, Reals, Samples, product
+from moe_ray.identification.permutation_test import PermutationTest
+from moe_ray.identification.relabelling_counts import one_blas_thread
 from moe_ray.identification.risk import Floats
+from moe_ray.identification.samples import Samples
 
 _SAME = 1e-12
 """Differences of rates closer than this are equal: rounding makes up to 1e-15 of it, unequal counts at least 1e-10."""
@@ -36,29 +38,49 @@ def q_values(p_X: Floats) -> Floats:
 def smallest_effect(samples: Samples, test: PermutationTest, *, alpha: float = 0.05) -> Floats:
     """(X,) the smallest risk difference that the batch could have certified, corrected for all experts.
 
-    The prompts' own variation is kept, the observed difference is replaced by another, and the value that the largest of
-    all experts stays below in all but a share `alpha` of the relabellings is taken as it is. Infinite where no
-    difference of at most 1 is enough; NaN for an expert that no token was routed to.
+    The prompts' own variation about their label's rate is kept, which is what the standard error is of; the difference is
+    replaced by another, and the value that the largest of all experts stays below in all but a share `alpha` of the
+    relabellings is taken as it is. Infinite where no difference of at most 1 is enough; NaN for an expert that no token was
+    routed to.
     """
+    error_X, bar = standard_error(samples), _bar(test.maxima_P, alpha)
+    effect_X = np.multiply(bar, error_X, out=np.full_like(error_X, np.inf), where=(error_X > 0) | np.isfinite(bar))
+    if test.maxima_about_one_rate_P is not None:
+        effect_X = np.maximum(effect_X, _effect_about_one_rate(samples, _bar(test.maxima_about_one_rate_P, alpha)))
+    effect_X = np.where(effect_X > 1, np.inf, effect_X)
+    return np.asarray(np.where(samples.values_NX.sum(axis=0) > 0, effect_X, np.nan))
+
+
+def _bar(maxima_P: Floats, alpha: float) -> float:
+    """The largest value of a relabelling that a significant one has to exceed."""
     # As many maxima as alpha allows may be as large as the observed value, the observed labelling's own among them, so it
     # has to exceed the last of those. With fewer than 1 / alpha relabellings none is allowed, and nothing is certified.
-    allowed = int(alpha * len(test.maxima_P))
-    bar = float(test.maxima_P[-allowed]) if allowed else np.inf
+    allowed = int(alpha * len(maxima_P))
+    return float(maxima_P[-allowed]) if allowed else np.inf
+
+
+def _effect_about_one_rate(samples: Samples, bar: float) -> Floats:
+    """(X,) the smallest difference whose quotient by the standard error about one rate is the bar."""
     share = samples.sizes_N[samples.is_unsafe_N].sum() / samples.sizes_N.sum()
     shift_N1 = (samples.sizes_N * (samples.is_unsafe_N - share))[:, None]
     rest_CX = _contributions(samples, samples.centred() - samples.difference() * shift_N1)
     shift_C1 = _contributions(samples, shift_N1)
     within_X, crossed_X = np.square(rest_CX).sum(axis=0), (rest_CX * shift_C1).sum(axis=0)
-    # A larger effect also has a larger error under the null, as it is centred away with both labels pooled. So this solves
+    # A larger effect also has a larger error, as it is centred away with both labels pooled. So this solves
     # effect = bar * sqrt(within + 2 crossed effect + shift^2 effect^2); where the last term wins, no effect is enough.
     lead = 1 - bar**2 * float(np.square(shift_C1).sum())
-    if lead > 0:
-        half_X = bar**2 * crossed_X
-        effect_X = (half_X + np.sqrt(half_X**2 + lead * bar**2 * within_X)) / lead
-    else:
-        effect_X = np.full(len(within_X), np.inf)
-    effect_X = np.where(effect_X > 1, np.inf, effect_X)
-    return np.asarray(np.where(samples.values_NX.sum(axis=0) > 0, effect_X, np.nan))
+    if not lead > 0:
+        return np.full(len(within_X), np.inf)
+    half_X = bar**2 * crossed_X
+    return np.asarray((half_X + np.sqrt(half_X**2 + lead * bar**2 * within_X)) / lead)
+
+
+def standard_error(samples: Samples) -> Floats:
+    """(X,) of the difference, as the permutation test divides by it: prompts (or pairs) about their label's own rate."""
+    kinds_C, sums_CX = _clusters(samples).kinds_C, _contributions(samples, samples.residuals())
+    sizes = np.bincount(kinds_C)
+    factors = sizes / np.maximum(sizes - 1, 1)
+    return np.asarray(np.sqrt(factors[kinds_C] @ np.square(sums_CX)))
 
 
 @dataclass(frozen=True)
@@ -85,42 +107,60 @@ def _clusters(samples: Samples) -> _Clusters:
 
 def _contributions(samples: Samples, residuals_NX: Floats) -> Floats:
     """(C, X) what each prompt or pair adds to the difference of the residuals' rates."""
-    sizes_N = np.where(samples.is_unsafe_N, 1, -1) * np.where(
-        samples.is_unsafe_N, samples.sizes_N[samples.is_unsafe_N].sum(), samples.sizes_N[~samples.is_unsafe_N].sum()
-    )
-    return _clusters(samples).add_up(residuals_NX / sizes_N[:, None])
+    signs_N = np.where(samples.is_unsafe_N, 1, -1)
+    return _clusters(samples).add_up(residuals_NX * (signs_N / _totals(samples))[:, None])
+
+
+def _totals(samples: Samples) -> Floats:
+    """(N,) the summed sizes of each example's label."""
+    unsafe_N = samples.is_unsafe_N
+    return np.asarray(np.where(unsafe_N, samples.sizes_N[unsafe_N].sum(), samples.sizes_N[~unsafe_N].sum()))
 
 
 def cluster_interval(samples: Samples, *, level: float = 0.95) -> tuple[Floats, Floats]:
     """(X,) lower and upper end of the difference's interval, with prompts (or pairs) as clusters, within -1 to 1.
 
-    Linearised variance of the two ratios and Student's t with Satterthwaite's degrees of freedom. With one cluster of a
-    kind nothing is known and the interval is -1 to 1. An expert that does not vary has an interval of width 0.
+    Linearised variance of the two ratios and Student's t with Satterthwaite's degrees of freedom, of which a label has fewer
+    where a few of its prompts hold most of its tokens. With one cluster of a kind nothing is known and the interval is -1 to
+    1. An expert that does not vary has an interval of width 0.
 
-    Source: Cochran (1977), Sampling Techniques, 6.3; Satterthwaite (1946).
+    Source: Cochran (1977), Sampling Techniques, 6.3; Satterthwaite (1946); degrees after Bell & McCaffrey (2002).
     """
     clusters = _clusters(samples)
-    residuals_NX = np.empty_like(samples.values_NX)
-    for rows in (samples.is_unsafe_N, ~samples.is_unsafe_N):
-        rate_X = samples.values_NX[rows].sum(axis=0) / samples.sizes_N[rows].sum()
-        residuals_NX[rows] = samples.values_NX[rows] - samples.sizes_N[rows, None] * rate_X
-    sums_CX = _contributions(samples, residuals_NX)
+    sums_CX = _contributions(samples, samples.residuals())
+    shares_C = clusters.add_up((samples.sizes_N / _totals(samples))[:, None])[:, 0]
     variance_X, weighted_X = np.zeros(sums_CX.shape[1]), np.zeros(sums_CX.shape[1])
     for kind in np.unique(clusters.kinds_C):
         # By kind, since a safe and an unsafe example are not draws of one population; pairs hold one of each, whose common
         # part cancels in their contribution.
-        contributions_CX = sums_CX[clusters.kinds_C == kind]
+        is_kind_C = clusters.kinds_C == kind
+        contributions_CX = sums_CX[is_kind_C]
         if len(contributions_CX) == 1:
             return np.full(len(variance_X), -1.0), np.full(len(variance_X), 1.0)
         part_X = len(contributions_CX) * contributions_CX.var(axis=0, ddof=1)
         variance_X += part_X
-        weighted_X += part_X**2 / (len(contributions_CX) - 1)
+        weighted_X += part_X**2 / _degrees(shares_C[is_kind_C])
     # With eight pairs a normal quantile would be a sixth too small. Where nothing varies any degrees will do: the width
     # is 0, and 0 / 0 degrees would make it NaN.
     degrees_X = np.divide(variance_X**2, weighted_X, out=np.ones_like(variance_X), where=weighted_X > 0)
     half_X = stdtrit(degrees_X, (1 + level) / 2) * np.sqrt(variance_X)
     difference_X = samples.difference()
     return np.maximum(difference_X - half_X, -1.0), np.minimum(difference_X + half_X, 1.0)
+
+
+def _degrees(shares_C: Floats) -> float:
+    """Degrees of freedom of a variance between clusters whose rates vary alike.
+
+    One less than their number if all are of one size, fewer if some hold most of the tokens.
+
+    Args:
+        shares_C: (C,) what part of the tokens each holds, up to a factor.
+    """
+    shares_C = shares_C / shares_C.sum()
+    # A residual is a cluster's deviation, less its share of the sum of all; deviations are as large as the sizes.
+    spread_CC = (np.eye(len(shares_C)) - shares_C[:, None]) * shares_C
+    covariance_CC = spread_CC @ spread_CC.T
+    return float(np.trace(covariance_CC) ** 2 / np.square(covariance_CC).sum())
 
 
 def selection_stability(
@@ -144,20 +184,25 @@ def selection_stability(
     for rows, sign in ((samples.is_unsafe_N, 1), (~samples.is_unsafe_N, -1)):
         weights_RN[:, rows] = sign * times_RN[:, rows] / (times_RN[:, rows] @ samples.sizes_N[rows])[:, None]
     # Float64, so that equal differences come out closer than _SAME on every processor, and different ones further apart.
-    difference_RX = product(weights_RN, samples.values_NX.astype(np.float64))
+    with one_blas_thread():
+        difference_RX = weights_RN @ samples.values_NX.astype(np.float64)
     selected_RX = difference_RX > threshold + _SAME
-    if top_k < difference_RX.shape[1]:
-        selected_RX &= _largest(difference_RX, top_k)
-    return np.asarray(selected_RX.mean(axis=0))
+    for selected_X, difference_X in zip(selected_RX, difference_RX, strict=True):
+        above = np.flatnonzero(selected_X)
+        if len(above) > top_k:
+            selected_X[above] = _largest(difference_X[above], top_k)
+    return np.asarray(np.count_nonzero(selected_RX, axis=0) / resamples)
 
 
-def _largest(values_RX: Reals, top_k: int) -> npt.NDArray[np.bool_]:
-    """(R, X) bool: the `top_k` largest of each row; of those that tie for the last places, the first in the row."""
-    position = values_RX.shape[1] - top_k
-    last_R1 = np.partition(values_RX, position, axis=1)[:, position : position + 1]
-    above_RX = values_RX > last_R1 + _SAME
-    # Values that rounding has split are one tie. Taken as they are, which of two equal experts is selected would hang on the
-    # processor, and a row could hold more than top_k or fewer.
-    tied_RX = np.abs(values_RX - last_R1) <= _SAME
-    still_free_R1 = top_k - above_RX.sum(axis=1, keepdims=True)
-    return np.asarray(above_RX | (tied_RX & (np.cumsum(tied_RX, axis=1) <= still_free_R1)))
+def _largest(values_X: Floats, top_k: int) -> npt.NDArray[np.bool_]:
+    """(X,) bool: the `top_k` largest of more values than that; of those that tie for the last places, the first."""
+    position = len(values_X) - top_k
+    last = np.partition(values_X, position)[position]
+    largest_X = values_X >= last - _SAME
+    if np.count_nonzero(largest_X) > top_k:
+        # Values that rounding has split are one tie. Taken as they are, which of two equal experts is selected would hang on
+        # the processor, and there could be more than top_k or fewer.
+        tied_X = np.abs(values_X - last) <= _SAME
+        above_X = largest_X & ~tied_X
+        largest_X = above_X | (tied_X & (np.cumsum(tied_X) <= top_k - above_X.sum()))
+    return np.asarray(largest_X)

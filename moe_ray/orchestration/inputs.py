@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from moe_ray.config.fields import EMBEDDED
 from moe_ray.config.model import ModelConfig
 from moe_ray.config.run import Config
+from moe_ray.demo.recipe import tiny_model_folder
 from moe_ray.errors import InputError
 from moe_ray.evaluation.judges import check_judge
 from moe_ray.studies.search_space import read_space
@@ -38,23 +38,24 @@ def check_requests(config: Config) -> None:
         raise InputError("compare.names: esft_gate needs routed weights; set capture.weights=true, or leave it out")
 
 
-def resolve_model(
-    config: Config, progress: Callable[[int, int, float], None] | None = None, *, trained: bool = False
-) -> ModelConfig:
-    """The model to use: the configured one, or the embedded one, built if it is not cached.
+def resolve_model(config: Config, *, trained: bool = False) -> ModelConfig:
+    """The model to use: the configured one, or the embedded one, whether it is built yet or not.
 
     A local checkpoint's path comes back absolute, since workers run in folders of their own.
 
     Raises:
         InputError: the checkpoint does not exist or has no experts, or is to be `trained` and its experts cannot be.
     """
+    if config.model.path == EMBEDDED:
+        return replace(config.model, path=str(tiny_model_folder(cache_folder(config), seed=config.seed)))
+    # Torch and the model library take seconds to import.
     from moe_ray.models.loading import check_model, check_trainable
 
-    if config.model.path != EMBEDDED:
-        (check_trainable if trained else check_model)(config.model)
-        folder = config.model.local_folder()
-        return config.model if folder is None else replace(config.model, path=str(folder.absolute()))
-    from moe_ray.demo.model import build_tiny_model
+    (check_trainable if trained else check_model)(config.model)
+    folder = config.model.local_folder()
+    return config.model if folder is None else replace(config.model, path=str(folder.absolute()))
 
-    path = build_tiny_model(Path(config.cache_dir).expanduser().absolute(), seed=config.seed, progress=progress)
-    return replace(config.model, path=str(path))
+
+def cache_folder(config: Config) -> Path:
+    """Where the embedded model is kept."""
+    return Path(config.cache_dir).expanduser().absolute()

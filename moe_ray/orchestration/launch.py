@@ -2,58 +2,98 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import TYPE_CHECKING
 
 from moe_ray.config.fields import EMBEDDED
 from moe_ray.config.run import Config
+from moe_ray.demo.build_process import TinyModelBuild
 from moe_ray.errors import OutsideFailed
 from moe_ray.orchestration.cluster.local_environment import set_local_environment
-from moe_ray.orchestration.inputs import check_requests, resolve_model
+from moe_ray.orchestration.inputs import cache_folder, check_requests, resolve_model
+from moe_ray.orchestration.stages.seconds import Seconds
 from moe_ray.prompts.prompt_set import read_prompts
-from moe_ray.run_directory import RunDirectory
+from moe_ray.run_directory import CAPTURE, RunDirectory
 from moe_ray.storage.folder import Folder
+from moe_ray.storage.stage import is_finished
+
+if TYPE_CHECKING:
+    from moe_ray.orchestration.cluster.model_pool import ModelPool
 
 logger = logging.getLogger(__name__)
 
 _WITHOUT_TRAINING = ("prepare", "capture", "identify")
+_WITH_MODEL = ("capture", "identify", "finetune", "evaluate", "full", "sweep", "compare")
+"""Workflows whose first long stage is the capture."""
 
 
-def launch(config: Config, workflow: str) -> None:
+def launch(config: Config, workflow: str, *, began: float | None = None) -> None:
     """Does a workflow, with Ray connected meanwhile.
+
+    What takes long to start does so at the same time: the embedded model is built in a process of its own and this process
+    imports the model library, while Ray starts; the model process starts while the tracking does.
 
     Args:
         config: the resolved configuration, with an absolute run directory.
         workflow: a key of `WORKFLOWS`.
+        began: the moment on `time.perf_counter` that the user's wait began; None = now.
 
     Raises:
         MoeRayError: the configuration, the prompts or the model cannot be used, or a stage ended with an error.
     """
-    started = time.perf_counter()
+    seconds = Seconds(began)
     prompts = read_prompts(config)
     check_requests(config)
     if config.model.path != EMBEDDED:
         config.model.local_folder()
-    _quieten_libraries()
-    model = resolve_model(config, _log_build, trained=workflow not in _WITHOUT_TRAINING)
+        _import_model_library()
+    model = resolve_model(config, trained=workflow not in _WITHOUT_TRAINING)
     directory = RunDirectory.open(config.run_dir)
     logger.info("run directory %s", directory.folder.url)
     directory.write_config(config)
     set_local_environment(config.cluster)
     # Ray and MLflow take seconds to import, and are not needed to refuse anything above. Ray reads the environment then.
+    from moe_ray.orchestration.cluster.model_pool import ModelPool
     from moe_ray.orchestration.cluster.ray_session import check_reachable, ray_session
-    from moe_ray.orchestration.run import Run
-    from moe_ray.orchestration.workflows import WORKFLOWS
 
-    run = Run(config, model, prompts, directory)
-    run.other_seconds["start"] = round(time.perf_counter() - started, 2)
-    before_ray = time.perf_counter()
-    with ray_session(config.cluster), _storage_failures_named(directory.folder):
-        check_reachable(directory.folder)
-        run.other_seconds["ray"] = round(time.perf_counter() - before_ray, 2)
+    at_end: list[Callable[[], None]] = []
+    with ExitStack() as stack:
+        build = stack.enter_context(_build(config))
+        # The imports have no module in common with what starts Ray, so neither thread finds one half imported.
+        library = stack.enter_context(ThreadPoolExecutor(1)).submit(_import_model_library)
+        seconds.add("start", time.perf_counter() - seconds.began, is_start=True)
+        with seconds.spent_on("ray", is_start=True):
+            stack.enter_context(ray_session(config.cluster, dashboard=config.finetune.needs_ray_train))
+            stack.enter_context(_storage_failures_named(directory.folder))
+            check_reachable(directory.folder)
+        models = stack.enter_context(ModelPool(model))
+        if workflow in _WITH_MODEL and not is_finished(directory.sub(CAPTURE)):
+            _start_ahead(models, config)
+        with seconds.spent_on("imports", is_start=True):
+            library.result()
+            from moe_ray.orchestration.run import Run
+            from moe_ray.orchestration.workflows import WORKFLOWS
+
+        def await_model() -> None:
+            if build is not None:
+                with seconds.spent_on("model"):
+                    build.wait()
+                models.load()
+
+        if build is None:
+            models.load()
+        run = Run(config, model, prompts, directory)
+        run.seconds, run.models, run.at_end, run.await_model = seconds, models, at_end, await_model
         WORKFLOWS[workflow](run)
+        ended = time.perf_counter()
+    seconds.add("shutdown", time.perf_counter() - ended)
+    for show in at_end:
+        show()
 
 
 @contextmanager
@@ -69,15 +109,25 @@ def _storage_failures_named(folder: Folder) -> Iterator[None]:
         ) from error
 
 
-def _quieten_libraries() -> None:
+def _build(config: Config) -> AbstractContextManager[TinyModelBuild | None]:
+    """The build of the embedded model where it is wanted and not there yet, else nothing."""
+    if config.model.path != EMBEDDED:
+        return nullcontext()
+    build = TinyModelBuild(cache_folder(config), seed=config.seed)
+    return nullcontext() if build.folder.is_dir() else build
+
+
+def _start_ahead(models: ModelPool, config: Config) -> None:
+    """Starts the processes of the stage that is the first to need them."""
+    first = config.capture if config.prompts.keep_pairs == "all" else config.evaluate
+    models.start(first.num_actors, gpus=first.gpus_per_actor)
+
+
+def _import_model_library() -> None:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     for name in ("httpx", "httpx2"):  # a line with the address for every call of a judge endpoint
         logging.getLogger(name).setLevel(logging.WARNING)
-
-
-def _log_build(done: int, total: int, loss: float) -> None:
-    if done in (1, total) or done % max(1, total // 10) == 0:
-        logger.info("building the embedded model (once): step %d of %d, loss %.3f", done, total, loss)
+    importlib.import_module("moe_ray.models.loading")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
 
 from moe_ray.config.model import ModelConfig
 from moe_ray.config.run import Config
-from moe_ray.identification.identify import certainty_per_batch
 from moe_ray.orchestration.stages import capture, compare, evaluate, finetune, identify, prepare, sweep
 from moe_ray.orchestration.stages.context import Context
 from moe_ray.prompts.prompt_set import Prompts
@@ -24,23 +22,21 @@ class Run(Context):
     """One run; see `Context` for what it is made of.
 
     Attributes:
-        other_seconds: of what is no stage, such as `start`, `ray`, `tracking` and `report`.
+        await_model: called before the first stage; returns when the checkpoint is there.
+        at_end: what is done when Ray has been stopped, such as showing the results.
     """
 
     def __init__(self, config: Config, model: ModelConfig, prompts: Prompts, directory: RunDirectory) -> None:
         super().__init__(config, model, prompts, directory)
-        self.other_seconds: dict[str, float] = {}
+        self.await_model: Callable[[], None] = lambda: None
+        self.at_end: list[Callable[[], None]] = []
 
     def with_config(self, config: Config) -> Run:
         """The same run, its directory and what it has done so far, with other settings of what comes next."""
         other = Run(config, self.model, self.prompts, RunDirectory(self.directory.folder))
-        other.outcomes, other.around, other.other_seconds = dict(self.outcomes), self.around, self.other_seconds
+        other.outcomes, other.around, other.models = dict(self.outcomes), self.around, self.models
+        other.seconds, other.await_model, other.at_end = self.seconds, self.await_model, self.at_end
         return other
-
-    @property
-    def seconds(self) -> Mapping[str, float]:
-        """Of everything done so far, stages that were reused too, as they took when they were done."""
-        return self.other_seconds | {name: outcome.seconds for name, outcome in self.outcomes.items()}
 
     @property
     def reused(self) -> list[str]:
@@ -49,6 +45,7 @@ class Run(Context):
 
     def prepare(self) -> Outcome:
         """Batches and held-out examples, with a target for each."""
+        self.await_model()
         return prepare.prepare(self)
 
     def capture(self) -> Outcome:
@@ -77,10 +74,8 @@ class Run(Context):
 
     def compare(self) -> pd.DataFrame:
         """Per-batch masks and the baselines, a row per arm."""
-        started = time.perf_counter()
-        table = compare.compare(self)
-        self.other_seconds[COMPARE] = round(time.perf_counter() - started, 2)
-        return table
+        with self.seconds.spent_on(COMPARE):
+            return compare.compare(self)
 
     def summary(self) -> dict[str, Any]:
         """What `summary.json` holds, but for the tracking run and the total time."""
@@ -95,7 +90,7 @@ class Run(Context):
             after=after["metrics"],
             change=after["change"],
             pairs=notes.get(PAIRS),
-            certainty=certainty_per_batch(directory.risk, directory.masks, self.config.identify),
+            certainty=directory.certainty,
         ) | {
             "quarantined_examples": notes[CAPTURE]["quarantined"],
             "held_out_left_out": notes[PROMPTS]["left_out"],

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 from moe_ray.orchestration.run import Run
@@ -45,13 +45,12 @@ def identify(run: Run) -> None:
     """Everything up to masks."""
     capture(run)
     notes, directory = run.identify().notes, run.directory
-    risk, masks = directory.risk, directory.masks
-    _show("Unsafe experts", describe_selection(risk, masks, directory.num_experts_per_tok))
+    _show("Unsafe experts", describe_selection(directory.risk, directory.masks, directory.num_experts_per_tok))
     if notes["batches_without_mask"]:
         _show("Batches without a mask", describe_lost(notes["batches_without_mask"]))
     quarantined = directory.sub(CAPTURE).read_frame(QUARANTINE)
     examples = without_quarantined(directory.stored_batches.texts(), quarantined)
-    _show("How sure", describe_certainty(directory.lengths, risk, masks, examples, run.config.identify))
+    _show("How sure", describe_certainty(directory.lengths, directory.certainty, examples, run.config.identify))
 
 
 def finetune(run: Run) -> None:
@@ -71,10 +70,10 @@ def evaluate(run: Run) -> None:
 
 def full(run: Run) -> None:
     """Every stage, tracked in MLflow, with a summary and a report; a sweep first and baselines last where asked for."""
-    started = time.perf_counter()
-    with run_log.tracked(run.config, run.model.path, run.directory) as tracker:
-        run.around = run_log.stage_runs(tracker)
-        run.other_seconds["tracking"] = _since(started)
+    with ExitStack() as tracking:
+        with run.seconds.spent_on("tracking", is_start=True):
+            tracker = tracking.enter_context(run_log.tracked(run.config, run.model.path, run.directory))
+            run.around = run_log.stage_runs(tracker)
         study: dict[str, Any] = {}
         if run.config.sweep.run:
             run, study["sweep"] = _sweep_first(run, tracker)
@@ -85,17 +84,22 @@ def full(run: Run) -> None:
         if run.config.compare.run:
             study["compare"] = _compare_last(run, tracker)
         summary = run.summary() | study | {"mlflow_run_id": tracker.run_id, "reused_stages": run.reused}
-        before_logging = time.perf_counter()
-        run_log.log_results(tracker, run.directory, summary, where=run_log.where_stages_were_run(run.outcomes))
-        run.other_seconds["tracking"] += _since(before_logging)
+        with run.seconds.spent_on("tracking"):
+            run_log.log_results(tracker, run.directory, summary, where=run_log.where_stages_were_run(run.outcomes))
         page = _report(run, summary)
-        setup = run.other_seconds["start"] + run.other_seconds["ray"]
-        summary["seconds"] = {**run.seconds, "total": round(setup + _since(started), 2)}
-        run.directory.folder.write_json(SUMMARY, summary)
-        run_log.log_artifacts(tracker, run.directory.folder, page.figures)
-        if run.config.tracking.register:
-            _register(run, tracker)
-    print_result(summary, run.reused, artifacts_of(run.directory.folder, tracker.uri, tracker.run_id))
+        _account(run, summary)
+        with run.seconds.spent_on("tracking"):
+            run_log.log_artifacts(tracker, run.directory.folder, page.figures)
+            if run.config.tracking.register:
+                _register(run, tracker)
+    artifacts = artifacts_of(run.directory.folder, tracker.uri, tracker.run_id)
+
+    def show_results() -> None:
+        """Once more with what has been spent since, Ray's end included."""
+        _account(run, summary)
+        print_result(summary, run.reused, artifacts)
+
+    run.at_end.append(show_results)
 
 
 WORKFLOWS: Mapping[str, Callable[[Run], None]] = {
@@ -112,8 +116,12 @@ WORKFLOWS: Mapping[str, Callable[[Run], None]] = {
 """By the name of the command."""
 
 
-def _since(moment: float) -> float:
-    return round(time.perf_counter() - moment, 2)
+def _account(run: Run, summary: dict[str, Any]) -> None:
+    """Writes the summary with where the time went."""
+    spent = run.seconds.so_far()
+    summary["seconds"] = {name: round(part.total, 2) for name, part in spent.items()}
+    summary["start_seconds"] = {name: round(part.start, 2) for name, part in spent.items() if part.start}
+    run.directory.folder.write_json(SUMMARY, summary)
 
 
 def _sweep_first(run: Run, tracker: MlflowTracker) -> tuple[Run, dict[str, Any]]:
@@ -138,12 +146,10 @@ def _compare_last(run: Run, tracker: MlflowTracker) -> dict[str, Any]:
 
 
 def _report(run: Run, summary: dict[str, Any]) -> Report:
-    started = time.perf_counter()
-    run.directory.folder.write_json(SUMMARY, summary)
-    # A directory of its own, since what a reader has read once it keeps.
-    page = write_report(RunDirectory(run.directory.folder), run.config.report)
-    run.other_seconds["report"] = _since(started)
-    return page
+    with run.seconds.spent_on("report"):
+        run.directory.folder.write_json(SUMMARY, summary)
+        # A directory of its own, since what a reader has read once it keeps.
+        return write_report(RunDirectory(run.directory.folder), run.config.report)
 
 
 def _register(run: Run, tracker: MlflowTracker) -> None:

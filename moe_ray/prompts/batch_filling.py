@@ -17,6 +17,8 @@ import numpy.typing as npt
 from moe_ray.prompts.example_index import ExampleIndex, Positions
 from moe_ray.prompts.units import grouped, shuffled, units_of
 
+_BATCHES_AT_ONCE = 4096
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Filling:
@@ -71,7 +73,12 @@ def fill_batches(
 
 def _safe_first(examples: Positions, index: ExampleIndex) -> Positions:
     """(batches, examples of a batch) the same examples, the safe ones of each batch first."""
-    return np.take_along_axis(examples, np.argsort(index.is_unsafe[examples], axis=1, kind="stable"), axis=1)
+    ordered = np.empty_like(examples)
+    for start in range(0, len(examples), _BATCHES_AT_ONCE):
+        some = examples[start : start + _BATCHES_AT_ONCE]
+        places = np.argsort(index.is_unsafe[some], axis=1, kind="stable")
+        ordered[start : start + _BATCHES_AT_ONCE] = np.take_along_axis(some, places, axis=1)
+    return ordered
 
 
 class _Pool:
@@ -92,7 +99,8 @@ class _Pool:
         most: tuple[int, int],
     ) -> None:
         self.units = units
-        makeup = num_safe.astype(np.int64) * (int(num_unsafe.max(initial=0)) + 1) + num_unsafe
+        # At most so many of both are told apart: a unit with more of a label fits nowhere.
+        makeup = np.minimum(num_safe, most[0] + 1) * np.int32(most[1] + 2) + np.minimum(num_unsafe, most[1] + 1)
         self.queues: list[tuple[int, int, array[int]]] = []
         for _, ranks in grouped(makeup):
             counts = int(num_safe[ranks[0]]), int(num_unsafe[ranks[0]])

@@ -146,11 +146,12 @@ def assemble_batches(
             f"{unsafe_per_batch} unsafe of one category; lower prompts.safe_per_batch and prompts.unsafe_per_batch, or "
             "set prompts.by_category=false"
         )
-    batch_idx, left_over = np.arange(total), filled.left_over
+    batch_idx, positions, left_over = np.arange(total), filled.positions, filled.left_over
     if max_batches and max_batches < total:
         batch_idx = np.arange(max_batches) * total // max_batches
-        left_over = np.concatenate([left_over, np.delete(filled.positions, batch_idx, axis=0).ravel()])
-    chosen = pick(examples, filled.positions[batch_idx].ravel())
+        left_over = np.concatenate([left_over, np.delete(positions, batch_idx, axis=0).ravel()])
+        positions = positions[batch_idx]
+    chosen = pick(examples, positions.ravel())
     categories = [filled.categories[number] or MIXED for number in batch_idx.tolist()]
     batches: Sequence[Batch] = EqualBatches(chosen, batch_idx, categories)
     # What is in memory anyway is handed out as plain tuples.

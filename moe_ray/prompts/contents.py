@@ -20,6 +20,7 @@ from moe_ray.prompts.table_file import TableFile
 _ROWS_PER_WRITE = 4096
 _BYTES_PER_WRITE = 8 << 20
 _DIGEST_BYTES = 16
+_LARGEST = int(np.iinfo(np.int32).max)
 
 
 class Contents:
@@ -74,7 +75,7 @@ class ContentsWriter:
         self._index.add(examples)
         for text in encoded:
             self._digests += hashlib.blake2b(text, digest_size=_DIGEST_BYTES, usedforsecurity=False).digest()
-            self._num_bytes.append(min(len(text), np.iinfo(np.int32).max))
+            self._num_bytes.append(min(len(text), _LARGEST))
             self._held_bytes += len(text)
         self._held += rows
         if len(self._held) >= _ROWS_PER_WRITE or self._held_bytes >= _BYTES_PER_WRITE:

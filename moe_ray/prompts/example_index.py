@@ -5,15 +5,13 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from moe_ray.errors import InputError
-from moe_ray.prompts.examples import Example, Split
+from moe_ray.prompts.examples import SPLITS, Example
 
-SPLITS: tuple[Split, ...] = get_args(Split)
 NONE = -1
 """The number of a pair or a split that an example does not have."""
 

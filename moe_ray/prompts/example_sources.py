@@ -115,8 +115,9 @@ def _of_file(path: Path) -> Iterator[Record]:
     readers = {".jsonl": read_jsonl, ".json": read_json_array, ".parquet": _read_parquet}
     if path.suffix not in readers:
         raise InputError(f"prompts file {str(path)!r}: got ending {path.suffix!r}, expected .jsonl, .json or .parquet")
+    stem, name = path.stem, str(path)
     for number, place, fields in readers[path.suffix](path):
-        yield Record(path.stem, number, f"{path}:{place}", fields)
+        yield Record(stem, number, f"{name}:{place}", fields)
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:

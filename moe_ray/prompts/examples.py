@@ -21,6 +21,9 @@ Label = Literal["safe", "unsafe"]
 
 Split = Literal["train", "validation", "test"]
 
+LABELS: tuple[Label, ...] = get_args(Label)
+SPLITS: tuple[Split, ...] = get_args(Split)
+
 PairedRecords = Literal["pair", "goal", "attack"]
 
 _MAX_FAULTS_SHOWN = 20
@@ -200,14 +203,14 @@ def _required_text(fields: Mapping[str, Any], name: str) -> str:
 
 def _label(fields: Mapping[str, Any]) -> Label:
     value = fields.get("label")
-    if value not in get_args(Label):
+    if value not in LABELS:
         raise _Fault("label", f"got {value!r}, expected 'safe' or 'unsafe'" if "label" in fields else "missing")
     return cast(Label, value)
 
 
 def _split(fields: Mapping[str, Any]) -> Split | None:
     value = fields.get("split")
-    if value is not None and value not in get_args(Split):
+    if value is not None and value not in SPLITS:
         raise _Fault("split", f"got {value!r}, expected 'train', 'validation' or 'test'")
     return cast("Split | None", value)
 

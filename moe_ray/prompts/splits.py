@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from moe_ray.prompts.example_index import NONE, SPLITS, ExampleIndex, Positions
-from moe_ray.prompts.examples import Example, Split
+from moe_ray.prompts.example_index import NONE, ExampleIndex, Positions
+from moe_ray.prompts.examples import SPLITS, Example, Split
 from moe_ray.prompts.spooled_examples import index_of, pick
 from moe_ray.prompts.units import grouped, shuffled, units_of
 
@@ -45,11 +45,12 @@ def _hold_out(index: ExampleIndex, fraction: float, seed: str) -> tuple[Position
     """What stays and what is held out: the same share of every label and category, at least one unit of two."""
     units = units_of(index)
     first = units.first
-    kind = np.where(index.pair[first] == NONE, index.is_unsafe[first], _KINDS.index("pair"))
     num_categories = max(1, len(index.categories))
+    kind = index.is_unsafe[first].astype(np.int32)
+    kind[index.pair[first] != NONE] = _KINDS.index("pair")
     groups = {
         (_KINDS[key // num_categories], index.categories[key % num_categories]): members
-        for key, members in grouped(kind.astype(np.int64) * num_categories + index.category[first])
+        for key, members in grouped(kind * np.int32(num_categories) + index.category[first])
     }
     remaining = [np.empty(0, dtype=np.int32)]
     held_out = [np.empty(0, dtype=np.int32)]

@@ -51,8 +51,12 @@ class Units:
         Args:
             chosen: per example.
         """
-        so_far = np.concatenate([[0], np.cumsum(chosen[self.members])])
-        counts: npt.NDArray[np.int32] = np.diff(so_far[self.starts]).astype(np.int32)
+        of_members = chosen[self.members]
+        if len(self) == len(self.members):
+            return of_members.astype(np.int32)
+        so_far = np.zeros(len(of_members) + 1, dtype=np.int32)
+        np.cumsum(of_members, out=so_far[1:])
+        counts: npt.NDArray[np.int32] = np.diff(so_far[self.starts])
         return counts
 
 
@@ -60,12 +64,12 @@ def units_of(index: ExampleIndex) -> Units:
     """The examples, in the groups that must stay together."""
     leader = np.arange(len(index), dtype=np.int32)
     paired = np.flatnonzero(index.pair != NONE).astype(np.int32)
-    if len(paired):
-        _, firsts, number = np.unique(index.pair[paired], return_index=True, return_inverse=True)
-        leader[paired] = paired[firsts][number]
+    if not len(paired):
+        return Units(members=leader, starts=np.arange(len(index) + 1, dtype=np.int32))
+    leader[paired] = paired[_first_of_same(index.pair[paired])]
     members = np.argsort(leader, kind="stable").astype(np.int32)
-    begins = np.flatnonzero(np.diff(leader[members], prepend=-1))
-    return Units(members=members, starts=np.append(begins, len(members)).astype(np.int32))
+    begins = _begins(leader[members])
+    return Units(members=members, starts=np.append(begins, np.int32(len(members))))
 
 
 def shuffled(number: int, seed: str) -> npt.NDArray[np.int32]:
@@ -77,9 +81,22 @@ def shuffled(number: int, seed: str) -> npt.NDArray[np.int32]:
 
 def grouped(keys: npt.NDArray[np.integer[Any]]) -> list[tuple[int, npt.NDArray[np.int32]]]:
     """Each key with the positions that it stands at, the keys in the order of their first positions."""
-    if not len(keys):
-        return []
     by_key = np.argsort(keys, kind="stable").astype(np.int32)
-    begins = np.flatnonzero(np.diff(keys[by_key], prepend=keys[by_key[0]] - 1))
-    groups = np.split(by_key, begins[1:])
+    groups = np.split(by_key, _begins(keys[by_key])[1:]) if len(keys) else []
     return sorted(((int(keys[group[0]]), group) for group in groups), key=lambda item: int(item[1][0]))
+
+
+def _first_of_same(keys: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int32]:
+    """For each key the first position that it stands at."""
+    by_key = np.argsort(keys, kind="stable").astype(np.int32)
+    begins = _begins(keys[by_key])
+    first = np.empty(len(keys), dtype=np.int32)
+    first[by_key] = np.repeat(by_key[begins], np.diff(begins, append=np.int32(len(keys))))
+    return first
+
+
+def _begins(ordered: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int32]:
+    """Where in an ordered array another value begins."""
+    is_new = np.ones(len(ordered), dtype=np.bool_)
+    np.not_equal(ordered[1:], ordered[:-1], out=is_new[1:])
+    return np.flatnonzero(is_new).astype(np.int32)

@@ -11,9 +11,8 @@ import pandas as pd
 
 from moe_ray.chat_messages import prompt_text
 from moe_ray.config.identify import IdentifyConfig
-from moe_ray.experts import ExpertMasks
-from moe_ray.identification.confounds import confound_warnings, weighting_agreement
-from moe_ray.identification.identify import USUAL_ALPHA, certainty_per_batch
+from moe_ray.identification.confounds import confound_warnings
+from moe_ray.identification.identify import USUAL_ALPHA
 from moe_ray.report.format import significant_digits
 from moe_ray.report.printable import printable
 from moe_ray.routing.counts import RoutingCounts
@@ -78,20 +77,18 @@ def _batch_in_words(row: Mapping[str, float]) -> str:
 
 
 def describe_certainty(
-    counts: RoutingCounts, risk: pd.DataFrame, masks: ExpertMasks, batches: pd.DataFrame, selection: IdentifyConfig
+    counts: RoutingCounts, certainty: pd.DataFrame, batches: pd.DataFrame, selection: IdentifyConfig
 ) -> str:
     """How sure the selection is: batches without significance, what weighting would change, and confounds.
 
     Args:
         counts: lengths at least, of the batches that have masks.
-        risk: from `identify`.
-        masks: selected from it.
+        certainty: of the run, with `jaccard`; see `findings.Findings`.
         batches: rows with `label` and `messages` (JSON), one per example.
         selection: the configuration of all.
     """
-    certainty = certainty_per_batch(risk, masks, selection)
     texts = batches[["label"]].assign(text=[prompt_text(json.loads(messages)) for messages in batches["messages"]])
-    agreement = weighting_agreement(risk, selection)["jaccard"].mean()
+    agreement = certainty["jaccard"].mean()
     not_significant = certainty.loc[certainty["is_significant"].eq(False), "batch_idx"].tolist()
     lines = certainty_in_words(certainty, selection)[:1]
     if not_significant:

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from moe_ray.experts import Expert, ExpertMasks
-from moe_ray.identification.risk import aggregate_risk
+from moe_ray.identification.risk_tables import Risk, aggregate_risk, batch_table
 from moe_ray.prompts.quarantine import QUARANTINE, TRUNCATED
 from moe_ray.report.before_after import REFUSALS, ROUTINGS, WHENS, Block, before_after_table, blocks_of, category_rows
 from moe_ray.report.format import MISSING, difference
@@ -83,7 +83,7 @@ def describe_batches(batches: pd.DataFrame, num_test: int, num_left_over: int) -
     )
 
 
-def describe_selection(risk: pd.DataFrame, masks: ExpertMasks, num_experts_per_tok: int) -> str:
+def describe_selection(risk: Risk, masks: ExpertMasks, num_experts_per_tok: int) -> str:
     """Global and per-batch unsafe experts, and how many there are.
 
     Args:
@@ -98,21 +98,22 @@ def describe_selection(risk: pd.DataFrame, masks: ExpertMasks, num_experts_per_t
     ]
     for batch in masks.batch_idx[:_BATCHES_SHOWN]:
         chosen = masks.selected[batch]
-        by_expert = risk[risk["batch_idx"] == batch].set_index(["layer", "expert"])
+        by_expert = batch_table(risk, batch).set_index(["layer", "expert"])
         shown = f", of which the first {_BATCH_TOP}:" if len(chosen) > _BATCH_TOP else ":" if chosen else ""
         parts.append(f"Batch {batch}: {len(chosen)} unsafe experts{shown}")
         if chosen:
             parts.append(expert_table(by_expert.loc[list(chosen[:_BATCH_TOP])].reset_index()))
     _, num_layers, num_experts = masks.masks_BLE.shape
-    empty = [len(masks.empty_layers(batch)) for batch in masks.batch_idx]
-    short = [len(masks.short_layers(batch, num_experts_per_tok)) for batch in masks.batch_idx]
+    sizes_BL = masks.masks_BLE.sum(axis=2)
+    empty = (sizes_BL == 0).sum(axis=1)
+    short = ((sizes_BL > 0) & (sizes_BL < num_experts_per_tok)).sum(axis=1)
     parts.append(
         f"Unsafe experts per batch: {sizes.min()} to {sizes.max()}, mean {sizes.mean():.1f}; "
         f"union {len(masks.union_experts)} of {num_layers * num_experts} experts"
     )
     parts.append(
-        f"Layers per batch without unsafe experts, where routing stays free: {min(empty)} to {max(empty)}; with some, but "
-        f"fewer than the {num_experts_per_tok} that the router picks per token: {min(short)} to {max(short)}"
+        f"Layers per batch without unsafe experts, where routing stays free: {empty.min()} to {empty.max()}; with some, but "
+        f"fewer than the {num_experts_per_tok} that the router picks per token: {short.min()} to {short.max()}"
     )
     untrained = sorted(set(masks.batch_idx) - set(masks.trained_batches))
     if untrained:

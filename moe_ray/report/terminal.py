@@ -30,15 +30,27 @@ def print_result(summary: Mapping[str, Any], reused: Sequence[str], artifacts: M
     """Prints the end of a run: before and after with intervals, where the time went, and where everything is.
 
     Args:
-        summary: with `before`, `after`, `change`, `seconds`.
+        summary: with `before`, `after`, `change`, `seconds`, `start_seconds`.
         reused: stages that an earlier run had done.
         artifacts: where each thing is.
     """
     print_table("Before and after (held out, 95% intervals)", before_after_table([summary.get(when) for when in WHENS]))
-    seconds = {f"{name} (reused)" if name in reused else name: value for name, value in summary["seconds"].items()}
-    rows = [(name, decimal(value, 1)) for name, value in seconds.items()]
-    print_table("Seconds", pd.DataFrame(rows, columns=["stage", "seconds"]))
+    print_table("Seconds", _seconds_table(summary["seconds"], summary["start_seconds"], reused))
     print_table("Where it is", pd.DataFrame(artifacts.items(), columns=["what", "where"]))
+
+
+def _seconds_table(seconds: Mapping[str, float], start: Mapping[str, float], reused: Sequence[str]) -> pd.DataFrame:
+    """Where the time went: what was waited for while processes started, and the work; reused stages took none now."""
+    rows = [
+        (
+            f"{name} (reused)" if name in reused else name,
+            decimal(start.get(name, 0.0), 1),
+            decimal(value - start.get(name, 0.0), 1),
+            decimal(value, 1),
+        )
+        for name, value in seconds.items()
+    ]
+    return pd.DataFrame(rows, columns=["", "starting processes", "work", "both"])
 
 
 def print_table(title: str, rows: pd.DataFrame, *, caption: str = "") -> None:

@@ -41,6 +41,21 @@ class _EditedLogits(TorchFunctionMode):
         return self.edit(result) if func is F.linear and result.shape[-1] == self.num_logits else result
 
 
+@contextmanager
+def function_modes_ended() -> Iterator[None]:
+    """Ends, with the context, what the edits inside it have left in force on this thread.
+
+    torch calls no hook after a KeyboardInterrupt or SystemExit in a module. What such a router leaves would edit every
+    linear map of this width in every model of the process.
+    """
+    depth = torch._C._len_torch_function_stack()
+    try:
+        yield
+    finally:
+        while torch._C._len_torch_function_stack() > depth:
+            torch._C._pop_torch_function_stack()
+
+
 class EditedRouter:
     """Edits one layer's router logits, as hooks on its router."""
 
@@ -158,15 +173,16 @@ def lowered_logit(dtype: torch.dtype) -> float:
     return max(_LOWERED, torch.finfo(dtype).min / 4)
 
 
-def lowered_bias(bias_E: Tensor, allowed_E: Tensor) -> Tensor:
-    """(E,) a selection bias that keeps disallowed experts out.
+def lowered_bias(bias_E: Tensor, allowed: Tensor) -> Tensor:
+    """A selection bias that keeps disallowed experts out: (E,) for one mask, (B, E) for those of B rows.
 
     A group of experts is chosen by the sum of its two best scores, each a sigmoid (0 to 1) plus bias. The lowered value
     ranks groups with two allowed experts before those with one before those with none; it is no lower than that needs, so
     that groups of one rank keep their order in float32.
     """
-    allowed = bias_E[allowed_E]
-    return torch.where(allowed_E, bias_E, 2 * allowed.min() - allowed.max() - 3)
+    least = bias_E.masked_fill(~allowed, torch.inf).amin(dim=-1, keepdim=True)
+    most = bias_E.masked_fill(~allowed, -torch.inf).amax(dim=-1, keepdim=True)
+    return torch.where(allowed, bias_E, 2 * least - most - 3)
 
 
 @contextmanager

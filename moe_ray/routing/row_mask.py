@@ -88,8 +88,7 @@ class RowLayerMask(LayerMask):
 
     def lower_bias(self, bias: Tensor, stack: ExitStack) -> None:
         """Gives each row its own lowered bias, until the stack ends."""
-        own_BE = torch.stack([lowered_bias(bias.detach().flatten(), allowed_E) for allowed_E in self.allowed_BE])
-        stand_in = _RowBias.of(bias, own_BE, self)
+        stand_in = _RowBias.of(bias, lowered_bias(bias.detach().flatten(), self.allowed_BE), self)
         for module in self.layer.block.modules():
             for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
                 if tensor is bias:

@@ -13,14 +13,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import pandas as pd
 
 from moe_ray.config.compare import BASELINES, CompareConfig
 from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.errors import InputError
 from moe_ray.experts import Expert, ExpertMasks, masks_from_experts
-from moe_ray.identification.risk import aggregate_risk
-from moe_ray.identification.selection import as_experts, batch_tables, by_layer_share, draw_experts
+from moe_ray.identification.risk_tables import Risk, aggregate_risk, batch_tables
+from moe_ray.identification.selection import as_experts, by_layer_share, draw_experts
 
 OURS = "per_batch"
 """The arm that all others are compared with."""
@@ -49,7 +48,7 @@ class Arm:
         return f"Arm({self.name}, {size})"
 
 
-def plan_arms(ours: ExpertMasks, risk: pd.DataFrame, train: FinetuneConfig, baselines: CompareConfig) -> list[Arm]:
+def plan_arms(ours: ExpertMasks, risk: Risk, train: FinetuneConfig, baselines: CompareConfig) -> list[Arm]:
     """The per-batch masks first, then the baselines asked for; no names = all that the risk table allows.
 
     Early stopping is off, so that all arms take the same steps.
@@ -75,14 +74,14 @@ def plan_arms(ours: ExpertMasks, risk: pd.DataFrame, train: FinetuneConfig, base
     return arms
 
 
-def _possible(ours: ExpertMasks, risk: pd.DataFrame) -> tuple[str, ...]:
+def _possible(ours: ExpertMasks, risk: Risk) -> tuple[str, ...]:
     missing = {kind for kind, column in _ESFT_COLUMN.items() if column not in risk}
     if len(ours.trained_batches) < 2:
         missing.add("shuffled")
     return tuple(kind for kind in BASELINES if kind not in missing)
 
 
-def _chosen_masks(kind: str, ours: ExpertMasks, risk: pd.DataFrame) -> ExpertMasks:
+def _chosen_masks(kind: str, ours: ExpertMasks, risk: Risk) -> ExpertMasks:
     if kind == "global":
         return global_masks(ours, risk, num_experts=average_size(ours))
     if kind == "global_union":
@@ -97,7 +96,7 @@ def average_size(masks: ExpertMasks) -> int:
     return round(float(np.mean([len(masks.selected[batch]) for batch in masks.trained_batches])))
 
 
-def global_masks(ours: ExpertMasks, risk: pd.DataFrame, *, num_experts: int) -> ExpertMasks:
+def global_masks(ours: ExpertMasks, risk: Risk, *, num_experts: int) -> ExpertMasks:
     """The same experts for every batch: those with the largest risk difference, averaged over batches."""
     table = aggregate_risk(risk).head(num_experts)
     chosen = as_experts(table["layer"], table["expert"])
@@ -138,7 +137,7 @@ def shuffled_masks(ours: ExpertMasks, *, seed: int) -> ExpertMasks:
     return _like(ours, {batch: ours.selected[source_batch[batch]] for batch in batches})
 
 
-def esft_masks(ours: ExpertMasks, risk: pd.DataFrame, *, column: str) -> ExpertMasks:
+def esft_masks(ours: ExpertMasks, risk: Risk, *, column: str) -> ExpertMasks:
     """For every batch as many experts as it has: those with the largest share of their layer's total of `column`.
 
     Source: ESFT (Wang et al. 2024, "Let the Expert Stick to His Last"), token selection ratio (`a_unsafe`) and average
@@ -154,8 +153,9 @@ def esft_masks(ours: ExpertMasks, risk: pd.DataFrame, *, column: str) -> ExpertM
             "again, or leave esft_gate out of compare.names"
         )
     selected = {}
-    for batch, table in batch_tables(risk):
-        if batch in ours.trained_batches:
+    trained = set(ours.trained_batches)
+    for batch, table in batch_tables(risk, [column]):
+        if batch in trained:
             chosen = by_layer_share(table, column).head(len(ours.selected[batch]))
             selected[batch] = as_experts(chosen["layer"], chosen["expert"])
     return _like(ours, selected)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from run_directory import write_found
 
 from moe_ray.cli.arguments import QUESTIONS
 from moe_ray.cli.inspect_experts import ANSWERS
@@ -15,8 +16,6 @@ from moe_ray.config.io import to_yaml
 from moe_ray.config.run import Config
 from moe_ray.experts import Expert
 from moe_ray.identification.identify import identify
-from moe_ray.identification.mask_files import write_masks
-from moe_ray.identification.selection import select
 from moe_ray.routing.count_tables import counts_to_table
 from moe_ray.storage.folder import Folder
 from moe_ray.testing.simulated_counts import Population, simulate
@@ -43,8 +42,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder.write_bytes("config.yaml", to_yaml(config).encode())
     folder.sub("prompts").write_table("batches.parquet", pd.DataFrame(rows))
     folder.sub("capture").sub("counts").write_table("part-0.parquet", counts_to_table(counts))
-    folder.sub("identify").write_table("risk_differences.parquet", risk)
-    write_masks(folder.sub("identify"), select(risk, config.identify))
+    write_found(folder.sub("identify"), risk, config.identify)
     return folder.path
 
 

@@ -125,8 +125,8 @@ def test_second_call_returns_the_cached_folder_without_training(tiny_model_path:
 
 def test_another_seed_or_recipe_has_another_folder() -> None:
     recipe = tiny.TinyRecipe()
-    hashes = {tiny._content_hash(r, s) for r, s in [(recipe, 0), (recipe, 1), (tiny.TinyRecipe(num_steps=3), 0)]}
-    assert len(hashes) == 3
+    built = [(recipe, 0), (recipe, 1), (tiny.TinyRecipe(num_steps=3), 0)]
+    assert len({tiny.tiny_model_folder("cache", seed=seed, recipe=recipe) for recipe, seed in built}) == 3
 
 
 def test_interrupted_build_leaves_nothing(tmp_path: Path) -> None:

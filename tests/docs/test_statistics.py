@@ -9,7 +9,8 @@ from paths import ROOT
 from moe_ray.config.identify import IdentifyConfig
 from moe_ray.evaluation.intervals import clustered_rate, paired_difference, rate
 from moe_ray.identification.identify import identify
-from moe_ray.identification.permutation_test import Samples, permutation_test
+from moe_ray.identification.permutation_test import permutation_test
+from moe_ray.identification.samples import Samples
 from moe_ray.identification.significance import selection_stability
 from moe_ray.routing.counts import RoutingCounts
 

@@ -13,6 +13,7 @@ from training_runs import BATCHES, CONFIG, EXPERTS, assert_only_these_moved, tra
 
 from moe_ray.errors import InputError
 from moe_ray.experts import Expert
+from moe_ray.finetuning.schedule import plan_steps
 from moe_ray.finetuning.trainable_experts import trainable_experts
 from moe_ray.finetuning.trainer import MaskedTrainer
 from moe_ray.models.loss import answer_loss
@@ -374,6 +375,37 @@ def test_a_batch_without_answer_tokens_is_refused(monkeypatch):
     monkeypatch.setitem(BATCHES, 3, [TokenizedRow([3, 4], [])])
     with pytest.raises(InputError, match="nothing to learn"):
         train(build("olmoe"))
+
+
+@pytest.mark.parametrize("done", [0, 1, 2, 4])
+def test_before_an_epoch_it_says_which_batches_it_still_trains_in_it(done):
+    model, asked = build("olmoe"), []
+    masks = batch_masks(model, EXPERTS)
+    with trainable_experts(model, masks.union) as trainable:
+        trainer = MaskedTrainer(
+            model, trainable, BATCHES, masks, CONFIG, pad_id=0, seed=0, before_epoch=lambda ids: asked.append(list(ids))
+        )
+        trainer.next_step = done
+        trainer.run()
+    steps = [batch for step in trainer.plan for batch in step]
+    epochs = [steps[max(done, start) : start + 3] for start in (0, 3)]
+    assert asked == [epoch for epoch in epochs if epoch]
+
+
+def test_the_plan_is_that_of_the_configured_window():
+    model, lengths = build("olmoe"), {batch: 7 * batch % 24 for batch in range(24)}
+    masks = batch_masks(model, {batch: [(0, 1)] for batch in lengths})
+    plans = []
+    with trainable_experts(model, masks.union) as trainable:
+        for window in (0, 3):
+            config = replace(CONFIG, batches_per_step=2, length_window=window)
+            rows = dict.fromkeys(lengths, BATCHES[7])
+            trainer = MaskedTrainer(model, trainable, rows, masks, config, pad_id=0, seed=0, lengths=lengths)
+            plans.append(trainer.plan)
+            assert trainer.plan == plan_steps(
+                range(24), epochs=2, batches_per_step=2, seed=0, lengths=lengths, window=window
+            )
+    assert plans[0] != plans[1]
 
 
 def test_a_batch_without_unsafe_experts_is_not_trained():

@@ -10,27 +10,41 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from simulated_samples import ROUNDING, a_batch, samples_of
 
-from moe_ray.identification.permutation_test import Samples, permutation_test
+from moe_ray.identification.permutation_test import permutation_test
 from moe_ray.identification.risk import example_counts
+from moe_ray.identification.samples import Samples
 from moe_ray.testing.simulated_counts import Population, simulate
 
 
-def exact_p(samples: Samples, choices: list[set[int]], clusters: list[list[int]]) -> tuple[list[float], list[float]]:
+def exact_p(
+    samples: Samples, choices: list[set[int]], clusters: list[list[int]], *, about_one_rate: bool = False
+) -> tuple[list[float], list[float]]:
     """One-sided p and maxT-adjusted p of each expert in rational arithmetic, over the given sets of unsafe examples.
 
-    The statistic is difference / standard error; its sign and square are rational.
+    The statistic is difference / standard error about own rates, or about one rate of all. Its sign and square are rational;
+    the square of the difference is added to the variance, which changes no rank and leaves the statistic finite.
     """
     sizes = [int(size) for size in samples.sizes_N]
 
     def signed_square(values: list[int], unsafe: set[int]) -> Fraction:
-        total = {True: sum(sizes[i] for i in unsafe), False: sum(sizes) - sum(sizes[i] for i in unsafe)}
-        rate = Fraction(sum(values), sum(sizes))
-        parts = [
-            sum((values[i] - rate * sizes[i]) / (total[True] if i in unsafe else -total[False]) for i in cluster)
-            for cluster in clusters
-        ]
-        difference, variance = sum(parts), sum(part**2 for part in parts)
-        return difference * abs(difference) / variance if variance else Fraction(0)
+        labels = [unsafe, set(range(len(sizes))) - unsafe]
+        totals = [sum(sizes[i] for i in chosen) for chosen in labels]
+        rates = [Fraction(sum(values[i] for i in chosen), total) for chosen, total in zip(labels, totals, strict=True)]
+        difference = rates[0] - rates[1]
+        if about_one_rate:
+            rates = [Fraction(sum(values), sum(sizes))] * 2
+        variance = Fraction(0)
+        for cluster in clusters:
+            sides = [[i for i in cluster if i in chosen] for chosen in labels]
+            part = sum(
+                sign * (values[i] - rate * sizes[i]) / total
+                for sign, side, rate, total in zip((1, -1), sides, rates, totals, strict=True)
+                for i in side
+            )
+            # Prompts of one label, or pairs: those that vary together.
+            alike = len(clusters) if len(cluster) == 2 else len(labels[0] if sides[0] else labels[1])
+            variance += part**2 * (Fraction(alike, alike - 1) if alike > 1 and not about_one_rate else 1)
+        return difference * abs(difference) / (variance + difference**2) if variance or difference else Fraction(0)
 
     columns = [[int(value) for value in column] for column in samples.values_NX.T]
     observed_set = set(np.flatnonzero(samples.is_unsafe_N).tolist())
@@ -61,7 +75,11 @@ def test_p_equals_counting_all_relabellings_in_exact_arithmetic(samples: Samples
     choices = [set(chosen) for chosen in combinations(range(len(samples.sizes_N)), num_unsafe)]
     test = permutation_test(samples)
     assert test.is_exact
-    p, p_maxt = exact_p(samples, choices, [[i] for i in range(len(samples.sizes_N))])
+    singles = [[i] for i in range(len(samples.sizes_N))]
+    p, p_maxt = exact_p(samples, choices, singles)
+    if 2 * num_unsafe != len(samples.sizes_N):
+        others = exact_p(samples, choices, singles, about_one_rate=True)
+        p, p_maxt = (np.maximum(own, other) for own, other in zip((p, p_maxt), others, strict=True))
     np.testing.assert_allclose(test.p_X, p, atol=ROUNDING)
     np.testing.assert_allclose(test.p_maxt_X, p_maxt, atol=ROUNDING)
 
@@ -132,6 +150,15 @@ def test_null_batches_with_longer_unsafe_prompts_pass_no_more_often() -> None:
     # Labels are not strictly exchangeable then; a statistic that is not studentised alarms in 17% of these batches.
     long = Population(unsafe_tokens=(60, 200))
     assert share_with_a_false_alarm(100, seed=1, population=long) <= 0.1  # 5% and two standard errors
+
+
+def test_null_batches_of_unlike_numbers_and_lengths_pass_no_more_often() -> None:
+    # An error about one rate alarms in half of the first, one about own rates in a quarter of the second.
+    for safe, unsafe in (((40, 120), (10, 30)), ((10, 30), (40, 120))):
+        population = Population(safe_tokens=safe, unsafe_tokens=unsafe)
+        counts = simulate(population, num_batches=100, safe_per_batch=4, unsafe_per_batch=12, seed=2)
+        alarms = [permutation_test(samples_of(b)).p_maxt_X.min() <= 0.05 for b in example_counts(counts)]
+        assert np.mean(alarms) <= 0.1
 
 
 def test_a_set_that_is_not_mirrored_gives_the_p_of_counting_it() -> None:

@@ -15,7 +15,6 @@ from moe_ray.errors import InputError
 from moe_ray.identification.identify import identify
 from moe_ray.identification.risk import (
     add_rates,
-    aggregate_risk,
     batches_with_both_labels,
     example_counts,
     label_tokens,
@@ -143,16 +142,6 @@ def test_rates_of_a_table_from_elsewhere() -> None:
     rated = add_rates(table)
     assert rated["a_safe_n"].tolist() == [0.75, 0.0]
     assert rated["risk_diff"].tolist() == [-0.25, 0.5]
-
-
-def test_aggregate_has_sums_and_means_over_batches() -> None:
-    table = aggregate_risk(risk_of(by_hand())).set_index("expert")
-    assert table.index[0] == 2
-    assert table.loc[2, "risk_diff"] == pytest.approx(0.55)
-    assert table.loc[2, "risk_diff_sum"] == pytest.approx(1.1)
-    assert table.loc[2, ["a_safe_sum", "d_safe_sum", "a_unsafe_sum", "d_unsafe_sum"]].tolist() == [3, 9, 8, 1]
-    assert table.loc[2, "risk_diff_pooled"] == pytest.approx(8 / 9 - 3 / 12)
-    assert table["num_batches"].tolist() == [2, 2, 2]
 
 
 def test_a_batch_without_a_label_is_an_error_that_names_it() -> None:

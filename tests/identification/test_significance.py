@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from simulated_samples import ROUNDING, a_batch, samples_of
 
 from moe_ray.experts import Expert
-from moe_ray.identification.permutation_test import Samples, permutation_test
+from moe_ray.identification.permutation_test import permutation_test
 from moe_ray.identification.risk import example_counts
+from moe_ray.identification.samples import Samples
 from moe_ray.identification.significance import cluster_interval, q_values, selection_stability, smallest_effect
 from moe_ray.testing.simulated_counts import Population, simulate
 
@@ -57,12 +58,13 @@ def test_smallest_effect_is_where_the_corrected_p_crosses_five_percent() -> None
         for factor, is_certain in ((1.001, True), (0.999, False)):
             shift = (factor * effect[expert] - samples.difference()[expert]) * samples.sizes_N * samples.is_unsafe_N
             values = samples.values_NX[:, expert] + shift
-            centred = values - samples.sizes_N * values.sum() / samples.sizes_N.sum()
-            totals = np.where(samples.is_unsafe_N, 1, -1) * [
-                samples.sizes_N[samples.is_unsafe_N == label].sum() for label in samples.is_unsafe_N
-            ]
-            statistic = (centred / totals).sum() / np.sqrt(np.square(centred / totals).sum())
-            assert (statistic > bar) == is_certain
+            rates, variance = [], 0.0
+            for rows in (samples.is_unsafe_N, ~samples.is_unsafe_N):
+                total = samples.sizes_N[rows].sum()
+                rates.append(values[rows].sum() / total)
+                residuals = values[rows] - samples.sizes_N[rows] * rates[-1]
+                variance += 8 / 7 * np.square(residuals / total).sum()
+            assert ((rates[0] - rates[1]) / np.sqrt(variance) > bar) == is_certain
 
 
 def test_one_prompt_of_a_label_leaves_the_interval_open() -> None:

@@ -22,11 +22,13 @@ def stage(name, **notes):
 
 def test_with_other_settings_it_goes_on_from_what_was_done(run):
     run.do(stage("capture"))
-    run.other_seconds["start"] = 1.0
+    run.seconds.add("start", 1.0)
     other = run.with_config(replace(run.config, seed=7))
     assert (run.config.seed, other.config.seed) == (0, 7)
     assert other.outcomes == run.outcomes
     assert other.directory.folder.url == run.directory.folder.url
+    assert other.models is run.models
+    assert list(other.seconds.so_far()) == ["capture", "start", "other", "total"]
 
 
 def test_what_the_changed_run_does_is_not_the_first_ones(run):
@@ -34,7 +36,7 @@ def test_what_the_changed_run_does_is_not_the_first_ones(run):
     other = run.with_config(run.config)
     other.do(stage("identify"))
     assert list(run.outcomes) == ["capture"]
-    assert list(other.outcomes) == list(other.seconds) == ["capture", "identify"]
+    assert list(other.outcomes) == ["capture", "identify"]
 
 
 def test_the_winner_has_the_sweeps_settings_and_sweeps_no_more(run):
@@ -51,4 +53,6 @@ def test_a_stage_that_was_done_before_is_reused_and_keeps_its_seconds(run):
     again.do(stage("capture"))
     again.do(stage("identify"))
     assert (run.reused, again.reused) == ([], ["capture"])
-    assert again.seconds["capture"] == first.seconds
+    spent = again.seconds.so_far()
+    assert (spent["capture"].total, spent["capture"].is_reused) == (first.seconds, True)
+    assert not spent["identify"].is_reused

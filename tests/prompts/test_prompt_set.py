@@ -1,5 +1,7 @@
 """A run's prompts: how many batches and held-out examples are used, and what is refused before a model is loaded."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -56,3 +58,32 @@ def test_prompts_without_some_pairs_are_grouped_anew():
     assert all(len(batch.examples) == 4 for batch in rest.batches)
     with pytest.raises(InputError, match=r"after prompts\.keep_pairs=all dropped 12 pairs"):
         without_pairs(prompts, np.zeros(12, dtype=bool), config())
+
+
+# What a run does with prompts before a stage works on them, and the pass over the batches in order.
+READING = """
+import sys
+from pathlib import Path
+
+from moe_ray.config.io import load_config
+from moe_ray.prompts import shuffle
+from moe_ray.prompts.prompt_set import read_prompts
+
+shuffle.ROWS_PER_PIECE = 1024  # so that few examples are many pieces
+prompts = read_prompts(load_config(None, [f"prompts.files={sys.argv[1]}"]))
+rows = sum(table.num_rows for table in prompts.batches.examples.tables())
+assert rows == len(prompts.batches) * 16 > 1000
+(peak,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+print(int(peak.split()[1]) * 1024)
+"""
+
+
+def test_memory_grows_by_the_index_of_an_example_and_not_by_its_text(tmp_path):
+    """Two gigabytes at ten million examples are 200 bytes each; as Python objects they were 3,400."""
+    peaks = []
+    for number in (20_000, 100_000):
+        rows = (f'{{"prompt": "{n} {"word " * 80}", "label": "{("safe", "unsafe")[n % 2]}"}}\n' for n in range(number))
+        (tmp_path / "p.jsonl").write_text("".join(rows))
+        command = [sys.executable, "-c", READING, str(tmp_path / "p.jsonl")]
+        peaks.append(int(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+    assert (peaks[1] - peaks[0]) / 80_000 < 300

@@ -9,8 +9,8 @@ import pandas as pd
 
 from moe_ray.config.identify import IdentifyConfig
 from moe_ray.experts import Expert
-from moe_ray.identification.identify import certainty_per_batch, identify
-from moe_ray.identification.selection import select
+from moe_ray.identification.findings import findings_of, joined
+from moe_ray.identification.identify import identify
 from moe_ray.report.certainty_text import certainty_in_words, describe_certainty, known_significance, significance_level
 from moe_ray.testing.simulated_counts import Population, simulate
 
@@ -79,10 +79,10 @@ def described(*, shift):
     counts = simulate(Population(), num_batches=2, planted=(Expert(1, 3),) if shift else (), shift=shift, seed=3)
     selection = IdentifyConfig(permutations=200, resamples=0)
     risk = identify(counts, selection)
-    masks = select(risk, selection)
+    found = joined([findings_of(risk, selection, seed=0)], selection, layers=counts.layers, num_experts=16)
     messages = json.dumps([{"role": "user", "content": "how \x1b[2J"}])
     batches = pd.DataFrame({"label": counts.label, "messages": messages})
-    return describe_certainty(counts, risk, masks, batches, selection), certainty_per_batch(risk, masks, selection)
+    return describe_certainty(counts, found.certainty, batches, selection), found.certainty
 
 
 def test_planted_experts_are_significant_and_noise_is_not():

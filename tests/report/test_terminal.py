@@ -21,7 +21,8 @@ SUMMARY = {
     "before": block(figure(0.0, 0.0, 0.138), figure(0.25, 0.12, 0.449), figure(1.083, 0.96, 1.24, 48)),
     "after": block(figure(0.917, 0.742, 0.977), figure(0.375, 0.212, 0.573), figure(0.518, 0.456, 0.582, 48)),
     "change": block(figure(0.917, 0.694, 0.977), figure(0.125, -0.068, 0.307), figure(-0.565, -0.787, -0.41, 48)),
-    "seconds": {"routing": 42.08, "total": 704.46},
+    "seconds": {"routing": 42.08, "answers": 3.5, "total": 704.46},
+    "start_seconds": {"routing": 7.02, "total": 7.02},
 }
 
 
@@ -40,7 +41,10 @@ def test_it_says_where_things_are_and_what_was_reused(capsys):
     print_result(SUMMARY, ["routing"], {"report.html": "/runs/[bold]x\x1b[2J/report.html"})
     out = capsys.readouterr().out
     assert "routing (reused)" in out
-    assert "42.1" in out
+    lines = [line.split() for line in out.splitlines()]
+    assert ["routing", "(reused)", "7.0", "35.1", "42.1"] in lines
+    assert ["answers", "0.0", "3.5", "3.5"] in lines
+    assert ["total", "7.0", "697.4", "704.5"] in lines
     assert "/runs/[bold]x" in out
     assert "\x1b" not in out
 

@@ -1,4 +1,4 @@
-"""A pool of Ray Data actors that each hold a model and work on blocks of rows."""
+"""A pool of Ray Data actors that each hold a judge and work on blocks of rows."""
 
 from __future__ import annotations
 
@@ -23,9 +23,7 @@ def in_actors(
     *,
     what: str,
     num_actors: int,
-    max_actors: int = 0,
     gpus_per_actor: float = 0.0,
-    overlaps: bool = False,
 ) -> Iterator[Iterator[Columns]]:
     """Has actors work on the blocks; at the end of the context their GPUs and CPUs are free again.
 
@@ -34,10 +32,8 @@ def in_actors(
         actor: called with the columns of a block.
         arguments: of its constructor; small, since Ray keeps them to start an actor again.
         what: the work, for errors and warnings.
-        num_actors: the least number of actors.
-        max_actors: the greatest; 0 = always `num_actors`.
+        num_actors: how many actors.
         gpus_per_actor: a fraction of a GPU, one, or several.
-        overlaps: an actor is called for its next block while it works on one; it must be thread-safe.
 
     Yields:
         what an actor returned for a block, one after another, in any order of blocks.
@@ -46,21 +42,10 @@ def in_actors(
         InputError: a local Ray has too few CPUs, and the actors would wait for ever.
     """
     require_cpus(num_actors + 1, what)
-    pool = _pool(num_actors, max_actors, overlaps=overlaps)
+    pool = ray.data.ActorPoolStrategy(size=num_actors)
     with resources_released(what):
         results = mapped(blocks, actor, arguments, pool, gpus_per_actor=gpus_per_actor)
         yield iter(results.iter_batches(batch_size=None, batch_format="numpy"))
-
-
-def _pool(num_actors: int, max_actors: int, *, overlaps: bool) -> Any:
-    calls: dict[str, Any] = {}
-    if overlaps:
-        calls = {
-            "max_tasks_in_flight_per_actor": 2,
-            "max_concurrent_calls_per_actor": 2,
-            "enable_true_multi_threading": True,
-        }
-    return ray.data.ActorPoolStrategy(min_size=num_actors, max_size=max(num_actors, max_actors), **calls)
 
 
 def mapped(

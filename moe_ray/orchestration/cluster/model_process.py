@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 import numpy as np
@@ -11,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from moe_ray.config.model import ModelConfig
-from moe_ray.finetuning.adapter import apply_adapter
+from moe_ray.finetuning.adapter import adapter_applied
 from moe_ray.finetuning.adapter_files import local_adapter
 from moe_ray.finetuning.frozen import count_changed, hash_frozen
 from moe_ray.models.loading import load_model, load_tokenizer
@@ -46,19 +48,28 @@ class ModelHolder:
     Args:
         model: which one.
         num_processes: how many such processes share this node's cores.
-        adapter: folder of learned experts to put in; None = the base model.
     """
 
-    def __init__(self, model: ModelConfig, num_processes: int, adapter: Folder | None = None) -> None:
+    def __init__(self, model: ModelConfig, num_processes: int) -> None:
         quiet_and_threaded(num_processes)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(model)
         # A process that got several GPUs got them because one is not enough.
         spread = "auto" if process_device().type == "cuda" and len(ray.get_gpu_ids()) > 1 else None
         self.model: PreTrainedModel = load_model(model, device=process_device(), device_map=spread)
         torch.set_num_threads(threads_of_process(num_processes, self.model.num_parameters()))
-        if adapter is not None:
-            with local_adapter(adapter) as local:
-                apply_adapter(self.model, local)
+
+    @contextmanager
+    def with_adapter(self, adapter: Folder | None) -> Iterator[None]:
+        """Learned experts are in the model inside the context, and the base's own are back, bit for bit, after it.
+
+        Args:
+            adapter: their folder; None = the model stays the base model.
+        """
+        if adapter is None:
+            yield
+            return
+        with local_adapter(adapter) as local, adapter_applied(self.model, local):
+            yield
 
 
 class BaseModel(ModelHolder):

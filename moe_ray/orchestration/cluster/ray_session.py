@@ -35,11 +35,15 @@ _LOG_LEVELS = {
 
 
 @contextmanager
-def ray_session(config: ClusterConfig) -> Iterator[None]:
+def ray_session(config: ClusterConfig, *, dashboard: bool = True) -> Iterator[None]:
     """Connects to Ray for the length of the context.
 
     A connection that the caller has made is used. Without one, the cluster at the configured address or at `RAY_ADDRESS`
     is connected to. Without an address a local Ray is started, which listens on loopback only and is stopped at the end.
+
+    Args:
+        config: which cluster.
+        dashboard: a local Ray has one. Ray Train asks its process for the state of its actors, and complains without it.
 
     Raises:
         InputError: the address does not answer.
@@ -65,8 +69,7 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
             ray.init(
                 address="local",
                 num_cpus=config.num_cpus,
-                # Ray Train asks the dashboard process for the state of its actors, and complains without it.
-                include_dashboard=True,
+                include_dashboard=dashboard,
                 dashboard_host="127.0.0.1",
                 logging_level="warning",
             )
@@ -105,12 +108,27 @@ def require_cpus(wanted: int, what: str) -> None:
     Raises:
         InputError: a Ray on this machine alone has fewer CPUs.
     """
-    cpus = int(ray.cluster_resources().get("CPU", 0))
+    cpus = int(all_cpus())
     if cpus < wanted and is_local():
         raise InputError(
             f"{what} needs {wanted} logical CPUs, got {cpus}; raise cluster.num_cpus (it may exceed the cores) or use "
             "fewer actors"
         )
+
+
+def free_resources(name: str) -> float:
+    """How many `CPU` or `GPU` nobody holds now."""
+    return float(ray.available_resources().get(name, 0.0))
+
+
+def all_cpus() -> float:
+    """How many CPUs the cluster has."""
+    return float(ray.cluster_resources().get("CPU", 0.0))
+
+
+def has_room_to_grow(cpus: float, gpus: float) -> bool:
+    """Whether a process with these resources can be started: there is room, or a cluster may add a node for it."""
+    return not is_local() or (free_resources("CPU") >= cpus and free_resources("GPU") >= gpus)
 
 
 @contextmanager
@@ -126,12 +144,12 @@ def resources_released(what: str, *, timeout_seconds: float = 60.0) -> Iterator[
     except ray.exceptions.RayError:
         raise
     except BaseException:
-        _wait_for(before, what, timeout_seconds)
+        wait_until_free(before, what, timeout_seconds=timeout_seconds)
         raise
-    _wait_for(before, what, timeout_seconds)
+    wait_until_free(before, what, timeout_seconds=timeout_seconds)
 
 
-def _wait_for(before: dict[str, float], what: str, timeout_seconds: float) -> None:
+def wait_until_free(before: dict[str, float], what: str, *, timeout_seconds: float = 60.0) -> None:
     """Waits until as many CPUs and GPUs are free as before."""
     gc.collect()
     deadline = time.monotonic() + timeout_seconds

@@ -1,12 +1,13 @@
-"""Distributed answering: Ray Data actors generate and score, and write what they have as they go.
+"""Distributed answering: model processes generate and score, and write what they have as they go.
 
-Each actor call writes its rows as one Parquet part, whole or not at all, so an evaluation that is killed goes on with the
+Each call writes its rows as one Parquet part, whole or not at all, so an evaluation that is killed goes on with the
 rows that have no part yet. Answers are on disk before anyone judges them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +24,9 @@ from moe_ray.experts import ShortLayers
 from moe_ray.identification.mask_files import read_masks
 from moe_ray.models.loss import text_losses
 from moe_ray.models.token_budget import TokenBudget
-from moe_ray.orchestration.cluster.actor_pool import blocks_of, in_actors
+from moe_ray.orchestration.cluster.model_actor import ModelWork
+from moe_ray.orchestration.cluster.model_pool import ModelPool, pool_for
 from moe_ray.orchestration.cluster.model_process import ModelHolder
-from moe_ray.orchestration.cluster.node_share import processes_on_this_node
 from moe_ray.orchestration.cluster.progress import progress
 from moe_ray.routing.count_tables import counts_to_table, table_to_counts
 from moe_ray.routing.counts import RoutingCounts, concat_counts
@@ -62,20 +63,23 @@ class AnswerJob:
     short_layers: ShortLayers = "allowed_only"
 
 
-class AnswerActor:
+class AnswerActor(ModelWork):
     """Answers prompts greedily and scores their targets; for neutral texts, only scores them."""
 
-    def __init__(self, job: AnswerJob) -> None:
-        self.job = job
-        run = Folder.open(job.run_url)
-        self.holder = ModelHolder(
-            job.model,
-            processes_on_this_node(job.config.num_actors),
-            None if job.adapter is None else run.sub(job.adapter),
-        )
-        self.parts = run.sub(job.parts)
-        self.masks = None if job.masks is None else read_masks(run.sub(job.masks))
+    job: AnswerJob
+
+    def __init__(self, holder: ModelHolder, job: AnswerJob) -> None:
+        super().__init__(holder, job)
+        self.run = Folder.open(job.run_url)
+        self.parts = self.run.sub(job.parts)
+        self.masks = None if job.masks is None else read_masks(self.run.sub(job.masks))
         self.budget = TokenBudget(job.config.tokens_per_forward)
+
+    @contextmanager
+    def in_force(self) -> Iterator[None]:
+        """The learned experts are in the model, where the job has some."""
+        with self.holder.with_adapter(None if self.job.adapter is None else self.run.sub(self.job.adapter)):
+            yield
 
     def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
         """Does one block of rows and writes its part; returns what was done."""
@@ -121,7 +125,13 @@ class Answers:
 
 
 def answer(
-    examples: pd.DataFrame, job: AnswerJob, *, what: str, routing: str = "natural", neutral: Sequence[str] = ()
+    examples: pd.DataFrame,
+    job: AnswerJob,
+    *,
+    what: str,
+    routing: str = "natural",
+    neutral: Sequence[str] = (),
+    models: ModelPool | None = None,
 ) -> Answers:
     """Answers and target losses of the examples; what `job.parts` holds already is not done again.
 
@@ -131,6 +141,7 @@ def answer(
         what: what this is, for the progress bar.
         routing: `natural`, `masked` or `both`.
         neutral: plain texts whose loss is wanted.
+        models: the processes; None = some for this job alone.
     """
     parts = Folder.open(job.run_url).sub(job.parts)
     rows = rows_to_answer(examples, routing)[_COLUMNS]
@@ -138,7 +149,8 @@ def answer(
         rows = pd.concat([rows, pd.DataFrame([_text_row(index, text) for index, text in enumerate(neutral)])])
     todo = _not_done(rows, parts)
     if len(todo):
-        _run(todo, job, what)
+        with pool_for(job.model, models) as pool:
+            _run(pool, todo, job, what)
     return read_answers(parts)
 
 
@@ -158,19 +170,25 @@ def _not_done(rows: pd.DataFrame, parts: Folder) -> pd.DataFrame:
     return rows[~pd.MultiIndex.from_frame(rows[_KEYS]).isin(pd.MultiIndex.from_frame(pd.concat(done)))]
 
 
-def _run(todo: pd.DataFrame, job: AnswerJob, what: str) -> None:
+def _run(models: ModelPool, todo: pd.DataFrame, job: AnswerJob, what: str) -> None:
     config = job.config
-    pool = in_actors(
-        blocks_of(as_table(in_answering_order(todo)[_COLUMNS]), rows_per_block(todo, config)),
+    work = models.working(
+        _blocks(as_table(in_answering_order(todo)[_COLUMNS]), rows_per_block(todo, config)),
         AnswerActor,
-        (job,),
+        job,
         what=what,
-        num_actors=config.num_actors,
-        gpus_per_actor=config.gpus_per_actor,
+        num_processes=config.num_actors,
+        gpus=config.gpus_per_actor,
     )
-    with pool as results, progress(what, len(todo)) as meter:
+    with work as results, progress(what, len(todo)) as meter:
         for done in results:
             meter.advance(len(done["place"]))
+
+
+def _blocks(table: pa.Table, rows: int) -> list[dict[str, np.ndarray[Any, Any]]]:
+    """The table's columns in blocks of at most `rows` rows."""
+    blocks = (table.slice(start, rows) for start in range(0, len(table), rows))
+    return [{name: block[name].to_numpy() for name in block.column_names} for block in blocks]
 
 
 def read_answers(parts: Folder) -> Answers:

@@ -1,4 +1,4 @@
-"""Distributed routing capture: actors count, and write what they counted as they go.
+"""Distributed routing capture: model processes count, and write what they counted as they go.
 
 The driver hands out windows of the stored examples that are not counted yet, of some seconds of work each, as it was
 measured so far; an actor reads, counts and writes a window. So the driver holds 40 bytes and a bit per example and actors
@@ -20,7 +20,7 @@ import pandas as pd
 from moe_ray.config.capture import CaptureConfig
 from moe_ray.config.model import ModelConfig
 from moe_ray.errors import InputError
-from moe_ray.orchestration.cluster.actor_queue import fed_actors
+from moe_ray.orchestration.cluster.model_pool import ModelPool, pool_for
 from moe_ray.orchestration.cluster.progress import progress
 from moe_ray.orchestration.jobs.capture_actor import CaptureActor, CaptureJob
 from moe_ray.orchestration.jobs.capture_window import WindowReport
@@ -43,6 +43,7 @@ def capture(
     seed: int = 0,
     actor: type[CaptureActor] = CaptureActor,
     seconds_per_part: float = CaptureJob.seconds_per_part,
+    models: ModelPool | None = None,
 ) -> dict[str, Any]:
     """Counts the routing of every stored example that is not counted yet.
 
@@ -53,8 +54,9 @@ def capture(
         model: which model.
         config: actors, sizes and policies.
         seed: of sampled responses.
-        actor: the process that counts.
+        actor: what the processes do.
         seconds_per_part: how long a process may work before it writes.
+        models: the processes; None = some for this capture alone.
 
     Returns:
         `examples`, counted and quarantined ones; `tokens`, counted ones of all parts; `padding_share`, of the tokens that
@@ -78,13 +80,15 @@ def capture(
     totals = WindowReport()
     if len(todo):
         plan = WindowPlan(batch_idx[todo], num_processes=max(config.num_actors, config.max_actors))
-        _run(job, plan, todo, actor, totals, bad)
+        with pool_for(model, models) as pool:
+            _run(pool, job, plan, todo, actor, totals, bad)
         # Processes that died did not report what they had set aside.
         _Quarantined(run, total=len(batch_idx), max_share=config.max_bad_share)
     return _finish(run, totals, examples=len(batch_idx))
 
 
 def _run(
+    models: ModelPool,
     job: CaptureJob,
     plan: WindowPlan,
     todo: npt.NDArray[np.int64],
@@ -97,16 +101,17 @@ def _run(
         return None if window is None else todo[window.start : window.stop]
 
     config = job.config
-    pool = fed_actors(
+    work = models.working(
+        iter(next_window, None),
         actor,
-        (job,),
-        next_window,
+        job,
         what="routing capture",
-        num_actors=config.num_actors,
-        max_actors=config.max_actors,
-        gpus_per_actor=config.gpus_per_actor,
+        num_processes=config.num_actors,
+        max_processes=config.max_actors,
+        gpus=config.gpus_per_actor,
+        overlaps=True,
     )
-    with pool as reports, progress("routing capture", len(todo)) as meter:
+    with work as reports, progress("routing capture", len(todo)) as meter:
         for report in reports:
             plan.measured(report.examples, report.seconds)
             for name in ("tokens", "padded", "forwards", "halvings"):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +26,8 @@ from moe_ray.models.generation import Response, example_seed, generate_responses
 from moe_ray.models.loading import context_length
 from moe_ray.models.token_budget import TokenBudget, padded_tokens
 from moe_ray.models.tokenization import TokenizedRow, pad_token_id
+from moe_ray.orchestration.cluster.model_actor import ModelWork
 from moe_ray.orchestration.cluster.model_process import ModelHolder
-from moe_ray.orchestration.cluster.node_share import processes_on_this_node
 from moe_ray.orchestration.jobs.capture_window import Noted, Window, WindowReport
 from moe_ray.prompts.quarantine import PROCESS_DIED, Rejected, quarantine_frame, rejected_row
 from moe_ray.prompts.stored_examples import StoredExample, StoredExamples
@@ -72,15 +72,16 @@ class CaptureJob:
     seconds_per_part: float = 20.0
 
 
-class CaptureActor:
-    """Counts the routing of the windows it is given.
+class CaptureActor(ModelWork):
+    """Counts the routing of the windows that its process is given.
 
     Two threads call it, each for a window: while one runs the model, the other reads and tokenises its next examples.
     """
 
-    def __init__(self, job: CaptureJob) -> None:
-        self.job = job
-        self.holder = self.load()
+    job: CaptureJob
+
+    def __init__(self, holder: ModelHolder, job: CaptureJob) -> None:
+        super().__init__(holder, job)
         run = Folder.open(job.run_url)
         self.stored = StoredExamples(run.sub(PROMPTS))
         self.parts, self.texts = run.sub(COUNTS), run.sub(RESPONSES)
@@ -88,14 +89,12 @@ class CaptureActor:
         self.budget = TokenBudget(job.config.tokens_per_forward)
         self.model_lock = threading.RLock()
 
-    def load(self) -> ModelHolder:
-        """The model, which the counter stays attached to."""
+    @contextmanager
+    def in_force(self) -> Iterator[None]:
+        """The counter is attached to the model."""
         config = self.job.config
-        holder = ModelHolder(self.job.model, processes_on_this_node(max(config.num_actors, config.max_actors)))
-        # Held for the process's life: a stack that is let go takes the hooks off.
-        self.attached = ExitStack()
-        self.counter = self.attached.enter_context(counting(holder.model, weights=config.weights, ids=config.ids))
-        return holder
+        with counting(self.holder.model, weights=config.weights, ids=config.ids) as self.counter:
+            yield
 
     def __call__(self, positions: npt.NDArray[np.int64]) -> WindowReport:
         """Counts the examples at these positions of the stored batches, ascending.

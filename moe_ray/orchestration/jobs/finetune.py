@@ -1,38 +1,45 @@
-"""Distributed fine-tuning: the core's loop in Ray Train workers, with checkpoints that a restarted worker resumes from.
+"""Fine-tuning: the core's loop in one process or in Ray Train workers, with checkpoints that a restarted one resumes from.
 
-Every worker takes the batches that the step plan gives its rank, and reads no others; a batch is never split. With
-`finetune.num_workers: 0` the same loop runs in this process, without Ray Train's start-up of some fifteen seconds.
+Several workers, and those with GPUs, are Ray Train's. Every worker takes the batches that the step plan gives its rank, and
+reads no others; a batch is never split. One worker on the CPU needs none of Ray Train's start-up of some fifteen seconds:
+the same loop runs in a model process that is there already, or with `finetune.num_workers: 0` in this one.
 """
 
 from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
-
-import ray.train
-from ray.train.torch import TorchTrainer
+from typing import TYPE_CHECKING, Any
 
 from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.config.model import ModelConfig
-from moe_ray.errors import MoeRayError
-from moe_ray.finetuning.adapter_files import copy_adapter, local_adapter
-from moe_ray.finetuning.checkpoint import save_checkpoint
+from moe_ray.experts import Expert
+from moe_ray.finetuning.adapter import experts_restored
+from moe_ray.finetuning.adapter_files import copy_adapter, local_adapter, read_adapter_header
 from moe_ray.finetuning.fine_tune import FineTuned, continue_fine_tuning, fine_tune
 from moe_ray.finetuning.history import HistoryWriter
 from moe_ray.finetuning.step_report import StepReport
 from moe_ray.finetuning.stored_batches import StoredBatches
 from moe_ray.finetuning.trainer import MaskedTrainer
 from moe_ray.identification.mask_files import read_masks
+from moe_ray.orchestration.cluster.model_actor import ModelWork
+from moe_ray.orchestration.cluster.model_pool import ModelPool, pool_for
 from moe_ray.orchestration.cluster.model_process import ModelHolder
-from moe_ray.orchestration.cluster.ray_session import arrow_filesystem, require_cpus
+from moe_ray.orchestration.jobs.training_checkpoints import StoredCheckpoints
 from moe_ray.report.format import loss
 from moe_ray.run_directory import CAPTURE, FINETUNE, IDENTIFY, PROMPTS, RunDirectory
 from moe_ray.storage.folder import Folder
 
+if TYPE_CHECKING:
+    from moe_ray.orchestration.jobs.ray_train import Worker
+
 logger = logging.getLogger(__name__)
+
+_CHECKPOINTS = "checkpoints"
+"""Folder beside the learned experts, while a process trains without Ray Train."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,89 +71,81 @@ class FinetuneJob:
         return Folder.open(self.run_url).sub(self.out)
 
 
-def finetune(job: FinetuneJob) -> dict[str, Any]:
+def finetune(job: FinetuneJob, models: ModelPool | None = None) -> dict[str, Any]:
     """Trains, writes the adapter and the history to `job.out`, and returns the numbers of `FineTuned`.
 
     A job that was killed is resumed from its last checkpoint when it is started again.
+
+    Args:
+        job: what is trained.
+        models: the model processes, one of which trains where one CPU does; Ray Train's workers, which hold models of their
+            own, get their place. None = a process for this job alone.
     """
     if job.config.num_workers == 0:
-        return _run_worker(job, rank=0, world_size=1, resume_from=None, report=None)
-    require_cpus(job.config.num_workers + 1, "fine-tuning")
-    out = job.folder()
-    trainer = TorchTrainer(
-        _worker_loop,
-        train_loop_config={"job": job},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=job.config.num_workers,
-            use_gpu=job.config.gpus_per_worker > 0,
-            resources_per_worker=_worker_resources(job.config),
-        ),
-        run_config=ray.train.RunConfig(
-            name="ray_train",
-            storage_path=out.path,
-            storage_filesystem=arrow_filesystem(out),
-            failure_config=ray.train.FailureConfig(max_failures=1),
-            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-        ),
-    )
-    try:
-        result = trainer.fit()
-    except ray.train.WorkerGroupError as error:
-        raise _error_of_worker(error) from None
-    outcome: dict[str, Any] = result.return_value
-    out.fs.rm(f"{out.path}/ray_train", recursive=True)
+        return _train_alone(ModelHolder(job.model, 1), job)
+    if not job.config.needs_ray_train:
+        with (
+            pool_for(job.model, models) as pool,
+            pool.working([None], FinetuneActor, job, what="fine-tuning", resumes=True) as results,
+        ):
+            (outcome,) = results
+        return dict(outcome)
+    from moe_ray.orchestration.jobs.ray_train import train_with_ray  # two seconds that most runs are spared
+
+    if models is not None:
+        models.release()
+    return train_with_ray(_train_in_worker, job, job.config, job.folder())
+
+
+class FinetuneActor(ModelWork):
+    """Trains in a model process, which has the base model again afterwards."""
+
+    job: FinetuneJob
+
+    @contextmanager
+    def in_force(self) -> Iterator[None]:
+        """Whatever is learned, also by the round before, is put back."""
+        run = RunDirectory.open(self.job.run_url)
+        experts = dict.fromkeys(read_masks(run.sub(self.job.masks)).union_experts)
+        if self.job.start:
+            experts |= dict.fromkeys(Expert(*pair) for pair in read_adapter_header(run.sub(self.job.start))["experts"])
+        with experts_restored(self.holder.model, list(experts)):
+            yield
+
+    def __call__(self, block: None) -> dict[str, Any]:
+        """Trains to the end; returns the numbers of `FineTuned`."""
+        return _train_alone(self.holder, self.job)
+
+
+def _train_alone(holder: ModelHolder, job: FinetuneJob) -> dict[str, Any]:
+    checkpoints = StoredCheckpoints(job.folder().sub(_CHECKPOINTS))
+    with checkpoints.latest() as folder:
+        outcome = _run_worker(job, holder, rank=0, world_size=1, resume_from=folder, report=checkpoints.save)
+    checkpoints.delete()
     return outcome
 
 
-def _error_of_worker(error: Any) -> BaseException:
-    """What a worker raised on purpose, without Ray Train's account of it; else the `WorkerGroupError` as it is."""
-    for failure in error.worker_failures.values():
-        cause = getattr(failure, "cause", None) or failure
-        if isinstance(cause, MoeRayError):
-            return cause
-    original: BaseException = error
-    return original
-
-
-def _worker_resources(config: FinetuneConfig) -> dict[str, float]:
-    resources = {"CPU": 1.0}
-    if config.gpus_per_worker > 0:
-        resources["GPU"] = config.gpus_per_worker
-    return resources
-
-
-def _worker_loop(loop_config: dict[str, Any]) -> dict[str, Any]:
-    # Ray Train would print every report with its checkpoint's path; the step lines say what people want to know.
-    logging.getLogger().setLevel(logging.WARNING)
-    context = ray.train.get_context()
-    rank, world_size = context.get_world_rank(), context.get_world_size()
-
-    def report(trainer: MaskedTrainer) -> None:
-        """Hands a checkpoint of rank 0 to Ray Train; the other ranks report without one."""
-        if rank != 0:
-            ray.train.report({"next_step": trainer.next_step})
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            save_checkpoint(trainer, folder)
-            ray.train.report({"next_step": trainer.next_step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
-
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return _run_worker(loop_config["job"], rank=rank, world_size=world_size, resume_from=None, report=report)
-    with checkpoint.as_directory() as folder:
-        return _run_worker(loop_config["job"], rank=rank, world_size=world_size, resume_from=folder, report=report)
+def _train_in_worker(job: FinetuneJob, worker: Worker) -> dict[str, Any]:
+    holder = ModelHolder(job.model, worker.num_on_node)
+    return _run_worker(
+        job,
+        holder,
+        rank=worker.rank,
+        world_size=worker.world_size,
+        resume_from=worker.resume_from,
+        report=worker.report,
+    )
 
 
 def _run_worker(
     job: FinetuneJob,
+    holder: ModelHolder,
     *,
     rank: int,
     world_size: int,
     resume_from: str | None,
-    report: Callable[[MaskedTrainer], None] | None,
+    report: Callable[[MaskedTrainer], None],
 ) -> dict[str, Any]:
-    holder = ModelHolder(job.model, _workers_on_this_node(world_size))
     run, out = RunDirectory.open(job.run_url), job.folder()
     batches = StoredBatches(run.sub(PROMPTS), run.sub(CAPTURE))
     watched = run.validation_examples if job.config.patience else []
@@ -161,7 +160,7 @@ def _run_worker(
             history.add(step.as_dict())
             if due:
                 history.save()
-        if due and report is not None:
+        if due:
             report(trainer)
 
     def tune(adapter: str) -> FineTuned:
@@ -192,11 +191,6 @@ def _run_worker(
             copy_adapter(Folder.open(adapter), out)
     history.save()
     return _plain(outcome)
-
-
-def _workers_on_this_node(world_size: int) -> int:
-    # Ray Train packs its workers, and knows.
-    return 1 if world_size == 1 else int(ray.train.get_context().get_local_world_size())
 
 
 def _plain(outcome: FineTuned) -> dict[str, Any]:

@@ -1,55 +1,97 @@
-"""Distributed identification: stored counts, grouped by `batch_idx`, to one risk table.
+"""Distributed identification: stored counts, grouped by `batch_idx`, to a risk table in parts, masks and certainty.
 
 A capture writes a batch's examples into few parts, so grouping needs no shuffle: each task gets some batches and the names
-of the parts that hold them. No process but the one that joins the risk tables sees more than its own batches.
+of the parts that hold them, writes its rows of the risk table as a part, and returns which experts are unsafe and how
+certain that is. No process sees more of the table than a task's batches. A part is written whole or not at all, so an
+identification that was killed goes on with the parts that are there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import ray.data
 
 from moe_ray.config.identify import IdentifyConfig
+from moe_ray.identification.findings import Findings, findings_of, joined
 from moe_ray.identification.identify import identify as identify_counts
 from moe_ray.identification.risk import batches_with_both_labels
+from moe_ray.identification.risk_tables import part_name, write_part
 from moe_ray.orchestration.cluster.ray_session import require_cpus
 from moe_ray.routing.count_store import batches_in_parts, parts_info, read_batches
-from moe_ray.run_directory import RunDirectory
+from moe_ray.run_directory import RISK, RunDirectory
 from moe_ray.storage.folder import Folder
 
 _EXPERTS_PER_TASK, _MAX_BATCHES_PER_TASK = 200_000, 64
 """Work of a task: many times what its process takes to start, little enough to be spread and held."""
 
 
-def identify(run: RunDirectory, config: IdentifyConfig, *, seed: int) -> pd.DataFrame:
-    """The risk table of every batch that has tokens of both labels, from the run's stored counts.
+def identify(run: RunDirectory, folder: Folder, config: IdentifyConfig, *, seed: int) -> Findings:
+    """Masks and certainty of every batch that has tokens of both labels, from the run's stored counts.
+
+    Args:
+        run: its counts are read.
+        folder: gets `risk_differences.parquet`, a folder of parts; it may hold those of an unfinished identification with
+            the same configuration, which are kept.
+        config: of identification.
+        seed: of drawn relabellings and resamples, and of rule `random`.
 
     Raises:
-        InputError: no batch has.
+        InputError: no batch has tokens of both labels, or none has an unsafe expert.
     """
     require_cpus(2, "identification")
-    parts = run.counts_folder
-    info, where = parts_info(parts), batches_in_parts(parts, config.roles)
+    info, risk = parts_info(run.counts_folder), folder.sub(RISK)
+    where = batches_in_parts(run.counts_folder, config.roles)
     batches = batches_with_both_labels(where, config.roles)
-    where = where[where["batch_idx"].isin(batches)]
-    tasks = [
-        pa.table({"batch_idx": [group], "parts": [sorted(set(where.loc[where["batch_idx"].isin(group), "part"]))]})
-        for group in _groups(batches, len(info.layers) * info.num_experts)
-    ]
-    tables = ray.data.from_arrow(tasks).map_batches(
-        _risk_of_group,
+    tasks = _plan(where, batches, len(info.layers) * info.num_experts)
+    wanted = {part_name(task["batch_idx"][0].as_py()) for task in tasks}
+    for name in set(risk.parquet_names()) - wanted:
+        risk.remove(name)
+    found = ray.data.from_arrow(tasks).map_batches(
+        _identify_groups,
         batch_size=None,
-        batch_format="numpy",
-        fn_kwargs={"parts": parts.url, "config": config, "seed": seed},
+        batch_format="pyarrow",
+        fn_kwargs={"counts": run.counts_folder.url, "risk": risk.url, "config": config, "seed": seed},
     )
-    blocks = [pd.DataFrame(block) for block in tables.iter_batches(batch_size=None, batch_format="numpy")]
-    risk = pd.concat(blocks, ignore_index=True)
-    return risk.sort_values(["batch_idx", "layer", "expert"], ignore_index=True)
+    tables = found.iter_batches(batch_size=None, batch_format="pyarrow")
+    return joined(tables, config, layers=info.layers, num_experts=info.num_experts)
+
+
+def _plan(where: pd.DataFrame, batches: Sequence[int], num_experts: int) -> list[pa.Table]:
+    """A row per task: its batches, and the names of the parts that hold them.
+
+    Args:
+        where: `batch_idx, part`, in any order.
+        batches: to identify, ascending.
+        num_experts: of all layers.
+    """
+    groups = _groups(batches, num_experts)
+    codes, names = pd.factorize(where["part"], sort=True)
+    of_rows = where["batch_idx"].to_numpy()
+    order = np.argsort(of_rows, kind="stable")
+    # Sorted once, so that a task's rows are a slice: looking for each task's batches in all rows would be quadratic.
+    ends = np.searchsorted(of_rows, [group[-1] for group in groups], side="right", sorter=order)
+    starts = np.searchsorted(of_rows, [group[0] for group in groups], side="left", sorter=order)
+    return [
+        pa.table({"batch_idx": [group], "parts": [_parts_of(order[start:end], of_rows, codes, names, group)]})
+        for group, start, end in zip(groups, starts, ends, strict=True)
+    ]
+
+
+def _parts_of(
+    rows: npt.NDArray[np.int64],
+    of_rows: npt.NDArray[np.int64],
+    codes: npt.NDArray[np.int64],
+    names: pd.Index,
+    group: Sequence[int],
+) -> list[str]:
+    # Batches that are not identified may lie between a group's first and last.
+    wanted = rows[np.isin(of_rows[rows], group)]
+    return [str(names[code]) for code in np.unique(codes[wanted])]
 
 
 def _groups(batches: Sequence[int], num_experts: int) -> list[list[int]]:
@@ -58,13 +100,17 @@ def _groups(batches: Sequence[int], num_experts: int) -> list[list[int]]:
     return [list(batches[start : start + size]) for start in range(0, len(batches), size)]
 
 
-def _risk_of_group(
-    task: dict[str, np.ndarray[Any, Any]], parts: str, config: IdentifyConfig, seed: int
-) -> dict[str, np.ndarray[Any, Any]]:
-    groups = zip(task["parts"], task["batch_idx"], strict=True)
-    tables = [
-        identify_counts(read_batches(Folder.open(parts), list(names), [int(i) for i in batches]), config, seed=seed)
-        for names, batches in groups
-    ]
-    risk = pd.concat(tables, ignore_index=True)
-    return {name: risk[name].to_numpy() for name in risk.columns}
+def _identify_groups(tasks: pa.Table, counts: str, risk: str, config: IdentifyConfig, seed: int) -> pa.Table:
+    """Writes the risk tables of tasks that have none yet; returns what they say of each batch."""
+    parts, found = Folder.open(risk), []
+    for task in tasks.to_pylist():
+        name = part_name(task["batch_idx"])
+        if parts.exists(name):
+            table = parts.read_frame(name)
+        else:
+            table = identify_counts(
+                read_batches(Folder.open(counts), task["parts"], task["batch_idx"]), config, seed=seed
+            )
+            write_part(parts, table)
+        found.append(findings_of(table, config, seed=seed))
+    return pa.concat_tables(found)

@@ -42,7 +42,7 @@ def answered(
     if max_new_tokens is not None:
         config = replace(config, max_new_tokens=max_new_tokens)
     job = AnswerJob(model=run.model, config=config, run_url=run.directory.folder.url, parts=parts, adapter=adapter)
-    return answer(frame, job, what=what).answers
+    return answer(frame, job, what=what, models=run.models).answers
 
 
 def too_long_policy(run: Context) -> TooLong:
@@ -65,4 +65,9 @@ def unaskable_of(run: Context) -> Callable[[pd.DataFrame], dict[Any, Rejected]]:
 
 def judged(run: Context, answers: pd.DataFrame, parts: Folder, what: str) -> pd.DataFrame:
     """The answers with verdicts; those that `parts` holds already are not asked for again."""
-    return judge(answers, run.config.evaluate, parts, what=what)
+    config = run.config.evaluate
+    if config.judge == "classifier":
+        run.models.make_room(cpus=config.num_actors + 1, gpus=config.gpus_per_actor)
+    elif config.judge == "endpoint":
+        run.models.make_room(gpus=1)  # which may take hours, and nobody should pay for GPUs that wait
+    return judge(answers, config, parts, what=what)

@@ -21,7 +21,7 @@ def capture(run: Context) -> Outcome:
     """Makes `counts`, and `left_out`: which examples could not be counted, or only in part."""
 
     def work(folder: Folder) -> dict[str, Any]:
-        notes = job.capture(run.directory, run.model, run.config.capture, seed=run.config.seed)
+        notes = job.capture(run.directory, run.model, run.config.capture, seed=run.config.seed, models=run.models)
         left_out = [folder.read_frame(name)[_KEYS].to_numpy().tolist() for name in (QUARANTINE, TRUNCATED)]
         made = {"counts": digest_of_parts(run.directory.sub(COUNTS)), "left_out": content_hash(left_out)}
         return {**notes, MADE: made}

@@ -37,6 +37,7 @@ def compare(run: Context) -> pd.DataFrame:
     }
     folder = run.directory.sub(COMPARE)
     arms = plan_arms(masks, run.directory.risk, run.config.finetune, run.config.compare)
+    run.models.release()  # arms hold models of their own
     table = comparison_table(run_arms(job, arms, folder, measured=measured, trained=trained))
     folder.write_table(COMPARISON, table)
     folder.write_json(VERDICT, verdict(table))

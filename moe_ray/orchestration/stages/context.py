@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -11,9 +12,12 @@ from moe_ray.config.fields import Effect
 from moe_ray.config.model import ModelConfig
 from moe_ray.config.run import Config
 from moe_ray.evaluation.judges import judge_identity
+from moe_ray.orchestration.cluster.model_pool import ModelPool
+from moe_ray.orchestration.stages.seconds import START, Seconds
 from moe_ray.prompts.prompt_set import Prompts
 from moe_ray.run_directory import RunDirectory
 from moe_ray.storage.fingerprint import content_hash, hash_checkpoint
+from moe_ray.storage.folder import Folder
 from moe_ray.storage.stage import Around, Outcome, Stage, run_stage
 
 
@@ -29,17 +33,29 @@ class Context:
     Attributes:
         outcomes: by name, of the stages that were done or reused so far.
         around: entered while the work of a stage is done.
+        models: the model processes, which stay from stage to stage.
+        seconds: where the time goes.
     """
 
     def __init__(self, config: Config, model: ModelConfig, prompts: Prompts, directory: RunDirectory) -> None:
         self.config, self.model, self.prompts, self.directory = config, model, prompts, directory
         self.outcomes: dict[str, Outcome] = {}
         self.around: Around = lambda name, folder: nullcontext()
+        self.models = ModelPool(model)
+        self.seconds = Seconds()
 
     def do(self, stage: Stage) -> Outcome:
         """The stage's outcome, made now or before."""
-        self.outcomes[stage.name] = run_stage(stage, self.directory.folder, around=self.around)
-        return self.outcomes[stage.name]
+        waited = self.models.seconds_waited
+
+        def work(folder: Folder) -> dict[str, Any]:
+            notes = stage.work(folder)
+            return {**notes, START: round(self.models.seconds_waited - waited, 2)}
+
+        with self.seconds.stage(stage.name) as done:
+            done.append(run_stage(replace(stage, work=work), self.directory.folder, around=self.around))
+        self.outcomes[stage.name] = done[0]
+        return done[0]
 
     def made(self, stage: str, what: str) -> str:
         """The digest of something that an earlier stage made."""

@@ -52,7 +52,12 @@ def answer_held_out(run: Context, when: When) -> Outcome:
             short_layers=run.config.finetune.short_layers,
         )
         done = answer(
-            run.directory.test, job, what=f"answers {when}", routing=config.routing, neutral=run.prompts.neutral
+            run.directory.test,
+            job,
+            what=f"answers {when}",
+            routing=config.routing,
+            neutral=run.prompts.neutral,
+            models=run.models,
         )
         hashes = [frame_hash(table) for table in (done.answers, done.neutral) if table is not None]
         hashes += [] if done.routing is None else [str(counts_digest(done.routing))]

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import io
+import logging
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from moe_ray.config.effects import settings_affecting
 from moe_ray.experts import ExpertMasks
-from moe_ray.identification.mask_files import write_masks
-from moe_ray.identification.pandas_export import export_name, export_pickle
-from moe_ray.identification.selection import select
+from moe_ray.identification.findings import CERTAINTY
+from moe_ray.identification.identify import STATISTIC
+from moe_ray.identification.mask_files import MASKS, write_masks
+from moe_ray.identification.pandas_export import export_bytes, export_name, export_pickle
+from moe_ray.identification.risk_tables import RiskParts
 from moe_ray.models.loading import num_decoder_layers
 from moe_ray.orchestration.jobs import identify as job
 from moe_ray.orchestration.stages.context import Context
@@ -21,6 +23,11 @@ from moe_ray.run_directory import CAPTURE, IDENTIFY, PROMPTS, RISK
 from moe_ray.storage.folder import Folder
 from moe_ray.storage.stage import MADE, Outcome, Stage
 from moe_ray.studies.trial import only_what_selects
+
+logger = logging.getLogger(__name__)
+
+MOST_EXPORT_BYTES = 256 * 10**6
+"""The pickle for pandas users, which is made in memory, is written up to this size of its masks."""
 
 
 def identify(run: Context) -> Outcome:
@@ -30,6 +37,7 @@ def identify(run: Context) -> Outcome:
         "targets": run.made(PROMPTS, "targets"),
         **run.settings("masks"),
         "seed": run.config.seed,
+        "statistic": STATISTIC,
     }
     return run.do(Stage(name=IDENTIFY, inputs=inputs, work=lambda folder: _identify(run, folder)))
 
@@ -42,12 +50,11 @@ def selecting_settings(run: Context) -> dict[str, Any]:
 
 
 def _identify(run: Context, folder: Folder) -> dict[str, Any]:
-    settings, seed = run.config.identify, run.config.seed
-    risk = job.identify(run.directory, settings, seed=seed)
-    folder.write_table(RISK, risk)
-    masks = select(risk, settings, seed=seed)
+    run.models.make_room_for_tasks()
+    masks, certainty = job.identify(run.directory, folder, run.config.identify, seed=run.config.seed)
+    folder.write_table(CERTAINTY, certainty)
     write_masks(folder, masks)
-    _export(run, folder, risk, masks)
+    _export(run, folder, masks)
     without_mask = np.setdiff1d(run.directory.stored_batches.columns("batch_idx")["batch_idx"], masks.batch_idx)
     return {
         "union_experts": len(masks.union_experts),
@@ -56,12 +63,20 @@ def _identify(run: Context, folder: Folder) -> dict[str, Any]:
     }
 
 
-def _export(run: Context, folder: Folder, risk: pd.DataFrame, masks: ExpertMasks) -> None:
+def _export(run: Context, folder: Folder, masks: ExpertMasks) -> None:
+    size = export_bytes(masks)
+    if size > MOST_EXPORT_BYTES:
+        logger.info(
+            "identify: no pickle for pandas users: it would hold %d MB of masks, and is written up to %d MB; read the "
+            "parts in %s with pandas.read_parquet, and %s with numpy.load",
+            *(size // 10**6, MOST_EXPORT_BYTES // 10**6, folder.file(RISK), folder.file(MASKS)),
+        )
+        return
     data = io.BytesIO()
     export_pickle(
         data,
         masks=masks,
-        risk=risk,
+        risk=RiskParts(folder.sub(RISK)),
         batches=run.directory.captured_examples,
         model_name=run.model.path,
         num_experts_per_tok=run.directory.num_experts_per_tok,

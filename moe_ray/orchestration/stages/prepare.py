@@ -6,7 +6,7 @@ Examples come from the local disk as tables of bounded size, and each table is d
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,9 @@ from moe_ray.storage.stage import MADE, Outcome, Stage
 
 _LEFT_OUT_COLUMNS = ("split", "id", "label", "category", "reason", "detail")
 _HELD_OUT_SCHEMA = pa.schema([*EXAMPLE_SCHEMA, ("batch_idx", pa.int64())])
+
+_ROWS_TOGETHER, _BYTES_TOGETHER = 1 << 17, 128 << 20
+"""Examples whose missing targets are asked for at once."""
 
 Unaskable = Callable[[pd.DataFrame], dict[Any, Rejected]]
 
@@ -85,7 +88,7 @@ def _write_prompts(run: Context, folder: Folder) -> dict[str, Any]:
         left_out += unasked
         digest = TableHash()
         with folder.growing_table(file, _HELD_OUT_SCHEMA, row_group_size=ROWS_PER_GROUP) as append:
-            for number, table in enumerate(asked.tables()):
+            for number, table in enumerate(_together(asked.tables())):
                 frame = table.select(["label", "category", "pair"]).to_pandas()
                 placed = table.append_column("batch_idx", pa.array(reference.assign(frame).to_numpy()))
                 filled = _with_targets(run, placed, split, number, unaskable)
@@ -95,7 +98,7 @@ def _write_prompts(run: Context, folder: Folder) -> dict[str, Any]:
     # The capture does not read targets, so another refusal captures nothing again.
     without_targets, with_targets = TableHash(), TableHash()
     with folder.growing_table(BATCHES, BATCH_SCHEMA, row_group_size=ROWS_PER_GROUP) as append:
-        for number, table in enumerate(_batch_tables(batches)):
+        for number, table in enumerate(_together(_batch_tables(batches))):
             without_targets.update(table.drop_columns(list(TARGETS)))
             filled = _with_targets(run, table, "train", number, unaskable)
             with_targets.update(filled)
@@ -110,6 +113,18 @@ def _write_prompts(run: Context, folder: Folder) -> dict[str, Any]:
         "left_out": len(left_out),
         MADE: made,
     }
+
+
+def _together(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows in larger tables: the model is started anew for each that has examples to ask it."""
+    held: list[pa.Table] = []
+    for table in tables:
+        held.append(table)
+        if sum(map(len, held)) >= _ROWS_TOGETHER or sum(one.nbytes for one in held) >= _BYTES_TOGETHER:
+            yield pa.concat_tables(held)
+            held = []
+    if held:
+        yield pa.concat_tables(held)
 
 
 def _batch_tables(batches: EqualBatches) -> Iterator[pa.Table]:

@@ -7,22 +7,20 @@ model, and the run keeps the adapter of the best round.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
-import ray
 
-from moe_ray.config.model import ModelConfig
 from moe_ray.config.run import Config
 from moe_ray.errors import NothingSelected
 from moe_ray.experts import ExpertMasks
 from moe_ray.finetuning.adapter_files import adapter_digest, copy_adapter
 from moe_ray.finetuning.history import read_history, write_history
 from moe_ray.identification.mask_files import read_masks, write_masks
-from moe_ray.orchestration.cluster.model_process import ModelHolder
-from moe_ray.orchestration.cluster.ray_session import result_of
+from moe_ray.orchestration.cluster.model_actor import ModelWork
 from moe_ray.orchestration.jobs.finetune import FinetuneJob, finetune
 from moe_ray.orchestration.stages.answering import answered, judged
 from moe_ray.orchestration.stages.capture import capture_inputs
@@ -138,7 +136,7 @@ class Rounds:
             if number == 1:
                 notes = train(self.run_context, job, {"masks": state.masks.digest(), **self.inputs})
             else:
-                notes = finetune(job)
+                notes = finetune(job, self.run_context.models)
             return {**notes, MADE: {"experts": adapter_digest(folder)}}
 
         stage = Stage(name=name, inputs={**self.inputs, **state.inputs(), "round": number}, work=work)
@@ -178,9 +176,10 @@ class Rounds:
 
         def work(folder: Folder) -> dict[str, Any]:
             rows = self.batches[self.batches["batch_idx"].isin(lagging)]
+            job = _CountJob(config=self.config, adapter=outcome.folder.url)
             gpus = self.config.capture.gpus_per_actor
-            count = ray.remote(num_cpus=1, num_gpus=gpus)(_count_with_adapter)
-            counts = result_of(count.remote(self.job.model, rows, self.config, outcome.folder.url))
+            with run.models.working([rows], _CountActor, job, what="routing after a round", gpus=gpus) as results:
+                (counts,) = results
             folder.write_table(_COUNTS, counts_to_table(counts))
             return {"batches": len(lagging)}
 
@@ -205,7 +204,26 @@ class Rounds:
         copy_adapter(folders[-1], out)
 
 
-def _count_with_adapter(model: ModelConfig, rows: pd.DataFrame, config: Config, adapter: str) -> RoutingCounts:
-    holder = ModelHolder(model, 1, Folder.open(adapter))
-    batches = frame_to_batches(rows)
-    return capture_batches(holder.model, holder.tokenizer, batches, config.capture, seed=config.seed)
+@dataclass(frozen=True, kw_only=True)
+class _CountJob:
+    """What is counted anew after a round: with which settings, and the folder of the learned experts."""
+
+    config: Config
+    adapter: str
+
+
+class _CountActor(ModelWork):
+    """Counts rows with learned experts in the model."""
+
+    job: _CountJob
+
+    @contextmanager
+    def in_force(self) -> Iterator[None]:
+        with self.holder.with_adapter(Folder.open(self.job.adapter)):
+            yield
+
+    def __call__(self, block: pd.DataFrame) -> RoutingCounts:
+        holder, config = self.holder, self.job.config
+        return capture_batches(
+            holder.model, holder.tokenizer, frame_to_batches(block), config.capture, seed=config.seed
+        )

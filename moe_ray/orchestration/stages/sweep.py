@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from moe_ray.orchestration.jobs.sweep import sweep as run_trials
-from moe_ray.orchestration.jobs.sweep import write_results
-from moe_ray.orchestration.jobs.sweep_job import SweepJob
 from moe_ray.orchestration.stages.context import Context
 from moe_ray.orchestration.stages.finetune import training_sources
 from moe_ray.orchestration.stages.identify import selecting_settings
@@ -42,6 +39,12 @@ def sweep(run: Context) -> Outcome:
     }
 
     def work(folder: Folder) -> dict[str, Any]:
+        # Ray Tune takes a second to import, and most runs do not sweep.
+        from moe_ray.orchestration.jobs.sweep import sweep as run_trials
+        from moe_ray.orchestration.jobs.sweep import write_results
+        from moe_ray.orchestration.jobs.sweep_job import SweepJob
+
+        run.models.release()  # trials hold models of their own
         job = SweepJob(
             model=run.model,
             config=run.config,

@@ -27,4 +27,4 @@ def train(run: Context, job: FinetuneJob, inputs: Mapping[str, Any]) -> dict[str
         if taken is not None:
             logger.info("fine-tuning: taken from the sweep's trial %s, which trained the same", taken["trained_by"])
             return taken
-    return finetune(job)
+    return finetune(job, run.models)

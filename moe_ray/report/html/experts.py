@@ -17,7 +17,7 @@ import pandas as pd
 from moe_ray.config.report import ReportConfig
 from moe_ray.experts import Expert, ExpertMasks
 from moe_ray.identification.overlap import batch_overlap, shared_experts, sweep_union
-from moe_ray.identification.risk import aggregate_risk
+from moe_ray.identification.risk_tables import Risk, aggregate_risk, batch_table
 from moe_ray.report.format import decimal, rate, significant_digits
 from moe_ray.report.html.shortened import first_rows, spread_evenly
 from moe_ray.report.printable import printable
@@ -65,7 +65,7 @@ def batches_compared(run: RunDirectory) -> list[int]:
     return sorted(shown, key=lambda batch: (run.categories[batch], batch))
 
 
-def risk_grid(risk: pd.DataFrame, masks: ExpertMasks, batch_idx: int | None = None) -> npt.NDArray[np.float64]:
+def risk_grid(risk: Risk, masks: ExpertMasks, batch_idx: int | None = None) -> npt.NDArray[np.float64]:
     """(L, E) risk differences of a batch, or their mean over all batches.
 
     Args:
@@ -73,8 +73,8 @@ def risk_grid(risk: pd.DataFrame, masks: ExpertMasks, batch_idx: int | None = No
         masks: whose layers are the rows.
         batch_idx: of the batch; None = mean over all.
     """
-    rows = risk if batch_idx is None else risk[risk["batch_idx"] == batch_idx]
-    means = rows.groupby(["layer", "expert"])["risk_diff"].mean().unstack("expert")
+    rows = aggregate_risk(risk) if batch_idx is None else batch_table(risk, batch_idx)
+    means = rows.set_index(["layer", "expert"])["risk_diff"].unstack("expert")
     return np.asarray(means.reindex(index=masks.layers), dtype=np.float64)
 
 
@@ -86,7 +86,7 @@ def scale_limit(grids: list[npt.NDArray[np.float64]]) -> float:
 def union_by_settings(run: RunDirectory) -> pd.DataFrame:
     """How many experts the plain rule would put in the union, for thresholds up to the largest difference and some top_k."""
     selection = run.identify_config
-    largest = max(float(run.risk["risk_diff"].max()), _SMALLEST_SCALE)
+    largest = max(float(run.certainty["largest_risk_diff"].max()), _SMALLEST_SCALE)
     thresholds = sorted({*np.linspace(0, largest, 12).round(4).tolist(), selection.threshold})
     return sweep_union(run.risk, thresholds=thresholds, top_ks=sorted({*_TOP_KS, selection.top_k}))
 

@@ -16,7 +16,6 @@ from markupsafe import Markup
 from moe_ray.config.fields import EMBEDDED
 from moe_ray.config.io import flatten
 from moe_ray.config.report import ReportConfig
-from moe_ray.identification.identify import certainty_per_batch
 from moe_ray.report.before_after import Block
 from moe_ray.report.certainty_text import significance_level
 from moe_ray.report.format import decimal
@@ -45,7 +44,7 @@ class Report:
 
 def build_report(run: RunDirectory, config: ReportConfig) -> Report:
     """The report of what the run directory holds; parts whose stage was not run are left out."""
-    certainty = certainty_per_batch(run.risk, run.masks, run.identify_config)
+    certainty = run.certainty
     blocks = held_out_blocks(run)
     held_out = held_out_parts(blocks)
     drawn = draw_run(run, config, held_out)

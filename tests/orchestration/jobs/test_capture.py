@@ -31,6 +31,7 @@ from moe_ray.errors import InputError
 from moe_ray.experts import Expert, masks_from_experts
 from moe_ray.finetuning.history import read_history
 from moe_ray.identification.mask_files import write_masks
+from moe_ray.identification.risk_tables import RiskParts
 from moe_ray.models.generation import example_seed, generate_responses
 from moe_ray.models.loading import load_model, load_tokenizer
 from moe_ray.models.tokenization import TokenizedRow, encode_row
@@ -54,7 +55,7 @@ from moe_ray.routing.capture import count_rows
 from moe_ray.routing.count_store import keys_of, read_counts
 from moe_ray.routing.count_tables import counts_to_table, table_to_counts
 from moe_ray.routing.counter import counting
-from moe_ray.run_directory import CAPTURE, IDENTIFY, RunDirectory
+from moe_ray.run_directory import CAPTURE, IDENTIFY, RISK, RunDirectory
 from moe_ray.storage.folder import Folder
 
 # Ray's workers cannot import test modules.
@@ -117,7 +118,8 @@ def test_identification_leaves_out_a_batch_that_lost_a_label(ray_cluster, model,
     frame = write_batches(tmp_path / "prompts", 12, changes=[(4, message(" ")), (5, message(" ")), (8, message(" "))])
     run, out = opened(tmp_path)
     capture(run, model, CaptureConfig(max_bad_share=0.1))
-    risk = identify(run, IdentifyConfig(resamples=0), seed=0)
+    identify(run, run.sub(IDENTIFY), IdentifyConfig(resamples=0), seed=0)
+    risk = RiskParts(run.sub(f"{IDENTIFY}/{RISK}")).frame()
     assert sorted(set(risk["batch_idx"])) == [0, *range(2, 12)]
     kept = without_quarantined(frame, out.read_frame(QUARANTINE))
     expected = pipeline.identify(counts_of_core(kept[kept["batch_idx"] != 1], model), permutations=0, resamples=0).risk

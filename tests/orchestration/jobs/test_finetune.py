@@ -1,8 +1,9 @@
-"""Ray Train around the core's loop: a killed worker, and the same result as without Ray Train."""
+"""Training in a model process and in Ray Train workers: killed ones resume, and all end with the same weights."""
 
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -22,7 +23,9 @@ from moe_ray.errors import FrozenChanged
 from moe_ray.finetuning.history import HISTORY, read_history
 from moe_ray.identification.mask_files import write_masks
 from moe_ray.models.loading import load_model, load_tokenizer
-from moe_ray.orchestration.jobs.finetune import FinetuneJob, _error_of_worker, finetune
+from moe_ray.orchestration.jobs import finetune as training
+from moe_ray.orchestration.jobs.finetune import FinetuneJob, finetune
+from moe_ray.orchestration.jobs.ray_train import _error_of_worker
 from moe_ray.prompts.batches import assemble_batches
 from moe_ray.prompts.example_tables import BATCHES, batches_to_frame
 from moe_ray.prompts.examples import records_to_examples
@@ -57,14 +60,6 @@ def job(tiny_model_path, tmp_path_factory):
     )
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(job):
-    """The job done in this process, without Ray Train."""
-    alone = replace(job, out="uninterrupted", config=replace(job.config, num_workers=0))
-    finetune(alone)
-    return Path(alone.folder().path)
-
-
 def own_processes(name):
     """Ids of the processes with `name` in their title that this process or its children started."""
     table = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
@@ -76,12 +71,12 @@ def own_processes(name):
             yield pid
 
 
-def kill_one_worker_once(out, killed):
-    """Ends the training worker the hard way when the first checkpointed steps are there."""
-    deadline = time.monotonic() + 120
+def kill_one_once(title, out, killed):
+    """Ends a process that trains the hard way when the first checkpointed steps are there."""
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         if (out / HISTORY).exists() and len(read_history(Folder.open(str(out)))) >= 10:
-            for pid in own_processes("RayTrainWorker"):
+            for pid in own_processes(title):
                 os.kill(pid, signal.SIGKILL)
                 killed.append(pid)
                 return
@@ -89,18 +84,60 @@ def kill_one_worker_once(out, killed):
 
 
 @pytest.mark.exhaustive
-def test_a_killed_worker_resumes_and_ends_with_the_weights_of_an_uninterrupted_run(ray_cluster, job, uninterrupted):
+@pytest.mark.parametrize(("title", "num_workers"), [("ray::ModelActor", 1), ("RayTrainWorker", 2)])
+def test_a_killed_process_resumes_and_ends_with_the_weights_of_an_uninterrupted_run(
+    title, num_workers, ray_cluster, job
+):
+    config = replace(job.config, batches_per_step=num_workers, num_workers=num_workers)
+    interrupted = replace(job, out=f"interrupted_{num_workers}", config=config)
+    alone = replace(job, out=f"alone_{num_workers}", config=replace(config, num_workers=0))
+    finetune(alone)
     killed = []
-    interrupted = replace(job, out="interrupted")
-    killer = threading.Thread(target=kill_one_worker_once, args=(Path(interrupted.folder().path), killed))
+    killer = threading.Thread(target=kill_one_once, args=(title, Path(interrupted.folder().path), killed))
     killer.start()
     outcome = finetune(interrupted)
     killer.join()
     assert killed
     steps = [step["step"] for step in read_history(interrupted.folder())]
-    assert steps == list(range(60))
+    assert steps == list(range(60 // num_workers))
     assert outcome["frozen_parameters_changed"] == 0
-    assert_same_weights(Path(interrupted.folder().path), uninterrupted)
+    assert_same_weights(Path(interrupted.folder().path), Path(alone.folder().path))
+
+
+def test_a_run_killed_in_training_goes_on_from_its_last_checkpoint(job, monkeypatch):
+    interrupted = replace(job, out="killed", config=replace(job.config, num_workers=0, epochs=2))
+    alone = replace(interrupted, out="not_killed")
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "_say", dies_after(7))
+        with pytest.raises(KeyboardInterrupt):
+            finetune(interrupted)
+    again = []
+    monkeypatch.setattr(training, "_say", lambda step, total: again.append(step.step))
+    finetune(interrupted)
+    assert again == list(range(5, 12))
+    finetune(alone)
+    assert interrupted.folder().read_bytes("experts.safetensors") == alone.folder().read_bytes("experts.safetensors")
+    assert [step["step"] for step in read_history(interrupted.folder())] == list(range(12))
+
+
+def dies_after(steps):
+    def say(step, total):
+        if step.step == steps:
+            raise KeyboardInterrupt
+
+    return say
+
+
+def test_one_worker_on_the_cpu_needs_no_ray_train(ray_cluster, job, monkeypatch):
+    monkeypatch.setitem(sys.modules, "moe_ray.orchestration.jobs.ray_train", None)
+    one = replace(job, out="one", config=replace(job.config, epochs=1))
+    assert finetune(one)["frozen_parameters_changed"] == 0
+    two = replace(job, out="two", config=replace(job.config, epochs=1, num_workers=2))
+    with pytest.raises(ImportError):
+        finetune(two)
+    on_gpu = replace(job, out="two", config=replace(job.config, epochs=1, gpus_per_worker=1))
+    with pytest.raises(ImportError):
+        finetune(on_gpu)
 
 
 @pytest.fixture(scope="module")

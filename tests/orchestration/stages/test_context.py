@@ -33,7 +33,7 @@ def jobs(monkeypatch):
     """The work on the cluster, done here on simulated counts; a list of what was worked on."""
     done = []
 
-    def captures(run, model, config, *, seed):
+    def captures(run, model, config, *, seed, models):
         done.append("capture")
         counts = simulate(Population(num_layers=3), num_batches=3, planted=(Expert(1, 3),), shift=0.7)
         run.counts_folder.write_table("part-0.parquet", counts_to_table(counts))
@@ -45,13 +45,13 @@ def jobs(monkeypatch):
         done.append("identify")
         return identify_counts(read_counts(run.counts_folder), config, seed=seed)
 
-    def trains(job):
+    def trains(job, models):
         done.append("finetune")
         job.folder().write_bytes(TENSORS, uuid.uuid4().bytes)
         job.folder().write_json(HEADER, {"format": 1})
         return {"trainable_parameters": 1, "total_parameters": 2, "frozen_parameters_changed": 0}
 
-    def answers(frame, job, *, what, routing, neutral):
+    def answers(frame, job, *, what, routing, neutral, models):
         done.append("answers")
         return Answers(answers=pd.DataFrame({"answer": ["Yes."]}), neutral=None, routing=None)
 

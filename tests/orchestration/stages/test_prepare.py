@@ -105,6 +105,7 @@ def test_what_is_prepared_does_not_depend_on_how_much_is_in_memory_at_once(prepa
     whole.directory.folder.delete()
     asked.clear()
     monkeypatch.setattr(shuffle, "ROWS_PER_PIECE", rows)
+    monkeypatch.setattr(prepare, "_ROWS_TOGETHER", 2 * rows)
     again = prepared(examples, *settings)
     assert sorted(asked) == first
     assert again.outcomes[PROMPTS].notes == whole.outcomes[PROMPTS].notes | {

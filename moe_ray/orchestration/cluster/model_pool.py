@@ -1,0 +1,240 @@
+"""The model processes of a run: started once, and handed from stage to stage.
+
+Loading a model takes longer than most of what is then done with it, so routing capture, answers and training on one CPU
+are served by the same Ray actors. Blocks are handed out by a loop of this module and not by Ray Data, whose pools live as
+long as one data set: actors of an earlier stage could only be reached through tasks that wait for them, one process more for
+each. Ray Data still drives what holds no model, or another one: identification and judges.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import ray
+
+from moe_ray.config.model import ModelConfig
+from moe_ray.orchestration.cluster.model_actor import ModelActor, ModelWork
+from moe_ray.orchestration.cluster.ray_session import (
+    all_cpus,
+    free_resources,
+    has_room_to_grow,
+    require_cpus,
+    result_of,
+    wait_until_free,
+)
+
+_NO_MORE = object()
+
+
+@dataclass(eq=False)
+class _Process:
+    actor: Any
+    loading: Any = None
+    is_ready: bool = False
+
+
+class ModelPool:
+    """Processes that each hold the base model; none is started before it is needed or asked for.
+
+    Args:
+        model: which one.
+
+    As a context it leaves no process behind.
+
+    Attributes:
+        seconds_waited: how long work has waited for the first process to have its model.
+    """
+
+    def __init__(self, model: ModelConfig) -> None:
+        self.model = model
+        self.seconds_waited = 0.0
+        self._gpus = 0.0
+        self._processes: list[_Process] = []
+
+    @property
+    def size(self) -> int:
+        """How many processes there are, also those that are being started."""
+        return len(self._processes)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end(waits=error is None)
+
+    def start(self, num_processes: int, *, gpus: float = 0.0) -> None:
+        """Has at least so many processes start, or stay; does not wait for them, and needs no checkpoint yet.
+
+        Args:
+            num_processes: their least number.
+            gpus: of each; processes with another number of GPUs are given back first.
+        """
+        if gpus != self._gpus:
+            self.release()
+            self._gpus = gpus
+        while len(self._processes) < num_processes:
+            self._start_one()
+
+    def _start_one(self) -> None:
+        kind = ray.remote(
+            num_cpus=1,
+            num_gpus=self._gpus,
+            max_restarts=-1,
+            max_task_retries=-1,
+            max_concurrency=2,
+            # Over all nodes, as Ray Data places its actors; by default Ray fills the driver's node first.
+            scheduling_strategy="SPREAD",
+        )(ModelActor)
+        self._processes.append(_Process(kind.remote(self.model)))
+
+    def load(self) -> None:
+        """Has the processes load the model; does not wait for them."""
+        for process in self._processes:
+            if process.loading is None:
+                process.loading = process.actor.load.remote()
+
+    @contextmanager
+    def working(
+        self,
+        blocks: Iterable[Any],
+        kind: type[ModelWork],
+        job: Any,
+        *,
+        what: str,
+        num_processes: int = 1,
+        max_processes: int = 0,
+        gpus: float = 0.0,
+        overlaps: bool = False,
+        resumes: bool = False,
+    ) -> Iterator[Iterator[Any]]:
+        """Has processes work on the blocks of a job; afterwards they hold the base model again and stay.
+
+        Args:
+            blocks: one call each; the next is asked for when a process is free, so it may follow what came back so far.
+            kind: what is done with a block.
+            job: plain values for it; small, since every call carries them.
+            what: the work, for errors.
+            num_processes: how many work on it; those that the pool has more stay idle.
+            max_processes: more are started, up to this many, while there is work and room; 0 = always `num_processes`.
+            gpus: of each process: a fraction of one, one, or several.
+            overlaps: a process is called for its next block while it works on one; the work must be thread-safe.
+            resumes: a call that is repeated goes on where the one before it stopped; it is repeated once.
+
+        Yields:
+            what came back for a block, one after another, in any order of blocks.
+
+        Raises:
+            InputError: a local Ray has too few CPUs, and the processes would wait for ever.
+        """
+        require_cpus(num_processes, what)
+        self.start(num_processes, gpus=gpus)
+        key, most = uuid.uuid4().hex, max(num_processes, max_processes)
+
+        # A block that ends its process is tried again until crash markers have found what is deadly in it. What resumes has
+        # none: what ended two processes one after the other would end every one.
+        options = {"max_task_retries": 1 if resumes else -1}
+
+        def call(process: _Process, block: Any) -> Any:
+            return process.actor.do.options(**options).remote(key, kind, job, most, block)
+
+        try:
+            yield self._results(iter(blocks), call, most, at_once=2 if overlaps else 1)
+        except BaseException:
+            # Calls that nobody waits for any more may still be at work on the model.
+            self.release()
+            raise
+        for process in self._processes:
+            process.actor.rest.remote(key)
+
+    def _results(self, blocks: Iterator[Any], call: Any, most: int, *, at_once: int) -> Iterator[Any]:
+        began = time.perf_counter()
+        # What is done is put here when it is there, so that the driver never looks through all the calls in flight.
+        done: queue.SimpleQueue[tuple[_Process, Any]] = queue.SimpleQueue()
+
+        def notify(process: _Process, reference: Any) -> None:
+            reference.future().add_done_callback(lambda _: done.put((process, reference)))
+
+        watched: set[_Process] = set()
+        busy: Counter[_Process] = Counter()
+        has_more = True
+        while True:
+            self.load()
+            ready = [process for process in self._processes[:most] if process.is_ready]
+            loading = [process for process in self._processes[:most] if not process.is_ready]
+            # A second block for one process only when every other one has its first.
+            for depth in range(at_once):
+                for process in ready:
+                    if has_more and busy[process] == depth:
+                        block = next(blocks, _NO_MORE)
+                        has_more = block is not _NO_MORE
+                        if has_more:
+                            notify(process, call(process, block))
+                            busy[process] += 1
+            if not has_more and not busy.total():
+                return
+            if has_more and not loading and len(self._processes) < most and has_room_to_grow(1, self._gpus):
+                self._start_one()
+                continue
+            for process in loading:
+                if process not in watched:
+                    watched.add(process)
+                    notify(process, process.loading)
+            process, reference = done.get()
+            result = result_of(reference)
+            if not process.is_ready:
+                if not ready:
+                    self.seconds_waited += time.perf_counter() - began
+                process.is_ready = True
+            else:
+                busy[process] -= 1
+                yield result
+
+    def make_room(self, *, cpus: float = 0.0, gpus: float = 0.0) -> None:
+        """Gives the processes back where so many CPUs are not free beside them, or where they hold GPUs and some are wanted.
+
+        GPUs that are free in all say little: an actor needs its share on one card.
+        """
+        if self._processes and ((gpus and self._gpus) or free_resources("CPU") < cpus):
+            self.release()
+
+    def make_room_for_tasks(self) -> None:
+        """Gives the processes back where they leave fewer than half of the CPUs to work that takes all it finds."""
+        if self._processes:
+            self.make_room(cpus=all_cpus() / 2)
+
+    def release(self) -> None:
+        """Ends the processes, and waits until their GPUs and CPUs are free again."""
+        self._end(waits=True)
+
+    def _end(self, *, waits: bool) -> None:
+        # A process that waits for a place holds nothing; one that has not loaded its model yet is not waited for.
+        loading = [process.loading for process in self._processes if process.loading is not None]
+        loaded = ray.wait(loading, num_returns=len(loading), timeout=0)[0] if loading and waits else []
+        free = (
+            {
+                "CPU": free_resources("CPU") + len(loaded),
+                "GPU": free_resources("GPU") + len(loaded) * self._gpus,
+            }
+            if loaded
+            else {}
+        )
+        for process in self._processes:
+            ray.kill(process.actor)
+        self._processes = []
+        if free:
+            wait_until_free(free, "model processes")
+
+
+def pool_for(model: ModelConfig, pool: ModelPool | None) -> AbstractContextManager[ModelPool]:
+    """The run's pool, which stays; or where there is none, one for the length of the context."""
+    return ModelPool(model) if pool is None else nullcontext(pool)

@@ -1,0 +1,120 @@
+"""Ray Train around a training loop: its workers, their checkpoints, and what it says of their errors."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import ray.train
+from ray.train.torch import TorchTrainer
+
+from moe_ray.config.finetune import FinetuneConfig
+from moe_ray.errors import MoeRayError
+from moe_ray.finetuning.checkpoint import save_checkpoint
+from moe_ray.finetuning.trainer import MaskedTrainer
+from moe_ray.orchestration.cluster.ray_session import arrow_filesystem, require_cpus
+from moe_ray.storage.folder import Folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worker:
+    """One of the workers that train together.
+
+    Attributes:
+        rank: its number, from 0.
+        world_size: how many there are.
+        num_on_node: how many of them share its node.
+        resume_from: local folder of the checkpoint to go on from; None = there is none.
+    """
+
+    rank: int
+    world_size: int
+    num_on_node: int
+    resume_from: str | None
+
+    def report(self, trainer: MaskedTrainer) -> None:
+        """Hands a checkpoint of rank 0 to Ray Train; the other ranks report without one."""
+        if self.rank != 0:
+            ray.train.report({"next_step": trainer.next_step})
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            save_checkpoint(trainer, folder)
+            ray.train.report({"next_step": trainer.next_step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+def train_with_ray(
+    loop: Callable[[Any, Worker], dict[str, Any]], job: Any, config: FinetuneConfig, out: Folder
+) -> dict[str, Any]:
+    """Runs a loop in `config.num_workers` workers; returns what the first of them returned.
+
+    Args:
+        loop: gets the job and the worker.
+        job: plain values.
+        config: how many workers, and their GPUs.
+        out: folder that gets Ray Train's state, which is removed at the end.
+
+    Raises:
+        InputError: a local Ray has too few CPUs.
+        MoeRayError: a worker raised it.
+    """
+    require_cpus(config.num_workers + 1, "fine-tuning")
+    trainer = TorchTrainer(
+        _worker_loop,
+        train_loop_config={"loop": loop, "job": job},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.num_workers,
+            use_gpu=config.gpus_per_worker > 0,
+            resources_per_worker=_worker_resources(config),
+        ),
+        run_config=ray.train.RunConfig(
+            name="ray_train",
+            storage_path=out.path,
+            storage_filesystem=arrow_filesystem(out),
+            failure_config=ray.train.FailureConfig(max_failures=1),
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except ray.train.WorkerGroupError as error:
+        raise _error_of_worker(error) from None
+    outcome: dict[str, Any] = result.return_value
+    out.fs.rm(f"{out.path}/ray_train", recursive=True)
+    return outcome
+
+
+def _error_of_worker(error: Any) -> BaseException:
+    """What a worker raised on purpose, without Ray Train's account of it; else the `WorkerGroupError` as it is."""
+    for failure in error.worker_failures.values():
+        cause = getattr(failure, "cause", None) or failure
+        if isinstance(cause, MoeRayError):
+            return cause
+    original: BaseException = error
+    return original
+
+
+def _worker_resources(config: FinetuneConfig) -> dict[str, float]:
+    resources = {"CPU": 1.0}
+    if config.gpus_per_worker > 0:
+        resources["GPU"] = config.gpus_per_worker
+    return resources
+
+
+def _worker_loop(loop_config: dict[str, Any]) -> dict[str, Any]:
+    # Ray Train would print every report with its checkpoint's path; the step lines say what people want to know.
+    logging.getLogger().setLevel(logging.WARNING)
+    context, checkpoint = ray.train.get_context(), ray.train.get_checkpoint()
+    with nullcontext(None) if checkpoint is None else checkpoint.as_directory() as folder:
+        worker = Worker(
+            rank=context.get_world_rank(),
+            world_size=context.get_world_size(),
+            num_on_node=context.get_local_world_size(),
+            resume_from=folder,
+        )
+        done: dict[str, Any] = loop_config["loop"](loop_config["job"], worker)
+    return done
