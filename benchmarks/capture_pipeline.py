@@ -24,7 +24,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 # Read when ray is imported, below: a local Ray listens on loopback only.
@@ -57,24 +56,21 @@ from moe_ray.run_directory import CAPTURE, COUNTS, PROMPTS, RunDirectory
 from moe_ray.storage.folder import Folder
 
 ROWS_PER_BATCH = 16
+UNUSED_MODEL = argparse.Namespace(hidden=64, layers=1, experts=8)
+"""Of processes that sleep: a process of a run holds a model, whatever it does."""
 
 
 class MeasuredActor(CaptureActor):
     """Writes down when it was ready, when it ended each window, and what it used; one file per process."""
 
-    def load(self) -> ModelHolder:
-        """The model, with as many threads as the loop has."""
-        holder = super().load()
-        torch.set_num_threads(int(os.environ["BENCHMARK_THREADS"]))
-        return holder
-
-    def __init__(self, job: Any) -> None:
-        super().__init__(job)
+    def __init__(self, holder: ModelHolder, job: Any) -> None:
+        super().__init__(holder, job)
         self.usage = {"ready": time.time(), "cpu": time.process_time(), "windows": []}
         self.usage_lock = threading.Lock()
 
     def __call__(self, positions: Any) -> Any:
-        """Counts a window and writes down what it took."""
+        """Counts a window, with as many threads as the loop has, and writes down what it took."""
+        torch.set_num_threads(int(os.environ["BENCHMARK_THREADS"]))
         report = super().__call__(positions)
         with self.usage_lock:
             self.usage["windows"].append([time.time(), len(positions)])
@@ -84,16 +80,11 @@ class MeasuredActor(CaptureActor):
 
 
 class SleepingActor(MeasuredActor):
-    """Has a tokenizer but no model: a forward pass is a sleep, and its counts are zeros of OLMoE's shape."""
-
-    def load(self) -> Any:
-        """A tokenizer and no model."""
-        self.seconds = float(os.environ["BENCHMARK_SLEEP"])
-        return SimpleNamespace(tokenizer=load_tokenizer(self.job.model))
+    """Uses no model but its tokenizer: a forward pass is a sleep, and its counts are zeros of OLMoE's shape."""
 
     def forward(self, examples: list[dict[str, Any]], rows: list[TokenizedRow]) -> RoutingCounts:
         """Zeros, after a sleep."""
-        time.sleep(self.seconds)
+        time.sleep(float(os.environ["BENCHMARK_SLEEP"]))
         columns = {name: np.asarray(values) for name, values in label_columns(examples).items()}
         text = {name: columns[name].astype(object) for name in ("label", "category", "pair")}
         return RoutingCounts(
@@ -285,7 +276,7 @@ def scaling(args: argparse.Namespace) -> pd.DataFrame:
         windows = args.windows_per_actor * actors
         with tempfile.TemporaryDirectory() as folder:
             work = Path(folder)
-            model = make_tokenizer(work)
+            model = make_model(work, UNUSED_MODEL)
             config = CaptureConfig(num_actors=actors, tokens_per_forward=1 << 20, max_tokens=1 << 20, max_bad_share=1)
             make_batches(work / PROMPTS, windows * 64)
             with local_ray(actors + 2, sleep=args.sleep), windows_of(64) as moments:
@@ -357,7 +348,7 @@ def memory_once(args: argparse.Namespace) -> None:
     """One capture with an actor that does everything but run a model; prints the peaks."""
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        model = make_tokenizer(work)
+        model = make_model(work, UNUSED_MODEL)
         # In a process of its own: what it holds is not the driver's.
         subprocess.run(
             [sys.executable, __file__, "batches", "--examples", str(args.examples), "--at", folder], check=True

@@ -20,7 +20,7 @@ from moe_ray.config.identify import IdentifyConfig
 from moe_ray.evaluation.evaluate import answer_examples
 from moe_ray.experts import ExpertMasks
 from moe_ray.finetuning.adapter import experts_restored
-from moe_ray.finetuning.batch_rows import BatchesInMemory, target_rows
+from moe_ray.finetuning.batch_rows import BatchesInMemory, BatchSource, target_rows
 from moe_ray.finetuning.fine_tune import FineTuned, configured_weights, fine_tune
 from moe_ray.finetuning.full_fine_tune import model_restored, tune_all_parameters
 from moe_ray.finetuning.step_report import StepReport
@@ -153,7 +153,7 @@ def in_one_process(config: FinetuneConfig) -> FinetuneConfig:
 def run_trial(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    batches: Sequence[Batch],
+    batches: Sequence[Batch] | BatchSource,
     masks: ExpertMasks,
     *,
     config: FinetuneConfig,
@@ -170,7 +170,7 @@ def run_trial(
     Args:
         model: the base model.
         tokenizer: its tokenizer.
-        batches: with a target for every example.
+        batches: with a target for every example, or where they are read from.
         masks: by `batch_idx`.
         config: hyperparameters.
         seed: of the batch order.

@@ -22,13 +22,13 @@ from moe_ray.errors import NothingSelected, NotTrainable
 from moe_ray.experts import ExpertMasks
 from moe_ray.finetuning.checkpoint import save_checkpoint
 from moe_ray.finetuning.step_report import StepReport
+from moe_ray.finetuning.stored_batches import StoredBatches
 from moe_ray.finetuning.trainer import MaskedTrainer
 from moe_ray.orchestration.cluster.leases import leased
 from moe_ray.orchestration.cluster.model_process import BaseModel, base_model
 from moe_ray.orchestration.cluster.node_share import processes_on_this_node
 from moe_ray.orchestration.jobs.sweep_job import SweepJob, plain_settings, record_name
-from moe_ray.prompts.example_tables import frame_to_batches
-from moe_ray.run_directory import RunDirectory
+from moe_ray.run_directory import CAPTURE, PROMPTS, RunDirectory
 from moe_ray.storage.fingerprint import content_hash
 from moe_ray.storage.folder import Folder
 from moe_ray.storage.stage import begin, finish
@@ -173,7 +173,8 @@ class Trial:
             outcome = run_trial(
                 self.base.model,
                 self.base.tokenizer,
-                frame_to_batches(self.directory.training_examples),
+                # From where the `finetune` stage reads them, so that the order of the steps is the same too.
+                StoredBatches(self.directory.sub(PROMPTS), self.directory.sub(CAPTURE)),
                 masks,
                 config=self.config.finetune,
                 seed=self.config.seed,

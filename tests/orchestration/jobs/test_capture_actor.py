@@ -24,9 +24,9 @@ class ActorWithoutModel(CaptureActor):
     tokenizer = None
     dies_after = 10**9
 
-    def load(self):
+    def __init__(self, job):
+        super().__init__(SimpleNamespace(tokenizer=self.tokenizer), job)
         self.encoded, self.forwards = [], 0
-        return SimpleNamespace(tokenizer=self.tokenizer)
 
     def _encode(self, window, done):
         super()._encode(window, done)
