@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -96,13 +97,13 @@ def _run(
     totals: WindowReport,
     bad: _Quarantined,
 ) -> None:
-    def next_window() -> npt.NDArray[np.int64] | None:
-        window = plan.next()
-        return None if window is None else todo[window.start : window.stop]
+    def windows() -> Iterator[npt.NDArray[np.int64]]:
+        while (window := plan.next()) is not None:
+            yield todo[window.start : window.stop]
 
     config = job.config
     work = models.working(
-        iter(next_window, None),
+        windows(),
         actor,
         job,
         what="routing capture",
