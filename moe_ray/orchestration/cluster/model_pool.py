@@ -153,6 +153,10 @@ class ModelPool:
             # Calls that nobody waits for any more may still be at work on the model.
             self.release()
             raise
+        for process in self._processes[num_processes:]:
+            if not process.is_ready:  # and would wait for a place until the run ends
+                ray.kill(process.actor)
+                self._processes.remove(process)
         for process in self._processes:
             process.actor.rest.remote(key)
 

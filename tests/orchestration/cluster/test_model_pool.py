@@ -35,8 +35,9 @@ from moe_ray.orchestration.jobs.finetune import FinetuneJob, finetune
 from moe_ray.prompts.batches import assemble_batches
 from moe_ray.prompts.example_tables import BATCHES, batches_to_frame, examples_to_frame
 from moe_ray.prompts.examples import records_to_examples
+from moe_ray.prompts.quarantine import QUARANTINE, TRUNCATED, quarantine_frame
 from moe_ray.routing.count_store import read_counts
-from moe_ray.run_directory import FINETUNE, IDENTIFY, PROMPTS, RunDirectory
+from moe_ray.run_directory import CAPTURE, FINETUNE, IDENTIFY, PROMPTS, RunDirectory
 
 ray_test = [pytest.mark.needs_ray, pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
@@ -114,6 +115,8 @@ def prepared(untrained_model_path, tmp_path_factory):
     records = [record for record in embedded_records("train") if record["category"] in ("fraud", "theft")]
     batches = assemble_batches(records_to_examples(records)).batches[:3]
     run.sub(PROMPTS).write_table(BATCHES, batches_to_frame(batches))
+    for name in (QUARANTINE, TRUNCATED):
+        run.sub(CAPTURE).write_table(name, quarantine_frame([]))
     counts = count_batches(load_model(model, device="cpu"), load_tokenizer(model), batches)
     masks = pipeline.identify(counts, permutations=0, resamples=0, threshold=0.0, top_k=6).masks
     write_masks(run.sub(IDENTIFY), masks)
@@ -130,7 +133,7 @@ class TestWithRay:
         run, held_out, counts = prepared
         url = run.folder.url
         answers = AnswerJob(
-            model=model, config=EvaluateConfig(max_new_tokens=4, rows_per_forward=4), run_url=url, parts="before",
+            model=model, config=EvaluateConfig(max_new_tokens=4), run_url=url, parts="before",
             masks=IDENTIFY, count=True,
         )  # fmt: skip
         after = AnswerJob(**{**vars(answers), "parts": "after", "adapter": FINETUNE})
@@ -197,6 +200,28 @@ class TestWithRay:
 
         with pool.working([0, 1], Both, str(tmp_path), what="overlapping", overlaps=True) as results:
             assert len(set(results)) == 1
+
+    def test_what_a_result_says_decides_what_comes_next(self, pool, tmp_path):
+        """The next block is asked for after the result before it was seen."""
+        seen = [1]
+
+        def blocks():
+            while len(seen) < 6:
+                yield seen[-1] + 1
+
+        with pool.working(blocks(), DiesOnce, Deadly(str(tmp_path)), what="asking") as results:
+            for block, _ in results:
+                seen.append(block)
+        assert seen == [1, 2, 3, 4, 5, 6]
+
+    def test_no_blocks_need_no_result(self, pool):
+        with pool.working([], Look, None, what="nothing") as results:
+            assert list(results) == []
+
+    def test_processes_beyond_what_there_is_room_for_are_not_waited_for(self, pool):
+        with pool.working([None], Look, None, what="looking", max_processes=99) as results:
+            assert len(list(results)) == 1
+        assert 1 <= pool.size <= 4
 
     def test_an_error_of_ours_comes_as_it_was_raised_and_ends_the_processes(self, pool):
         before = ray.available_resources()["CPU"]

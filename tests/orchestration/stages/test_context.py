@@ -45,7 +45,7 @@ def jobs(monkeypatch):
         done.append("identify")
         return identify_counts(read_counts(run.counts_folder), config, seed=seed)
 
-    def trains(job, models):
+    def trains(run, job, inputs):
         done.append("finetune")
         job.folder().write_bytes(TENSORS, uuid.uuid4().bytes)
         job.folder().write_json(HEADER, {"format": 1})
