@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from moe_ray.identification import relabelling_counts
 from moe_ray.identification.relabelling_counts import RelabellingCounts, count_relabellings, one_blas_thread
-from moe_ray.identification.relabelling_kernel import library
+from moe_ray.identification.relabelling_library import library
 from moe_ray.identification.relabellings import Relabellings, canonical_order, relabellings
 from moe_ray.identification.samples import Samples
 from moe_ray.identification.studentised import Studentised, studentised
