@@ -35,7 +35,7 @@ def library() -> ctypes.CDLL | None:
         return None
     try:
         return ctypes.CDLL(str(_built(compiler)))
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: there is no home folder
         said = getattr(error, "stderr", None) or error
         logger.info("the C kernel cannot be built, so relabellings are counted by numpy, which is slower: %s", said)
         return None
