@@ -91,5 +91,7 @@ def joined(
     masks = masks_from_experts(selected, layers=layers, num_experts=num_experts)
     # None where nothing was tested, as in memory, rather than pandas' own missing value.
     known = certainty["is_significant"]
-    certainty["is_significant"] = known.astype(object).where(known.notna(), None)
+    certainty["is_significant"] = (
+        known.astype(bool) if known.notna().all() else known.astype(object).where(known.notna(), None)
+    )
     return Findings(masks, certainty.drop(columns=_SCORE))

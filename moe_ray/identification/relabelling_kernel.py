@@ -1,8 +1,4 @@
-"""The compiled way to count relabellings: `relabelling_kernel.c`, built once by the machine's C compiler and kept.
-
-A C file was taken rather than numba: importing numba takes a process about a second and 100 MB, which is more than all else
-that an identification task loads; this is a library of 30 KB. Where there is no compiler, numpy counts, three to five times
-slower; both ways give the same counts, see `relabelling_counts`.
+"""The compiled way to count relabellings: what `relabelling_kernel.c` computes, called with numpy's arrays.
 
 It serves prompts without pairs. Of all relabellings, such as the 12,870 of 8 safe and 8 unsafe prompts, every sum over a set
 of examples is one of few sums over the first half plus one of few over the second, so that it makes them itself; drawn ones
@@ -14,84 +10,26 @@ Shape suffixes: X experts, N examples, P relabellings, M single values.
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import logging
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from moe_ray.identification.relabelling_library import library
 from moe_ray.identification.relabellings import Relabellings
 from moe_ray.identification.risk import Floats
 from moe_ray.identification.studentised import Reals, Studentised
 
-logger = logging.getLogger(__name__)
-
 MOST_NEAR = 64
 """Relabellings too near an expert's bound to be told in single precision; with more, the expert is counted in double."""
 
-_SOURCE = Path(__file__).with_suffix(".c")
-_FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 _MOST_EXAMPLES = 24
 _REGISTER = 16
 _BLOCK_BYTES = 1_500_000
 _VALUES_PER_COLUMN, _LEAST_ROOM = 48, 1 << 16
-
-
-@lru_cache(maxsize=1)
-def library() -> ctypes.CDLL | None:
-    """The compiled kernel; None where it cannot be built, which is logged."""
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    if compiler is None:
-        logger.info(
-            "no C compiler (cc), so relabellings are counted by numpy: the same counts, three to five times slower"
-        )
-        return None
-    try:
-        return ctypes.CDLL(str(_built(compiler)))
-    except (OSError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stderr", None) or error
-        logger.info("the C kernel cannot be built, so relabellings are counted by numpy, which is slower: %s", said)
-        return None
-
-
-def _built(compiler: str) -> Path:
-    """The library's path; compiled if no process of this user has done so on a machine of this kind."""
-    what = [_SOURCE.read_bytes(), " ".join((compiler, *_FLAGS)).encode(), _processor().encode()]
-    name = f"relabellings-{hashlib.sha256(b'|'.join(what)).hexdigest()[:16]}.so"
-    path = _cache() / name
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Beside its place and moved there, so that of several processes that build it none loads half a library.
-        with tempfile.TemporaryDirectory(dir=path.parent) as work:
-            made = Path(work) / name
-            command = [compiler, *_FLAGS, str(_SOURCE), "-o", str(made), "-lm"]
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
-            made.replace(path)
-    return path
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moe_ray"
-
-
-def _processor() -> str:
-    """What the library is built for: a home folder may be shared by machines of several kinds."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    wanted = ("model name", "flags", "Features", "CPU part")
-    return "\n".join(dict.fromkeys(line for line in lines if line.startswith(wanted)))
 
 
 class _Halves(ctypes.Structure):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from moe_ray.identification import relabelling_counts
 from moe_ray.identification.relabelling_counts import RelabellingCounts, count_relabellings, one_blas_thread
-from moe_ray.identification.relabelling_kernel import library
+from moe_ray.identification.relabelling_library import library
 from moe_ray.identification.relabellings import Relabellings, canonical_order, relabellings
 from moe_ray.identification.samples import Samples
 from moe_ray.identification.studentised import Studentised, studentised
@@ -50,7 +50,7 @@ def batches(draw: st.DrawFn) -> tuple[Samples, int]:
 
 
 @given(batches())
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 def test_both_ways_count_what_double_precision_counts(batch: tuple[Samples, int]) -> None:
     statistic, labels = prepared(*batch)
     hits_X, maxima_P = in_double(statistic, labels)

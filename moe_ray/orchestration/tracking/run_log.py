@@ -20,7 +20,9 @@ from moe_ray.config.io import settings_as_text
 from moe_ray.config.run import Config
 from moe_ray.finetuning.adapter_files import ADAPTER_FILES
 from moe_ray.finetuning.history import HISTORY, HistoryReader
+from moe_ray.identification.findings import CERTAINTY
 from moe_ray.identification.mask_files import MASKS, UNSAFE_EXPERTS
+from moe_ray.identification.risk_tables import RiskParts
 from moe_ray.orchestration.tracking.mlflow_run import RECORD, MlflowTracker, Tracker
 from moe_ray.prompts.example_tables import BATCHES
 from moe_ray.prompts.quarantine import QUARANTINE
@@ -66,6 +68,9 @@ _STEP_METRICS = (
     "epoch",
 )
 
+MOST_RISK_BYTES = 256 * 10**6
+"""Parts of a risk table become artifacts up to this size of all."""
+
 _COUNTS = ("batches", "union_experts", "trainable_parameters", "total_parameters", "frozen_parameters_changed")
 
 _ROWS_DESCRIBED = 10_000
@@ -76,7 +81,7 @@ _ARTIFACTS = (
     ("", SUMMARY),
     ("", REPORT),
     (CAPTURE, QUARANTINE),
-    *((IDENTIFY, name) for name in (MASKS, UNSAFE_EXPERTS, RISK)),
+    *((IDENTIFY, name) for name in (MASKS, UNSAFE_EXPERTS, CERTAINTY)),
     *((FINETUNE, name) for name in (*ADAPTER_FILES, HISTORY)),
     *((figures_of(when), ANSWERS) for when in WHENS),
 )
@@ -260,6 +265,11 @@ def log_artifacts(tracker: Tracker, folder: Folder, figures: Mapping[str, str]) 
         source = folder.sub(stage) if stage else folder
         if source.exists(name):
             tracker.log_stored(source, name, stage)
+    if folder.exists(f"{IDENTIFY}/{RISK}"):
+        parts = RiskParts(folder.sub(f"{IDENTIFY}/{RISK}"))
+        # A large run's table is hundreds of times what everything else takes, and stays where it is.
+        for name in parts.names if parts.num_bytes <= MOST_RISK_BYTES else ():
+            tracker.log_stored(parts.folder, name, f"{IDENTIFY}/{RISK}")
     for name, svg in figures.items():
         tracker.log_bytes(f"{name}.svg", svg.encode(), "figures")
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from moe_ray.identification import relabelling_kernel
-from moe_ray.identification.relabelling_kernel import kernel_of, library
+from moe_ray.identification import relabelling_library
+from moe_ray.identification.relabelling_kernel import kernel_of
+from moe_ray.identification.relabelling_library import library
 from moe_ray.identification.relabellings import relabellings
 
 
@@ -38,7 +39,7 @@ def test_another_processor_has_a_library_of_its_own(tmp_path: Path, monkeypatch:
     if library() is None:
         pytest.skip("no C compiler")
     library.cache_clear()
-    monkeypatch.setattr(relabelling_kernel, "_processor", lambda: "another")
+    monkeypatch.setattr(relabelling_library, "_processor", lambda: "another")
     assert library() is not None
     assert len(list((tmp_path / "moe_ray").iterdir())) == 2
 
