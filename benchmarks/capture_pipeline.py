@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -47,8 +48,8 @@ from moe_ray.models.token_budget import MAX_PADDING, padded_tokens
 from moe_ray.models.tokenization import TokenizedRow, encode_row, pad_rows
 from moe_ray.orchestration.cluster.model_process import ModelHolder
 from moe_ray.orchestration.cluster.ray_session import ray_session
-from moe_ray.orchestration.jobs.capture import MAX_WINDOW, capture
-from moe_ray.orchestration.jobs.capture_actor import CaptureActor, label_columns
+from moe_ray.orchestration.jobs.capture import capture
+from moe_ray.orchestration.jobs.capture_actor import MAX_CHUNK, CaptureActor, label_columns
 from moe_ray.prompts.example_tables import BATCHES, ROWS_PER_GROUP
 from moe_ray.routing.counts import RoutingCounts
 from moe_ray.run_directory import CAPTURE, COUNTS, PROMPTS, RunDirectory
@@ -71,11 +72,11 @@ class MeasuredActor(CaptureActor):
         self.usage = {"ready": time.time(), "cpu": time.process_time(), "windows": []}
         self.usage_lock = threading.Lock()
 
-    def __call__(self, batch: Any) -> Any:
+    def __call__(self, positions: Any) -> Any:
         """Counts a window and writes down what it took."""
-        report = super().__call__(batch)
+        report = super().__call__(positions)
         with self.usage_lock:
-            self.usage["windows"].append([time.time(), len(batch["positions"][0])])
+            self.usage["windows"].append([time.time(), len(positions)])
             now = {"cpu_used": time.process_time() - self.usage["cpu"], "rss": peak_rss()}
             Folder.open(self.job.run_url).sub(CAPTURE).sub("usage").write_json(f"{os.getpid()}.json", self.usage | now)
         return report
@@ -181,16 +182,15 @@ def usages(out: Path) -> list[dict[str, Any]]:
 
 
 def bare_loop(model: ModelConfig, batches: Path, config: CaptureConfig, threads: int) -> dict[str, float]:
-    """Forward passes without LM head, one after another, over the pipeline's own groups of rows, tokenised beforehand."""
+    """Forward passes without LM head, one after another, over rows grouped as in the pipeline, tokenised beforehand."""
     torch.set_num_threads(threads)
     loaded, tokenizer = load_model(model, device="cpu"), load_tokenizer(model)
     messages = pq.read_table(batches / BATCHES, columns=["messages"])["messages"].to_pylist()
     rows = [encode_row(tokenizer, json.loads(text)) for text in messages]
-    size = min(max(-(-len(rows) // 2), 64), MAX_WINDOW)
     tokens = padded = 0
     started, started_cpu = time.perf_counter(), time.process_time()
-    for start in range(0, len(rows), size):
-        window = rows[start : start + size]
+    for start in range(0, len(rows), MAX_CHUNK):
+        window = rows[start : start + MAX_CHUNK]
         lengths = [len(row.prompt_ids) for row in window]
         for group in group_by_length(lengths, max_tokens=config.tokens_per_forward, max_padding=MAX_PADDING):
             forward = pad_rows([window[row] for row in group], pad_id=0)
@@ -323,12 +323,12 @@ def windows_of(examples: int) -> Iterator[None]:
     """Windows of so many examples, to see many of them soon."""
     from moe_ray.orchestration.jobs import capture as module
 
-    before = module.MAX_WINDOW
-    module.MAX_WINDOW = examples
+    before = module.WindowPlan
+    module.WindowPlan = partial(before, min_rows=examples, max_rows=examples)
     try:
         yield
     finally:
-        module.MAX_WINDOW = before
+        module.WindowPlan = before
 
 
 def memory(args: argparse.Namespace) -> pd.DataFrame:

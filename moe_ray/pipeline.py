@@ -40,7 +40,6 @@ from moe_ray.prompts.batches import Batch
 from moe_ray.prompts.example_tables import batches_to_frame, examples_to_frame
 from moe_ray.prompts.examples import Example
 from moe_ray.prompts.prompt_set import Prompts, group_examples
-from moe_ray.prompts.splits import check_both_labels
 from moe_ray.routing.capture_batches import capture_batches
 from moe_ray.routing.counts import RoutingCounts
 from moe_ray.studies.trial import in_one_process
@@ -83,7 +82,6 @@ def prepare(
             f"prompts.keep_pairs={chosen.keep_pairs}: which pairs are kept takes judged answers to all of them; let a run "
             "find them (moe-ray prepare), or give only the examples to keep"
         )
-    check_both_labels(examples, "prompts")
     prompts = group_examples(examples, Config(prompts=chosen, seed=seed))
     return with_targets(prompts, chosen, model, tokenizer, capture_config)
 

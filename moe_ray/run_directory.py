@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import fsspec
 import numpy as np
@@ -34,10 +34,10 @@ from moe_ray.finetuning.adapter_files import HEADER
 from moe_ray.finetuning.history import HISTORY, read_history
 from moe_ray.identification.mask_files import MASKS, read_masks
 from moe_ray.identification.overlap import categories_of_batches, expert_categories
-from moe_ray.prompts.example_rows import row_to_example
-from moe_ray.prompts.example_tables import BATCHES
+from moe_ray.prompts.example_tables import BATCHES, frame_to_examples
 from moe_ray.prompts.examples import Example
 from moe_ray.prompts.quarantine import QUARANTINE, TRUNCATED, training_examples, without_quarantined
+from moe_ray.prompts.stored_batches import StoredBatches
 from moe_ray.routing.count_store import parts_info, read_counts, read_lengths
 from moe_ray.routing.counts import RoutingCounts
 from moe_ray.storage.folder import Folder
@@ -171,13 +171,17 @@ class RunDirectory:
     @property
     def validation_examples(self) -> list[Example]:
         """The rows of `validation`."""
-        rows = [] if self.validation is None else self.validation.to_dict("records")
-        return [row_to_example(cast("dict[str, Any]", row)) for row in rows]
+        return [] if self.validation is None else frame_to_examples(self.validation)
+
+    @property
+    def stored_batches(self) -> StoredBatches:
+        """The training examples, of which parts can be read without the rest."""
+        return StoredBatches(self._require(PROMPTS, BATCHES))
 
     @cached_property
     def categories(self) -> dict[int, str]:
         """Per `batch_idx` the category of its unsafe examples, or `mixed`."""
-        return categories_of_batches(self.batches)
+        return categories_of_batches(self.stored_batches.columns("batch_idx", "label", "category"))
 
     # Routing counts
 

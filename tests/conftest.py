@@ -3,6 +3,8 @@ from pathlib import Path
 
 # Read when ray is imported, which test modules do as they are collected: a local Ray listens on loopback only.
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+# Read when torch is imported: threads that wait for one another sleep, so that a busy machine does not make tests slow.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 from paths import ROOT

@@ -104,9 +104,8 @@ def show_rules(run: RunDirectory, args: argparse.Namespace) -> None:
 
 def show_confounds(run: RunDirectory, args: argparse.Namespace) -> None:
     """Whether length or template may stand in for harm."""
-    texts = pd.DataFrame(
-        {"label": run.batches["label"], "text": [prompt_text(json.loads(m)) for m in run.batches["messages"]]}
-    )
+    examples = run.stored_batches.texts()
+    texts = examples[["label"]].assign(text=[prompt_text(json.loads(messages)) for messages in examples["messages"]])
     roles = run.identify_config.roles
     show_lines([f"warning: {line}" for line in confound_warnings(run.counts, texts, roles=roles)] or ["no warning"], 10)
     lengths = length_table(run.counts, roles=roles)

@@ -27,6 +27,7 @@ from typing import Any
 from moe_ray.cli.commands import COMMANDS
 from moe_ray.cli.parser import parse
 from moe_ray.errors import InputError, MoeRayError, NothingSelected, OutsideFailed
+from moe_ray.threads import wait_passively
 
 # The first that fits counts.
 _STATUSES = ((NothingSelected, 3), (InputError, 2), (OutsideFailed, 4), (MoeRayError, 1))
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: after `--help` and `--version`, with status 0.
     """
+    wait_passively()
     can_resume = False
     try:
         arguments = parse(sys.argv[1:] if argv is None else argv)

@@ -77,7 +77,10 @@ class FinetuneConfig(Section):
         affects=("weights", "answers"),
     )
     rows_per_forward: int = setting(
-        16, "examples of a batch that run at once; changes memory, not the result", affects="speed", at_least=1
+        16,
+        "examples of a batch that run at once, at most, those of like length together; changes memory, not the result",
+        affects="speed",
+        at_least=1,
     )
     tokens_per_forward: int = setting(
         0,
@@ -85,10 +88,25 @@ class FinetuneConfig(Section):
         affects="speed",
         at_least=0,
     )
+    tokens_of_a_pass: int = setting(
+        128,
+        "what it costs to run the rows of a batch in one pass more, in tokens: a batch of rows of unlike length is cut into "
+        "as many as save more padding than they cost; changes time, not the result",
+        affects="speed",
+        at_least=0,
+    )
     batches_per_step: int = setting(
         0,
         "batches of one optimiser step, shared among the workers; an expert's gradient is the mean over those batches in "
         "which it is unsafe; 0 = one batch for each worker",
+        affects="weights",
+        at_least=0,
+    )
+    length_window: int = setting(
+        50,
+        "steps whose batches are drawn together, sorted by length and cut into steps, so that workers that share a step "
+        "finish together; at most a quarter of an epoch's steps; 0 = the batches of a step are drawn without regard to "
+        "their length. No matter where a step has one batch",
         affects="weights",
         at_least=0,
     )

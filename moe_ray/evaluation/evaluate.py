@@ -10,11 +10,12 @@ Shape suffixes: B rows, L MoE layers, E experts.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -47,23 +48,43 @@ def assign_reference_batches(examples: pd.DataFrame, batches: pd.DataFrame) -> p
         batches: the stored batches, one row per example, with `batch_idx`, `label`, `category`.
     """
     unsafe = batches[batches["label"] == "unsafe"]
-    of_category = {str(name): sorted(rows["batch_idx"].unique()) for name, rows in unsafe.groupby("category")}
-    every = sorted(batches["batch_idx"].unique())
-    turns: dict[tuple[str, str], int] = defaultdict(int)
-    of_pair: dict[str, int] = {}
-    chosen = []
-    for label, category, pair in examples[["label", "category", "pair"]].itertuples(index=False):
-        if isinstance(pair, str) and pair in of_pair:
-            chosen.append(of_pair[pair])
-            continue
-        candidates = of_category.get(category, every)
-        key = ("pair" if isinstance(pair, str) else label, category if category in of_category else "")
-        batch_idx = int(candidates[turns[key] % len(candidates)])
-        turns[key] += 1
-        if isinstance(pair, str):
-            of_pair[pair] = batch_idx
-        chosen.append(batch_idx)
-    return pd.Series(chosen, index=examples.index, dtype=np.int64, name="batch_idx")
+    of_category = {str(name): np.unique(rows["batch_idx"]) for name, rows in unsafe.groupby("category")}
+    return ReferenceBatches(np.unique(batches["batch_idx"]), of_category).assign(examples)
+
+
+class ReferenceBatches:
+    """Gives each held-out example its reference batch, as `assign_reference_batches` does, piece by piece.
+
+    Args:
+        every: all `batch_idx`, ascending.
+        of_category: per category those of the batches with unsafe examples of it, ascending.
+    """
+
+    def __init__(self, every: npt.NDArray[np.int64], of_category: Mapping[str, npt.NDArray[np.int64]]) -> None:
+        self._every, self._of_category = every, of_category
+        self._turns: dict[tuple[str, str], int] = defaultdict(int)
+        self._of_pair: dict[str, int] = {}
+
+    def assign(self, examples: pd.DataFrame) -> pd.Series:
+        """The `batch_idx` of the next examples.
+
+        Args:
+            examples: held-out rows with `label`, `category`, `pair`.
+        """
+        chosen = []
+        of_category, of_pair = self._of_category, self._of_pair
+        for label, category, pair in examples[["label", "category", "pair"]].itertuples(index=False):
+            if isinstance(pair, str) and pair in of_pair:
+                chosen.append(of_pair[pair])
+                continue
+            candidates = of_category.get(category, self._every)
+            key = ("pair" if isinstance(pair, str) else label, category if category in of_category else "")
+            batch_idx = int(candidates[self._turns[key] % len(candidates)])
+            self._turns[key] += 1
+            if isinstance(pair, str):
+                of_pair[pair] = batch_idx
+            chosen.append(batch_idx)
+        return pd.Series(chosen, index=examples.index, dtype=np.int64, name="batch_idx")
 
 
 def rows_to_answer(frame: pd.DataFrame, routing: str) -> pd.DataFrame:

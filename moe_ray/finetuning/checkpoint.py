@@ -39,7 +39,7 @@ def load_checkpoint(trainer: MaskedTrainer, folder: str | Path) -> None:
     """Puts a saved state into a trainer built from the same run.
 
     Raises:
-        InputError: there is no finished checkpoint, or it was made with other masks, batches, epochs, workers or seed.
+        InputError: there is no finished checkpoint, or it was made with other masks or another order of batches.
     """
     if not Path(folder, _STATE).is_file():
         raise InputError(f"{str(folder)!r} holds no training checkpoint (no {_STATE}); start the training anew")
@@ -50,8 +50,8 @@ def load_checkpoint(trainer: MaskedTrainer, folder: str | Path) -> None:
         )
     if state["plan"] != hash_plan(trainer.plan):
         raise InputError(
-            "the training checkpoint belongs to another order of batches: finetune.epochs, finetune.num_workers or "
-            "seed differ; set them back, or remove the run's `finetune` folder to start anew"
+            "the training checkpoint belongs to another order of batches: finetune.epochs, finetune.num_workers, "
+            "finetune.length_window or seed differ; set them back, or remove the run's `finetune` folder to start anew"
         )
     tensors = load_file(Path(folder, _TENSORS), device=str(trainer.model.device))
     parameters = trainer.trainable.all_parameters()
@@ -61,8 +61,11 @@ def load_checkpoint(trainer: MaskedTrainer, folder: str | Path) -> None:
     trainer.optimizer.state.clear()
     for key, tensor in tensors.items():
         index_text, _, name = key.partition(".")
-        # AdamW keeps its step counter on the CPU.
-        trainer.optimizer.state[parameters[int(index_text)]][name] = tensor.cpu() if name == "step" else tensor
+        parameter = parameters[int(index_text)]
+        # The step counter of the plain AdamW is on the CPU, that of the fused kernel beside the parameter. Layers may be on
+        # several devices.
+        on_cpu = name == "step" and not trainer.optimizer.defaults["fused"]
+        trainer.optimizer.state[parameter][name] = tensor.to("cpu" if on_cpu else parameter.device)
     trainer.trainable.write_back(trainer.trainable.union_LE)
     trainer.next_step = state["next_step"]
     trainer.validation_losses = state["validation_losses"]

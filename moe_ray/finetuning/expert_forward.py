@@ -1,11 +1,11 @@
 """An experts module's forward while a batch trains: the batch's experts with gradient, all others frozen.
 
-The batch's experts are separate parameters. They are stacked and the family's own forward runs on the stack, with ids
-renumbered, so nothing is computed for absent experts and no family's arithmetic is written a second time. Where tokens may
-also go elsewhere (natural or boosted routing), the forward runs twice: on the model's frozen tensors with the batch's
-experts at weight 0, and on the stack for the tokens that chose one of them.
+The batch's experts are separate parameters. The family's own forward runs on a list of them (`expert_list`) in place of the
+fused tensors, with ids renumbered, so nothing is computed for absent experts and no family's arithmetic is written a second
+time. Where tokens may also go elsewhere (natural or boosted routing), the forward runs twice: on the model's frozen tensors
+with the batch's experts at weight 0, and on the list for the tokens that chose one of them.
 
-Where a family keeps each expert as a module of its own there is nothing to stack: those of the batch show their parameters
+Where a family keeps each expert as a module of its own there is nothing to list: those of the batch show their parameters
 while the family's forward runs.
 
 Shape suffixes: T tokens, K experts per token, E experts, A experts of the batch in this layer.
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from moe_ray.finetuning.expert_list import ExpertList
 from moe_ray.models.moe_layers import MoELayer, routing_of_call
 
 
@@ -45,7 +46,7 @@ class TrainedForward:
         # A device map keeps its own forward there; it must be back when this one is removed.
         self._replaced = layer.experts.__dict__.get("forward")
         self.dtypes = {name: tensor.dtype for name, tensor in layer.expert_tensors().items()}
-        # Where in the stack an expert is; -1 = not in it.
+        # Where in the list an expert is; -1 = not in it.
         self.slot_E = torch.full((layer.num_experts,), -1, device=device)
         self.slot_E[torch.tensor(experts, device=device)] = torch.arange(len(experts), device=device)
         self.routed_E = torch.zeros(layer.num_experts, dtype=torch.long, device=device)
@@ -57,31 +58,31 @@ class TrainedForward:
         self._note(index_TK, weights_TK)
         slots_TK = self.slot_E[index_TK]
         if self.only_these:
-            # What the mask left over has weight 0, but its id still indexes the stack: -1 would fail, or count from the end.
-            return self._run_stacked(hidden_TH, slots_TK.clamp(min=0), weights_TK, rest)
+            # What the mask left over has weight 0, but its id still indexes the list: -1 would fail, or count from the end.
+            return self._run_listed(hidden_TH, slots_TK.clamp(min=0), weights_TK, rest)
         # Frozen and trained experts each run on their own; weight 0 keeps a choice from being counted by both.
         is_trained_TK = slots_TK >= 0
         output_TH: Tensor = self.original(hidden_TH, index_TK, weights_TK.masked_fill(is_trained_TK, 0.0), *rest)
-        # Only the tokens that chose a trained expert: the stack is small, and most tokens may have nothing to do with it.
+        # Only the tokens that chose a trained expert: the list is short, and most tokens may have nothing to do with it.
         tokens = is_trained_TK.any(dim=1).nonzero().squeeze(1)
         if not len(tokens):
             return output_TH
         weights_TK = weights_TK.masked_fill(~is_trained_TK, 0.0)[tokens]
-        tuned_TH = self._run_stacked(hidden_TH[tokens], slots_TK[tokens].clamp(min=0), weights_TK, rest)
+        tuned_TH = self._run_listed(hidden_TH[tokens], slots_TK[tokens].clamp(min=0), weights_TK, rest)
         # Not in place: backward may need the frozen part's output as it was.
         return output_TH.index_add(0, tokens, tuned_TH.to(output_TH.dtype))
 
     def _note(self, index_TK: Tensor, weights_TK: Tensor) -> None:
         self.routed_E.index_add_(0, index_TK.flatten(), (weights_TK.detach() != 0).flatten().long())
 
-    def _run_stacked(self, hidden_TH: Tensor, slots_TK: Tensor, weights_TK: Tensor, rest: list[Any]) -> Tensor:
+    def _run_listed(self, hidden_TH: Tensor, slots_TK: Tensor, weights_TK: Tensor, rest: list[Any]) -> Tensor:
         # An entry in the instance's dictionary hides the registered parameter of the same name. Setting the attribute would
-        # be refused: a module takes nothing but a Parameter under a parameter's name, and a stack is no leaf.
+        # be refused: a module takes nothing but a Parameter under a parameter's name.
         attributes = self.layer.experts.__dict__
         try:
             for name, dtype in self.dtypes.items():
-                attributes[name] = torch.stack([tensors[name].to(dtype) for tensors in self.tensors])
-            # Families size their bookkeeping by it, and grouped products want as many groups as the stack has slices.
+                attributes[name] = ExpertList([tensors[name].to(dtype) for tensors in self.tensors])
+            # Families size their bookkeeping by it, and grouped products want as many groups as the stack has experts.
             attributes["num_experts"] = len(self.tensors)
             output_TH: Tensor = self.original(hidden_TH, slots_TK, weights_TK, *rest)
             return output_TH

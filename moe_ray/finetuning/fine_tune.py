@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_ray.config.evaluate import EvaluateConfig
 from moe_ray.config.finetune import FinetuneConfig
-from moe_ray.errors import InputError, NotTrainable
+from moe_ray.errors import NotTrainable
 from moe_ray.experts import ExpertMasks, masks_from_experts
 from moe_ray.finetuning.adapter import (
     apply_adapter,
@@ -24,6 +24,7 @@ from moe_ray.finetuning.adapter import (
     load_adapter,
     save_adapter,
 )
+from moe_ray.finetuning.batch_rows import BatchesInMemory, BatchRows, BatchSource, target_rows
 from moe_ray.finetuning.checkpoint import load_checkpoint
 from moe_ray.finetuning.frozen import check_unchanged, hash_frozen
 from moe_ray.finetuning.mask_check import check_routing
@@ -32,7 +33,7 @@ from moe_ray.finetuning.trainable_experts import trainable_experts
 from moe_ray.finetuning.trainer import MaskedTrainer
 from moe_ray.models.loss import target_losses
 from moe_ray.models.token_budget import TokenBudget
-from moe_ray.models.tokenization import TokenizedRow, encode_answer, encode_prompt, pad_token_id
+from moe_ray.models.tokenization import pad_token_id
 from moe_ray.prompts.batches import Batch
 from moe_ray.prompts.examples import Example
 
@@ -59,50 +60,32 @@ class FineTuned:
         return f"FineTuned({len(self.reports)} steps{loss}, {trained})"
 
 
-def target_rows(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[TokenizedRow]:
-    """The examples' prompts with their target responses, as token ids.
-
-    Raises:
-        InputError: an example has no target.
-    """
-    missing = [example.id for example in examples if not example.target]
-    if missing:
-        raise InputError(f"examples {missing[:5]} have no `target` to train towards; add one")
-    return [
-        TokenizedRow(
-            encode_prompt(tokenizer, example.messages),
-            encode_answer(tokenizer, example.target or "", complete=example.target_complete),
-        )
-        for example in examples
-    ]
-
-
-def configured_weights(entries: Sequence[str], batches: Sequence[Batch]) -> dict[int, float]:
+def configured_weights(entries: Sequence[str], categories: Mapping[int, str]) -> dict[int, float]:
     """The weight of each batch that an entry names; an entry with the batch's index wins over one with its category.
 
     Args:
         entries: NAME=WEIGHT, NAME a `batch_idx` or a category.
-        batches: of the run.
+        categories: of the run's batches, by `batch_idx`.
 
     Raises:
         NotTrainable: an entry names no batch.
     """
     named = {name: float(weight) for name, _, weight in (entry.rpartition("=") for entry in entries)}
-    known = {str(batch.batch_idx) for batch in batches} | {batch.category for batch in batches}
+    known = {str(batch_idx) for batch_idx in categories} | set(categories.values())
     unknown = sorted(named.keys() - known)
     if unknown:
         raise NotTrainable(
             f"finetune.batch_weights: got {unknown[0]!r}, expected a batch_idx or one of the categories "
-            f"{sorted({batch.category for batch in batches})}"
+            f"{sorted(set(categories.values()))}"
         )
-    weights = {batch.batch_idx: named.get(str(batch.batch_idx), named.get(batch.category)) for batch in batches}
+    weights = {batch_idx: named.get(str(batch_idx), named.get(category)) for batch_idx, category in categories.items()}
     return {batch_idx: weight for batch_idx, weight in weights.items() if weight is not None}
 
 
 def fine_tune(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    batches: Sequence[Batch],
+    batches: Sequence[Batch] | BatchSource,
     masks: ExpertMasks,
     *,
     config: FinetuneConfig | None = None,
@@ -123,7 +106,7 @@ def fine_tune(
     Args:
         model: the base model.
         tokenizer: its tokenizer.
-        batches: with a target for every example.
+        batches: with a target for every example; of a source, each worker reads its own only.
         masks: from `select`, looked up by `batch_idx`.
         config: hyperparameters; None = the defaults.
         seed: of the batch order.
@@ -144,14 +127,13 @@ def fine_tune(
         FrozenChanged: something outside the union changed; nothing was saved.
     """
     settings = config or FinetuneConfig()
-    rows = {
-        batch.batch_idx: target_rows(tokenizer, batch.examples)
-        for batch in batches
-        if batch.batch_idx in masks.selected
-    }
+    source = BatchesInMemory(batches) if isinstance(batches, Sequence) else batches
+    shares_steps = (settings.batches_per_step or world_size) > 1
+    known = source.survey(masks.trained_batches, lengths=shares_steps)
+    rows = BatchRows(tokenizer, source, known.categories)
     frozen_before = hash_frozen(model, masks.union)
     base_hash = hash_weights(expert_weights(model, list(masks.union_experts)))
-    weights = configured_weights(settings.batch_weights, batches)
+    weights = configured_weights(settings.batch_weights, known.categories)
     for batch_idx, weight in (batch_weights or {}).items():
         weights[batch_idx] = weights.get(batch_idx, 1.0) * weight
     dtype = torch.float32 if settings.dtype == "float32" else model.dtype
@@ -170,6 +152,8 @@ def fine_tune(
             rank=rank,
             world_size=world_size,
             batch_weights=weights,
+            lengths=known.lengths if shares_steps else None,
+            before_epoch=rows.load,
             validate=_validator(model, tokenizer, validation, settings) if validation else None,
             monitor=check_routing if settings.monitor else None,
         )

@@ -19,6 +19,7 @@ from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.errors import NotTrainable
 from moe_ray.finetuning.frozen import check_unchanged, hash_buffers, requires_grad_restored
 from moe_ray.finetuning.gradients import backward_of_batch, without_noise
+from moe_ray.finetuning.optimizer import adamw
 from moe_ray.finetuning.schedule import learning_rate_factor, plan_steps
 from moe_ray.models.tokenization import TokenizedRow
 
@@ -49,6 +50,7 @@ def tune_all_parameters(
     config: FinetuneConfig,
     pad_id: int,
     seed: int,
+    lengths: Mapping[int, int] | None = None,
     batch_weights: Mapping[int, float] | None = None,
 ) -> FullyTuned:
     """Trains every parameter of the model, in place.
@@ -56,10 +58,12 @@ def tune_all_parameters(
     Args:
         model: the base model; which parameters ask for a gradient is restored afterwards.
         rows: per `batch_idx`, the prompts with their target responses.
-        config: `epochs`, `batches_per_step`, `learning_rate`, `weight_decay`, `schedule`, `warmup`, `max_grad_norm` and
-            the sizes of micro-batches; the rest is about masks. A step averages the gradients of its batches.
+        config: `epochs`, `batches_per_step`, `length_window`, `learning_rate`, `weight_decay`, `schedule`, `warmup`,
+            `max_grad_norm` and the sizes of micro-batches; the rest is about masks. A step averages the gradients of its
+            batches.
         pad_id: token id that fills padding.
         seed: of the batch order, which is that of masked fine-tuning on one worker.
+        lengths: how much there is to compute for each batch, see `plan_steps`; None = not known.
         batch_weights: per `batch_idx`, what the step that it brings about is multiplied by; 1 where none is given.
 
     Raises:
@@ -67,14 +71,21 @@ def tune_all_parameters(
         FrozenChanged: a buffer changed, such as a family's running balance of its experts.
     """
     size = config.batches_per_step or 1
-    plan = plan_steps(sorted(rows), epochs=config.epochs, batches_per_step=size, seed=seed)
+    plan = plan_steps(
+        sorted(rows),
+        epochs=config.epochs,
+        batches_per_step=size,
+        seed=seed,
+        lengths=lengths,
+        window=config.length_window,
+    )
     weights = batch_weights or {}
     losses = []
     buffers = hash_buffers(model)
     with requires_grad_restored(model), without_noise(model):
         model.requires_grad_(True)
         masters = _Masters(model)
-        optimizer = torch.optim.AdamW(masters.parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+        optimizer = adamw(masters.parameters, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
         for step, batch_ids in enumerate(plan):
             factor = learning_rate_factor(step, len(plan), schedule=config.schedule, warmup=config.warmup)
             batches = [batch_idx for batch_idx in batch_ids if batch_idx >= 0]

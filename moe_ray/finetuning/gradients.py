@@ -80,7 +80,10 @@ def backward_of_batch(
     num_tokens = sum(len(row.answer_ids) for row in rows)
     total = 0.0
     for group in micro_batches(
-        rows, rows_per_forward=config.rows_per_forward, tokens_per_forward=config.tokens_per_forward
+        rows,
+        rows_per_forward=config.rows_per_forward,
+        tokens_per_forward=config.tokens_per_forward,
+        tokens_of_a_pass=config.tokens_of_a_pass,
     ):
         # By the tokens of the whole batch: a mean over each group's own would weigh a short group's tokens more, and the
         # gradient would depend on how the batch was cut.

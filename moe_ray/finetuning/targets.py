@@ -86,23 +86,52 @@ def held_out_to_ask(
     Raises:
         InputError: more than that share of them cannot.
     """
-    left_out: list[dict[str, Any]] = []
+    left_out = left_out_rows(frame, split, unaskable)
+    check_left_out(left_out, len(frame), split, max_bad_share=max_bad_share)
+    return frame.drop(index=list(unaskable)), left_out
+
+
+def left_out_rows(frame: pd.DataFrame, split: str, unaskable: Mapping[Any, Rejected]) -> list[dict[str, Any]]:
+    """Rows `split, id, label, category, reason, detail` of the held-out examples that cannot be answered.
+
+    Args:
+        frame: held-out examples of one split, a row each.
+        split: its name.
+        unaskable: those that the model cannot be asked, by the frame's index.
+    """
+    found: list[dict[str, Any]] = []
     for index, why in unaskable.items():
         row = {name: frame.loc[index, name] for name in ("id", "label", "category")}
-        left_out.append({"split": split, **row, "reason": why.reason, "detail": why.detail})
-    if len(left_out) > max_bad_share * len(frame):
+        found.append({"split": split, **row, "reason": why.reason, "detail": why.detail})
+    return found
+
+
+def check_left_out(
+    left_out: Sequence[Mapping[str, Any]], num_examples: int, split: str, *, max_bad_share: float
+) -> None:
+    """Warns of held-out examples that are left out.
+
+    Args:
+        left_out: from `left_out_rows`.
+        num_examples: held-out examples of the split.
+        split: its name.
+        max_bad_share: `capture.max_bad_share`.
+
+    Raises:
+        InputError: they are more than that share.
+    """
+    if len(left_out) > max_bad_share * num_examples:
         first = left_out[0]
         raise InputError(
-            f"{len(left_out)} of {len(frame)} {split} examples cannot be answered, expected at most a share of "
+            f"{len(left_out)} of {num_examples} {split} examples cannot be answered, expected at most a share of "
             f"{max_bad_share:g}; the first is {first['id']!r} ({first['reason']}: {first['detail']}); mend or remove "
             "them, or raise capture.max_bad_share"
         )
     if left_out:
         names = ", ".join(repr(row["id"]) for row in left_out[:5])
         logger.warning(
-            "%d of %d %s examples cannot be answered and are left out: %s", len(left_out), len(frame), split, names
+            "%d of %d %s examples cannot be answered and are left out: %s", len(left_out), num_examples, split, names
         )
-    return frame.drop(index=list(unaskable)), left_out
 
 
 def with_targets(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -33,7 +33,8 @@ from moe_ray.finetuning.gradients import (
     without_noise,
 )
 from moe_ray.finetuning.mask_check import Monitor, Observation, check_routing
-from moe_ray.finetuning.schedule import has_stopped_improving, learning_rate_factor, plan_steps
+from moe_ray.finetuning.optimizer import adamw
+from moe_ray.finetuning.schedule import has_stopped_improving, learning_rate_factor, plan_steps, share_out
 from moe_ray.finetuning.step_report import BatchReport, StepReport
 from moe_ray.finetuning.trainable_experts import TrainableExperts
 from moe_ray.models.tokenization import TokenizedRow
@@ -58,6 +59,8 @@ class MaskedTrainer:
         batch_weights: per `batch_idx`, what the step that it brings about is multiplied by; 1 where none is given. In a
             step of several batches, gradients count by weight, and an expert's step by the mean weight of its batches.
             (A factor on the gradient alone would do nothing: AdamW divides it out.)
+        lengths: how much there is to compute for each batch, see `plan_steps`; None = not known.
+        before_epoch: called with the batches that this worker still trains in an epoch, before it takes their rows.
         validate: gives the validation loss under natural routing; called on rank 0 after every epoch.
         monitor: called for every batch before the step's update; None = nothing is checked.
 
@@ -67,8 +70,8 @@ class MaskedTrainer:
         validation_losses: one per finished epoch, if there is `validate`.
 
     Raises:
-        InputError: a batch has a mask but no rows or no answer tokens, `config.patience` is on without `validate`, or a
-            step has fewer batches than there are workers.
+        InputError: a batch has a mask but no rows, `config.patience` is on without `validate`, or a step has fewer batches
+            than there are workers.
     """
 
     def __init__(
@@ -84,17 +87,20 @@ class MaskedTrainer:
         rank: int = 0,
         world_size: int = 1,
         batch_weights: Mapping[int, float] | None = None,
+        lengths: Mapping[int, int] | None = None,
+        before_epoch: Callable[[Collection[int]], None] | None = None,
         validate: Callable[[], float] | None = None,
         monitor: Monitor | None = check_routing,
     ) -> None:
-        _check_batches(batches, masks)
+        _require_rows(batches, masks)
         if config.patience and validate is None:
             raise InputError(
                 "finetune.patience is on, but there is no validation loss; give validation prompts or set it to 0"
             )
         self.model, self.trainable, self.batches, self.masks, self.config = model, trainable, batches, masks, config
         self.pad_id, self.rank, self.world_size = pad_id, rank, world_size
-        self.batch_weights, self.validate, self.monitor = batch_weights or {}, validate, monitor
+        self.batch_weights, self.lengths = batch_weights or {}, lengths
+        self.before_epoch, self.validate, self.monitor = before_epoch, validate, monitor
         batches_per_step = config.batches_per_step or world_size
         if batches_per_step < world_size:
             raise InputError(
@@ -102,12 +108,18 @@ class MaskedTrainer:
                 "for each; raise it or lower finetune.num_workers"
             )
         self.plan = plan_steps(
-            masks.trained_batches, epochs=config.epochs, batches_per_step=batches_per_step, seed=seed
+            masks.trained_batches,
+            epochs=config.epochs,
+            batches_per_step=batches_per_step,
+            seed=seed,
+            lengths=lengths,
+            window=config.length_window,
         )
         self.next_step = 0
+        self._epoch_prepared = -1
         self.validation_losses: list[float] = []
-        self.optimizer = torch.optim.AdamW(
-            trainable.all_parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        self.optimizer = adamw(
+            trainable.all_parameters(), learning_rate=config.learning_rate, weight_decay=config.weight_decay
         )
 
     @property
@@ -138,12 +150,9 @@ class MaskedTrainer:
     def _step(self) -> StepReport:
         started = time.perf_counter()
         step, batch_ids = self.next_step, self.plan[self.next_step]
+        self._prepare_epoch(step)
         learning_rate = self._set_learning_rate(step)
-        # A worker's batches by their position in the step; -1 stands where an epoch has no batch left.
-        positions = range(self.rank, len(batch_ids), self.world_size)
-        gradients = {
-            position: self._gradient_of(batch_ids[position]) for position in positions if batch_ids[position] >= 0
-        }
+        gradients = {position: self._gradient_of(batch_ids[position]) for position in self._own_positions(batch_ids)}
         step_masks = [self.masks[batch_idx] for batch_idx in batch_ids if batch_idx >= 0]
         weights = [self.batch_weights.get(batch_idx, 1.0) for batch_idx in batch_ids if batch_idx >= 0]
         average_gradients(self.trainable, step_masks, weights=weights, world_size=self.world_size)
@@ -163,6 +172,19 @@ class MaskedTrainer:
             seconds=seconds,
             tokens_per_second=sum(batch.num_input_tokens for batch in batches) / seconds,
         )
+
+    def _own_positions(self, batch_ids: Sequence[int]) -> list[int]:
+        """Where in a step this worker's batches stand; -1 stands where an epoch has no batch left."""
+        workers = share_out(batch_ids, num_workers=self.world_size, lengths=self.lengths)
+        return [n for n, worker in enumerate(workers) if worker == self.rank and batch_ids[n] >= 0]
+
+    def _prepare_epoch(self, step: int) -> None:
+        """Says which batches this worker will train, when the first step of an epoch, or of a resumed run, begins."""
+        epoch = step // self.steps_per_epoch
+        if self.before_epoch is not None and epoch != self._epoch_prepared:
+            steps = self.plan[step : (epoch + 1) * self.steps_per_epoch]
+            self.before_epoch([batch_ids[n] for batch_ids in steps for n in self._own_positions(batch_ids)])
+        self._epoch_prepared = epoch
 
     def _reports_of_all_workers(
         self, batch_ids: Sequence[int], gradients: Mapping[int, BatchGradient]
@@ -198,11 +220,15 @@ class MaskedTrainer:
         return config.learning_rate * factor
 
     def _gradient_of(self, batch_idx: int) -> BatchGradient:
-        mask_LE = self.masks[batch_idx]
+        mask_LE, rows = self.masks[batch_idx], self.batches[batch_idx]
+        if not any(row.answer_ids for row in rows):
+            raise InputError(
+                f"batch {batch_idx} has no target-response tokens, so there is nothing to learn; give examples a target"
+            )
         gradient = accumulate_gradient(
             self.model,
             self.trainable,
-            self.batches[batch_idx],
+            rows,
             mask_LE,
             config=self.config,
             pad_id=self.pad_id,
@@ -254,12 +280,7 @@ class MaskedTrainer:
         return value.item()
 
 
-def _check_batches(batches: TrainingBatches, masks: ExpertMasks) -> None:
+def _require_rows(batches: TrainingBatches, masks: ExpertMasks) -> None:
     missing = sorted(set(masks.trained_batches) - set(batches))
     if missing:
         raise InputError(f"no training rows for batches {missing[:10]}; masks and batches must be of one run")
-    silent = [batch for batch in masks.trained_batches if not any(row.answer_ids for row in batches[batch])]
-    if silent:
-        raise InputError(
-            f"batches {silent[:10]} have no target-response tokens, so there is nothing to learn; give examples a target"
-        )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import product
-from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -26,12 +25,11 @@ def categories_of_batches(batches: pd.DataFrame) -> dict[int, str]:
     Args:
         batches: rows with `batch_idx`, `label` and `category`, one per example.
     """
-    unsafe = batches[batches["label"] == "unsafe"]
-    names = unsafe.groupby("batch_idx")["category"].unique()
-    return {
-        int(cast(int, batch)): str(categories[0]) if len(categories) == 1 and categories[0] else MIXED
-        for batch, categories in names.items()
-    }
+    unsafe = batches.loc[batches["label"] == "unsafe", ["batch_idx", "category"]].drop_duplicates()
+    unsafe = unsafe.sort_values("batch_idx", kind="stable")
+    has_one = ~unsafe["batch_idx"].duplicated(keep=False) & (unsafe["category"] != "")
+    names = unsafe["category"].astype(object).where(has_one, MIXED)
+    return dict(zip(unsafe["batch_idx"].tolist(), names.tolist(), strict=True))
 
 
 def expert_categories(risk: pd.DataFrame, masks: ExpertMasks, categories: Mapping[int, str]) -> pd.DataFrame:

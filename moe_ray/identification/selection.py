@@ -69,11 +69,34 @@ def select(risk: pd.DataFrame, config: IdentifyConfig, *, seed: int = 0) -> Expe
     Raises:
         InputError: no batch has any unsafe expert, or the table lacks a column that the configuration needs.
     """
-    selected = {batch: unsafe_experts(table, config, seed=seed) for batch, table in batch_tables(risk)}
+    return select_from([risk], config, seed=seed)
+
+
+def select_from(tables: Iterable[pd.DataFrame], config: IdentifyConfig, *, seed: int = 0) -> ExpertMasks:
+    """The masks of all batches, as `select` of all the tables in one; only one of them is held at a time.
+
+    Args:
+        tables: from `identify`, each of other batches.
+        config: rule, weighting, thresholds and filters.
+        seed: of rule `random`.
+
+    Raises:
+        InputError: no batch has any unsafe expert, or a table lacks a column that the configuration needs.
+    """
+    selected: dict[int, tuple[Expert, ...]] = {}
+    layers: set[int] = set()
+    num_experts, largest, smallest_p, empty = 0, -np.inf, np.inf, pd.Series(dtype=np.float64)
+    for risk in tables:
+        selected |= {batch: unsafe_experts(table, config, seed=seed) for batch, table in batch_tables(risk)}
+        layers |= set(np.unique(risk["layer"]).tolist())
+        num_experts = max(num_experts, int(risk["expert"].max()) + 1)
+        # For the message alone; a table need not have what its rule does not use.
+        largest = max(largest, float(risk.get(SCORE_COLUMN[config.weighting], empty).max()))
+        smallest_p = min(smallest_p, float(risk.get("p_maxt", empty).min()))
     if not any(selected.values()):
-        raise NothingSelected(_nothing_selected(risk, config, len(selected)))
-    layers = [int(layer) for layer in np.unique(risk["layer"])]
-    return masks_from_experts(selected, layers=layers, num_experts=int(risk["expert"].max()) + 1)
+        raise NothingSelected(_nothing_selected(largest, smallest_p, config, len(selected)))
+    in_order = {batch: selected[batch] for batch in sorted(selected)}
+    return masks_from_experts(in_order, layers=sorted(layers), num_experts=num_experts)
 
 
 def batch_tables(risk: pd.DataFrame) -> Iterator[tuple[int, pd.DataFrame]]:
@@ -87,9 +110,8 @@ def batch_tables(risk: pd.DataFrame) -> Iterator[tuple[int, pd.DataFrame]]:
         yield int(names[start]), risk.iloc[start:end]
 
 
-def _nothing_selected(risk: pd.DataFrame, config: IdentifyConfig, num_batches: int) -> str:
+def _nothing_selected(largest: float, smallest_p: float, config: IdentifyConfig, num_batches: int) -> str:
     score = SCORE_COLUMN[config.weighting]
-    largest = risk[score].max()
     if largest <= config.threshold:
         return (
             f"no expert of any of {num_batches} batches has {score} above {config.threshold}; the largest is "
@@ -97,7 +119,7 @@ def _nothing_selected(risk: pd.DataFrame, config: IdentifyConfig, num_batches: i
         )
     return (
         f"no expert of any of {num_batches} batches passes identify.alpha={config.alpha} ({config.correction}) and "
-        f"identify.stability={config.stability}; the smallest corrected p is {risk['p_maxt'].min():.3g}, so at this "
+        f"identify.stability={config.stability}; the smallest corrected p is {smallest_p:.3g}, so at this "
         "number of prompts no selected expert is significant; use more prompts a batch "
         "(prompts.safe_per_batch, prompts.unsafe_per_batch), or set identify.alpha=0 and identify.stability=0"
     )

@@ -5,28 +5,53 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_ray.config.model import ModelConfig
 from moe_ray.errors import InputError
 from moe_ray.models.moe_layers import MoELayers, find_moe_layers
+from moe_ray.models.weight_files import check_weight_files
 
 
 def check_model(config: ModelConfig) -> MoELayers:
     """The MoE layers of a checkpoint, found without loading its weights.
 
     Raises:
-        InputError: the checkpoint does not exist, cannot be read, or has no experts.
+        InputError: the checkpoint does not exist, cannot be read, or has no experts; or a local one's weights are missing,
+            damaged or pickles.
     """
     architecture = _load_or_explain(AutoConfig, config)
     with torch.device("meta"):
         try:
             model = AutoModelForCausalLM.from_config(architecture, trust_remote_code=config.trust_remote_code)
-        except ValueError as error:
+        except (ValueError, TypeError, RuntimeError) as error:
             raise InputError(
-                f"model.path {config.path!r}: not a causal language model: {_first_line(error)}"
+                f"model.path {config.path!r}: its configuration gives no causal language model: {_first_line(error)}; give "
+                "a checkpoint folder or a hub name"
             ) from error
-    return find_moe_layers(model)
+    layers = find_moe_layers(model)
+    if (folder := config.local_folder()) is not None:
+        check_weight_files(folder)
+    return layers
+
+
+def check_trainable(config: ModelConfig) -> None:
+    """Refuses a checkpoint whose experts cannot be trained, without loading its weights.
+
+    Raises:
+        InputError: as `check_model`; or its experts are of a form that cannot be trained, or quantised.
+    """
+    check_model(config)[0].expert_tensors()
+    quantisation = getattr(_load_or_explain(AutoConfig, config), "quantization_config", None) or {}
+    method = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation.quant_method
+    # Other methods leave fused experts as they are, or are undone while loading; what is left is seen then.
+    if str(method).rpartition(".")[2].lower() == "fp8":
+        raise InputError(
+            f"model.path {config.path!r}: got a checkpoint quantised as fp8, whose experts are codes with scales and cannot "
+            "be trained, expected weights in bfloat16, float16 or float32; give the checkpoint before its quantisation"
+        )
 
 
 def load_model(
@@ -41,7 +66,8 @@ def load_model(
         device_map: spreads the model over devices, see accelerate; "auto" = over all GPUs of this process.
 
     Raises:
-        InputError: the checkpoint does not exist or cannot be read.
+        InputError: the checkpoint does not exist or cannot be read, or its weights are not those of the model that its
+            configuration describes.
     """
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     on_cpu = target.type == "cpu"
@@ -51,11 +77,36 @@ def load_model(
     if implementation != "auto" or on_cpu:
         options["experts_implementation"] = "eager" if implementation == "auto" else implementation
     if device_map is not None:
-        spread: PreTrainedModel = _load_or_explain(AutoModelForCausalLM, config, device_map=device_map, **options)
-        return spread.eval()
-    model: Any = _load_or_explain(AutoModelForCausalLM, config, **options)
-    moved: PreTrainedModel = model.to(target)
+        return _load_all_weights(config, device_map=device_map, **options).eval()
+    moved: PreTrainedModel = _load_all_weights(config, **options).to(target)
     return moved.eval()
+
+
+def _load_all_weights(config: ModelConfig, **options: Any) -> Any:
+    """The model, if the checkpoint holds each of its weights and nothing else: others would be random, or left out."""
+    model, found = _load_or_explain(
+        AutoModelForCausalLM,
+        config,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are refused below, all kinds of faults in one sentence
+        use_safetensors=True,
+        **options,
+    )
+    wrong_shapes = [
+        f"{name} is {tuple(got)} instead of {tuple(wanted)}" for name, got, wanted in found["mismatched_keys"]
+    ]
+    faults = {
+        "missing": sorted(found["missing_keys"]),
+        "of another shape": sorted(wrong_shapes),
+        "unknown to the model": sorted(found["unexpected_keys"]),
+    }
+    if any(faults.values()):
+        words = "; ".join(f"{len(names)} {what}, such as {names[0]}" for what, names in faults.items() if names)
+        raise InputError(
+            f"model.path {config.path!r}: its weights are not those of a {type(model).__name__} with this configuration: "
+            f"{words}; copy or download the checkpoint again, and check that config.json belongs to it"
+        )
+    return model
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
@@ -74,7 +125,7 @@ def _load_or_explain(kind: Any, config: ModelConfig, **options: Any) -> Any:
         return kind.from_pretrained(
             path, revision=config.revision, trust_remote_code=config.trust_remote_code, **options
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, KeyError, SafetensorError, StrictDataclassError) as error:
         raise InputError(
             f"model.path {config.path!r} cannot be loaded: {_first_line(error)}; give a checkpoint folder or a hub name"
         ) from error

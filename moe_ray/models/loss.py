@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from moe_ray.models.forward_groups import GroupContext, as_it_is, group_by_length
+from moe_ray.models.forward_groups import GroupContext, as_it_is
 from moe_ray.models.token_budget import TokenBudget
 from moe_ray.models.tokenization import IGNORED, TokenizedRow, pad_rows, pad_token_id
 
@@ -37,20 +37,39 @@ def answer_loss(model: PreTrainedModel, rows: Sequence[TokenizedRow], *, pad_id:
 
 
 def micro_batches(
-    rows: Sequence[TokenizedRow], *, rows_per_forward: int, tokens_per_forward: int = 0
+    rows: Sequence[TokenizedRow], *, rows_per_forward: int, tokens_per_forward: int = 0, tokens_of_a_pass: int = 0
 ) -> list[list[TokenizedRow]]:
-    """The rows in groups that are run at once.
+    """The rows in groups that are run at once: those of like length together, cut where that costs least.
+
+    A group costs its tokens, padding included, and `tokens_of_a_pass`: a pass reads weights and adds up gradients before its
+    first token. So a long row does not pad many short ones, and rows that differ little stay together.
 
     Args:
         rows: a whole batch.
         rows_per_forward: at most this many rows in a group.
         tokens_per_forward: at most this many tokens in a group, padding included; a longer row is alone; 0 = no limit.
-            With a limit, rows are grouped by length, so that little of it is spent on padding.
+        tokens_of_a_pass: what a group costs beside its tokens, in tokens.
+
+    Returns:
+        groups of the longest rows first; the rows of a group are in their own order.
     """
-    if not tokens_per_forward:
-        return [list(rows[start : start + rows_per_forward]) for start in range(0, len(rows), rows_per_forward)]
-    groups = group_by_length([row.num_tokens for row in rows], max_rows=rows_per_forward, max_tokens=tokens_per_forward)
-    return [[rows[index] for index in group] for group in groups]
+    by_length = sorted(range(len(rows)), key=lambda index: -rows[index].num_tokens)
+    # Of the first so many rows, longest first: the least cost, and where the last group of that begins.
+    cheapest: list[tuple[float, int]] = [(0.0, 0)]
+    for end in range(1, len(rows) + 1):
+        choices = []
+        for begin in range(end - 1, max(0, end - rows_per_forward) - 1, -1):
+            tokens = (end - begin) * rows[by_length[begin]].num_tokens
+            if end - begin > 1 and 0 < tokens_per_forward < tokens:
+                break  # with rows before, which are longer, it would be more still
+            choices.append((cheapest[begin][0] + tokens + tokens_of_a_pass, begin))
+        cheapest.append(min(choices))
+    groups, end = [], len(rows)
+    while end:
+        begin = cheapest[end][1]
+        groups.append([rows[index] for index in sorted(by_length[begin:end])])
+        end = begin
+    return groups[::-1]
 
 
 _MAX_TEXT_TOKENS = 1_024

@@ -25,6 +25,7 @@ from moe_ray.errors import InputError
 _ROUTER_NAMES = ("gate", "router")
 _GROUP_NAMES = ("num_group", "n_group", "num_groups", "n_groups", "num_expert_group")
 _SELECTION_BIAS_NAMES = ("correction_bias", "expert_bias")
+_WEIGHT_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ class MoELayer:
         """The experts module's own parameters that have one slice per expert, by name.
 
         Raises:
-            InputError: the module keeps its weights in another form.
+            InputError: the module keeps its weights in another form, or as the codes of a quantisation.
         """
         tensors = {
             name: parameter
@@ -67,6 +68,13 @@ class MoELayer:
             raise InputError(
                 f"{self.name} ({type(self.experts).__name__}) has no tensors with one slice per expert, so its routing can "
                 "be counted and masked, but its experts cannot be trained or saved; choose another model.path for that"
+            )
+        codes = {str(tensor.dtype) for tensor in tensors.values() if tensor.dtype not in _WEIGHT_TYPES}
+        if codes:
+            raise InputError(
+                f"{self.name} ({type(self.experts).__name__}) keeps its experts quantised, as {' and '.join(sorted(codes))} "
+                "codes with scales, so its routing can be counted and masked, but its experts cannot be trained or saved; "
+                "choose a model.path with weights in bfloat16, float16 or float32 for that"
             )
         return tensors
 
@@ -135,9 +143,10 @@ def find_moe_layers(model: nn.Module) -> MoELayers:
     """The MoE layers of a transformers model.
 
     Raises:
-        InputError: the model has no experts module, keeps its experts in a form moe-ray does not know, or its layers
-            differ in their number of experts.
+        InputError: the model has no experts module, keeps its experts in a form moe-ray does not know, its layers differ
+            in their number of experts, or PEFT has wrapped it or one of its modules.
     """
+    _refuse_peft(model)
     found = [_describe(model, name, module) for name, module in _experts_modules(model)]
     if not found:
         raise InputError(
@@ -149,10 +158,21 @@ def find_moe_layers(model: nn.Module) -> MoELayers:
     sizes = {(item.num_experts, item.num_experts_per_tok) for item in found}
     if len(sizes) > 1 or len({item.layer for item in found}) < len(found):
         raise InputError(
-            f"{type(model).__name__}: got MoE layers {[(item.name, item.num_experts) for item in found][:6]}, expected one "
-            "per decoder layer, all with the same number of experts"
+            f"{type(model).__name__}: got MoE layers with (experts, experts per token) "
+            f"{[(item.name, item.num_experts, item.num_experts_per_tok) for item in found][:6]}, expected one per decoder "
+            "layer, all with the same number of experts and of experts per token; choose another model.path"
         )
     return MoELayers(found)
+
+
+def _refuse_peft(model: nn.Module) -> None:
+    # A wrapper has another forward, saves only its own files, and hides experts and routers inside modules of its own.
+    for name, module in model.named_modules():
+        if type(module).__module__.partition(".")[0] == "peft":
+            raise InputError(
+                f"got a model with a {type(module).__name__} of PEFT{f' at {name!r}' if name else ''}, expected a plain "
+                "transformers model; put the adapter into the weights first, with model.merge_and_unload()"
+            )
 
 
 def _experts_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -180,7 +200,7 @@ def _describe(model: nn.Module, name: str, experts: nn.Module) -> MoELayer:
         )
     num_experts = int(getattr(experts, "num_experts"))  # noqa: B009 (nn.Module types attributes as Tensor | Module)
     block = model.get_submodule(parent_name)
-    router, num_logits = _find_router(block, own_name, num_experts, name)
+    path, router, num_logits = _find_router(block, own_name, num_experts, name)
     return MoELayer(
         layer=int(numbers[0]),
         name=name,
@@ -188,13 +208,13 @@ def _describe(model: nn.Module, name: str, experts: nn.Module) -> MoELayer:
         block=block,
         router=router,
         num_experts=num_experts,
-        num_experts_per_tok=_experts_per_token(model, router, block, name),
+        num_experts_per_tok=_experts_per_token(model, _ancestors(block, path), name),
         num_logits=num_logits,
     )
 
 
-def _find_router(block: nn.Module, experts_name: str, num_experts: int, name: str) -> tuple[nn.Module, int]:
-    """The smallest module beside the experts that owns a `(num_experts, hidden)` weight, and that weight's rows.
+def _find_router(block: nn.Module, experts_name: str, num_experts: int, name: str) -> tuple[str, nn.Module, int]:
+    """The smallest module beside the experts with a `(num_experts, hidden)` weight: its path, itself, that weight's rows.
 
     A router that weighs shared experts too says how many, and has a row for each of them. One with more rows than that
     chooses something that is no expert, such as to skip the layer, so what the experts receive is not what it chose.
@@ -214,17 +234,28 @@ def _find_router(block: nn.Module, experts_name: str, num_experts: int, name: st
             f"{name}: got router candidates {[path for path, _, _ in chosen]}, expected exactly one module with a "
             f"({num_experts}, hidden) weight beside the experts; this family is not supported"
         )
-    return chosen[0][1:]
+    return chosen[0]
 
 
-def _experts_per_token(model: nn.Module, router: nn.Module, block: nn.Module, name: str) -> int:
+def _ancestors(block: nn.Module, path: str) -> Iterator[nn.Module]:
+    """The module at the path inside the block, and those around it up to the block itself."""
+    while path:
+        yield block.get_submodule(path)
+        path = path.rpartition(".")[0]
+    yield block
+
+
+def _experts_per_token(model: nn.Module, around_router: Iterator[nn.Module], name: str) -> int:
     config: Any = getattr(model, "config", None)
     text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
     of_module = ("top_k", "num_experts_per_tok")
     names = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
-    for source, attributes in ((router, of_module), (block, of_module), (text_config, names)):
+    for source, attributes in (*((module, of_module) for module in around_router), (text_config, names)):
         for attribute in attributes:
             value = getattr(source, attribute, None)
+            # A configuration may give one number for all layers, or a list with one for each, mostly the same.
+            if isinstance(value, list) and len(set(value)) == 1:
+                value = value[0]
             if isinstance(value, int):
                 return value
     raise InputError(f"{name}: neither the router nor the configuration says how many experts a token uses")

@@ -48,12 +48,10 @@ def resolve_model(
     Raises:
         InputError: the checkpoint does not exist or has no experts, or is to be `trained` and its experts cannot be.
     """
-    from moe_ray.models.loading import check_model
+    from moe_ray.models.loading import check_model, check_trainable
 
     if config.model.path != EMBEDDED:
-        moe_layers = check_model(config.model)
-        if trained:
-            moe_layers[0].expert_tensors()
+        (check_trainable if trained else check_model)(config.model)
         folder = config.model.local_folder()
         return config.model if folder is None else replace(config.model, path=str(folder.absolute()))
     from moe_ray.demo.model import build_tiny_model

@@ -88,7 +88,7 @@ class Run(Context):
         after = notes[figures_of("after")]
         return build_summary(
             masks=directory.masks,
-            batches=directory.captured_examples,
+            num_examples=len(directory.stored_batches) - notes[CAPTURE]["quarantined"],
             num_experts_per_tok=directory.num_experts_per_tok,
             tuned=notes[FINETUNE],
             before=notes[figures_of("before")]["metrics"],

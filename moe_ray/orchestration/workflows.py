@@ -10,6 +10,7 @@ from moe_ray.orchestration.run import Run
 from moe_ray.orchestration.tracking import run_log
 from moe_ray.orchestration.tracking.mlflow_run import MlflowTracker
 from moe_ray.orchestration.tracking.registry import register_repaired
+from moe_ray.prompts.quarantine import QUARANTINE, without_quarantined
 from moe_ray.report.certainty_text import describe_certainty
 from moe_ray.report.html.page import Report, write_report
 from moe_ray.report.run_text import (
@@ -22,7 +23,7 @@ from moe_ray.report.run_text import (
 )
 from moe_ray.report.study_text import comparison_rows, describe_sweep, trial_rows, verdict
 from moe_ray.report.terminal import artifacts_of, print_result, print_table
-from moe_ray.run_directory import COMPARE, FINETUNE, PAIRS, SUMMARY, TRIALS, RunDirectory
+from moe_ray.run_directory import CAPTURE, COMPARE, FINETUNE, PAIRS, SUMMARY, TRIALS, RunDirectory
 
 
 def prepare(run: Run) -> None:
@@ -30,7 +31,8 @@ def prepare(run: Run) -> None:
     notes = run.prepare().notes
     if PAIRS in run.outcomes:
         _show("Pairs", describe_pair_counts(run.outcomes[PAIRS].notes))
-    _show("Batches", describe_batches(run.directory.batches, notes["test_examples"], notes["left_over"]))
+    stored = run.directory.stored_batches.columns("batch_idx", "label", "category")
+    _show("Batches", describe_batches(stored, notes["test_examples"], notes["left_over"]))
 
 
 def capture(run: Run) -> None:
@@ -47,7 +49,8 @@ def identify(run: Run) -> None:
     _show("Unsafe experts", describe_selection(risk, masks, directory.num_experts_per_tok))
     if notes["batches_without_mask"]:
         _show("Batches without a mask", describe_lost(notes["batches_without_mask"]))
-    examples = directory.captured_examples
+    quarantined = directory.sub(CAPTURE).read_frame(QUARANTINE)
+    examples = without_quarantined(directory.stored_batches.texts(), quarantined)
     _show("How sure", describe_certainty(directory.lengths, risk, masks, examples, run.config.identify))
 
 

@@ -6,7 +6,26 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import pyarrow as pa
+
 from moe_ray.prompts.examples import Example
+
+EXAMPLE_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("label", pa.string()),
+        ("category", pa.string()),
+        ("messages", pa.string()),
+        ("response", pa.string()),
+        ("target", pa.string()),
+        ("target_complete", pa.bool_()),
+        ("pair", pa.string()),
+        ("split", pa.string()),
+    ]
+)
+"""The columns of a stored example; a text that it does not have is null."""
+
+_as_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def example_to_row(example: Example) -> dict[str, Any]:
@@ -15,7 +34,7 @@ def example_to_row(example: Example) -> dict[str, Any]:
         "id": example.id,
         "label": example.label,
         "category": example.category,
-        "messages": json.dumps([dict(message) for message in example.messages], ensure_ascii=False),
+        "messages": _as_json([dict(message) for message in example.messages]),
         "response": example.response,
         "target": example.target,
         "target_complete": example.target_complete,

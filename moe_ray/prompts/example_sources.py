@@ -5,8 +5,7 @@ Each source gives rows as dictionaries of plain Python values, with the words th
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -15,6 +14,9 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from moe_ray.errors import InputError
+from moe_ray.prompts.json_records import read_json_array, read_jsonl
+
+_ROWS_PER_READ = 1024
 
 
 @runtime_checkable
@@ -36,8 +38,9 @@ class Record(NamedTuple):
 
     Attributes:
         source: what the ids of its examples begin with, such as a file's stem.
-        number: of the row in its source: a line counted from 1, or a table's row counted from 0.
-        location: source and number as people look them up: `prompts.jsonl:3`, `DataFrame row 3`.
+        number: of the row in its source: a line of JSONL, or which record of a JSON array or a Parquet file, counted from
+            1; a table's row counted from 0.
+        location: where people find it: `prompts.jsonl:3`, `DataFrame row 3`.
         fields: its values by name.
     """
 
@@ -67,6 +70,12 @@ def read_records(source: Source) -> Iterator[Record]:
     else:
         for path in _paths(source):
             yield from _of_file(path)
+
+
+def records_of(rows: Iterable[Mapping[str, Any]], source: str) -> Iterator[Record]:
+    """Dictionaries with the fields of a file's rows, as rows of a source with this name."""
+    for number, fields in enumerate(rows, start=1):
+        yield Record(source, number, f"{source}:{number}", dict(fields))
 
 
 def _paths(source: Any) -> list[Path]:
@@ -103,69 +112,21 @@ def _plain(value: Any) -> Any:
 def _of_file(path: Path) -> Iterator[Record]:
     if not path.is_file():
         raise InputError(f"prompts file {str(path)!r} does not exist; check prompts.files")
-    readers = {".jsonl": _read_jsonl, ".json": _read_json, ".parquet": _read_parquet}
+    readers = {".jsonl": read_jsonl, ".json": read_json_array, ".parquet": _read_parquet}
     if path.suffix not in readers:
         raise InputError(f"prompts file {str(path)!r}: got ending {path.suffix!r}, expected .jsonl, .json or .parquet")
-    for line, fields in readers[path.suffix](path):
-        yield Record(path.stem, line, f"{path}:{line}", fields)
+    for number, place, fields in readers[path.suffix](path):
+        yield Record(path.stem, number, f"{path}:{place}", fields)
 
 
-def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    # Not splitlines: it also breaks at U+2028 and its like, which JSON strings may hold as they are.
-    for line, text in enumerate(_read_text(path).split("\n"), start=1):
-        if text.strip():
-            yield line, _as_object(path, line, text)
-
-
-def _read_text(path: Path) -> str:
+def _read_parquet(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    number = 0
     try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"prompts file {str(path)!r}: byte {error.start} is not UTF-8 ({error.reason}); save the file as UTF-8"
-        ) from error
-    except OSError as error:
-        raise InputError(f"prompts file {str(path)!r} cannot be read: {error.strerror}") from error
-
-
-def _as_object(path: Path, line: int, text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{line}: not valid JSON ({error.msg} at column {error.colno})") from error
-    return _check_object(path, line, value)
-
-
-def _check_object(path: Path, line: int, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise InputError(f"{path}:{line}: got a {type(value).__name__}, expected an object with named fields")
-    return value
-
-
-def _read_json(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """A JSON array of objects; each is decoded on its own so that its line is known."""
-    text = _read_text(path)
-    decoder, position = json.JSONDecoder(), len(text) - len(text.lstrip())
-    if not text[position : position + 1] == "[":
-        raise InputError(f"{path}: expected a JSON array of records; for one record a line use the ending .jsonl")
-    position += 1
-    while True:
-        while position < len(text) and text[position] in " \t\r\n,":
-            position += 1
-        line = text.count("\n", 0, position) + 1
-        if text[position : position + 1] == "]":
-            return
-        try:
-            value, position = decoder.raw_decode(text, position)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from error
-        yield line, _check_object(path, line, value)
-
-
-def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        rows = pq.read_table(path).to_pylist()
+        # Without a buffer of whole row groups, which can be as large as the file.
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            for rows in file.iter_batches(batch_size=_ROWS_PER_READ):
+                for row in rows.to_pylist():
+                    number += 1
+                    yield number, str(number), {name: value for name, value in row.items() if value is not None}
     except (OSError, ValueError) as error:
         raise InputError(f"prompts file {str(path)!r} cannot be read as Parquet: {error}") from error
-    for line, row in enumerate(rows, start=1):
-        yield line, {name: value for name, value in row.items() if value is not None}

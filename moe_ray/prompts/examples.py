@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, cast, get_args
 
 from moe_ray.chat_messages import Message, prompt_text
 from moe_ray.errors import InputError
-from moe_ray.prompts.example_sources import Record, Source, name_of, read_records
+from moe_ray.prompts.example_sources import Record, Source, name_of, read_records, records_of
+from moe_ray.prompts.repeated_ids import RepeatedIds
 
 Label = Literal["safe", "unsafe"]
 
@@ -78,8 +79,9 @@ class _Fault(ValueError):
 def read_examples(source: Source, *, paired_records: PairedRecords = "pair") -> list[Example]:
     """The examples of files or of a table, in their order.
 
-    Ids are `<file stem>:<id or line>`, `DataFrame:<id or row>` or `Dataset:<id or row>`, with `/safe` and `/unsafe` after
-    it for the two sides of a pair. Rows of tables count from 0.
+    Ids are `<file stem>:<id or number>`, `DataFrame:<id or row>` or `Dataset:<id or row>`, with `/safe` and `/unsafe` after
+    it for the two sides of a pair. The number is the line of a JSONL file, or which record it is of a JSON array or a
+    Parquet file, counted from 1. Rows of tables count from 0.
 
     Args:
         source: a JSONL, JSON or Parquet file, a list of such files, a pandas DataFrame, or a `datasets.Dataset`.
@@ -90,28 +92,67 @@ def read_examples(source: Source, *, paired_records: PairedRecords = "pair") -> 
         InputError: a file is missing or unreadable, or rows are wrong; every wrong row is named with its location and field.
     """
     examples: list[Example] = []
-    faults: list[str] = []
-    for record in read_records(source):
-        try:
-            examples += _to_examples(record, paired_records)
-        except _Fault as fault:
-            faults.append(f"{record.location}: {fault}")
-    faults += _duplicate_ids(examples)
-    if faults:
-        shown = "\n  ".join(faults[:_MAX_FAULTS_SHOWN])
-        more = f"\n  … and {len(faults) - _MAX_FAULTS_SHOWN} more" if len(faults) > _MAX_FAULTS_SHOWN else ""
-        raise InputError(f"{len(faults)} wrong rows; mend or remove them:\n  {shown}{more}")
+    faults, ids = Faults(), RepeatedIds()
+    for made in examples_of_records(read_records(source), faults, paired_records):
+        examples += made
+        for example in made:
+            ids.add(example.id)
+    faults.add_repeated(examples[position].id for position in ids.repeated())
+    faults.check()
     if not examples:
         raise InputError(f"no examples in {name_of(source)}; expected rows with `prompt` and `label`")
     return examples
 
 
+class Faults:
+    """What is wrong with rows, of which a message names the first ones."""
+
+    def __init__(self) -> None:
+        self._number, self._first = 0, list[str]()
+
+    def add(self, text: str) -> None:
+        """Adds a fault: location, field, and what is wrong."""
+        self._number += 1
+        if len(self._first) < _MAX_FAULTS_SHOWN:
+            self._first.append(text)
+
+    def add_repeated(self, ids: Iterable[str]) -> None:
+        """Adds ids that were used before."""
+        for name in ids:
+            self.add(f"{name}: id: used twice; ids must be unique within a file name")
+
+    def check(self) -> None:
+        """Refuses the rows if any is wrong.
+
+        Raises:
+            InputError: with how many are wrong, and the first of them.
+        """
+        if self._number:
+            shown, more = "\n  ".join(self._first), self._number - len(self._first)
+            rest = f"\n  … and {more} more" if more else ""
+            raise InputError(f"{self._number} wrong rows; mend or remove them:\n  {shown}{rest}")
+
+
+def examples_of_records(
+    records: Iterable[Record], faults: Faults, paired_records: PairedRecords
+) -> Iterator[list[Example]]:
+    """The examples of each record in turn; a record that is wrong gives none, and a fault.
+
+    Args:
+        records: from `read_records`.
+        faults: gets what is wrong.
+        paired_records: as in `read_examples`.
+    """
+    for record in records:
+        try:
+            yield _to_examples(record, paired_records)
+        except _Fault as fault:
+            faults.add(f"{record.location}: {fault}")
+
+
 def records_to_examples(records: Sequence[Mapping[str, Any]], *, source: str = "records") -> list[Example]:
     """Examples from dictionaries with the same fields as a file's rows."""
-    rows = [
-        Record(source, number, f"{source}:{number}", dict(fields)) for number, fields in enumerate(records, start=1)
-    ]
-    return [example for row in rows for example in _to_examples(row, "pair")]
+    return [example for record in records_of(records, source) for example in _to_examples(record, "pair")]
 
 
 def _to_examples(record: Record, paired_records: PairedRecords) -> list[Example]:
@@ -202,13 +243,3 @@ def _parse_list(text: str) -> list[Any] | None:
         if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
             return value
     return None
-
-
-def _duplicate_ids(examples: Sequence[Example]) -> list[str]:
-    seen: set[str] = set()
-    twice = []
-    for example in examples:
-        if example.id in seen:
-            twice.append(f"{example.id}: id: used twice; ids must be unique within a file name")
-        seen.add(example.id)
-    return twice

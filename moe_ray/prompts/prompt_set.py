@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from moe_ray.config.fields import EMBEDDED
@@ -12,15 +14,20 @@ from moe_ray.config.run import Config
 from moe_ray.demo.examples import embedded_records
 from moe_ray.errors import InputError
 from moe_ray.prompts.batches import Assembly, Batch, assemble_batches
+from moe_ray.prompts.example_index import NONE
 from moe_ray.prompts.example_rows import example_to_row
-from moe_ray.prompts.examples import Example, Split, read_examples, records_to_examples
+from moe_ray.prompts.example_sources import Record, name_of, read_records, records_of
+from moe_ray.prompts.examples import Example, Split
 from moe_ray.prompts.neutral_texts import neutral_texts
-from moe_ray.prompts.splits import check_both_labels, split_examples
+from moe_ray.prompts.splits import split_examples
+from moe_ray.prompts.spooled_examples import index_of, pick, read_spooled
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompts:
     """The run's examples: batches to analyse and train, and what is held out.
+
+    Those of files lie on the local disk and are read when they are asked for; see `spooled_examples`.
 
     Attributes:
         examples: all of them, in file order.
@@ -32,8 +39,8 @@ class Prompts:
 
     examples: Sequence[Example]
     assembly: Assembly
-    validation: tuple[Example, ...]
-    test: tuple[Example, ...]
+    validation: Sequence[Example]
+    test: Sequence[Example]
     neutral: tuple[str, ...]
 
     def __repr__(self) -> str:
@@ -41,7 +48,7 @@ class Prompts:
         return f"Prompts({len(self.batches)} batches, {len(self.assembly.left_over)} left over, {held_out})"
 
     @property
-    def batches(self) -> tuple[Batch, ...]:
+    def batches(self) -> Sequence[Batch]:
         """The training batches."""
         return self.assembly.batches
 
@@ -63,58 +70,67 @@ def read_prompts(config: Config) -> Prompts:
     """
     settings = config.prompts
     files = [name for name in settings.files if name != EMBEDDED]
-    examples = read_examples(files, paired_records=settings.paired_records) if files else []
+    sources = [_at_least_one(files)] if files else []
     if EMBEDDED in settings.files:
-        examples += _embedded_examples()
-    check_both_labels(examples, "prompts")
-    if settings.keep_pairs != "all" and not any(example.pair for example in examples):
+        sources.append(_embedded_records())
+    examples = read_spooled(sources, paired_records=settings.paired_records)
+    if settings.keep_pairs != "all" and not np.any(index_of(examples).pair != NONE):
         raise InputError("prompts.keep_pairs is on, but there is no goal + all_prompt record; set it to 'all'")
     return group_examples(examples, config)
 
 
-def without_pairs(prompts: Prompts, dropped: Set[str], config: Config) -> Prompts:
+def without_pairs(prompts: Prompts, is_kept: npt.NDArray[np.bool_], config: Config) -> Prompts:
     """The prompts that are left, split and grouped anew, so that every batch is whole.
+
+    Args:
+        prompts: of the run.
+        is_kept: per pair, in the order of their first examples.
+        config: of the run.
 
     Raises:
         InputError: what is left cannot be used.
     """
+    pair = index_of(prompts.examples).pair
+    number = np.unique(pair[pair != NONE], return_inverse=True)[1]
+    left = np.ones(len(pair), dtype=np.bool_)
+    left[pair != NONE] = is_kept[number]
     try:
-        return group_examples([example for example in prompts.examples if example.pair not in dropped], config)
+        return group_examples(pick(prompts.examples, np.flatnonzero(left).astype(np.int32)), config)
     except InputError as error:
         setting = f"prompts.keep_pairs={config.prompts.keep_pairs}"
-        raise InputError(f"after {setting} dropped {len(dropped)} pairs: {error}") from error
+        raise InputError(f"after {setting} dropped {np.sum(~is_kept)} pairs: {error}") from error
 
 
 def group_examples(examples: Sequence[Example], config: Config) -> Prompts:
     """The examples split, and those to train on grouped into batches.
 
     Raises:
-        InputError: a label is missing among the held-out examples, no batch can be filled, or a validation split is needed
-            and there is none.
+        InputError: a label is missing at all or among the held-out examples, no batch can be filled, or a validation split
+            is needed and there is none.
     """
     settings = config.prompts
+    index_of(examples).check_both_labels("prompts")
     splits = split_examples(
         examples,
         test_fraction=settings.test_fraction,
         validation_fraction=settings.validation_fraction,
         seed=config.seed,
     )
-    check_both_labels(splits["test"], "held-out prompts")
+    index_of(splits["test"]).check_both_labels("held-out prompts")
     assembly = assemble_batches(
         splits["train"],
         safe_per_batch=settings.safe_per_batch,
         unsafe_per_batch=settings.unsafe_per_batch,
         by_category=settings.by_category,
+        max_batches=settings.max_batches,
         seed=config.seed,
     )
-    if settings.max_batches:
-        assembly = _first_batches(assembly, settings.max_batches)
     _check_validation(config, splits["validation"])
     return Prompts(
         examples=examples,
         assembly=assembly,
-        validation=tuple(_limit(splits["validation"], settings.max_test_examples)),
-        test=tuple(_limit(splits["test"], settings.max_test_examples)),
+        validation=_limit(splits["validation"], settings.max_test_examples),
+        test=_limit(splits["test"], settings.max_test_examples),
         neutral=tuple(neutral_texts(config.evaluate.neutral_file)),
     )
 
@@ -137,33 +153,35 @@ def _check_validation(config: Config, validation: Sequence[Example]) -> None:
             "out a share of the training examples with prompts.validation_fraction=0.2"
         )
     if config.sweep.run or config.rounds.max_rounds > 1:
-        check_both_labels(validation, "validation prompts")
+        index_of(validation).check_both_labels("validation prompts")
 
 
-def _embedded_examples() -> list[Example]:
+def _at_least_one(files: Sequence[str]) -> Iterator[Record]:
+    """The records of files, which hold at least one.
+
+    Raises:
+        InputError: they hold none, or one of them cannot be read.
+    """
+    record = None
+    for record in read_records(files):
+        yield record
+    if record is None:
+        raise InputError(f"no examples in {name_of(files)}; expected rows with `prompt` and `label`")
+
+
+def _embedded_records() -> Iterator[Record]:
     splits: tuple[Split, ...] = ("train", "validation", "test")
-    records = [{**record, "split": split} for split in splits for record in embedded_records(split)]
-    return records_to_examples(records, source=EMBEDDED)
-
-
-def _first_batches(assembly: Assembly, limit: int) -> Assembly:
-    """The first batches, taken evenly over the list so that categories stay represented."""
-    total = len(assembly.batches)
-    chosen = sorted({position * total // limit for position in range(min(limit, total))})
-    dropped = tuple(
-        example for i, batch in enumerate(assembly.batches) if i not in chosen for example in batch.examples
-    )
-    batches = tuple(assembly.batches[position] for position in chosen)
-    return Assembly(batches=batches, left_over=assembly.left_over + dropped)
+    fields = ({**record, "split": split} for split in splits for record in embedded_records(split))
+    return records_of(fields, EMBEDDED)
 
 
 def _limit(examples: Sequence[Example], per_label: int) -> Sequence[Example]:
     """At most so many of each label, taken evenly over the list; 0 = all."""
     if not per_label:
         return examples
-    chosen: list[Example] = []
-    for label in ("safe", "unsafe"):
-        of_label = [example for example in examples if example.label == label]
-        num_chosen = min(per_label, len(of_label))
-        chosen += [of_label[position * len(of_label) // per_label] for position in range(num_chosen)]
-    return chosen
+    is_unsafe = index_of(examples).is_unsafe
+    chosen = []
+    for of_label in (np.flatnonzero(~is_unsafe), np.flatnonzero(is_unsafe)):
+        number = min(per_label, len(of_label))
+        chosen.append(of_label[np.arange(number) * len(of_label) // max(1, number)])
+    return pick(examples, np.concatenate(chosen).astype(np.int32))

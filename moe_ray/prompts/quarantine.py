@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 QUARANTINE = "quarantine.parquet"
@@ -49,9 +50,14 @@ def quarantine_frame(rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> pd.Dat
 
 def without_quarantined(examples: pd.DataFrame, quarantined: pd.DataFrame) -> pd.DataFrame:
     """The examples that are not in quarantine, in their order."""
-    keys = ["batch_idx", "in_batch_idx"]
-    out = pd.MultiIndex.from_frame(examples[keys]).isin(pd.MultiIndex.from_frame(quarantined[keys]))
-    return examples[np.logical_not(out)]
+    return examples[~np.isin(_keys(examples), _keys(quarantined))]
+
+
+def _keys(examples: pd.DataFrame) -> npt.NDArray[np.int64]:
+    """Batch and place in it as one number."""
+    batch_idx, in_batch_idx = (examples[name].to_numpy(dtype=np.int64) for name in ("batch_idx", "in_batch_idx"))
+    keys: npt.NDArray[np.int64] = batch_idx << 32 | in_batch_idx
+    return keys
 
 
 def training_examples(examples: pd.DataFrame, quarantined: pd.DataFrame, truncated: pd.DataFrame) -> pd.DataFrame:

@@ -2,43 +2,21 @@
 
 from __future__ import annotations
 
-import random
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
-from moe_ray.errors import InputError
-from moe_ray.prompts.examples import Example, Label, Split
+import numpy as np
 
+from moe_ray.prompts.example_index import NONE, SPLITS, ExampleIndex, Positions
+from moe_ray.prompts.examples import Example, Split
+from moe_ray.prompts.spooled_examples import index_of, pick
+from moe_ray.prompts.units import grouped, shuffled, units_of
 
-@dataclass(frozen=True, kw_only=True)
-class Unit:
-    """What must stay together: one example, or the examples of a pair."""
-
-    examples: tuple[Example, ...]
-
-    def count(self, label: Label) -> int:
-        """Examples with this label."""
-        return sum(example.label == label for example in self.examples)
-
-
-def check_both_labels(examples: Sequence[Example], what: str) -> None:
-    """Refuses a set of examples that lacks a label.
-
-    Raises:
-        InputError: there is no safe or no unsafe example.
-    """
-    counts = {label: sum(example.label == label for example in examples) for label in ("safe", "unsafe")}
-    if not all(counts.values()):
-        raise InputError(
-            f"{what}: got {counts['safe']} safe and {counts['unsafe']} unsafe examples, expected both labels; "
-            "add prompts of the missing label to prompts.files"
-        )
+_KINDS = ("safe", "unsafe", "pair")
 
 
 def split_examples(
     examples: Sequence[Example], *, test_fraction: float, validation_fraction: float = 0.0, seed: int
-) -> dict[Split, list[Example]]:
+) -> dict[Split, Sequence[Example]]:
     """Examples by split: as their files say, or else held out at random with pairs and labels kept balanced.
 
     Args:
@@ -51,40 +29,33 @@ def split_examples(
     Returns:
         `train`, `validation` and `test`.
     """
-    splits: dict[Split, list[Example]] = {"train": [], "validation": [], "test": []}
-    unsplit = [example for example in examples if example.split is None]
-    for example in examples:
-        if example.split is not None:
-            splits[example.split].append(example)
-    for_training, for_test = _hold_out(unsplit, test_fraction, f"{seed}")
-    splits["train"] += [replace(example, split="train") for example in for_training]
-    splits["test"] += [replace(example, split="test") for example in for_test]
-    if validation_fraction and not splits["validation"]:
-        splits["train"], held_out = _hold_out(splits["train"], validation_fraction, f"{seed}/validation")
-        splits["validation"] = [replace(example, split="validation") for example in held_out]
-    return splits
+    index = index_of(examples)
+    found = {split: np.flatnonzero(index.split == number).astype(np.int32) for number, split in enumerate(SPLITS)}
+    unsplit = np.flatnonzero(index.split == NONE).astype(np.int32)
+    for_training, for_test = _hold_out(index.take(unsplit), test_fraction, f"{seed}")
+    found["train"] = np.concatenate([found["train"], unsplit[for_training]])
+    found["test"] = np.concatenate([found["test"], unsplit[for_test]])
+    if validation_fraction and not len(found["validation"]):
+        remaining, held_out = _hold_out(index.take(found["train"]), validation_fraction, f"{seed}/validation")
+        found["train"], found["validation"] = found["train"][remaining], found["train"][held_out]
+    return {split: pick(examples, positions, split) for split, positions in found.items()}
 
 
-def _hold_out(examples: Sequence[Example], fraction: float, seed: str) -> tuple[list[Example], list[Example]]:
+def _hold_out(index: ExampleIndex, fraction: float, seed: str) -> tuple[Positions, Positions]:
     """What stays and what is held out: the same share of every label and category, at least one unit of two."""
-    groups: dict[tuple[str, str], list[Unit]] = defaultdict(list)
-    for unit in units_of(examples):
-        first = unit.examples[0]
-        groups[first.label if first.pair is None else "pair", first.category].append(unit)
-    remaining: list[Example] = []
-    held_out: list[Example] = []
-    for key in sorted(groups):
-        units = groups[key]
-        random.Random(f"{seed}/{key}").shuffle(units)
-        num_held_out = max(round(len(units) * fraction), int(len(units) > 1))
-        for position, unit in enumerate(units):
-            (held_out if position < num_held_out else remaining).extend(unit.examples)
-    return remaining, held_out
-
-
-def units_of(examples: Sequence[Example]) -> list[Unit]:
-    """The examples, in the groups that must stay together."""
-    groups: dict[str, list[Example]] = defaultdict(list)
-    for example in examples:
-        groups[f"pair {example.pair}" if example.pair is not None else f"single {example.id}"].append(example)
-    return [Unit(examples=tuple(group)) for group in groups.values()]
+    units = units_of(index)
+    first = units.first
+    kind = np.where(index.pair[first] == NONE, index.is_unsafe[first], _KINDS.index("pair"))
+    num_categories = max(1, len(index.categories))
+    groups = {
+        (_KINDS[key // num_categories], index.categories[key % num_categories]): members
+        for key, members in grouped(kind.astype(np.int64) * num_categories + index.category[first])
+    }
+    remaining = [np.empty(0, dtype=np.int32)]
+    held_out = [np.empty(0, dtype=np.int32)]
+    for group in sorted(groups):
+        ordered = groups[group][shuffled(len(groups[group]), f"{seed}/{group}")]
+        num_held_out = max(round(len(ordered) * fraction), int(len(ordered) > 1))
+        held_out.append(units.of(ordered[:num_held_out]))
+        remaining.append(units.of(ordered[num_held_out:]))
+    return np.concatenate(remaining), np.concatenate(held_out)

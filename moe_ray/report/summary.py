@@ -16,7 +16,7 @@ from moe_ray.experts import ExpertMasks
 def build_summary(
     *,
     masks: ExpertMasks,
-    batches: pd.DataFrame,
+    num_examples: int,
     num_experts_per_tok: int,
     tuned: Mapping[str, Any],
     before: Mapping[str, Any],
@@ -29,7 +29,7 @@ def build_summary(
 
     Args:
         masks: of the run.
-        batches: one row per example.
+        num_examples: that were counted.
         num_experts_per_tok: the router's k.
         tuned: `trainable_parameters`, `total_parameters`, `frozen_parameters_changed`.
         before: metrics of the held-out evaluation before the repair.
@@ -41,7 +41,7 @@ def build_summary(
     _, num_layers, num_experts = masks.masks_BLE.shape
     return {
         "batches": len(masks.batch_idx),
-        "examples": len(batches),
+        "examples": num_examples,
         "num_layers": num_layers,
         "num_experts": num_experts,
         "num_experts_per_tok": num_experts_per_tok,

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from moe_ray.errors import InputError
 from moe_ray.routing.count_tables import counts_to_table, table_to_counts
@@ -23,6 +24,9 @@ from moe_ray.storage.folder import Folder
 
 _KEYS = ["batch_idx", "in_batch_idx"]
 _PLACES_PER_BATCH = 1 << 20
+
+MAX_ROWS_PER_GROUP = 512
+"""Rows in a row group of a part: what is loaded to read one batch of it."""
 
 
 class PartsInfo(NamedTuple):
@@ -49,56 +53,63 @@ def _table_keys(table: pa.Table) -> npt.NDArray[np.int64]:
     return keys_of(*(table.column(name).to_numpy() for name in _KEYS))
 
 
+def all_keys(folder: Folder, names: Sequence[str]) -> npt.NDArray[np.int64]:
+    """`keys_of` the examples in the files, ascending, an example that several rows or files hold once.
+
+    Holds 8 bytes per example and file that has it, twice while they are sorted.
+    """
+    found = [np.unique(read_keys(folder, name)) for name in names]
+    return np.unique(np.concatenate(found)) if found else np.empty(0, dtype=np.int64)
+
+
 def rows_without(keys: npt.NDArray[np.int64], folder: Folder, names: Sequence[str]) -> npt.NDArray[np.int64]:
     """Positions in `keys` of examples that are in none of the files."""
-    order = np.argsort(keys, kind="stable")
-    is_todo = np.ones(len(keys), dtype=bool)
-    for name in names:
-        done = read_keys(folder, name)
-        found = order[np.minimum(np.searchsorted(keys, done, sorter=order), len(keys) - 1)]
-        is_todo[found[keys[found] == done]] = False
-    return np.flatnonzero(is_todo)
+    return np.flatnonzero(~_is_among(keys, all_keys(folder, names)))
 
 
-def plan_windows(batch_idx: npt.NDArray[np.int64], *, max_rows: int) -> list[npt.NDArray[np.int64]]:
-    """Positions cut into windows of at most `max_rows`, between batches; a larger batch is a window of its own.
-
-    Args:
-        batch_idx: of each example, in the order in which they are stored.
-        max_rows: examples of a window.
-    """
-    if not len(batch_idx):
-        return []
-    starts = np.flatnonzero(np.diff(batch_idx, prepend=batch_idx[:1] - 1))
-    cuts = [0]
-    for start, end in zip(starts, [*starts[1:], len(batch_idx)], strict=True):
-        if end - cuts[-1] > max_rows and start > cuts[-1]:
-            cuts.append(int(start))
-    return np.split(np.arange(len(batch_idx)), cuts[1:])
+def _is_among(keys: npt.NDArray[np.int64], ascending: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    if not len(ascending):
+        return np.zeros(len(keys), dtype=bool)
+    found = ascending[np.minimum(np.searchsorted(ascending, keys), len(ascending) - 1)]
+    is_among: npt.NDArray[np.bool_] = found == keys
+    return is_among
 
 
 def remove_doubles(parts: Folder) -> int:
-    """Removes rows that an earlier part holds too; returns how many.
+    """Removes rows of examples that an earlier part holds too; returns how many rows.
 
-    Such rows are left by a worker of an earlier run that was still writing.
-
-    Holds 8 bytes per example.
+    Such rows are left by a worker of an earlier run that was still writing. Every part's keys are read once and sorted
+    once, all together; only parts that lose rows are read whole. Holds 16 bytes per example.
     """
-    seen = np.empty(0, dtype=np.int64)
-    removed = 0
-    for name in parts.parquet_names():
-        keys = read_keys(parts, name)
-        doubled = np.isin(keys, seen)
-        if doubled.any():
-            removed += int(doubled.sum())
-            if doubled.all():
-                parts.remove(name)
-            else:
-                kept = parts.read_table(name).filter(pa.array(~doubled))
-                # Through the counts, since a part's digest is of the rows that it holds.
-                parts.write_table(name, counts_to_table(table_to_counts(kept)))
-        seen = np.union1d(seen, keys)
-    return removed
+    names = parts.parquet_names()
+    found = [np.unique(read_keys(parts, name)) for name in names]
+    if not found:
+        return 0
+    keys = np.concatenate(found)
+    ascending = np.sort(keys)
+    doubled = np.unique(ascending[1:][ascending[1:] == ascending[:-1]])
+    if not len(doubled):
+        return 0
+    # The first part that holds an example keeps it: of the places of a key, in the order of parts, all but the first.
+    places = np.flatnonzero(_is_among(keys, doubled))
+    _, firsts = np.unique(keys[places], return_index=True)
+    later = np.delete(places, firsts)
+    part_of = np.searchsorted(np.cumsum([len(of_part) for of_part in found]), later, side="right")
+    return sum(
+        _remove_examples(parts, names[part], np.sort(keys[later[part_of == part]])) for part in np.unique(part_of)
+    )
+
+
+def _remove_examples(parts: Folder, name: str, ascending: npt.NDArray[np.int64]) -> int:
+    """Removes the rows of the examples from a part, which goes where none is left; returns how many rows."""
+    table = parts.read_table(name)
+    is_doubled = _is_among(_table_keys(table), ascending)
+    if is_doubled.all():
+        parts.remove(name)
+    else:
+        # Through the counts, since a part's digest is of the rows that it holds.
+        parts.write_table(name, counts_to_table(table_to_counts(table.filter(pa.array(~is_doubled)))))
+    return int(is_doubled.sum())
 
 
 def parts_info(parts: Folder) -> PartsInfo:
@@ -132,38 +143,69 @@ def read_counts(parts: Folder) -> RoutingCounts:
 
     Of a large capture, read some at a time with `read_batches`.
     """
-    return concat_counts([table_to_counts(_without_ids(parts, name)) for name in parts.parquet_names()])
-
-
-def read_batches(parts: Folder, names: Sequence[str], batch_idx: Sequence[int]) -> RoutingCounts:
-    """The counts of some batches, from the parts that hold them."""
     chosen = []
-    for name in names:
-        table = _without_ids(parts, name)
-        wanted = table.filter(pc.is_in(table["batch_idx"], pa.array(batch_idx)))
-        if wanted.num_rows:
-            chosen.append(table_to_counts(wanted))
+    for name in parts.parquet_names():
+        with parts.open_parquet(name) as file:
+            chosen.append(table_to_counts(file.read(columns=_without_ids(file))))
     return concat_counts(chosen)
 
 
-def _without_ids(parts: Folder, name: str) -> pa.Table:
-    with parts.open_parquet(name) as file:
-        return file.read(columns=[column for column in file.schema_arrow.names if column != "ids"])
+def read_batches(parts: Folder, names: Sequence[str], batch_idx: Sequence[int]) -> RoutingCounts:
+    """The counts of some batches, from the parts that hold them; only row groups that may hold some are loaded."""
+    wanted, chosen = np.unique(np.asarray(batch_idx, dtype=np.int64)), []
+    for name in names:
+        with parts.open_parquet(name) as file:
+            groups = _groups_with(file.metadata, wanted)
+            table = file.read_row_groups(groups, columns=_without_ids(file))
+        table = table.filter(pc.is_in(table["batch_idx"], pa.array(wanted)))
+        if table.num_rows:
+            chosen.append(table_to_counts(table))
+    return concat_counts(chosen)
+
+
+def _groups_with(footer: pq.FileMetaData, wanted: npt.NDArray[np.int64]) -> list[int]:
+    """Row groups whose range of `batch_idx` holds one of the wanted ones, which are ascending."""
+    column, found = footer.schema.names.index("batch_idx"), []
+    for group in range(footer.num_row_groups):
+        ends = footer.row_group(group).column(column).statistics
+        if ends is None or not ends.has_min_max or _has_between(wanted, ends.min, ends.max):
+            found.append(group)
+    return found
+
+
+def _has_between(ascending: npt.NDArray[np.int64], low: int, high: int) -> bool:
+    return bool(np.searchsorted(ascending, low) < np.searchsorted(ascending, high, side="right"))
+
+
+def _without_ids(file: pq.ParquetFile) -> list[str]:
+    return [column for column in file.schema_arrow.names if column != "ids"]
 
 
 def read_lengths(parts: Folder, batch_idx: Sequence[int] | None = None) -> RoutingCounts:
     """Token numbers of every example, or those of some batches, with counts of no layer and no expert: (N, 0, 0)."""
-    names = ["batch_idx", "in_batch_idx", "label", "category", "role", "num_tokens"]
-    frame = pd.concat([table.to_pandas() for _, table in _scan(parts, names)], ignore_index=True)
-    if batch_idx is not None:
-        frame = frame[frame["batch_idx"].isin(batch_idx)]
-    info = parts_info(parts)
+    numbers, texts = ["batch_idx", "in_batch_idx", "num_tokens"], ["label", "category", "role"]
+    found: list[dict[str, npt.NDArray[Any]]] = []
+    for _, table in _scan(parts, [*numbers, *texts]):
+        rows = {name: table[name].to_numpy() for name in numbers} | {name: _shared(table[name]) for name in texts}
+        if batch_idx is not None:
+            is_wanted = np.isin(rows["batch_idx"], batch_idx)
+            rows = {name: values[is_wanted] for name, values in rows.items()}
+        found.append(rows)
+    columns = {name: np.concatenate([rows[name] for rows in found]) for name in (*numbers, *texts)}
     return RoutingCounts(
-        **{name: frame[name].to_numpy() for name in names},
-        counts_NLE=np.zeros((len(frame), 0, 0), dtype=np.int32),
+        **columns,
+        counts_NLE=np.zeros((len(columns["batch_idx"]), 0, 0), dtype=np.int32),
         layers=(),
-        num_experts_per_tok=info.num_experts_per_tok,
+        num_experts_per_tok=parts_info(parts).num_experts_per_tok,
     )
+
+
+def _shared(column: pa.ChunkedArray) -> npt.NDArray[np.object_]:
+    """A text column whose equal values are one object, so that a row takes 8 bytes."""
+    encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
+    values = np.array(encoded.dictionary.to_pylist(), dtype=object)
+    shared: npt.NDArray[np.object_] = values[encoded.indices.to_numpy()]
+    return shared
 
 
 def count_tokens(parts: Folder) -> int:
@@ -173,15 +215,44 @@ def count_tokens(parts: Folder) -> int:
 
 def batches_in_parts(parts: Folder, roles: Sequence[str]) -> pd.DataFrame:
     """One row per batch and part that holds some of it: `batch_idx, part, safe, unsafe` (tokens in these roles)."""
-    rows = []
+    wanted, names = pa.array(list(roles)), list[str]()
+    found: list[dict[str, npt.NDArray[np.int64]]] = []
     for name, table in _scan(parts, ["batch_idx", "label", "role", "num_tokens"]):
-        kept = table.filter(pc.is_in(table["role"], pa.array(list(roles))))
-        sums = kept.group_by(["batch_idx", "label"]).aggregate([("num_tokens", "sum")]).to_pandas()
-        wide = sums.pivot_table(index="batch_idx", columns="label", values="num_tokens_sum", fill_value=0)
-        wide = wide.reindex(columns=["safe", "unsafe"], fill_value=0).reset_index().assign(part=name)
-        rows.append(wide)
-    found: pd.DataFrame = pd.concat(rows, ignore_index=True)[["batch_idx", "part", "safe", "unsafe"]]
-    return found
+        kept = table.filter(pc.is_in(table["role"], wanted))
+        num_tokens = kept["num_tokens"].to_numpy()
+        # By numpy: for the few batches of a part, tables that are grouped and pivoted cost ten times the sums.
+        batches, places = np.unique(kept["batch_idx"].to_numpy(), return_inverse=True)
+        tokens = {
+            label: _sums(places, num_tokens * pc.equal(kept["label"], label).to_numpy(), len(batches))
+            for label in ("safe", "unsafe")
+        }
+        found.append({"batch_idx": batches, **tokens})
+        names.append(name)
+    columns = {key: np.concatenate([rows[key] for rows in found]) for key in ("batch_idx", "safe", "unsafe")}
+    in_part = np.repeat(np.array(names, dtype=object), [len(rows["batch_idx"]) for rows in found])
+    return pd.DataFrame({"batch_idx": columns.pop("batch_idx"), "part": in_part, **columns})
+
+
+def plan_reads(where: pd.DataFrame, *, batches_at_once: int) -> Iterator[tuple[list[int], list[str]]]:
+    """Yields some batches at a time, ascending, with the names of the parts that hold them.
+
+    Args:
+        where: from `batches_in_parts`, of the batches that are to be read.
+        batches_at_once: how many.
+    """
+    ordered = where.sort_values("batch_idx", kind="stable")
+    names, parts = ordered["batch_idx"].to_numpy(), ordered["part"].to_numpy()
+    starts = np.append(np.flatnonzero(np.diff(names, prepend=names[:1] - 1)), len(names))
+    for first in range(0, len(starts) - 1, batches_at_once):
+        cuts = starts[first : first + batches_at_once + 1]
+        yield names[cuts[:-1]].tolist(), sorted(set(parts[cuts[0] : cuts[-1]]))
+
+
+def _sums(places: npt.NDArray[np.int64], values: npt.NDArray[np.int64], number: int) -> npt.NDArray[np.int64]:
+    """The sum of the values at each place, in whole numbers."""
+    sums = np.zeros(number, dtype=np.int64)
+    np.add.at(sums, places, values)
+    return sums
 
 
 def _scan(parts: Folder, columns: list[str]) -> Iterator[tuple[str, pa.Table]]:

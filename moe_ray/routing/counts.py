@@ -88,6 +88,12 @@ class RoutingCounts:
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _NOT_PER_ROW}
         return {name: array for name, array in values.items() if array is not None}
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors."""
+        tensors = [self.counts_NLE, self.weights_NLE, *(() if self.ids is None else self.ids)]
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
     def check(self) -> None:
         """Each layer's counts of a row sum to its `num_tokens * num_experts_per_tok`.
 

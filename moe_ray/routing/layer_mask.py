@@ -41,6 +41,21 @@ class _EditedLogits(TorchFunctionMode):
         return self.edit(result) if func is F.linear and result.shape[-1] == self.num_logits else result
 
 
+@contextmanager
+def function_modes_ended() -> Iterator[None]:
+    """Ends, with the context, what the edits inside it have left in force on this thread.
+
+    torch calls no hook after a KeyboardInterrupt or SystemExit in a module. What such a router leaves would edit every
+    linear map of this width in every model of the process.
+    """
+    depth = torch._C._len_torch_function_stack()
+    try:
+        yield
+    finally:
+        while torch._C._len_torch_function_stack() > depth:
+            torch._C._pop_torch_function_stack()
+
+
 class EditedRouter:
     """Edits one layer's router logits, as hooks on its router."""
 

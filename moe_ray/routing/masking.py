@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from moe_ray.errors import InputError, NothingSelected
 from moe_ray.experts import Mask
 from moe_ray.models.moe_layers import MoELayer, find_moe_layers, uncompiled
-from moe_ray.routing.layer_mask import EditedRouter, LayerMask
+from moe_ray.routing.layer_mask import EditedRouter, LayerMask, function_modes_ended
 from moe_ray.routing.row_mask import RowLayerMask, RowsOfPass
 
 
@@ -44,7 +44,7 @@ def route_through(model: nn.Module, mask_LE: Mask) -> Iterator[None]:
             cannot be masked.
     """
     masks = [LayerMask(layer, allowed_E) for layer, allowed_E in _layers_with_experts(model, mask_LE)]
-    with ExitStack() as stack, uncompiled():
+    with function_modes_ended(), ExitStack() as stack, uncompiled():
         _put_in_force(masks, stack)
         yield
     # Only where the context ended without an error: that one is what the caller must see.
@@ -68,7 +68,7 @@ def route_rows_through(model: nn.Module, masks_BLE: npt.NDArray[np.bool_]) -> It
     rows = RowsOfPass(len(masks_BLE))
     layers = _layers_with_experts(model, masks_BLE, by_row=True)
     masks = [RowLayerMask(layer, allowed_BE, rows) for layer, allowed_BE in layers]
-    with ExitStack() as stack, uncompiled():
+    with function_modes_ended(), ExitStack() as stack, uncompiled():
         rows.attach(model, stack)
         _put_in_force(masks, stack)
         yield
@@ -108,7 +108,7 @@ def route_towards(model: nn.Module, mask_LE: Mask, *, boost: float) -> Iterator[
         InputError: as `route_through`.
     """
     routers = []
-    with ExitStack() as stack, uncompiled():
+    with function_modes_ended(), ExitStack() as stack, uncompiled():
         for layer, boosted_E in _layers_with_experts(model, mask_LE):
             router = EditedRouter(layer, partial(_raised, by_E=boosted_E * boost))
             router.attach(stack)

@@ -10,7 +10,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 _PACKAGES = ("moe-ray", "torch", "transformers", "numpy", "pandas", "pyarrow", "ray", "mlflow")
 
@@ -25,6 +28,43 @@ def frame_hash(frame: pd.DataFrame) -> str:
     """A short hash of a table of plain values: its columns, its rows and their order; the index does not count."""
     rows = pd.util.hash_pandas_object(frame, index=False).to_numpy()
     return hashlib.sha256(repr([str(name) for name in frame.columns]).encode() + rows.tobytes()).hexdigest()[:16]
+
+
+class TableHash:
+    """A short hash of a table that comes in pieces: its columns, its rows and their order, however it is cut."""
+
+    def __init__(self) -> None:
+        self._columns: dict[str, tuple[Any, Any]] = {}
+
+    def update(self, table: pa.Table) -> None:
+        """Adds the next rows.
+
+        Args:
+            table: of text, numbers and truth values, with the columns of the rows before it.
+        """
+        for name, column in zip(table.column_names, table.columns, strict=True):
+            about, values = self._columns.setdefault(name, (hashlib.sha256(), hashlib.sha256()))
+            for chunk in column.chunks:
+                for digest, buffer in zip((about, values), _plain_buffers(chunk), strict=True):
+                    digest.update(buffer)
+
+    def digest(self) -> str:
+        """The hash of all rows so far."""
+        found = [(name, *(digest.hexdigest() for digest in both)) for name, both in self._columns.items()]
+        return content_hash(found)
+
+
+def _plain_buffers(array: pa.Array) -> tuple[bytes, memoryview]:
+    """Lengths of texts, or where numbers are missing; and all values, one after the other."""
+    if not (pa.types.is_string(array.type) or pa.types.is_null(array.type)):
+        values = array.fill_null(False if pa.types.is_boolean(array.type) else 0).to_numpy(zero_copy_only=False)
+        return array.is_null().to_numpy(zero_copy_only=False).tobytes(), memoryview(values.tobytes())
+    text = array.cast(pa.string())
+    lengths = pc.fill_null(pc.binary_length(text), -1).to_numpy(zero_copy_only=False).astype(np.int32)
+    text = text.fill_null("")
+    _, offsets, data = text.buffers()
+    ends = np.frombuffer(offsets, dtype=np.int32)[text.offset : text.offset + len(text) + 1] if len(text) else [0]
+    return lengths.tobytes(), memoryview(b"" if data is None else data)[ends[0] : ends[-1]]
 
 
 def environment() -> dict[str, Any]:

@@ -6,11 +6,12 @@ import contextlib
 import fnmatch
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import fsspec
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -110,9 +111,43 @@ class Folder:
         self.write_bytes(name, buffer.getvalue())
 
     @contextlib.contextmanager
-    def open_parquet(self, name: str) -> Iterator[pq.ParquetFile]:
-        """An open Parquet file, from which a reader can take some columns or row groups only."""
-        with self.fs.open(self.file(name), "rb") as file, pq.ParquetFile(file) as parquet:
+    def growing_table(
+        self, name: str, schema: pa.Schema, *, row_group_size: int
+    ) -> Iterator[Callable[[pa.Table], None]]:
+        """Gives a function that appends rows to a Parquet file, which readers see when all of them are written.
+
+        Every row group has `row_group_size` rows, but for the last one, however many come at once.
+        """
+        temporary = self.file(f".{name}.part")
+        held = [schema.empty_table()]
+
+        def append(table: pa.Table) -> None:
+            rows = pa.concat_tables([*held, table.select(schema.names).cast(schema)])
+            whole = rows.num_rows - rows.num_rows % row_group_size
+            if whole:
+                writer.write_table(rows.slice(0, whole), row_group_size=row_group_size)
+            # A copy of its own: a slice would keep all the rows in memory.
+            held[:] = [rows.slice(whole).take(pa.array(np.arange(rows.num_rows - whole)))]
+
+        try:
+            with self.fs.open(temporary, "wb") as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+                yield append
+                if held[0].num_rows:
+                    writer.write_table(held[0])
+        except BaseException:
+            self.remove(f".{name}.part")
+            raise
+        self.fs.mv(temporary, self.file(name))
+
+    @contextlib.contextmanager
+    def open_parquet(self, name: str, *, footer: pq.FileMetaData | None = None) -> Iterator[pq.ParquetFile]:
+        """An open Parquet file, from which a reader can take some columns or row groups only.
+
+        Args:
+            name: of the file.
+            footer: its metadata, where they were read before.
+        """
+        with self.fs.open(self.file(name), "rb") as file, pq.ParquetFile(file, metadata=footer) as parquet:
             yield parquet
 
     def parquet_names(self) -> list[str]:

@@ -6,9 +6,10 @@ Trials of a sweep and baselines run one after another on the same loaded model; 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -19,22 +20,29 @@ from moe_ray.config.identify import IdentifyConfig
 from moe_ray.evaluation.evaluate import answer_examples
 from moe_ray.experts import ExpertMasks
 from moe_ray.finetuning.adapter import experts_restored
-from moe_ray.finetuning.fine_tune import configured_weights, fine_tune, target_rows
+from moe_ray.finetuning.batch_rows import BatchesInMemory, target_rows
+from moe_ray.finetuning.fine_tune import FineTuned, configured_weights, fine_tune
 from moe_ray.finetuning.full_fine_tune import model_restored, tune_all_parameters
 from moe_ray.finetuning.step_report import StepReport
 from moe_ray.finetuning.trainer import MaskedTrainer
 from moe_ray.identification.identify import identify
-from moe_ray.identification.selection import select
+from moe_ray.identification.risk import batches_with_both_labels
+from moe_ray.identification.selection import select, select_from
 from moe_ray.models.loss import text_losses
 from moe_ray.models.token_budget import TokenBudget
 from moe_ray.models.tokenization import pad_token_id
 from moe_ray.prompts.batches import Batch
 from moe_ray.prompts.examples import Example
+from moe_ray.routing.count_store import batches_in_parts, parts_info, plan_reads, read_batches
 from moe_ray.routing.counts import RoutingCounts
+from moe_ray.storage.folder import Folder
 from moe_ray.studies.measured import Measured
 
 Measure = Callable[[], Measured]
 """Measures the model as it is now."""
+
+_EXPERTS_AT_ONCE = 200_000
+"""Batches times experts of all layers that are identified at a time: some megabytes of counts and of risk table."""
 
 
 def measurer(
@@ -102,6 +110,32 @@ def identify_masks(counts: RoutingCounts, selection: IdentifyConfig, *, seed: in
     return select(identify(counts, needed, seed=seed), needed, seed=seed)
 
 
+def identify_stored_masks(parts: Folder, selection: IdentifyConfig, *, seed: int) -> ExpertMasks:
+    """The masks that `identify_masks` gives for all stored counts, of which some batches' are held at a time.
+
+    Batches with tokens of one label only get no mask, as in a run.
+
+    Args:
+        parts: of a finished capture.
+        selection: what is selected.
+        seed: of what is drawn.
+
+    Raises:
+        InputError: no batch has any unsafe expert, or none has tokens of both labels.
+    """
+    needed = only_what_selects(selection)
+    return select_from(_risk_tables(parts, needed, seed), needed, seed=seed)
+
+
+def _risk_tables(parts: Folder, config: IdentifyConfig, seed: int) -> Iterator[pd.DataFrame]:
+    """Yields the risk tables of some batches at a time, ascending, each batch once."""
+    info, where = parts_info(parts), batches_in_parts(parts, config.roles)
+    where = where[where["batch_idx"].isin(batches_with_both_labels(where, config.roles))]
+    size = max(1, _EXPERTS_AT_ONCE // (len(info.layers) * info.num_experts))
+    for batches, names in plan_reads(where, batches_at_once=size):
+        yield identify(read_batches(parts, names, batches), config, seed=seed)
+
+
 def only_what_selects(selection: IdentifyConfig) -> IdentifyConfig:
     """The same selection without the statistics that it does not use."""
     return replace(
@@ -128,6 +162,8 @@ def run_trial(
     validation: Sequence[Example] = (),
     resume_from: str | Path | None = None,
     after_step: Callable[[MaskedTrainer, StepReport], None] | None = None,
+    base: str = "",
+    keep: Callable[[Path, FineTuned], None] | None = None,
 ) -> TrialOutcome:
     """Masked fine-tuning of the base model, measured; the model ends as it was, also after an error.
 
@@ -142,6 +178,9 @@ def run_trial(
         validation: what `config.patience` watches.
         resume_from: folder of a training checkpoint.
         after_step: called with the trainer and the report of each step; `measure` may be called there too.
+        base: the base model's name, written into the adapter.
+        keep: called with a local folder that holds the learned experts while it is called, and what the training did; None =
+            they are not written.
     """
     callback_seconds = 0.0
 
@@ -152,7 +191,7 @@ def run_trial(
             after_step(trainer, report)
         callback_seconds += time.perf_counter() - began
 
-    with experts_restored(model, masks.union_experts):
+    with experts_restored(model, masks.union_experts), TemporaryDirectory() as adapter:
         started = time.perf_counter()
         tuned = fine_tune(
             model,
@@ -164,16 +203,21 @@ def run_trial(
             validation=validation if config.patience else (),
             resume_from=resume_from,
             after_step=timed,
+            adapter=None if keep is None else adapter,
+            base=base,
         )
-        trained = time.perf_counter()
+        train_seconds = time.perf_counter() - started - callback_seconds
+        if keep is not None:
+            keep(Path(adapter), tuned)
+        measuring = time.perf_counter()
         measured = measure()
         return TrialOutcome(
             measured=measured,
             trainable_parameters=tuned.trainable_parameters,
             frozen_parameters_changed=tuned.frozen_parameters_changed,
             losses=tuple(report.loss for report in tuned.reports),
-            train_seconds=trained - started - callback_seconds,
-            evaluate_seconds=time.perf_counter() - trained,
+            train_seconds=train_seconds,
+            evaluate_seconds=time.perf_counter() - measuring,
         )
 
 
@@ -198,8 +242,9 @@ def run_full_trial(
         seed: of the batch order.
         measure: called once when training is done.
     """
-    rows = {batch.batch_idx: target_rows(tokenizer, batch.examples) for batch in batches if batch.batch_idx in only}
     config = in_one_process(config)
+    known = BatchesInMemory(batches).survey(only, lengths=config.batches_per_step > 1)
+    rows = {batch.batch_idx: target_rows(tokenizer, batch.examples) for batch in batches if batch.batch_idx in only}
     with model_restored(model):
         started = time.perf_counter()
         tuned = tune_all_parameters(
@@ -208,7 +253,8 @@ def run_full_trial(
             config=config,
             pad_id=pad_token_id(tokenizer),
             seed=seed,
-            batch_weights=configured_weights(config.batch_weights, batches),
+            lengths=known.lengths or None,
+            batch_weights=configured_weights(config.batch_weights, known.categories),
         )
         trained = time.perf_counter()
         measured = measure()

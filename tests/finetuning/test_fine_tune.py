@@ -16,6 +16,8 @@ from moe_ray.errors import FrozenChanged, InputError, NothingSelected
 from moe_ray.experts import masks_from_experts
 from moe_ray.finetuning.fine_tune import configured_weights, fine_tune
 
+CATEGORIES = {batch.batch_idx: batch.category for batch in BATCHES}
+
 
 def tune(model, *, after_step=None, caller_weights=None, adapter=None, **settings):
     config = FinetuneConfig(**{"epochs": 2, "learning_rate": 1e-2, "schedule": "constant", **settings})
@@ -88,14 +90,14 @@ def test_a_weight_of_the_caller_multiplies_the_configured_one():
 
 
 def test_the_batchs_own_index_wins_over_its_category():
-    assert configured_weights(["theft=2", "6=5", "fraud=0.5"], BATCHES) == {4: 0.5, 6: 5.0}
+    assert configured_weights(["theft=2", "6=5", "fraud=0.5"], CATEGORIES) == {4: 0.5, 6: 5.0}
 
 
 def test_a_weight_for_no_batch_is_refused():
     with pytest.raises(
         InputError, match=r"got 'arson', expected a batch_idx or one of the categories \['fraud', 'theft'\]"
     ):
-        configured_weights(["arson=2"], BATCHES)
+        configured_weights(["arson=2"], CATEGORIES)
 
 
 @pytest.mark.parametrize("entry", ["fraud", "=2", "fraud=-1", "fraud=much", "3=inf"])

@@ -9,7 +9,7 @@ import torch
 from families import SOME_FAMILIES, batch_masks, build
 from training_runs import BATCHES, CONFIG, EXPERTS
 
-from moe_ray.finetuning.gradients import accumulate_gradient, without_noise
+from moe_ray.finetuning.gradients import accumulate_gradient, gradient_or_zeros, without_noise
 from moe_ray.finetuning.trainable_experts import trainable_experts
 from moe_ray.models.moe_layers import find_moe_layers
 
@@ -20,14 +20,16 @@ def gradient_of(model, trainable, config, **options):
     masks = batch_masks(model, EXPERTS)
     with without_noise(model):
         result = accumulate_gradient(model, trainable, BATCHES[9], masks[9], config=config, pad_id=0, **options)
-    gradient = [p.grad for e in trainable.experts_of(masks[9]) for p in trainable.parameters[e].values()]
+    gradient = [gradient_or_zeros(p) for e in trainable.experts_of(masks[9]) for p in trainable.parameters[e].values()]
     for parameter in trainable.all_parameters():
         parameter.grad = None
     return result, gradient
 
 
 @pytest.mark.parametrize("family", SOME_FAMILIES)
-@pytest.mark.parametrize("limits", [{"rows_per_forward": 1}, {"rows_per_forward": 3}, {"tokens_per_forward": 12}])
+@pytest.mark.parametrize(
+    "limits", [{"rows_per_forward": 1}, {"rows_per_forward": 3}, {"tokens_per_forward": 12}, {"tokens_of_a_pass": 0}]
+)
 def test_micro_batching_changes_no_gradient(family, limits):
     model = build(family)
     model.train()

@@ -1,9 +1,10 @@
-"""What a training reported is read back as it was written."""
+"""What a training reports is read back as it was written, also while it goes on and after it was killed."""
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from moe_ray.finetuning.history import read_history, write_history
+from moe_ray.finetuning.history import HISTORY, HistoryReader, HistoryWriter, read_history, write_history
 from moe_ray.finetuning.step_report import BatchReport, StepReport
 from moe_ray.storage.folder import Folder
 
@@ -42,3 +43,108 @@ def test_writing_again_replaces_what_was_there(folder):
     write_history(folder, [{"step": 0}, {"step": 1}])
     write_history(folder, [{"step": 0}])
     assert read_history(folder) == [{"step": 0}]
+
+
+def steps_of(folder):
+    return [line["step"] for line in read_history(folder)]
+
+
+def write(folder, steps, *, resumed=False, mark=""):
+    """A training that makes these steps and is then killed."""
+    writer = HistoryWriter(folder, resumed=resumed)
+    for step in steps:
+        writer.add({"step": step, "mark": mark})
+    writer.save()
+    return writer
+
+
+def test_a_line_whose_end_is_missing_is_left_out(folder):
+    write_history(folder, [{"step": 0}, {"step": 1}])
+    data = folder.read_bytes(HISTORY)
+    for end in range(len(data)):
+        folder.write_bytes(HISTORY, data[:end])
+        assert steps_of(folder) == [0, 1][: data[:end].count(b"\n")]
+
+
+def test_each_line_is_on_disk_as_soon_as_it_was_added_and_none_is_written_twice(tmp_path, monkeypatch):
+    folder = Folder.open(str(tmp_path))
+    writer = write(folder, [0])
+    monkeypatch.setattr(Folder, "write_bytes", None)
+    for step in range(1, 5):
+        writer.add({"step": step})
+        assert steps_of(folder) == list(range(step + 1))
+
+
+def test_where_nothing_can_be_appended_lines_are_there_after_a_save():
+    folder = Folder.open("memory://appended/run")
+    writer = write(folder, [0, 1])
+    writer.add({"step": 2})
+    assert steps_of(folder) == [0, 1]
+    writer.save()
+    assert steps_of(folder) == [0, 1, 2]
+
+
+def test_a_resumed_training_drops_the_steps_that_it_repeats_and_a_cut_line(folder):
+    write(folder, range(5), mark="first")
+    folder.write_bytes(HISTORY, folder.read_bytes(HISTORY) + b'{"step": 5, "ma')
+    write(folder, [3, 4, 5], resumed=True, mark="second")
+    assert [(line["step"], line["mark"]) for line in read_history(folder)] == [
+        *((step, "first") for step in range(3)),
+        *((step, "second") for step in (3, 4, 5)),
+    ]
+
+
+def test_a_resumed_training_without_any_step_left_keeps_what_is_there(folder):
+    write(folder, range(3))
+    HistoryWriter(folder, resumed=True).save()
+    assert steps_of(folder) == [0, 1, 2]
+
+
+def test_a_training_from_the_start_begins_a_new_history(folder):
+    write(folder, range(3))
+    write(folder, [0])
+    assert steps_of(folder) == [0]
+
+
+def test_a_reader_gets_each_step_once_and_reads_only_what_is_new(folder, monkeypatch):
+    reader = HistoryReader(folder)
+    assert reader.new_steps() == []
+    writer = write(folder, [0, 1])
+    assert [line["step"] for line in reader.new_steps()] == [0, 1]
+    starts = []
+    cat_file = folder.fs.cat_file
+    monkeypatch.setattr(
+        folder.fs, "cat_file", lambda path, start=None, **more: starts.append(start) or cat_file(path, start=start)
+    )
+    size = len(b'{"step": 0, "mark": ""}\n')
+    for step in (2, 3):
+        assert reader.new_steps() == []
+        writer.add({"step": step, "mark": ""})
+        writer.save()
+        assert [line["step"] for line in reader.new_steps()] == [step]
+    assert starts == [2 * size, 3 * size]
+
+
+def test_a_reader_waits_for_the_end_of_a_line(folder):
+    reader = HistoryReader(folder)
+    folder.write_bytes(HISTORY, b'{"step": 0}\n{"st')
+    assert [line["step"] for line in reader.new_steps()] == [0]
+    folder.write_bytes(HISTORY, b'{"step": 0}\n{"step": 1}\n')
+    assert [line["step"] for line in reader.new_steps()] == [1]
+
+
+@pytest.mark.parametrize("mark", ["", "of the same length as before"[:5], "much longer than the lines before were"])
+@pytest.mark.parametrize("looks", [True, False])
+def test_a_reader_goes_on_after_a_resumed_training_has_dropped_lines(folder, mark, looks):
+    reader = HistoryReader(folder)
+    write(folder, range(6), mark="first")
+    assert len(reader.new_steps()) == 6
+    writer = write(folder, [3], resumed=True, mark=mark)
+    got = []
+    for step in range(4, 12):
+        if looks:
+            got += reader.new_steps()
+        writer.add({"step": step, "mark": mark})
+        writer.save()
+    got += reader.new_steps()
+    assert [line["step"] for line in got] == list(range(6, 12))

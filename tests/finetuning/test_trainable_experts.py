@@ -97,7 +97,9 @@ def test_a_short_layer_may_route_naturally_and_its_experts_still_learn(family):
     torch.testing.assert_close(logits, expected, atol=LOGIT_TOLERANCE, rtol=0)
     short = trainable.moe_layers.layers[1]
     assert sum(expert.layer == short for expert in reached) > 1
-    assert learned == {expert for expert in expected_experts if expert.layer != short or expert in reached}
+    # A forward that takes one expert after another never touches those that no token chose.
+    assert expected_experts & reached <= learned <= expected_experts
+    assert all(expert in reached for expert in learned if expert.layer == short)
 
 
 @pytest.mark.parametrize("family", SOME_FAMILIES)

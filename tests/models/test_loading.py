@@ -1,13 +1,17 @@
 """A checkpoint is known before its weights are loaded, and one that cannot be loaded is named."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from families import build, state_of, token_ids
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from moe_ray.config.model import ModelConfig
 from moe_ray.errors import InputError
-from moe_ray.models.loading import check_model, context_length, load_model, num_decoder_layers
+from moe_ray.models.loading import check_model, check_trainable, context_length, load_model, num_decoder_layers
 from moe_ray.models.moe_layers import find_moe_layers
 
 
@@ -63,3 +67,74 @@ def test_a_model_without_experts_is_refused_before_its_weights_are_read(tmp_path
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(InputError, match="no Mixture-of-Experts layer"):
         check_model(ModelConfig(path=str(tmp_path)))
+
+
+def test_a_checkpoint_in_fp8_can_be_counted_and_is_refused_for_training_before_its_weights_are_read(
+    checkpoint, tmp_path
+):
+    check_trainable(checkpoint)
+    shutil.copytree(checkpoint.path, tmp_path, dirs_exist_ok=True)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    settings["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    quantised = ModelConfig(path=str(tmp_path))
+    check_model(quantised)
+    with pytest.raises(InputError, match=r"quantised as fp8.*before its quantisation"):
+        check_trainable(quantised)
+
+
+@pytest.fixture
+def weights_of(tmp_path):
+    """Writes a checkpoint whose tensors went through a function, and its configuration through another."""
+
+    def write(edit_tensors=dict, edit_config=dict):
+        build("olmoe").save_pretrained(tmp_path)
+        tensors = edit_tensors(load_file(tmp_path / "model.safetensors"))
+        save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        settings = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps(edit_config(settings)))
+        return ModelConfig(path=str(tmp_path))
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("lost", "said"),
+    [("self_attn.q_proj.weight", "missing"), ("mlp.gate.weight", "missing"), ("down_proj.weight", "of another shape")],
+)
+def test_a_checkpoint_that_lacks_a_tensor_is_refused_and_gets_no_random_one(weights_of, lost, said):
+    def without(tensors):
+        del tensors[next(name for name in tensors if name.endswith(lost))]
+        return tensors
+
+    with pytest.raises(InputError, match=f"1 {said}, such as model.layers"):
+        load_model(weights_of(without), device="cpu")
+
+
+def test_a_checkpoint_with_a_tensor_that_the_model_has_not_is_refused(weights_of):
+    config = weights_of(lambda tensors: tensors | {"model.layers.7.odd.weight": torch.zeros(3)})
+    with pytest.raises(InputError, match=r"1 unknown to the model, such as model\.layers\.7\.odd\.weight"):
+        load_model(config, device="cpu")
+
+
+def test_another_vocabulary_than_the_configurations_is_refused(weights_of):
+    config = weights_of(edit_config=lambda settings: settings | {"vocab_size": 80})
+    with pytest.raises(InputError, match=r"2 of another shape, such as .*\(64, 24\) instead of \(80, 24\)"):
+        load_model(config, device="cpu")
+
+
+@pytest.mark.parametrize(("key", "value"), [("hidden_size", "many"), ("num_attention_heads", -2), ("vocab_size", None)])
+def test_a_configuration_of_the_wrong_kind_is_named(weights_of, key, value):
+    config = weights_of(edit_config=lambda settings: settings | {key: value})
+    with pytest.raises(InputError, match=r"model\.path .*; give a checkpoint folder or a hub name"):
+        check_model(config)
+
+
+def test_pickled_weights_are_refused_where_they_would_be_read(tmp_path):
+    model = build("olmoe")
+    model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    for load in (check_model, load_model):
+        with pytest.raises(InputError):
+            load(ModelConfig(path=str(tmp_path)))

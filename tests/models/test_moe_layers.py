@@ -6,7 +6,7 @@ import pytest
 import torch
 from families import BIASED, FAMILIES, HIDDEN, LAYERS, NUM_EXPERTS, build, shared
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import HunYuanMoEV1Config, HunYuanMoEV1ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from moe_ray.errors import InputError
 from moe_ray.experts import Expert
@@ -85,3 +85,43 @@ def test_the_row_of_a_layer_counts_layers_with_experts_only():
 
 def test_experts_sort_by_layer_then_index_and_print_short():
     assert [str(e) for e in sorted([Expert(8, 42), Expert(8, 3), Expert(2, 50)])] == ["L02_E50", "L08_E03", "L08_E42"]
+
+
+@pytest.mark.parametrize("moe_topk", [2, [2, 2]])
+def test_a_list_with_one_number_for_every_layer_is_read_as_released_checkpoints_have_it(moe_topk):
+    shape = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 8}
+    config = HunYuanMoEV1Config(**shape, **heads, num_experts=4, moe_topk=moe_topk, pad_token_id=0, eos_token_id=1)
+    assert find_moe_layers(HunYuanMoEV1ForCausalLM(config)).num_experts_per_tok == 2
+
+
+def test_layers_whose_tokens_use_different_numbers_of_experts_are_refused():
+    shape = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 8}
+    config = HunYuanMoEV1Config(**shape, **heads, num_experts=4, moe_topk=[1, 2], pad_token_id=0, eos_token_id=1)
+    with pytest.raises(InputError, match="and of experts per token"):
+        find_moe_layers(HunYuanMoEV1ForCausalLM(config))
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8])
+def test_experts_kept_as_codes_are_found_but_not_taken_for_weights(dtype):
+    model = build("mixtral")
+    experts = model.model.layers[0].mlp.experts
+    codes = nn.Parameter(experts.down_proj.detach().to(dtype), requires_grad=False)
+    experts.register_parameter("down_proj", codes)
+    experts.register_parameter("down_proj_scale_inv", nn.Parameter(torch.ones(NUM_EXPERTS, 1, 1)))
+    layers = find_moe_layers(model)
+    assert layers.num_experts == NUM_EXPERTS
+    with pytest.raises(InputError, match=f"quantised, as {dtype} codes.*cannot be trained"):
+        layers[0].expert_tensors()
+
+
+@pytest.mark.parametrize("unwrap", [False, True])
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
+def test_a_model_that_peft_has_wrapped_is_refused_also_inside_until_it_is_merged(unwrap):
+    from peft import LoraConfig, get_peft_model
+
+    wrapped = get_peft_model(build("olmoe"), LoraConfig(r=2, target_modules=["q_proj"]))
+    with pytest.raises(InputError, match=r"of PEFT.*merge_and_unload"):
+        find_moe_layers(wrapped.base_model.model if unwrap else wrapped)
+    assert find_moe_layers(wrapped.merge_and_unload()).layers == (0, 1)

@@ -30,7 +30,7 @@ def test_a_missing_validation_split_is_named_with_the_way_out(unsplit, asked):
 
 
 def test_nothing_is_held_out_for_a_run_that_needs_no_validation(unsplit):
-    assert read_prompts(load_config(None, unsplit)).validation == ()
+    assert len(read_prompts(load_config(None, unsplit)).validation) == 0
 
 
 def test_a_space_that_cannot_be_searched_is_refused_with_the_prompts(unsplit):

@@ -25,7 +25,7 @@ from moe_ray.finetuning.history import read_history
 from moe_ray.identification.mask_files import read_masks
 from moe_ray.models.loading import load_model, load_tokenizer
 from moe_ray.orchestration.cluster.model_process import BaseModel
-from moe_ray.orchestration.jobs.sweep_trial import read_trials
+from moe_ray.orchestration.jobs.sweep_job import read_trials
 from moe_ray.orchestration.run import Run
 from moe_ray.orchestration.stages.evaluate import folder_of_masks
 from moe_ray.prompts.example_tables import frame_to_batches
@@ -294,6 +294,30 @@ def test_the_baselines_took_the_same_steps_on_the_same_prompts(finished, summary
     answers = [pd.read_parquet(finished / "compare" / name / "answers.parquet")["id"] for name in table.index]
     assert all(frame.equals(answers[0]) for frame in answers)
     assert "Per-batch masks refused unsafe prompts (n = 6)" in summary["compare"]["verdict"]
+
+
+def test_the_winner_is_not_trained_again_and_is_byte_for_byte_what_a_run_without_a_sweep_trains(
+    finished, trials, summary, tiny_model_path, tmp_path
+):
+    trained_by = trials["trained_by"].iloc[0]
+    first = read_outcome(Folder.open(str(finished / "finetune" / "round_1")))
+    assert first.notes["trained_by"] == trained_by
+    keeping = [path.parent.name for path in (finished / "sweep" / "trials").glob("*/experts.safetensors")]
+    assert keeping == [trained_by]
+    shutil.copytree(
+        finished, tmp_path / "run", ignore=shutil.ignore_patterns("sweep", "mlflow*", "finetune", "compare")
+    )
+    winner = [f"{key}={value}" for key, value in summary["sweep"]["winner"].items()]
+    assert run_workflow("finetune", settings(tiny_model_path, tmp_path / "run", *winner)) == 0
+    for name in ("experts.safetensors", "adapter.json"):
+        alone = (tmp_path / "run" / "finetune" / name).read_bytes()
+        assert alone == (finished / "finetune" / "round_1" / name).read_bytes()
+    assert "trained_by" not in read_outcome(Folder.open(str(tmp_path / "run" / "finetune"))).notes
+    losses = [
+        [step["loss"] for step in read_history(Folder.open(str(folder)))]
+        for folder in (tmp_path / "run" / "finetune", finished / "finetune" / "round_1")
+    ]
+    assert losses[0] == losses[1]
 
 
 def test_the_base_is_measured_as_the_evaluation_before_measures_it(finished, summary):

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from prompt_examples import example, many
 
@@ -33,6 +34,10 @@ def test_held_out_examples_are_limited_by_label():
     labels = [item.label for item in prompts.test]
     assert (labels.count("safe"), labels.count("unsafe")) == (3, 3)
     assert len(group_examples(many(40, 40), config()).test) == 20
+    # More than there are is all of them, each once.
+    assert group_examples(many(40, 40), config(max_test_examples=17)).test == (
+        tuple(sorted(group_examples(many(40, 40), config()).test, key=lambda item: item.label))
+    )
 
 
 def test_patience_needs_a_validation_split():
@@ -46,8 +51,8 @@ def test_patience_needs_a_validation_split():
 def test_prompts_without_some_pairs_are_grouped_anew():
     pairs = [example(n, label, pair=str(n)) for n in range(12) for label in ("safe", "unsafe")]
     prompts = group_examples(pairs, config())
-    rest = without_pairs(prompts, {"0", "1", "2"}, config())
+    rest = without_pairs(prompts, np.arange(12) > 2, config())
     assert {item.pair for item in rest.examples} == {str(n) for n in range(3, 12)}
     assert all(len(batch.examples) == 4 for batch in rest.batches)
     with pytest.raises(InputError, match=r"after prompts\.keep_pairs=all dropped 12 pairs"):
-        without_pairs(prompts, {str(n) for n in range(12)}, config())
+        without_pairs(prompts, np.zeros(12, dtype=bool), config())

@@ -1,6 +1,8 @@
 """What is held out keeps pairs whole and labels balanced, and files that name a split have their way."""
 
-from prompt_examples import example
+import pytest
+import simple_grouping
+from prompt_examples import example, on_disk, random_examples
 
 from moe_ray.prompts.splits import split_examples
 
@@ -35,3 +37,15 @@ def test_without_a_validation_fraction_no_training_example_is_taken():
     given_train = [example(n, label, split="train") for n in range(20) for label in ("safe", "unsafe")]
     splits = split_examples(given_train, test_fraction=0.25, seed=0)
     assert [item.id for item in splits["train"]] == [item.id for item in given_train]
+
+
+@pytest.mark.parametrize("whole_pairs", [True, False])
+@pytest.mark.parametrize("validation_fraction", [0.0, 0.2])
+def test_splits_are_those_of_looking_through_lists(whole_pairs, validation_fraction):
+    for seed in range(40):
+        examples = random_examples(seed, whole_pairs=whole_pairs)
+        settings = {"test_fraction": 0.25, "validation_fraction": validation_fraction, "seed": seed % 3}
+        expected = simple_grouping.split_examples(examples, **settings)
+        for given in (examples, on_disk(examples)):
+            got = split_examples(given, **settings)
+            assert {split: list(some) for split, some in got.items()} == expected, seed

@@ -16,7 +16,7 @@ def test_it_names_experts_layers_and_batches_and_is_plain_json():
     )
     summary = build_summary(
         masks=masks,
-        batches=pd.DataFrame({"batch_idx": [0, 0, 7, 9]}),
+        num_examples=4,
         num_experts_per_tok=2,
         tuned={"trainable_parameters": 3, "total_parameters": 10, "frozen_parameters_changed": 0},
         before={"unsafe_refusal_rate": None},

@@ -1,26 +1,32 @@
 """Parts of a capture: what is done is known from key columns, and nothing is counted twice."""
 
+import uuid
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_ray.identification.confounds import length_table
 from moe_ray.routing.count_store import (
+    all_keys,
     batches_in_parts,
     count_tokens,
+    digest_of_parts,
     keys_of,
     parts_info,
-    plan_windows,
+    plan_reads,
     read_batches,
     read_counts,
     read_lengths,
     remove_doubles,
     rows_without,
 )
-from moe_ray.routing.count_tables import counts_to_table
+from moe_ray.routing.count_tables import counts_to_table, table_to_counts
+from moe_ray.routing.counts import concat_counts
 from moe_ray.storage.folder import Folder
 from moe_ray.testing.simulated_counts import Population, simulate
 
@@ -35,16 +41,6 @@ def parts(tmp_path):
     folder.write_table("part-a.parquet", counts_to_table(COUNTS.take(first)))
     folder.write_table("part-b.parquet", counts_to_table(COUNTS.take(~first)))
     return folder
-
-
-@given(sizes=st.lists(st.integers(1, 40), max_size=40), max_rows=st.integers(1, 60))
-def test_windows_hold_whole_batches_and_every_example_once(sizes, max_rows):
-    batch_idx = np.repeat(np.arange(len(sizes)) * 3, sizes)
-    windows = plan_windows(batch_idx, max_rows=max_rows)
-    assert np.array_equal(np.concatenate([*windows, np.empty(0, int)]), np.arange(len(batch_idx)))
-    held = [set(batch_idx[window]) for window in windows]
-    assert sum(map(len, held)) == len(sizes)
-    assert all(len(window) <= max_rows or len(batches) == 1 for window, batches in zip(windows, held, strict=True))
 
 
 def test_what_is_not_in_the_parts_is_to_be_done(parts):
@@ -90,3 +86,137 @@ def test_lengths_are_told_without_counts(parts):
     assert lengths.counts_NLE.size == 0
     expected = length_table(COUNTS)
     assert length_table(lengths).equals(expected[expected["batch_idx"].isin([0, 2])].reset_index(drop=True))
+
+
+PLACES = st.tuples(st.integers(0, 3), st.integers(0, 15))
+"""`batch_idx` and `in_batch_idx` of an example of `COUNTS`."""
+CONTENTS = st.lists(st.lists(PLACES, min_size=1, max_size=12, unique=True), min_size=1, max_size=6)
+"""Which examples each part holds, some of them several parts."""
+
+
+def rows_of(places):
+    """Both roles of each of the examples, in the order in which a part stores them."""
+    frame = COUNTS.to_frame()
+    chosen = COUNTS.take(frame.index[pd.MultiIndex.from_frame(frame[["batch_idx", "in_batch_idx"]]).isin(places)])
+    return concat_counts([chosen, replace(chosen, role=np.full(len(chosen), "response", dtype=object))])
+
+
+def written(contents):
+    """A folder with these parts."""
+    folder = Folder.open(f"memory://{uuid.uuid4().hex}")
+    for number, places in enumerate(contents):
+        table = counts_to_table(rows_of(places))
+        folder.write_table(f"part-{number}.parquet", table, row_group_size=3)
+    return folder
+
+
+@given(contents=CONTENTS)
+@settings(deadline=None, max_examples=15)
+def test_the_first_part_that_holds_an_example_keeps_it(contents):
+    parts, seen, expected, removed = written(contents), set(), {}, 0
+    for number, places in enumerate(contents):
+        kept = [place for place in places if place not in seen]
+        removed += 2 * (len(places) - len(kept))  # a row for each role
+        seen.update(kept)
+        if kept:
+            expected[f"part-{number}.parquet"] = rows_of(kept)
+    assert remove_doubles(parts) == removed
+    assert parts.parquet_names() == list(expected)
+    for name, counts in expected.items():
+        got = table_to_counts(parts.read_table(name))
+        assert got.to_frame().equals(counts.to_frame())
+        assert np.array_equal(got.counts_NLE, counts.counts_NLE)
+    # A capture that wrote nothing twice has the same digest.
+    assert digest_of_parts(parts) == digest_of_parts(written([sorted(seen)]))
+
+
+@given(contents=CONTENTS, roles=st.sampled_from([["prompt"], ["response"], ["prompt", "response"]]))
+@settings(deadline=None, max_examples=15)
+def test_tokens_of_batches_and_parts_are_those_of_their_rows(contents, roles):
+    expected = []
+    for number, places in enumerate(contents):
+        rows = rows_of(places).to_frame()
+        rows = rows[rows["role"].isin(roles)]
+        for batch_idx, of_batch in rows.groupby("batch_idx"):
+            tokens = [int(of_batch.loc[of_batch["label"] == label, "num_tokens"].sum()) for label in ("safe", "unsafe")]
+            expected.append((batch_idx, f"part-{number}.parquet", *tokens))
+    found = batches_in_parts(written(contents), roles)
+    assert list(found.columns) == ["batch_idx", "part", "safe", "unsafe"]
+    assert [tuple(row) for row in found.to_dict("split")["data"]] == expected
+
+
+@given(contents=CONTENTS, batches_at_once=st.integers(1, 5))
+@settings(deadline=None, max_examples=15)
+def test_a_plan_names_every_batch_once_with_the_parts_that_hold_it(contents, batches_at_once):
+    plan = list(plan_reads(batches_in_parts(written(contents), ["prompt"]), batches_at_once=batches_at_once))
+    batches = sorted({batch for places in contents for batch, _ in places})
+    assert [batch for group, _ in plan for batch in group] == batches
+    assert all(len(group) == batches_at_once for group, _ in plan[:-1])
+    for group, names in plan:
+        holds = [
+            f"part-{number}.parquet" for number, places in enumerate(contents) if {b for b, _ in places} & {*group}
+        ]
+        assert names == holds
+
+
+@given(contents=CONTENTS, wanted=st.lists(PLACES, max_size=20))
+@settings(deadline=None, max_examples=15)
+def test_what_is_to_be_done_is_what_no_part_holds(contents, wanted):
+    parts = written(contents)
+    done = {place for places in contents for place in places}
+    keys = keys_of([batch for batch, _ in wanted], [place for _, place in wanted])
+    todo = rows_without(keys, parts, parts.parquet_names())
+    assert todo.tolist() == [row for row, place in enumerate(wanted) if place not in done]
+    assert all_keys(parts, parts.parquet_names()).tolist() == [int(keys_of(*place)) for place in sorted(done)]
+
+
+@given(contents=CONTENTS, wanted=st.sets(st.integers(0, 3), min_size=1))
+@settings(deadline=None, max_examples=15)
+def test_batches_are_read_whole_however_the_parts_are_cut(contents, wanted):
+    parts = written(contents)
+    chosen = [[place for place in places if place[0] in wanted] for places in contents]
+    if not any(chosen):
+        return
+    expected = concat_counts([rows_of(places) for places in chosen if places])
+    got = read_batches(parts, parts.parquet_names(), sorted(wanted))
+    assert got.to_frame().equals(expected.to_frame())
+    assert np.array_equal(got.counts_NLE, expected.counts_NLE)
+
+
+def test_only_the_row_groups_of_a_batch_are_loaded(parts, monkeypatch):
+    parts.write_table("part-c.parquet", counts_to_table(COUNTS), row_group_size=16)
+    loaded = []
+    read = pq.ParquetFile.read_row_groups
+    monkeypatch.setattr(
+        pq.ParquetFile,
+        "read_row_groups",
+        lambda self, groups, **named: loaded.append(groups) or read(self, groups, **named),
+    )
+    assert np.array_equal(
+        read_batches(parts, ["part-c.parquet"], [2]).counts_NLE, COUNTS.take(COUNTS.batch_idx == 2).counts_NLE
+    )
+    assert loaded == [[2]]
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        remove_doubles,
+        count_tokens,
+        digest_of_parts,
+        lambda parts: batches_in_parts(parts, ["prompt"]),
+        lambda parts: rows_without(np.arange(5), parts, parts.parquet_names()),
+    ],
+)
+def test_every_part_is_opened_once_and_sorted_once(work, monkeypatch):
+    """The work grows as the parts do: each is read once, and no array of all parts is made for each of them."""
+    contents = [[(number % 4, number // 4)] for number in range(40)]
+    parts, opened, sizes = written(contents), [], []
+    open_parquet, unique = Folder.open_parquet, np.unique
+    monkeypatch.setattr(
+        Folder, "open_parquet", lambda self, name, **named: opened.append(name) or open_parquet(self, name, **named)
+    )
+    monkeypatch.setattr(np, "unique", lambda array, **named: sizes.append(len(array)) or unique(array, **named))
+    work(parts)
+    assert sorted(opened) == parts.parquet_names()
+    assert sum(sizes) <= 2 * 2 * len(contents)  # a row for each role, alone and once with all others

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from contextlib import contextmanager
 
 import numpy as np
@@ -25,7 +26,7 @@ from torch import nn
 
 from moe_ray.errors import InputError
 from moe_ray.models.moe_layers import find_moe_layers
-from moe_ray.routing.masking import route_rows_through, route_through
+from moe_ray.routing.masking import route_rows_through, route_through, route_towards
 
 IDS = token_ids(3, 11)
 
@@ -303,3 +304,64 @@ def test_a_short_layer_computes_no_choice_that_has_no_weight(family, masking):
     with routing_spied(model) as calls, masking(model, mask(model, (2, 6), (4,))):
         model(IDS)
     assert [index.shape[1] for index, _ in calls] == [2, 1]
+
+
+# However a context ends, nothing of it stays
+
+
+def boosting(model: nn.Module, mask_LE):
+    return route_towards(model, mask_LE, boost=2.0)
+
+
+@pytest.mark.parametrize("masking", [route_through, rows_through, boosting])
+@pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit, RuntimeError])
+@pytest.mark.parametrize("row", [0, 1])
+def test_a_router_that_is_interrupted_leaves_no_mask_on_any_model(masking, end, row):
+    model, other = build("olmoe"), build("mixtral")
+    natural = model(IDS).logits, other(IDS).logits
+    router = find_moe_layers(model)[row].router
+    whole = router.forward
+
+    def interrupted(*args, **kwargs):
+        whole(*args, **kwargs)
+        raise end
+
+    router.forward = interrupted
+    with pytest.raises(end), masking(model, mask_named(model, "more than k")):
+        model(IDS)
+    router.forward = whole
+    assert torch.equal(model(IDS).logits, natural[0])
+    assert torch.equal(other(IDS).logits, natural[1])
+    assert hooks_left(model) == 0
+
+
+@pytest.mark.slow
+def test_interrupts_at_any_moment_leave_no_mask_on_any_model():
+    model, other = build("deepseek_v3"), build("olmoe")
+    natural, before = (model(IDS).logits, other(IDS).logits), state_of(model)
+    mask_LE = mask_named(model, "more than k")
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    num_interrupted = 0
+    try:
+        for number in range(150):
+            try:
+                with route_through(model, mask_LE):
+                    signal.setitimer(signal.ITIMER_REAL, 1e-4 + number * 2e-4)
+                    for _ in range(20):
+                        model(IDS)
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:
+                num_interrupted += 1
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            assert hooks_left(model) == 0
+            assert torch.equal(model(IDS).logits, natural[0])
+            assert torch.equal(other(IDS).logits, natural[1])
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+    assert num_interrupted > 100
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state_of(model).items())

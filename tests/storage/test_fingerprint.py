@@ -1,8 +1,11 @@
-"""A checkpoint is known by its content, part by part."""
+"""A checkpoint is known by its content, part by part, and a table by its rows, however it is cut."""
 
+import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from moe_ray.storage.fingerprint import hash_checkpoint
+from moe_ray.storage.fingerprint import TableHash, hash_checkpoint
 
 
 @pytest.mark.parametrize(
@@ -31,3 +34,37 @@ def test_a_checkpoints_hash_says_which_part_of_it_changed(tmp_path, name, text, 
 
 def test_a_hub_checkpoint_is_its_name_and_revision():
     assert hash_checkpoint("org/model", "v1") == {"model": "org/model", "model revision": "v1"}
+
+
+def hash_of(*tables):
+    found = TableHash()
+    for table in tables:
+        found.update(table)
+    return found.digest()
+
+
+ROWS = st.lists(
+    st.tuples(st.sampled_from([None, "", "a", "ab", "é"]), st.sampled_from([None, 0, 1, 7]), st.booleans()), max_size=8
+)
+SCHEMA = pa.schema([("text", pa.string()), ("number", pa.int64()), ("flag", pa.bool_())])
+
+
+def table_of(rows):
+    return pa.Table.from_pylist([dict(zip(SCHEMA.names, row, strict=True)) for row in rows], schema=SCHEMA)
+
+
+@settings(max_examples=150, deadline=None)
+@given(ROWS, ROWS, st.integers(0, 8), st.integers(0, 8))
+def test_a_tables_hash_depends_on_its_rows_and_their_order_and_not_on_how_it_is_cut(rows, others, first, second):
+    table, (begin, end) = table_of(rows), sorted((first, second))
+    cut = hash_of(table.slice(0, begin), table.slice(begin, end - begin), table.slice(end))
+    assert cut == hash_of(table)
+    chunked = pa.concat_tables([table_of(rows[:begin]), table_of(rows[begin:])])
+    assert hash_of(chunked) == hash_of(table)
+    assert (hash_of(table_of(others)) == hash_of(table)) == (rows == others)
+    assert hash_of(table.rename_columns(["other", "number", "flag"])) != hash_of(table)
+
+
+def test_a_column_without_any_text_counts_as_text_that_is_missing():
+    nothing = pa.table({"text": pa.nulls(3)})
+    assert hash_of(nothing) == hash_of(pa.table({"text": pa.array([None] * 3, pa.string())}))

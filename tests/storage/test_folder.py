@@ -4,6 +4,7 @@ from typing import ClassVar
 
 import fsspec
 import pandas as pd
+import pyarrow as pa
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
@@ -66,3 +67,35 @@ def test_a_store_without_folders_is_a_run_directory_too(storages):
     folder.delete()
     assert folder.names() == []
     folder.delete()
+
+
+SCHEMA = pa.schema([("x", pa.int64()), ("text", pa.string())])
+
+
+@pytest.mark.parametrize("sizes", [[], [0], [5, 1, 0, 13, 4], [4, 4], [30]])
+def test_a_growing_table_has_whole_row_groups_however_its_rows_come(folder, sizes):
+    rows = pa.table({"x": range(sum(sizes)), "text": pa.nulls(sum(sizes))})
+    with folder.growing_table("a.parquet", SCHEMA, row_group_size=4) as append:
+        start = 0
+        for size in sizes:
+            append(rows.slice(start, size))
+            start += size
+            assert not folder.exists("a.parquet")
+    assert folder.read_table("a.parquet").equals(rows.cast(SCHEMA))
+    with folder.open_parquet("a.parquet") as file:
+        groups = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    assert groups == [4] * (sum(sizes) // 4) + [sum(sizes) % 4] * (sum(sizes) % 4 > 0)
+
+
+def test_a_growing_table_that_fails_leaves_the_old_file_and_nothing_else(folder):
+    folder.write_table("a.parquet", pd.DataFrame({"x": [1]}))
+
+    def fail():
+        with folder.growing_table("a.parquet", SCHEMA, row_group_size=4) as append:
+            append(pa.table({"x": range(9), "text": pa.nulls(9)}))
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert folder.read_frame("a.parquet")["x"].tolist() == [1]
+    assert folder.names() == ["a.parquet"]

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from families import batch_masks, build, state_of
@@ -10,10 +11,14 @@ from word_tokenizer import make_tokenizer
 
 from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.config.identify import IdentifyConfig
+from moe_ray.errors import InputError, NothingSelected
 from moe_ray.experts import Expert
 from moe_ray.identification.identify import identify
 from moe_ray.identification.selection import select
-from moe_ray.studies.trial import identify_masks, in_one_process, run_full_trial, run_trial
+from moe_ray.routing.count_tables import counts_to_table
+from moe_ray.storage.folder import Folder
+from moe_ray.studies import trial as trial_module
+from moe_ray.studies.trial import identify_masks, identify_stored_masks, in_one_process, run_full_trial, run_trial
 from moe_ray.testing.simulated_counts import Population, simulate
 
 CONFIG = FinetuneConfig(epochs=2, learning_rate=1e-2, schedule="constant")
@@ -25,6 +30,60 @@ def test_masks_are_those_of_a_run_that_also_says_how_sure_it_is(settings):
     selection = IdentifyConfig(**settings)
     expected = select(identify(counts, selection, seed=3), selection, seed=3)
     assert identify_masks(counts, selection, seed=3).digest() == expected.digest()
+
+
+COUNTS = simulate(Population(), num_batches=7, planted=(Expert(0, 2), Expert(2, 9)), shift=0.6)
+
+
+@pytest.fixture
+def stored(tmp_path, monkeypatch):
+    """`COUNTS` in parts that share batches, of which two batches are identified at a time; and how many were, each time."""
+    folder = Folder.open(str(tmp_path))
+    for number, rows in enumerate(np.array_split(np.random.default_rng(0).permutation(len(COUNTS)), 4)):
+        folder.write_table(f"part-{number}.parquet", counts_to_table(COUNTS.take(np.sort(rows))), row_group_size=5)
+    monkeypatch.setattr(trial_module, "_EXPERTS_AT_ONCE", 2 * 64)
+    held = []
+    read = trial_module.read_batches
+    monkeypatch.setattr(
+        trial_module,
+        "read_batches",
+        lambda parts, names, batches: held.append(len(batches)) or read(parts, names, batches),
+    )
+    return folder, held
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"alpha": 0.2}, {"stability": 0.6}, {"rule": "random"}, {"rule": "esft_token"}]
+)
+def test_masks_of_stored_counts_are_those_of_all_counts_and_few_are_held_at_a_time(stored, settings):
+    parts, held = stored
+    selection = IdentifyConfig(**settings)
+    expected = identify_masks(COUNTS, selection, seed=3)
+    got = identify_stored_masks(parts, selection, seed=3)
+    assert got.digest() == expected.digest()
+    assert dict(got.selected) == dict(expected.selected)
+    assert held == [2, 2, 2, 1]
+
+
+@pytest.mark.parametrize("settings", [{"threshold": 0.99}, {"alpha": 1e-9, "permutations": 50}])
+def test_where_nothing_is_selected_the_reason_is_that_of_all_counts(stored, settings):
+    selection = IdentifyConfig(**settings)
+    with pytest.raises(NothingSelected) as of_all:
+        identify_masks(COUNTS, selection, seed=3)
+    with pytest.raises(NothingSelected) as streamed:
+        identify_stored_masks(stored[0], selection, seed=3)
+    assert str(streamed.value) == str(of_all.value)
+
+
+def test_batches_of_one_label_get_no_mask(tmp_path):
+    folder = Folder.open(str(tmp_path))
+    folder.write_table(
+        "part-0.parquet", counts_to_table(COUNTS.take((COUNTS.batch_idx != 2) | (COUNTS.label == "safe")))
+    )
+    assert identify_stored_masks(folder, IdentifyConfig(), seed=0).batch_idx == (0, 1, 3, 4, 5, 6)
+    folder.write_table("part-0.parquet", counts_to_table(COUNTS.take(COUNTS.label == "safe")))
+    with pytest.raises(InputError, match="none of 7 batches has prompt tokens of both labels"):
+        identify_stored_masks(folder, IdentifyConfig(), seed=0)
 
 
 @pytest.mark.parametrize(("asked", "workers", "expected"), [(0, 3, 3), (5, 3, 5), (0, 1, 1)])

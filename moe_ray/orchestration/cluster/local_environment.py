@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 
 from moe_ray.config.cluster import ClusterConfig
+from moe_ray.threads import wait_passively
 
 _LOCAL_ENVIRONMENT = {
     # With it Ray takes 127.0.0.1 for this node's address, and its servers listen there only. Read when ray is imported.
@@ -32,7 +33,8 @@ def cluster_address(config: ClusterConfig) -> str:
 
 
 def set_local_environment(config: ClusterConfig) -> None:
-    """Sets the variables that a local Ray reads and that are not set yet; does nothing where there is a cluster."""
+    """Sets what this process's threads and a local Ray read and is not set yet; a cluster has its own environment."""
+    wait_passively()
     if not cluster_address(config):
         for name, value in _LOCAL_ENVIRONMENT.items():
             os.environ.setdefault(name, value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from functools import lru_cache
 
 import numpy as np
@@ -17,27 +16,28 @@ from moe_ray.finetuning.adapter_files import local_adapter
 from moe_ray.finetuning.frozen import count_changed, hash_frozen
 from moe_ray.models.loading import load_model, load_tokenizer
 from moe_ray.models.moe_layers import find_moe_layers
-from moe_ray.routing.count_store import read_counts
-from moe_ray.routing.counts import RoutingCounts
 from moe_ray.storage.folder import Folder
+from moe_ray.threads import threads_of_process
 
 
 def quiet_and_threaded(num_processes: int) -> None:
-    """Silences transformers, and gives torch this process's share of the machine's cores.
+    """Silences transformers, and gives torch this process's share of the node's cores.
 
     Ray would give it one thread per logical CPU that it asked for.
 
     Args:
-        num_processes: how many processes share the machine.
+        num_processes: how many processes share this node's cores.
     """
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_processes))
+    torch.set_num_threads(threads_of_process(num_processes))
 
 
 def process_device() -> torch.device:
     """The GPU that Ray gave to this process, else the CPU."""
-    return torch.device("cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu")
+    # Asked without a connection, Ray would start a cluster to answer.
+    has_gpu = ray.is_initialized() and ray.get_gpu_ids() and torch.cuda.is_available()
+    return torch.device("cuda" if has_gpu else "cpu")
 
 
 class ModelHolder:
@@ -45,7 +45,7 @@ class ModelHolder:
 
     Args:
         model: which one.
-        num_processes: how many such processes share a machine's cores.
+        num_processes: how many such processes share this node's cores.
         adapter: folder of learned experts to put in; None = the base model.
     """
 
@@ -55,6 +55,7 @@ class ModelHolder:
         # A process that got several GPUs got them because one is not enough.
         spread = "auto" if process_device().type == "cuda" and len(ray.get_gpu_ids()) > 1 else None
         self.model: PreTrainedModel = load_model(model, device=process_device(), device_map=spread)
+        torch.set_num_threads(threads_of_process(num_processes, self.model.num_parameters()))
         if adapter is not None:
             with local_adapter(adapter) as local:
                 apply_adapter(self.model, local)
@@ -65,7 +66,7 @@ class BaseModel(ModelHolder):
 
     Args:
         model: which one.
-        num_processes: how many such processes share a machine's cores.
+        num_processes: how many such processes share this node's cores.
     """
 
     def __init__(self, model: ModelConfig, num_processes: int) -> None:
@@ -93,9 +94,3 @@ class BaseModel(ModelHolder):
 def base_model(model: ModelConfig, num_processes: int) -> BaseModel:
     """The base model of this process, loaded when it is first asked for and checked every time."""
     return BaseModel(model, num_processes)
-
-
-@lru_cache(maxsize=1)
-def stored_counts(url: str) -> RoutingCounts:
-    """The counts of a finished capture, read once per process."""
-    return read_counts(Folder.open(url))

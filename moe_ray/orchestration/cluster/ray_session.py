@@ -20,6 +20,7 @@ from moe_ray.config.cluster import ClusterConfig
 from moe_ray.errors import InputError, MoeRayError
 from moe_ray.orchestration.cluster.local_environment import cluster_address, set_local_environment
 from moe_ray.storage.folder import Folder
+from moe_ray.threads import variables_for_workers
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,10 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
     try:
         if address:
             logger.info("connecting to Ray at %s", address)
-            ray.init(address=address, log_to_driver=True, logging_level="warning")
+            # The nodes' processes inherit nothing of this one.
+            variables = variables_for_workers()
+            environment = {"env_vars": variables} if variables else None
+            ray.init(address=address, runtime_env=environment, log_to_driver=True, logging_level="warning")
         else:
             logger.info("starting a local Ray with %d logical CPUs", config.num_cpus)
             if not sys.stderr.isatty():
@@ -89,15 +93,20 @@ def result_of(reference: Any) -> Any:
         raise
 
 
+def is_local() -> bool:
+    """Whether this is a Ray of this machine alone; a cluster may still add nodes."""
+    address: str = ray.get_runtime_context().gcs_address
+    return address.startswith("127.0.0.1")
+
+
 def require_cpus(wanted: int, what: str) -> None:
     """Refuses work that would wait for CPUs for ever.
 
     Raises:
-        InputError: a Ray on this machine alone has fewer CPUs; a cluster may still add nodes.
+        InputError: a Ray on this machine alone has fewer CPUs.
     """
     cpus = int(ray.cluster_resources().get("CPU", 0))
-    address: str = ray.get_runtime_context().gcs_address
-    if cpus < wanted and address.startswith("127.0.0.1"):
+    if cpus < wanted and is_local():
         raise InputError(
             f"{what} needs {wanted} logical CPUs, got {cpus}; raise cluster.num_cpus (it may exceed the cores) or use "
             "fewer actors"

@@ -25,6 +25,7 @@ from moe_ray.models.loss import text_losses
 from moe_ray.models.token_budget import TokenBudget
 from moe_ray.orchestration.cluster.actor_pool import blocks_of, in_actors
 from moe_ray.orchestration.cluster.model_process import ModelHolder
+from moe_ray.orchestration.cluster.node_share import processes_on_this_node
 from moe_ray.orchestration.cluster.progress import progress
 from moe_ray.routing.count_tables import counts_to_table, table_to_counts
 from moe_ray.routing.counts import RoutingCounts, concat_counts
@@ -68,7 +69,9 @@ class AnswerActor:
         self.job = job
         run = Folder.open(job.run_url)
         self.holder = ModelHolder(
-            job.model, job.config.num_actors, None if job.adapter is None else run.sub(job.adapter)
+            job.model,
+            processes_on_this_node(job.config.num_actors),
+            None if job.adapter is None else run.sub(job.adapter),
         )
         self.parts = run.sub(job.parts)
         self.masks = None if job.masks is None else read_masks(run.sub(job.masks))

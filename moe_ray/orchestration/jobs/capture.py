@@ -1,8 +1,9 @@
-"""Distributed routing capture: Ray Data actors count, and write what they counted as they go.
+"""Distributed routing capture: actors count, and write what they counted as they go.
 
-The driver plans windows of the stored examples that are not counted yet; an actor reads, counts and writes a window. So
-the driver holds 16 bytes and a bit per example and actors hold windows, whatever the number of prompts; a capture that is
-killed goes on with the examples that no part holds yet.
+The driver hands out windows of the stored examples that are not counted yet, of some seconds of work each, as it was
+measured so far; an actor reads, counts and writes a window. So the driver holds 40 bytes and a bit per example and actors
+hold a part of theirs, whatever the number of prompts; a capture that is killed goes on with the examples that no part holds
+yet.
 """
 
 from __future__ import annotations
@@ -15,32 +16,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import pyarrow as pa
 
 from moe_ray.config.capture import CaptureConfig
 from moe_ray.config.model import ModelConfig
 from moe_ray.errors import InputError
-from moe_ray.orchestration.cluster.actor_pool import in_actors
+from moe_ray.orchestration.cluster.actor_queue import fed_actors
 from moe_ray.orchestration.cluster.progress import progress
 from moe_ray.orchestration.jobs.capture_actor import CaptureActor, CaptureJob
 from moe_ray.orchestration.jobs.capture_window import WindowReport
 from moe_ray.prompts.example_tables import BATCHES
 from moe_ray.prompts.quarantine import QUARANTINE, TRUNCATED, quarantine_frame
 from moe_ray.report.run_text import describe_reasons
-from moe_ray.routing.count_store import count_tokens, keys_of, plan_windows, remove_doubles, rows_without
+from moe_ray.routing.count_store import count_tokens, keys_of, remove_doubles, rows_without
+from moe_ray.routing.window_plan import WindowPlan
 from moe_ray.run_directory import ATTEMPTS, CAPTURE, PROMPTS, REJECTED, SHORTENED, RunDirectory
 from moe_ray.storage.folder import Folder
 
 logger = logging.getLogger(__name__)
-
-MAX_WINDOW = 1024
-"""Examples of a window: enough of them to find rows of like length, few enough to hold and to lose."""
-
-MAX_GENERATED_WINDOW = 256
-"""The same where responses are generated, which takes longer."""
-
-_MIN_WINDOW = 64
-_WINDOWS_PER_ACTOR = 2
 
 
 def capture(
@@ -85,8 +77,8 @@ def capture(
     bad = _Quarantined(run, total=len(batch_idx), max_share=config.max_bad_share)
     totals = WindowReport()
     if len(todo):
-        windows = [todo[window] for window in plan_windows(batch_idx[todo], max_rows=_window_size(len(todo), config))]
-        _run(job, windows, actor, totals, bad)
+        plan = WindowPlan(batch_idx[todo], num_processes=max(config.num_actors, config.max_actors))
+        _run(job, plan, todo, actor, totals, bad)
         # Processes that died did not report what they had set aside.
         _Quarantined(run, total=len(batch_idx), max_share=config.max_bad_share)
     return _finish(run, totals, examples=len(batch_idx))
@@ -94,33 +86,33 @@ def capture(
 
 def _run(
     job: CaptureJob,
-    windows: list[npt.NDArray[np.int64]],
+    plan: WindowPlan,
+    todo: npt.NDArray[np.int64],
     actor: type[CaptureActor],
     totals: WindowReport,
     bad: _Quarantined,
 ) -> None:
+    def next_window() -> npt.NDArray[np.int64] | None:
+        window = plan.next()
+        return None if window is None else todo[window.start : window.stop]
+
     config = job.config
-    # One row, one block, is one window.
-    pool = in_actors(
-        [pa.table({"positions": [window]}) for window in windows],
+    pool = fed_actors(
         actor,
         (job,),
+        next_window,
         what="routing capture",
         num_actors=config.num_actors,
         max_actors=config.max_actors,
         gpus_per_actor=config.gpus_per_actor,
-        overlaps=True,
     )
-    with pool as results, progress("routing capture", sum(map(len, windows))) as meter:
-        for columns in results:
-            for row in pd.DataFrame(columns).to_dict("records"):
-                report = WindowReport(**{str(name): value for name, value in row.items()})
-                if report.fatal:
-                    raise InputError(report.fatal)
-                for name in ("tokens", "padded", "forwards", "halvings"):
-                    setattr(totals, name, getattr(totals, name) + int(getattr(report, name)))
-                bad.add(report.quarantined)
-                meter.advance(report.examples)
+    with pool as reports, progress("routing capture", len(todo)) as meter:
+        for report in reports:
+            plan.measured(report.examples, report.seconds)
+            for name in ("tokens", "padded", "forwards", "halvings"):
+                setattr(totals, name, getattr(totals, name) + getattr(report, name))
+            bad.add(report.quarantined)
+            meter.advance(report.examples)
 
 
 class _Quarantined:
@@ -162,13 +154,6 @@ def _examples_to_do(run: RunDirectory) -> tuple[npt.NDArray[np.int64], npt.NDArr
     if out.exists(QUARANTINE):
         todo = todo[rows_without(keys[todo], out, [QUARANTINE])]
     return batch_idx, todo
-
-
-def _window_size(num_examples: int, config: CaptureConfig) -> int:
-    """Few enough examples that every actor gets some windows, and one can balance another's slow ones."""
-    actors = max(config.num_actors, config.max_actors)
-    fair = -(-num_examples // (_WINDOWS_PER_ACTOR * actors))
-    return min(max(fair, _MIN_WINDOW), MAX_GENERATED_WINDOW if config.generate else MAX_WINDOW)
 
 
 def _finish(run: RunDirectory, totals: WindowReport, *, examples: int) -> dict[str, Any]:

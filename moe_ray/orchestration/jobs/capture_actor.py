@@ -1,8 +1,9 @@
 """The process that counts: it takes a window of the stored examples, counts them, and writes what it counted.
 
 Nothing but positions goes to an actor and nothing but a few numbers comes back: it reads the examples from the stored
-batches and writes counts, responses and quarantined examples as Parquet parts, each whole or not at all. It holds the
-window it counts and the one that it prepares meanwhile.
+batches and writes counts, responses and quarantined examples as Parquet parts, each whole or not at all. A window may be
+of any size: an actor holds some examples of the one it counts, some of another that it prepares meanwhile, and of both the
+counts that are not written yet.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,12 +27,13 @@ from moe_ray.models.loading import context_length
 from moe_ray.models.token_budget import TokenBudget, padded_tokens
 from moe_ray.models.tokenization import TokenizedRow, pad_token_id
 from moe_ray.orchestration.cluster.model_process import ModelHolder
-from moe_ray.orchestration.jobs.capture_window import Noted, StoredExample, Window, WindowReport
-from moe_ray.prompts.example_tables import BATCHES
+from moe_ray.orchestration.cluster.node_share import processes_on_this_node
+from moe_ray.orchestration.jobs.capture_window import Noted, Window, WindowReport
 from moe_ray.prompts.quarantine import PROCESS_DIED, Rejected, quarantine_frame, rejected_row
+from moe_ray.prompts.stored_examples import StoredExample, StoredExamples
 from moe_ray.routing.capture import count_rows, counts_from_forward
 from moe_ray.routing.capture_batches import with_response
-from moe_ray.routing.count_store import keys_of, read_keys
+from moe_ray.routing.count_store import MAX_ROWS_PER_GROUP, all_keys, keys_of
 from moe_ray.routing.count_tables import counts_to_table
 from moe_ray.routing.counter import counting
 from moe_ray.routing.counts import RoutingCounts, concat_counts
@@ -41,9 +43,14 @@ from moe_ray.run_directory import ATTEMPTS, COUNTS, PROMPTS, REJECTED, RESPONSES
 from moe_ray.storage.fingerprint import content_hash
 from moe_ray.storage.folder import Folder
 
-_COLUMNS = ["batch_idx", "in_batch_idx", "id", "label", "category", "messages", "response", "pair"]
+_KEYS = ["batch_idx", "in_batch_idx"]
 
-Columns = dict[str, npt.NDArray[Any]]
+MAX_CHUNK, MAX_GENERATED_CHUNK = 1024, 256
+"""Examples that are prepared and counted at a time: enough of them to find rows of like length, few enough to hold; fewer
+where responses are generated, which takes longer, since none is written before it is counted."""
+
+MAX_PART_BYTES = 64 << 20
+"""Of counts that are held, after which a part is written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,14 +75,15 @@ class CaptureJob:
 class CaptureActor:
     """Counts the routing of the windows it is given.
 
-    Two threads call it: while one runs the model, the other reads and tokenises the next window.
+    Two threads call it, each for a window: while one runs the model, the other reads and tokenises its next examples.
     """
 
     def __init__(self, job: CaptureJob) -> None:
         self.job = job
         self.holder = self.load()
         run = Folder.open(job.run_url)
-        self.batches, self.parts, self.texts = run.sub(PROMPTS), run.sub(COUNTS), run.sub(RESPONSES)
+        self.stored = StoredExamples(run.sub(PROMPTS))
+        self.parts, self.texts = run.sub(COUNTS), run.sub(RESPONSES)
         self.rejects, self.shortened, self.attempts = run.sub(REJECTED), run.sub(SHORTENED), run.sub(ATTEMPTS)
         self.budget = TokenBudget(job.config.tokens_per_forward)
         self.model_lock = threading.RLock()
@@ -83,64 +91,66 @@ class CaptureActor:
     def load(self) -> ModelHolder:
         """The model, which the counter stays attached to."""
         config = self.job.config
-        holder = ModelHolder(self.job.model, max(config.num_actors, config.max_actors))
+        holder = ModelHolder(self.job.model, processes_on_this_node(max(config.num_actors, config.max_actors)))
         # Held for the process's life: a stack that is let go takes the hooks off.
         self.attached = ExitStack()
         self.counter = self.attached.enter_context(counting(holder.model, weights=config.weights, ids=config.ids))
         return holder
 
-    def __call__(self, batch: Columns) -> Columns:
-        """Counts the examples at `positions`, one row with a list; returns the fields of `WindowReport`, one row."""
-        try:
-            report = self._count_window(np.asarray(batch["positions"][0]))
-        except InputError as error:
-            report = WindowReport(fatal=str(error))
-        return {name: np.array([value]) for name, value in asdict(report).items()}
+    def __call__(self, positions: npt.NDArray[np.int64]) -> WindowReport:
+        """Counts the examples at these positions of the stored batches, ascending.
 
-    def _count_window(self, positions: npt.NDArray[np.int64]) -> WindowReport:
+        Raises:
+            InputError: an example that cannot be counted is to stop the capture.
+        """
         name = f"{positions[0]:09d}-{content_hash(positions.tolist())[:8]}"
         attempt = Attempt(self.attempts, name, self.job.session)
+        size = MAX_GENERATED_CHUNK if self.job.config.generate else MAX_CHUNK
         # What a repeated attempt notes as being tried must be the only thing that this process works on.
         with self.model_lock if attempt.is_repeated else nullcontext():
-            window = Window(name=name, attempt=attempt, examples=self._read(positions))
+            window = Window(name=name, attempt=attempt)
             window.report.examples = len(positions)
-            self._encode(window)
-            with self.model_lock:
-                self._generate(window)
-                self._count(window)
+            done = self._done_before(window)
+            for start in range(0, len(positions), size):
+                self._count_chunk(window, start, positions[start : start + size], done)
             self._write(window)
         attempt.finished()
         return window.report
 
-    def _read(self, positions: npt.NDArray[np.int64]) -> list[StoredExample]:
-        with self.batches.open_parquet(BATCHES) as file:
-            sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-            starts = np.cumsum([0, *sizes])
-            groups = np.unique(np.searchsorted(starts, positions, side="right") - 1)
-            kept = np.concatenate([np.arange(starts[group], starts[group + 1]) for group in groups])
-            table = file.read_row_groups(groups.tolist(), columns=_COLUMNS)
-        examples: list[StoredExample] = table.take(np.searchsorted(kept, positions)).to_pylist()
-        return examples
+    def _count_chunk(
+        self, window: Window, start: int, positions: npt.NDArray[np.int64], done: npt.NDArray[np.int64]
+    ) -> None:
+        """Counts the examples of a window from index `start` on; writes them if enough are held."""
+        began = time.monotonic()
+        window.examples = dict(enumerate(self.stored.read(positions), start))
+        window.rows.clear()
+        self._encode(window, done)
+        prepared = time.monotonic()
+        with self.model_lock:
+            has_model = time.monotonic()
+            self._generate(window)
+            self._count(window)
+        window.report.seconds += max(prepared - began, time.monotonic() - has_model)
+        if window.held_bytes > MAX_PART_BYTES:
+            self._write(window)
 
-    def _done_before(self, window: Window) -> set[int]:
-        """Indices of the examples that a process had written before it died."""
+    def _done_before(self, window: Window) -> npt.NDArray[np.int64]:
+        """Keys of the examples that a process had written before it died."""
         if not window.attempt.is_repeated:
-            return set()
-        written = [
-            read_keys(folder, part)
-            for folder in (self.parts, self.rejects)
-            for part in folder.parquet_names()
-            if part.startswith(f"part-{window.name}-")
-        ]
-        keys = keys_of(*([example[name] for example in window.examples] for name in _COLUMNS[:2]))
-        return set(np.flatnonzero(np.isin(keys, np.concatenate(written))).tolist()) if written else set()
+            return np.empty(0, dtype=np.int64)
+        return np.concatenate(
+            [
+                all_keys(folder, [part for part in folder.parquet_names() if part.startswith(window.part_prefix)])
+                for folder in (self.parts, self.rejects)
+            ]
+        )
 
-    def _encode(self, window: Window) -> None:
+    def _encode(self, window: Window, done: npt.NDArray[np.int64]) -> None:
         config, tokenizer = self.job.config, self.holder.tokenizer
         limit = config.max_tokens or context_length(self.holder.model)
-        done = self._done_before(window)
-        for index, example in enumerate(window.examples):
-            if index in done:
+        keys = keys_of(*([example[name] for example in window.examples.values()] for name in _KEYS))
+        for (index, example), is_done in zip(window.examples.items(), np.isin(keys, done).tolist(), strict=True):
+            if is_done:
                 continue
             if index in window.attempt.guilty:
                 window.reject(index, Rejected(PROCESS_DIED, "processes that worked on it alone died"))
@@ -193,12 +203,11 @@ class CaptureActor:
         for group, responses in self._in_budget(window, lengths, work):
             for index, response in zip(group, responses, strict=True):
                 window.rows[index] = with_response(missing[index], response)
-                keys = {name: window.examples[index][name] for name in _COLUMNS[:3]}
+                keys = {name: window.examples[index][name] for name in (*_KEYS, "id")}
                 window.responses[index] = {**keys, "response": response.text, "ended": response.ended}
 
     def _count(self, window: Window) -> None:
         lengths = {index: len(row.prompt_ids) + len(row.answer_ids) for index, row in window.rows.items()}
-        written = time.monotonic()
 
         def work(group: list[int]) -> RoutingCounts:
             return self.forward([window.examples[index] for index in group], [window.rows[index] for index in group])
@@ -209,9 +218,8 @@ class CaptureActor:
             window.report.forwards += 1
             window.report.tokens += sum(lengths[index] for index in group)
             window.report.padded += padded_tokens(lengths, group)
-            if time.monotonic() - written > self.job.seconds_per_part:
+            if time.monotonic() - window.written > self.job.seconds_per_part:
                 self._write(window)
-                written = time.monotonic()
 
     def _in_budget(self, window: Window, lengths: Mapping[int, int], work: Callable[[list[int]], Any]) -> Iterator[Any]:
         """Yields groups of examples with what `work` gave for them; the others are rejected."""
@@ -255,8 +263,11 @@ class CaptureActor:
             self.texts.write_table(window.part_name(pd.DataFrame(texts)), pd.DataFrame(texts))
         if window.counted:
             table = counts_to_table(concat_counts(window.counted))
-            self.parts.write_table(window.part_name(table.select(_COLUMNS[:2]).to_pandas()), table)
+            self.parts.write_table(
+                window.part_name(table.select(_KEYS).to_pandas()), table, row_group_size=MAX_ROWS_PER_GROUP
+            )
         window.counted, window.counted_rows, window.rejected, window.shortened = [], [], [], []
+        window.written = time.monotonic()
 
 
 def label_columns(examples: list[StoredExample]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from moe_ray.config.model import ModelConfig
 from moe_ray.config.run import Config
 from moe_ray.identification.mask_files import write_masks
 from moe_ray.orchestration.cluster.model_process import BaseModel
+from moe_ray.orchestration.cluster.node_share import processes_on_this_node
 from moe_ray.orchestration.cluster.progress import progress
 from moe_ray.orchestration.cluster.ray_session import require_cpus, result_of
 from moe_ray.prompts.example_tables import frame_to_batches
@@ -96,7 +97,7 @@ def _inputs_of(arm: Arm, measured: Mapping[str, Any], trained: Mapping[str, Any]
 def _run_missing(job: CompareJob, arms: Sequence[Arm], folder: Folder, depends: Mapping[str, Any]) -> None:
     num_actors = min(job.num_actors, len(arms))
     require_cpus(num_actors, "the comparison")
-    kind = ray.remote(num_cpus=1, num_gpus=job.gpus_per_actor)(_ArmActor)
+    kind = ray.remote(num_cpus=1, num_gpus=job.gpus_per_actor, scheduling_strategy="SPREAD")(_ArmActor)
     idle = [kind.remote(job) for _ in range(num_actors)]
     waiting = list(arms)
     running: dict[Any, tuple[Any, Arm]] = {}
@@ -120,7 +121,7 @@ class _ArmActor:
     """Trains and measures arms on one base model."""
 
     def __init__(self, job: CompareJob) -> None:
-        self.base = BaseModel(job.model, job.num_actors)
+        self.base = BaseModel(job.model, processes_on_this_node(job.num_actors))
         run = RunDirectory.open(job.run_url)
         self.job = job
         self.batches = frame_to_batches(run.training_examples)

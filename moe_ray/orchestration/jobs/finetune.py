@@ -1,6 +1,6 @@
 """Distributed fine-tuning: the core's loop in Ray Train workers, with checkpoints that a restarted worker resumes from.
 
-Every worker reads all batches and takes those that the step plan gives its rank, so a batch is never split. With
+Every worker takes the batches that the step plan gives its rank, and reads no others; a batch is never split. With
 `finetune.num_workers: 0` the same loop runs in this process, without Ray Train's start-up of some fifteen seconds.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -22,21 +21,18 @@ from moe_ray.errors import MoeRayError
 from moe_ray.finetuning.adapter_files import copy_adapter, local_adapter
 from moe_ray.finetuning.checkpoint import save_checkpoint
 from moe_ray.finetuning.fine_tune import FineTuned, continue_fine_tuning, fine_tune
-from moe_ray.finetuning.history import HISTORY, read_history, write_history
+from moe_ray.finetuning.history import HistoryWriter
 from moe_ray.finetuning.step_report import StepReport
+from moe_ray.finetuning.stored_batches import StoredBatches
 from moe_ray.finetuning.trainer import MaskedTrainer
 from moe_ray.identification.mask_files import read_masks
 from moe_ray.orchestration.cluster.model_process import ModelHolder
 from moe_ray.orchestration.cluster.ray_session import arrow_filesystem, require_cpus
-from moe_ray.prompts.example_tables import frame_to_batches
 from moe_ray.report.format import loss
-from moe_ray.run_directory import FINETUNE, IDENTIFY, RunDirectory
+from moe_ray.run_directory import CAPTURE, FINETUNE, IDENTIFY, PROMPTS, RunDirectory
 from moe_ray.storage.folder import Folder
 
 logger = logging.getLogger(__name__)
-
-_SECONDS_BETWEEN_SAVES = 5.0
-"""The history is written between checkpoints too, for those who watch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,20 +146,20 @@ def _run_worker(
     resume_from: str | None,
     report: Callable[[MaskedTrainer], None] | None,
 ) -> dict[str, Any]:
-    holder = ModelHolder(job.model, world_size)
+    holder = ModelHolder(job.model, _workers_on_this_node(world_size))
     run, out = RunDirectory.open(job.run_url), job.folder()
-    batches = frame_to_batches(run.training_examples)
+    batches = StoredBatches(run.sub(PROMPTS), run.sub(CAPTURE))
     watched = run.validation_examples if job.config.patience else []
     masks = read_masks(run.sub(job.masks))
-    history = _History(out, resumed=resume_from is not None)
+    history = HistoryWriter(out, resumed=resume_from is not None)
 
     def after_step(trainer: MaskedTrainer, step: StepReport) -> None:
         every = job.config.checkpoint_every or trainer.steps_per_epoch
         due = trainer.next_step % every == 0 or trainer.next_step == len(trainer.plan)
         if rank == 0:
             _say(step, len(trainer.plan))
-            history.add(step)
-            if due or history.seconds_since_saved > _SECONDS_BETWEEN_SAVES:
+            history.add(step.as_dict())
+            if due:
                 history.save()
         if due and report is not None:
             report(trainer)
@@ -194,9 +190,13 @@ def _run_worker(
             outcome = tune(adapter)
         if rank == 0:
             copy_adapter(Folder.open(adapter), out)
-    if rank == 0:
-        history.save()
+    history.save()
     return _plain(outcome)
+
+
+def _workers_on_this_node(world_size: int) -> int:
+    # Ray Train packs its workers, and knows.
+    return 1 if world_size == 1 else int(ray.train.get_context().get_local_world_size())
 
 
 def _plain(outcome: FineTuned) -> dict[str, Any]:
@@ -213,25 +213,3 @@ def _say(step: StepReport, total: int) -> None:
         f"{step.tokens_per_second:.0f} tokens/s",
         flush=True,
     )
-
-
-class _History:
-    """Step reports as JSON lines; a resumed run drops the lines of steps that it repeats."""
-
-    def __init__(self, folder: Folder, *, resumed: bool) -> None:
-        self.folder = folder
-        self._saved = time.monotonic()
-        self.lines: dict[int, dict[str, Any]] = {}
-        if resumed and folder.exists(HISTORY):
-            self.lines = {line["step"]: line for line in read_history(folder)}
-
-    def add(self, step: StepReport) -> None:
-        self.lines[step.step] = step.as_dict()
-
-    @property
-    def seconds_since_saved(self) -> float:
-        return time.monotonic() - self._saved
-
-    def save(self) -> None:
-        self._saved = time.monotonic()
-        write_history(self.folder, [self.lines[step] for step in sorted(self.lines)])

@@ -16,6 +16,7 @@ from moe_ray.evaluation.judges import make_judge, with_verdicts
 from moe_ray.evaluation.judges.verdict import Conversation, Verdict
 from moe_ray.orchestration.cluster.actor_pool import blocks_of, in_actors
 from moe_ray.orchestration.cluster.model_process import process_device, quiet_and_threaded
+from moe_ray.orchestration.cluster.node_share import processes_on_this_node
 from moe_ray.orchestration.cluster.progress import progress
 from moe_ray.storage.fingerprint import content_hash
 from moe_ray.storage.folder import Folder
@@ -30,7 +31,7 @@ class JudgeActor:
     """Holds a classifier and judges the answers it is given."""
 
     def __init__(self, config: EvaluateConfig, parts_url: str) -> None:
-        quiet_and_threaded(config.num_actors)
+        quiet_and_threaded(processes_on_this_node(config.num_actors))
         self.judge = make_judge(config, device=process_device())
         self.parts = Folder.open(parts_url)
 

@@ -21,12 +21,14 @@ from moe_ray.config.io import to_yaml
 from moe_ray.config.run import Config
 from moe_ray.errors import InputError, MoeRayError, OutsideFailed
 from moe_ray.orchestration.cluster.ray_session import arrow_filesystem, require_cpus
-from moe_ray.orchestration.jobs.sweep_trial import SweepJob, read_trials, sweep_trial
+from moe_ray.orchestration.jobs.sweep_job import SweepJob, plain_settings, read_trials, record_name
+from moe_ray.orchestration.jobs.sweep_trial import sweep_trial
 from moe_ray.report.format import setting
 from moe_ray.run_directory import HEAT_MAP, TRIALS, WINNER
 from moe_ray.storage.folder import Folder
 from moe_ray.studies.heat_map import draw_heat_map
 from moe_ray.studies.heat_map_table import map_of_trials
+from moe_ray.studies.kept_training import forget_training
 from moe_ray.studies.objective import rank_trials
 from moe_ray.studies.search_space import Range, SearchSpace, read_space, winning_config
 
@@ -64,7 +66,15 @@ def sweep(job: SweepJob) -> pd.DataFrame:
             f"sweep: none of {len(ranked)} trials could be trained to the end; widen sweep.space. The first says: "
             f"{ranked['message'].iloc[0]}"
         )
+    _forget_all_but(job.trials, str(ranked["trained_by"].iloc[0]))
     return ranked
+
+
+def _forget_all_but(trials: Folder, kept: str) -> None:
+    """Removes the learned experts of every trial but one; what trials measured stays."""
+    for name in trials.names():
+        if name != kept and not name.endswith(".json"):
+            forget_training(trials.sub(name))
 
 
 def _first_error(errors: Sequence[Exception]) -> Exception:
@@ -109,7 +119,7 @@ def _tuner(job: SweepJob, folder: Folder, space: SearchSpace, total: int) -> tun
             storage_path=folder.path,
             storage_filesystem=filesystem,
             checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
-            callbacks=[_Lines(total)],
+            callbacks=[_Lines(total), BestKept(job)],
             verbose=0,
         ),
     )
@@ -159,6 +169,33 @@ class _Lines(tune.Callback):  # type: ignore[misc]
         )
 
 
+class BestKept(tune.Callback):  # type: ignore[misc]
+    """Keeps the learned experts of the best trials so far only, so that a long sweep does not fill the storage.
+
+    Among equal values the rank decides, when all trials are done.
+    """
+
+    def __init__(self, job: SweepJob) -> None:
+        self.job = job
+        self.best, self.kept = float("-inf"), set[str]()
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Removes the learned experts of the trials that this one leaves behind, or its own."""
+        name = record_name(plain_settings(trial.config))
+        record = self.job.records.read_json(name) if self.job.records.exists(name) else {}
+        trained_by = str(record.get("trained_by", ""))
+        if record.get("state") != "finished" or record["value"] < self.best:
+            worse = {trained_by} - self.kept - {""}
+        elif record["value"] == self.best:
+            worse = set()
+            self.kept.add(trained_by)
+        else:
+            worse = self.kept - {trained_by}
+            self.best, self.kept = record["value"], {trained_by}
+        for folder in worse:
+            forget_training(self.job.trials.sub(folder))
+
+
 def _in_words(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={setting(value)}" for key, value in settings.items())
 
@@ -185,6 +222,7 @@ def write_results(folder: Folder, config: Config, ranked: pd.DataFrame) -> dict[
         "value": float(winner["objective"]),
         "is_within_bound": bool(winner["is_within_bound"]),
         "trials": len(ranked),
+        "trainings": int(ranked.loc[ranked["state"] == "finished", "trained_by"].nunique()),
         "stopped": int(states.get("stopped", 0)),
         "failed": int(states.get("failed", 0)),
         "identify_seconds_max": float(ranked["identify_seconds"].max()),

@@ -10,66 +10,33 @@ import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from dataclasses import asdict, replace
+from functools import cached_property, partial
 from typing import Any
 
-import pandas as pd
 from ray import tune
 
 from moe_ray.config.effects import settings_affecting
 from moe_ray.config.io import with_settings
-from moe_ray.config.model import ModelConfig
-from moe_ray.config.run import Config
 from moe_ray.errors import NothingSelected, NotTrainable
+from moe_ray.experts import ExpertMasks
 from moe_ray.finetuning.checkpoint import save_checkpoint
 from moe_ray.finetuning.step_report import StepReport
 from moe_ray.finetuning.trainer import MaskedTrainer
-from moe_ray.orchestration.cluster.model_process import BaseModel, base_model, stored_counts
+from moe_ray.orchestration.cluster.model_process import BaseModel, base_model
+from moe_ray.orchestration.cluster.node_share import processes_on_this_node
+from moe_ray.orchestration.jobs.sweep_job import SweepJob, plain_settings, record_name
 from moe_ray.prompts.example_tables import frame_to_batches
-from moe_ray.run_directory import RECORDS, SWEEP, TRIAL_FOLDERS, RunDirectory
+from moe_ray.run_directory import RunDirectory
 from moe_ray.storage.fingerprint import content_hash
 from moe_ray.storage.folder import Folder
-from moe_ray.storage.stage import begin, finish
+from moe_ray.storage.stage import begin, finish, is_finished
+from moe_ray.studies.kept_training import keep_training, training_settings
 from moe_ray.studies.measured import Measured
 from moe_ray.studies.objective import FAILED, plain_metrics, score
-from moe_ray.studies.trial import identify_masks, in_one_process, measurer, only_what_selects, run_trial
+from moe_ray.studies.trial import identify_stored_masks, in_one_process, measurer, only_what_selects, run_trial
 
 _RECORD = "record.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepJob:
-    """What every trial needs to know; plain values.
-
-    Attributes:
-        model: the base model.
-        config: of the run; a trial's settings go on top.
-        run_url: the run directory.
-        inputs: what all trials depend on, beside their settings, as plain values.
-        neutral_texts: whose loss shows what was forgotten.
-    """
-
-    model: ModelConfig
-    config: Config
-    run_url: str
-    inputs: Mapping[str, Any]
-    neutral_texts: tuple[str, ...] = ()
-
-    @property
-    def folder(self) -> Folder:
-        """Of the sweep."""
-        return Folder.open(self.run_url).sub(SWEEP)
-
-    @property
-    def trials(self) -> Folder:
-        """One folder per trial, of this sweep and of those before it."""
-        return self.folder.sub(TRIAL_FOLDERS)
-
-    @property
-    def records(self) -> Folder:
-        """One file per trial of this sweep."""
-        return self.folder.sub(RECORDS)
 
 
 def sweep_trial(config: dict[str, Any], *, job: SweepJob) -> None:
@@ -77,8 +44,7 @@ def sweep_trial(config: dict[str, Any], *, job: SweepJob) -> None:
 
     A trial that was finished before, by this sweep or an earlier one, is not trained again.
     """
-    settings = {key: value.item() if hasattr(value, "item") else value for key, value in config.items()}
-    trial = Trial(job, settings)
+    trial = Trial(job, plain_settings(config))
     inputs = trial.inputs()
     folder = job.trials.sub(content_hash(inputs))
     if begin(folder, inputs).action == "reuse":
@@ -142,7 +108,7 @@ class Trial:
         Its own folder stays as it is: what it holds is finished, and a kill in the middle must not cut it short.
         """
         stored = folder.read_json(_RECORD)
-        self.about = {name: stored[name] for name in _ABOUT if name in stored}
+        self.about = {"trained_by": _name_of(folder)} | {name: stored[name] for name in _ABOUT if name in stored}
         reports = []
         for epoch in stored["epochs"]:
             scored = epoch if stored["state"] == "failed" else self._scored(epoch["metrics"])
@@ -152,13 +118,46 @@ class Trial:
 
     def _train_and_measure(self, folder: Folder) -> dict[str, float]:
         began = time.perf_counter()
-        counts = stored_counts(self.directory.counts_folder.url)
-        masks = identify_masks(counts, self.config.identify, seed=self.config.seed)
+        masks = identify_stored_masks(self.directory.counts_folder, self.config.identify, seed=self.config.seed)
         self.about |= {
             "identify_seconds": round(time.perf_counter() - began, 4),
             "union_experts": len(masks.union_experts),
             "masks": masks.digest(),
         }
+        learned = self.training_inputs(masks)
+        # Under a scheduler a training is measured after every epoch.
+        same = f"trained-{content_hash([learned, dict(self.job.inputs), self.config.sweep.scheduler])}.json"
+        metrics = self._trained_before(folder, same) or self._train(folder, masks, learned)
+        self.job.trials.write_json(same, {"trained_by": self.about["trained_by"]})
+        return metrics
+
+    def training_inputs(self, masks: ExpertMasks) -> dict[str, Any]:
+        """What the trial's learned experts depend on, as the `finetune` stage of a run with its settings names it."""
+        inputs = {"masks": masks.digest(), **self.job.sources, **training_settings(self.config)}
+        return inputs | ({"validation": self.job.inputs["validation"]} if self.config.finetune.patience else {})
+
+    def _trained_before(self, folder: Folder, same: str) -> dict[str, float] | None:
+        """What a finished trial with the same masks and training settings measured; None where there is none.
+
+        Trials with different settings often select the same experts: a threshold does nothing where `top_k` binds.
+        """
+        if not self.job.trials.exists(same):
+            return None
+        owner: str = self.job.trials.read_json(same)["trained_by"]
+        other = self.job.trials.sub(owner)
+        if not is_finished(other):
+            return None
+        stored = other.read_json(_RECORD)
+        self.about |= {name: stored[name] for name in ("trainable_parameters", "frozen_parameters_changed")}
+        self.about |= {"trained_by": owner, "train_seconds": 0.0, "evaluate_seconds": 0.0}
+        *before, last = stored["epochs"]
+        for epoch in before[len(self.epochs) :]:
+            tune.report(self._record(folder, "stopped", self._scored(epoch["metrics"])))
+        metrics: dict[str, float] = last["metrics"]
+        return metrics
+
+    def _train(self, folder: Folder, masks: ExpertMasks, learned: Mapping[str, Any]) -> dict[str, float]:
+        self.about["trained_by"] = _name_of(folder)
         self.base.check()
 
         def after_step(trainer: MaskedTrainer, report: StepReport) -> None:
@@ -177,6 +176,8 @@ class Trial:
                 validation=self.directory.validation_examples,
                 resume_from=None if checkpoint is None else stack.enter_context(checkpoint.as_directory()),
                 after_step=after_step if self.config.sweep.scheduler == "asha" else None,
+                base=self.job.model.path,
+                keep=partial(keep_training, folder, learned),
             )
         self.about |= {
             "trainable_parameters": outcome.trainable_parameters,
@@ -198,7 +199,7 @@ class Trial:
     @cached_property
     def base(self) -> BaseModel:
         """The base model of this process."""
-        return base_model(self.job.model, self.config.sweep.max_concurrent_trials)
+        return base_model(self.job.model, processes_on_this_node(self.config.sweep.max_concurrent_trials))
 
     def measure(self) -> Measured:
         """Measures the model as it is now, on the validation examples."""
@@ -235,26 +236,16 @@ class Trial:
     def _record_for_this_sweep(self, state: str, scored: dict[str, Any]) -> dict[str, Any]:
         self.epochs.append(scored)
         known = {"state": state, "settings": self.settings, **self.about, **scored, "epochs": self.epochs}
-        self.job.records.write_json(f"{content_hash(self.settings)}.json", known)
+        self.job.records.write_json(record_name(self.settings), known)
         return known
 
 
 _ABOUT = (
-    *("process", "identify_seconds", "union_experts", "masks"),
+    *("process", "identify_seconds", "union_experts", "masks", "trained_by"),
     *("trainable_parameters", "frozen_parameters_changed", "train_seconds", "evaluate_seconds"),
 )
 
 
-def read_trials(records: Folder) -> pd.DataFrame:
-    """All trials of a sweep with a record, one row each: settings by dotted key, then what came of them.
-
-    The column `state` is `finished`, `stopped` (by the scheduler, before its last epoch) or `failed` (`message` tells why).
-    """
-    rows = []
-    for name in records.names():
-        if name.endswith(".json") and not name.startswith("."):
-            record = records.read_json(name)
-            settings, epochs = record.pop("settings"), record.pop("epochs")
-            record.pop("metrics", None)
-            rows.append({**settings, "epochs": len(epochs), **record})
-    return pd.DataFrame(rows)
+def _name_of(folder: Folder) -> str:
+    """A trial's name: that of its folder."""
+    return str(folder.path.rpartition("/")[2])

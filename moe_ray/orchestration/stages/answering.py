@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
+from typing import Any
 
 import pandas as pd
 
 from moe_ray.config.evaluate import EvaluateConfig
+from moe_ray.models.loading import context_length, load_tokenizer
 from moe_ray.orchestration.jobs.answer import AnswerJob, answer
 from moe_ray.orchestration.jobs.judge import judge
 from moe_ray.orchestration.stages.context import Context
+from moe_ray.prompts.quarantine import Rejected
+from moe_ray.routing.encode_example import TooLong, unanswerable
 from moe_ray.storage.folder import Folder
 
 
@@ -37,6 +43,24 @@ def answered(
         config = replace(config, max_new_tokens=max_new_tokens)
     job = AnswerJob(model=run.model, config=config, run_url=run.directory.folder.url, parts=parts, adapter=adapter)
     return answer(frame, job, what=what).answers
+
+
+def too_long_policy(run: Context) -> TooLong:
+    """Of examples that are too long to be asked: what could be counted of one is no matter here."""
+    return "error" if run.config.capture.too_long == "error" else "skip"
+
+
+def unaskable_of(run: Context) -> Callable[[pd.DataFrame], dict[Any, Rejected]]:
+    """A function that gives the rows that the model cannot be asked, each with the reason; see `unanswerable`."""
+    tokenizer = cache(lambda: load_tokenizer(run.model))
+
+    def unaskable(frame: pd.DataFrame) -> dict[Any, Rejected]:
+        if frame.empty:
+            return {}
+        limit = context_length(run.model)
+        return unanswerable(frame, tokenizer(), limit=limit, too_long=too_long_policy(run))
+
+    return unaskable
 
 
 def judged(run: Context, answers: pd.DataFrame, parts: Folder, what: str) -> pd.DataFrame:

@@ -6,13 +6,14 @@ from typing import Any
 
 from moe_ray.finetuning.adapter_files import adapter_digest
 from moe_ray.orchestration.jobs.finetune import FinetuneJob
-from moe_ray.orchestration.jobs.finetune import finetune as train
 from moe_ray.orchestration.stages.context import Context
 from moe_ray.orchestration.stages.identify import selecting_settings
 from moe_ray.orchestration.stages.rounds import Rounds
+from moe_ray.orchestration.stages.training import train
 from moe_ray.run_directory import CAPTURE, FINETUNE, IDENTIFY, PROMPTS, round_folder
 from moe_ray.storage.folder import Folder
 from moe_ray.storage.stage import MADE, Outcome, Stage
+from moe_ray.studies.kept_training import training_settings
 
 
 def finetune(run: Context) -> Outcome:
@@ -28,7 +29,7 @@ def finetune(run: Context) -> Outcome:
         job = FinetuneJob(
             model=run.model, config=run.config.finetune, seed=run.config.seed, run_url=run.directory.folder.url
         )
-        notes = Rounds(job, run, training).run() if has_rounds else train(job)
+        notes = Rounds(job, run, training).run() if has_rounds else train(run, job, inputs)
         return {**notes, MADE: {"experts": adapter_digest(folder)}}
 
     return run.do(Stage(name=FINETUNE, inputs=inputs, work=work, keeps=(round_folder("*").rpartition("/")[2],)))
@@ -39,27 +40,21 @@ def training_inputs(run: Context) -> dict[str, Any]:
 
     How many workers train, and how many rows or tokens at once, is not among it.
     """
-    inputs = {
-        "targets": run.made(PROMPTS, "targets"),
-        "left_out": run.made(CAPTURE, "left_out"),
-        **run.checkpoint,
-        **run.numerics(0),
-        **training_settings(run),
-        "seed": run.config.seed,
-    }
+    inputs = {**training_sources(run), **training_settings(run.config)}
     if run.config.finetune.patience:
         inputs["validation"] = run.made(PROMPTS, "validation")
     return inputs
 
 
-def training_settings(run: Context) -> dict[str, Any]:
-    """The settings `finetune.*` that affect the weights.
-
-    With `finetune.batches_per_step=0` a step takes as many batches as there are workers, which does matter.
-    """
-    settings = {key: value for key, value in run.settings("weights").items() if not key.startswith("rounds.")}
-    config = run.config.finetune
-    return settings | {"finetune.batches_per_step": config.batches_per_step or max(1, config.num_workers)}
+def training_sources(run: Context) -> dict[str, Any]:
+    """What learned experts depend on beside masks and settings, and the validation examples that `patience` watches."""
+    return {
+        "targets": run.made(PROMPTS, "targets"),
+        "left_out": run.made(CAPTURE, "left_out"),
+        **run.checkpoint,
+        **run.numerics(0),
+        "seed": run.config.seed,
+    }
 
 
 def rounds_settings(run: Context) -> dict[str, Any]:

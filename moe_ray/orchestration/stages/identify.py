@@ -6,6 +6,7 @@ import io
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from moe_ray.config.effects import settings_affecting
@@ -47,10 +48,10 @@ def _identify(run: Context, folder: Folder) -> dict[str, Any]:
     masks = select(risk, settings, seed=seed)
     write_masks(folder, masks)
     _export(run, folder, risk, masks)
-    without_mask = sorted(set(run.directory.batches["batch_idx"]) - set(masks.batch_idx))
+    without_mask = np.setdiff1d(run.directory.stored_batches.columns("batch_idx")["batch_idx"], masks.batch_idx)
     return {
         "union_experts": len(masks.union_experts),
-        "batches_without_mask": [int(batch_idx) for batch_idx in without_mask],
+        "batches_without_mask": without_mask.tolist(),
         MADE: {"masks": masks.digest()},
     }
 

@@ -1,72 +1,39 @@
-"""Stage `prepare`: prompts to batches and held-out examples, with a target for each."""
+"""Stage `prepare`: prompts to batches and held-out examples, with a target for each.
+
+Examples come from the local disk as tables of bounded size, and each table is done with before the next one is read.
+"""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 
-from moe_ray.evaluation.evaluate import assign_reference_batches
-from moe_ray.finetuning.targets import TARGETS, Asking, fill_targets, held_out_to_ask
-from moe_ray.models.loading import context_length, load_tokenizer
-from moe_ray.orchestration.stages.answering import answered, judged
+from moe_ray.evaluation.evaluate import ReferenceBatches
+from moe_ray.finetuning.targets import TARGETS, Asking, check_left_out, fill_targets, left_out_rows
+from moe_ray.orchestration.stages.answering import answered, too_long_policy, unaskable_of
 from moe_ray.orchestration.stages.context import Context
-from moe_ray.prompts.example_rows import example_to_row
-from moe_ray.prompts.example_tables import (
-    BATCHES,
-    ROWS_PER_GROUP,
-    batches_to_frame,
-    examples_to_frame,
-)
-from moe_ray.prompts.pair_filter import pair_counts, pair_outcomes, unanswered_pairs
-from moe_ray.prompts.prompt_set import without_pairs
+from moe_ray.orchestration.stages.pairs import filter_pairs
+from moe_ray.prompts.batches import EqualBatches
+from moe_ray.prompts.example_rows import EXAMPLE_SCHEMA
+from moe_ray.prompts.example_tables import BATCH_SCHEMA, BATCHES, ROWS_PER_GROUP
+from moe_ray.prompts.examples import Example
 from moe_ray.prompts.quarantine import Rejected
-from moe_ray.routing.encode_example import TooLong, unanswerable
-from moe_ray.run_directory import (
-    ANSWERS,
-    LEFT_OUT,
-    OWN_ANSWERS,
-    PAIR_OUTCOMES,
-    PAIRS,
-    PARTS,
-    PROMPTS,
-    TEST,
-    VALIDATION,
-    VERDICTS,
-)
-from moe_ray.storage.fingerprint import content_hash, frame_hash
+from moe_ray.prompts.spooled_examples import SpooledExamples, index_of
+from moe_ray.prompts.units import grouped
+from moe_ray.run_directory import ANSWERS, LEFT_OUT, OWN_ANSWERS, PARTS, PROMPTS, TEST, VALIDATION
+from moe_ray.storage.fingerprint import TableHash, content_hash, frame_hash
 from moe_ray.storage.folder import Folder
 from moe_ray.storage.stage import MADE, Outcome, Stage
 
-_PAIR_ANSWERS = f"{PAIRS}/answers"
 _LEFT_OUT_COLUMNS = ("split", "id", "label", "category", "reason", "detail")
+_HELD_OUT_SCHEMA = pa.schema([*EXAMPLE_SCHEMA, ("batch_idx", pa.int64())])
 
-
-def filter_pairs(run: Context) -> Outcome:
-    """Finds which pairs are kept, and groups the run's prompts anew from those; does so only once in a run."""
-    if PAIRS in run.outcomes:
-        return run.outcomes[PAIRS]
-    pairs = [example for example in run.prompts.examples if example.pair is not None]
-    inputs = {
-        "pairs": content_hash([example_to_row(example) for example in pairs]),
-        "prompts.keep_pairs": run.config.prompts.keep_pairs,
-        "capture.too_long": _policy(run),
-        **run.judged_answers(run.config.evaluate.gpus_per_actor),
-    }
-
-    def work(folder: Folder) -> dict[str, Any]:
-        frame = examples_to_frame(pairs).assign(batch_idx=-1, target=None)
-        bad = frame["pair"].isin(frame.loc[list(_unanswerable(run, frame)), "pair"])
-        answers = answered(run, frame[~bad], _PAIR_ANSWERS, "answers, pairs")
-        with_verdicts = judged(run, answers, folder.sub(VERDICTS), "verdicts, pairs")
-        outcomes = pd.concat([pair_outcomes(with_verdicts), unanswered_pairs(frame[bad])], ignore_index=True)
-        folder.write_table(PAIR_OUTCOMES, outcomes)
-        return pair_counts(outcomes)
-
-    outcome = run.do(Stage(name=PAIRS, inputs=inputs, work=work))
-    outcomes = outcome.folder.read_frame(PAIR_OUTCOMES)
-    run.prompts = without_pairs(run.prompts, set(outcomes.loc[~outcomes["kept"], "pair"]), run.config)
-    return outcome
+Unaskable = Callable[[pd.DataFrame], dict[Any, Rejected]]
 
 
 def prepare(run: Context) -> Outcome:
@@ -76,45 +43,68 @@ def prepare(run: Context) -> Outcome:
     """
     if run.config.prompts.keep_pairs != "all":
         filter_pairs(run)
-    groups = {str(batch.batch_idx): batch.examples for batch in run.prompts.assembly.batches}
-    groups |= {"validation": tuple(run.prompts.validation), "test": tuple(run.prompts.test)}
-    rows = [[group, [example_to_row(example) for example in examples]] for group, examples in groups.items()]
+    batches = _batches(run)
+    used = [batches.examples, run.prompts.validation, run.prompts.test]
     inputs = {
-        "examples": content_hash(rows),
+        "examples": content_hash(
+            [
+                batches.size,
+                hashlib.sha256(batches.batch_idx.tobytes()).hexdigest(),
+                *(_on_disk(examples).digest() for examples in used),
+            ]
+        ),
         **run.settings("targets"),
-        "capture.too_long": _policy(run),
+        "capture.too_long": too_long_policy(run),
         **run.checkpoint,
         **run.numerics(run.config.evaluate.gpus_per_actor),
     }
     return run.do(Stage(name=PROMPTS, inputs=inputs, work=lambda folder: _write_prompts(run, folder)))
 
 
+def _batches(run: Context) -> EqualBatches:
+    """The run's batches, which lie on the local disk, as all prompts of `read_prompts` do."""
+    assert isinstance(run.prompts.batches, EqualBatches), run.prompts
+    return run.prompts.batches
+
+
+def _on_disk(examples: Sequence[Example]) -> SpooledExamples:
+    assert isinstance(examples, SpooledExamples), examples
+    return examples
+
+
 def _write_prompts(run: Context, folder: Folder) -> dict[str, Any]:
-    train = batches_to_frame(run.prompts.assembly.batches)
-    held_out = {TEST: run.prompts.test}
-    if run.prompts.validation:
-        held_out[VALIDATION] = run.prompts.validation
+    batches, unaskable = _batches(run), unaskable_of(run)
+    reference = _reference_batches(batches)
     left_out: list[dict[str, Any]] = []
     made = {}
-    for file, examples in held_out.items():
+    for file, examples in ((TEST, run.prompts.test), (VALIDATION, run.prompts.validation)):
         split = file.partition(".")[0]
-        frame = examples_to_frame(examples)
-        share = run.config.capture.max_bad_share
-        frame, unasked = held_out_to_ask(frame, split, _unanswerable(run, frame), max_bad_share=share)
+        if not examples and file == VALIDATION:
+            continue
+        asked, unasked = _held_out_to_ask(run, _on_disk(examples), split, unaskable)
         left_out += unasked
-        frame["batch_idx"] = assign_reference_batches(frame, train)
-        frame = _with_targets(run, frame, split)
-        folder.write_table(file, frame)
-        made[split] = frame_hash(frame)
+        digest = TableHash()
+        with folder.growing_table(file, _HELD_OUT_SCHEMA, row_group_size=ROWS_PER_GROUP) as append:
+            for number, table in enumerate(asked.tables()):
+                frame = table.select(["label", "category", "pair"]).to_pandas()
+                placed = table.append_column("batch_idx", pa.array(reference.assign(frame).to_numpy()))
+                filled = _with_targets(run, placed, split, number, unaskable)
+                digest.update(filled)
+                append(filled)
+        made[split] = digest.digest()
     # The capture does not read targets, so another refusal captures nothing again.
-    made["examples"] = frame_hash(train.drop(columns=list(TARGETS)))
-    train = _with_targets(run, train, "train")
-    made["targets"] = frame_hash(train)
-    folder.write_table(BATCHES, train, row_group_size=ROWS_PER_GROUP)
+    without_targets, with_targets = TableHash(), TableHash()
+    with folder.growing_table(BATCHES, BATCH_SCHEMA, row_group_size=ROWS_PER_GROUP) as append:
+        for number, table in enumerate(_batch_tables(batches)):
+            without_targets.update(table.drop_columns(list(TARGETS)))
+            filled = _with_targets(run, table, "train", number, unaskable)
+            with_targets.update(filled)
+            append(filled)
+    made |= {"examples": without_targets.digest(), "targets": with_targets.digest()}
     folder.write_table(LEFT_OUT, pd.DataFrame(left_out, columns=[*_LEFT_OUT_COLUMNS]))
     num_test = len(run.prompts.test) - sum(row["split"] == "test" for row in left_out)
     return {
-        "examples": len(train),
+        "examples": len(batches.examples),
         "test_examples": num_test,
         "left_over": len(run.prompts.assembly.left_over),
         "left_out": len(left_out),
@@ -122,26 +112,68 @@ def _write_prompts(run: Context, folder: Folder) -> dict[str, Any]:
     }
 
 
-def _policy(run: Context) -> TooLong:
-    """Of examples that are too long to be asked: what could be counted of one is no matter here."""
-    return "error" if run.config.capture.too_long == "error" else "skip"
+def _batch_tables(batches: EqualBatches) -> Iterator[pa.Table]:
+    """The examples of all batches with `batch_idx` and `in_batch_idx`."""
+    row = 0
+    for table in _on_disk(batches.examples).tables():
+        batch, position = np.divmod(np.arange(row, row + table.num_rows), batches.size)
+        row += table.num_rows
+        columns = [pa.array(batches.batch_idx[batch]), pa.array(position), *table.columns]
+        yield pa.Table.from_arrays(columns, schema=BATCH_SCHEMA)
 
 
-def _unanswerable(run: Context, frame: pd.DataFrame) -> dict[Any, Rejected]:
-    """The rows that the model cannot be asked, each with the reason."""
-    return unanswerable(frame, load_tokenizer(run.model), limit=context_length(run.model), too_long=_policy(run))
+def _reference_batches(batches: EqualBatches) -> ReferenceBatches:
+    """What gives held-out examples their reference batches, from the index of the batches' examples."""
+    index = index_of(batches.examples)
+    unsafe = np.flatnonzero(index.is_unsafe)
+    of_category = {
+        index.categories[category]: np.unique(batches.batch_idx[unsafe[members] // batches.size])
+        for category, members in grouped(index.category[unsafe])
+    }
+    return ReferenceBatches(np.sort(batches.batch_idx), of_category)
 
 
-def _with_targets(run: Context, frame: pd.DataFrame, split: str) -> pd.DataFrame:
-    asking = Asking(
-        unaskable=lambda rows: _unanswerable(run, rows), answers=lambda rows: _own_answers(run, rows, split)
-    )
-    return fill_targets(frame, run.config.prompts.refusal, asking)
+def _held_out_to_ask(
+    run: Context, examples: SpooledExamples, split: str, unaskable: Unaskable
+) -> tuple[SpooledExamples, list[dict[str, Any]]]:
+    """The held-out examples that can be answered, and a row for each that is left out; see `held_out_to_ask`."""
+    left_out: list[dict[str, Any]] = []
+    is_asked = np.ones(len(examples), dtype=np.bool_)
+    row = 0
+    for table in examples.tables(["id", "label", "category", "messages"]):
+        frame = table.to_pandas().set_index(np.arange(row, row + table.num_rows))
+        row += table.num_rows
+        bad = unaskable(frame)
+        is_asked[list(bad)] = False
+        left_out += left_out_rows(frame, split, bad)
+    check_left_out(left_out, len(examples), split, max_bad_share=run.config.capture.max_bad_share)
+    return examples.pick(np.flatnonzero(is_asked).astype(np.int32)), left_out
 
 
-def _own_answers(run: Context, asked: pd.DataFrame, split: str) -> pd.DataFrame:
-    """The model's own answers. They are a separate stage, so that another refusal text asks for none of them again."""
-    name, tokens = f"{OWN_ANSWERS}/{split}", run.config.prompts.own_answer_tokens
+def _with_targets(run: Context, table: pa.Table, split: str, number: int, unaskable: Unaskable) -> pa.Table:
+    """A table of examples with a target for each that can have one.
+
+    Args:
+        run: the run.
+        table: of the split's tables.
+        split: its name.
+        number: of the table.
+        unaskable: from `unaskable_of`.
+    """
+    if not table["target"].null_count:
+        return table
+    asking = Asking(unaskable=unaskable, answers=lambda rows: _own_answers(run, rows, split, number))
+    frame = table.drop_columns(["response", "split"]).to_pandas()
+    filled = fill_targets(frame, run.config.prompts.refusal, asking)
+    for name in TARGETS:
+        column = pa.array(filled[name], type=table.schema.field(name).type, from_pandas=True)
+        table = table.set_column(table.column_names.index(name), name, column)
+    return table
+
+
+def _own_answers(run: Context, asked: pd.DataFrame, split: str, number: int) -> pd.DataFrame:
+    """The model's own answers. They are separate stages, so that another refusal text asks for none of them again."""
+    name, tokens = f"{OWN_ANSWERS}/{split}" + (f"_{number}" if number else ""), run.config.prompts.own_answer_tokens
     inputs = {
         "prompts": frame_hash(asked[["id", "messages"]]),
         "prompts.own_answer_tokens": tokens,

@@ -27,6 +27,7 @@ from moe_ray.orchestration.jobs.finetune import FinetuneJob, finetune
 from moe_ray.orchestration.stages.answering import answered, judged
 from moe_ray.orchestration.stages.capture import capture_inputs
 from moe_ray.orchestration.stages.context import Context
+from moe_ray.orchestration.stages.training import train
 from moe_ray.prompts.example_tables import frame_to_batches
 from moe_ray.report.study_text import describe_round
 from moe_ray.routing.capture_batches import capture_batches
@@ -126,16 +127,18 @@ class Rounds:
 
         def work(folder: Folder) -> dict[str, Any]:
             write_masks(folder, state.masks)
-            notes = finetune(
-                replace(
-                    self.job,
-                    out=name,
-                    masks=name,
-                    start="" if number == 1 else round_folder(number - 1),
-                    batch_weights=dict(state.weights),
-                    seed=self.job.seed + number - 1,
-                )
+            job = replace(
+                self.job,
+                out=name,
+                masks=name,
+                start="" if number == 1 else round_folder(number - 1),
+                batch_weights=dict(state.weights),
+                seed=self.job.seed + number - 1,
             )
+            if number == 1:
+                notes = train(self.run_context, job, {"masks": state.masks.digest(), **self.inputs})
+            else:
+                notes = finetune(job)
             return {**notes, MADE: {"experts": adapter_digest(folder)}}
 
         stage = Stage(name=name, inputs={**self.inputs, **state.inputs(), "round": number}, work=work)

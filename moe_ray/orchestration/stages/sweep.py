@@ -6,13 +6,14 @@ from typing import Any
 
 from moe_ray.orchestration.jobs.sweep import sweep as run_trials
 from moe_ray.orchestration.jobs.sweep import write_results
-from moe_ray.orchestration.jobs.sweep_trial import SweepJob
+from moe_ray.orchestration.jobs.sweep_job import SweepJob
 from moe_ray.orchestration.stages.context import Context
-from moe_ray.orchestration.stages.finetune import training_settings
+from moe_ray.orchestration.stages.finetune import training_sources
 from moe_ray.orchestration.stages.identify import selecting_settings
 from moe_ray.run_directory import CAPTURE, PROMPTS, SWEEP, TRIAL_FOLDERS
 from moe_ray.storage.folder import Folder
 from moe_ray.storage.stage import Outcome, Stage
+from moe_ray.studies.kept_training import training_settings
 from moe_ray.studies.search_space import read_space
 
 
@@ -32,7 +33,7 @@ def sweep(run: Context) -> Outcome:
         "seed": run.config.seed,
     }
     searched = read_space(run.config).settings
-    settings = {**selecting_settings(run), **training_settings(run)}
+    settings = {**selecting_settings(run), **training_settings(run.config)}
     inputs = {
         **shared,
         **search,
@@ -46,6 +47,7 @@ def sweep(run: Context) -> Outcome:
             config=run.config,
             run_url=run.directory.folder.url,
             inputs=shared,
+            sources=training_sources(run),
             neutral_texts=run.prompts.neutral,
         )
         return write_results(folder, run.config, run_trials(job))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 import uuid
@@ -90,18 +91,23 @@ class Tracker:
         stored.write_bytes(name, data)
         self._send("file", source=stored.url, name=name, folder=folder, remove=True)
 
-    def log_dataset(self, frame: pd.DataFrame, *, name: str, source: str, context: str) -> None:
+    def log_dataset(
+        self, frame: pd.DataFrame, *, name: str, source: str, context: str, num_rows: int | None = None
+    ) -> None:
         """A table as an MLflow dataset: name, digest, schema and size, not its rows.
 
         Args:
-            frame: the table.
+            frame: the table, or its first rows.
             name: of the data set.
             source: where the table is stored.
             context: what the run uses it for, such as `training`.
+            num_rows: of the whole table, where the frame is its first rows.
         """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on integer columns, which cannot hold missing values
             about = mlflow.data.from_pandas(frame, source=source, name=name).to_dict()
+        if num_rows is not None:
+            about["profile"] = json.dumps({"num_rows": num_rows, "num_elements": num_rows * frame.shape[1]})
         self._send("dataset", dataset=about, context=context)
 
     def end(self, status: str = "FINISHED") -> None:

@@ -19,7 +19,7 @@ import pandas as pd
 from moe_ray.config.io import settings_as_text
 from moe_ray.config.run import Config
 from moe_ray.finetuning.adapter_files import ADAPTER_FILES
-from moe_ray.finetuning.history import HISTORY, read_history
+from moe_ray.finetuning.history import HISTORY, HistoryReader
 from moe_ray.identification.mask_files import MASKS, UNSAFE_EXPERTS
 from moe_ray.orchestration.tracking.mlflow_run import RECORD, MlflowTracker, Tracker
 from moe_ray.prompts.example_tables import BATCHES
@@ -67,6 +67,9 @@ _STEP_METRICS = (
 )
 
 _COUNTS = ("batches", "union_experts", "trainable_parameters", "total_parameters", "frozen_parameters_changed")
+
+_ROWS_DESCRIBED = 10_000
+"""Of the batches: as many as MLflow takes a data set's digest of."""
 
 _ARTIFACTS = (
     ("", CONFIG),
@@ -126,17 +129,14 @@ def _run_name(stage: str) -> str:
 @contextmanager
 def _steps_as_they_come(tracker: Tracker, folder: Folder) -> Iterator[None]:
     """Sends each step of a training once, from the history that its first worker keeps writing."""
-    sent: set[int] = set()
+    history = HistoryReader(folder)
     ended = threading.Event()
 
     def look() -> None:
-        if not folder.exists(HISTORY):
-            return
-        steps = [step for step in read_history(folder) if step["step"] not in sent]
         tracker.log_metrics(
-            (step["step"], {f"train/{name}": step[name] for name in _STEP_METRICS if name in step}) for step in steps
+            (step["step"], {f"train/{name}": step[name] for name in _STEP_METRICS if name in step})
+            for step in history.new_steps()
         )
-        sent.update(step["step"] for step in steps)
 
     def keep_looking() -> None:
         while not ended.wait(_SECONDS_BETWEEN_LOOKS):
@@ -164,8 +164,13 @@ def log_results(
         where: from `where_stages_were_run`.
     """
     prompts = directory.sub(PROMPTS)
-    for frame, file, context in ((directory.batches, BATCHES, "training"), (directory.test, TEST, "evaluation")):
-        tracker.log_dataset(frame, name=file.partition(".")[0], source=prompts.file_url(file), context=context)
+    stored = directory.stored_batches
+    for frame, file, context, num_rows in (
+        (stored.first(_ROWS_DESCRIBED), BATCHES, "training", len(stored)),
+        (directory.test, TEST, "evaluation", None),
+    ):
+        about = {"name": file.partition(".")[0], "source": prompts.file_url(file), "context": context}
+        tracker.log_dataset(frame, **about, num_rows=num_rows)
     tracker.log_tags(where)
     tracker.log_metrics([(0, {name: summary[name] for name in _COUNTS})])
     for step, when in enumerate(WHENS):

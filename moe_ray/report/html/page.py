@@ -79,7 +79,7 @@ def _environment() -> jinja2.Environment:
 
 
 def _findings(run: RunDirectory, certainty: pd.DataFrame, blocks: Sequence[Block]) -> Findings:
-    labels = run.batches["label"].value_counts()
+    labels = run.stored_batches.columns("label")["label"].value_counts()
     before, after, change = blocks
     tuned = run.manifest(FINETUNE)
     return Findings(

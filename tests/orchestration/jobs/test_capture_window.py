@@ -21,7 +21,7 @@ def markers(tmp_path):
 
 @pytest.fixture
 def window(markers):
-    return Window(name="0-3", attempt=Attempt(markers, "0-3", "session"), examples=EXAMPLES)
+    return Window(name="0-3", attempt=Attempt(markers, "0-3", "session"), examples=dict(enumerate(EXAMPLES)))
 
 
 def test_an_example_that_is_left_out_is_no_longer_to_be_counted_and_says_why(window):

@@ -11,11 +11,15 @@ from moe_ray.config.io import with_settings
 from moe_ray.config.model import ModelConfig
 from moe_ray.config.run import Config
 from moe_ray.errors import FrozenChanged, InputError, NothingSelected, NotTrainable, OutsideFailed
+from moe_ray.experts import Expert, masks_from_experts
 from moe_ray.orchestration.jobs import sweep_trial
 from moe_ray.orchestration.jobs.sweep import _first_error
-from moe_ray.orchestration.jobs.sweep_trial import SweepJob, Trial, read_trials
+from moe_ray.orchestration.jobs.sweep_job import SweepJob, read_trials
+from moe_ray.orchestration.jobs.sweep_trial import Trial
 from moe_ray.run_directory import RunDirectory
+from moe_ray.storage.fingerprint import content_hash
 from moe_ray.storage.stage import is_finished
+from moe_ray.studies.kept_training import training_settings
 
 METRICS = {"unsafe_refusal_rate": 0.75, "safe_refusal_rate": 0.25, "target_loss": 1.5, "safe_target_loss": 1.0}
 
@@ -55,7 +59,7 @@ SETTINGS = {"identify.top_k": 5}
 
 
 def trials_of(job):
-    return [job.trials.sub(name) for name in job.trials.names()]
+    return [job.trials.sub(name) for name in job.trials.names() if not name.endswith(".json")]
 
 
 def with_sweep(job, **settings):
@@ -160,3 +164,107 @@ def test_a_sweep_whose_judge_was_unreachable_says_so_in_one_sentence():
     frozen = FrozenChanged("3 numbers changed")
     assert _first_error([frozen]) is frozen
     assert isinstance(_first_error([RuntimeError("a bug")]), RuntimeError)
+
+
+MASKS = masks_from_experts({0: (Expert(0, 1),), 1: (Expert(1, 2),)}, layers=(0, 1), num_experts=4)
+OTHER_MASKS = masks_from_experts({0: (Expert(0, 3),), 1: (Expert(1, 2),)}, layers=(0, 1), num_experts=4)
+
+
+class CountedTrial(Trial):
+    """Writes down what it is asked to train, and measures as the test says."""
+
+    trained: ClassVar[list] = []
+    epochs_of_a_training: ClassVar[int] = 1
+
+    def _train(self, folder, masks, learned):
+        self.trained.append(learned)
+        self.about |= {"trained_by": folder.path.rpartition("/")[2], "trainable_parameters": 7, "train_seconds": 2.0}
+        self.about |= {"frozen_parameters_changed": 0, "evaluate_seconds": 1.0}
+        for epoch in range(self.epochs_of_a_training - 1):
+            metrics = METRICS | {"unsafe_refusal_rate": 0.25 * epoch}
+            sweep_trial.tune.report(self._record(folder, "stopped", self._scored(metrics)))
+        return METRICS
+
+    def _base_metrics(self):
+        return {"safe_target_loss": 0.5}
+
+
+@pytest.fixture
+def trained(told, monkeypatch):
+    """What was trained; a `top_k` of 9 selects other experts than every other one."""
+    monkeypatch.setattr(sweep_trial, "Trial", CountedTrial)
+    monkeypatch.setattr(CountedTrial, "trained", [])
+    monkeypatch.setattr(
+        sweep_trial,
+        "identify_stored_masks",
+        lambda parts, selection, seed: OTHER_MASKS if selection.top_k == 9 else MASKS,
+    )
+    return CountedTrial.trained
+
+
+def records_of(job):
+    return read_trials(job.records).set_index("identify.top_k").sort_index()
+
+
+def test_the_same_masks_and_training_settings_are_trained_once_and_the_record_says_whose_training_it_is(
+    job, trained, told
+):
+    for top_k in (5, 6, 9, 7):
+        sweep_trial.sweep_trial({"identify.top_k": top_k}, job=job)
+    assert [inputs["masks"] for inputs in trained] == [MASKS.digest(), OTHER_MASKS.digest()]
+    records = records_of(job)
+    first = content_hash(CountedTrial(job, {"identify.top_k": 5}).inputs())
+    assert records["trained_by"].tolist()[:3] == [first] * 3
+    assert records.loc[9, "trained_by"] not in ("", first)
+    assert records["train_seconds"].tolist() == [2.0, 0.0, 0.0, 2.0]
+    assert (records["state"] == "finished").all()
+    assert records["value"].nunique() == 1
+    assert len(told) == 4
+
+
+@pytest.mark.parametrize(
+    "settings", [{"finetune.learning_rate": 0.5}, {"seed": 4}, {"finetune.patience": 3}, {"sweep.scheduler": "asha"}]
+)
+def test_another_training_with_the_same_masks_is_trained(job, trained, settings):
+    job = replace(job, sources={"seed": 0}, inputs={"counts": "abc", "validation": "v"})
+    sweep_trial.sweep_trial(SETTINGS, job=job)
+    other = replace(job, config=with_settings(job.config, settings), sources={"seed": settings.get("seed", 0)})
+    sweep_trial.sweep_trial({"identify.top_k": 6}, job=other)
+    assert len(trained) == 2
+
+
+def test_other_counts_or_another_judge_are_measured_anew(job, trained):
+    sweep_trial.sweep_trial(SETTINGS, job=job)
+    sweep_trial.sweep_trial(SETTINGS, job=replace(job, inputs={"counts": "abc", "judge": "another"}))
+    assert len(trained) == 2
+
+
+def test_the_training_of_an_unfinished_trial_is_not_shared(job, trained):
+    sweep_trial.sweep_trial(SETTINGS, job=job)
+    for folder in job.trials.names():
+        if not folder.endswith(".json"):
+            job.trials.sub(folder).remove("manifest.json")
+    sweep_trial.sweep_trial({"identify.top_k": 6}, job=job)
+    assert len(trained) == 2
+
+
+def test_a_shared_training_reports_every_epoch_that_was_measured(job, trained, told, monkeypatch):
+    monkeypatch.setattr(CountedTrial, "epochs_of_a_training", 3)
+    job = with_sweep(job, scheduler="asha")
+    sweep_trial.sweep_trial(SETTINGS, job=job)
+    own = [report["value"] for report in told]
+    sweep_trial.sweep_trial({"identify.top_k": 6}, job=job)
+    assert len(trained) == 1
+    assert [report["value"] for report in told] == own * 2
+    assert records_of(job)["epochs"].tolist() == [3, 3]
+
+
+def test_a_training_is_named_as_the_stage_that_may_take_it_names_it(job, trained):
+    job = replace(job, sources={"targets": "t", "seed": 0}, inputs={"validation": "v"})
+    sweep_trial.sweep_trial({"identify.top_k": 6, "finetune.epochs": 7}, job=job)
+    (inputs,) = trained
+    assert inputs == {"masks": MASKS.digest(), "targets": "t", "seed": 0} | training_settings(
+        with_settings(job.config, {"finetune.epochs": 7})
+    )
+    sweep_trial.sweep_trial({"identify.top_k": 6, "finetune.patience": 2}, job=job)
+    assert trained[1]["validation"] == "v"

@@ -3,14 +3,18 @@
 import json
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 
 from moe_ray.config.io import load_config
 from moe_ray.errors import InputError
+from moe_ray.evaluation.evaluate import assign_reference_batches
 from moe_ray.orchestration.run import Run
 from moe_ray.orchestration.stages import prepare
+from moe_ray.prompts import shuffle
+from moe_ray.prompts.example_tables import BATCHES, frame_to_batches
 from moe_ray.prompts.prompt_set import read_prompts
-from moe_ray.run_directory import LEFT_OUT, PROMPTS, RunDirectory
+from moe_ray.run_directory import LEFT_OUT, PROMPTS, TEST, VALIDATION, RunDirectory
 
 REFUSAL = "No, I will not."
 
@@ -85,10 +89,44 @@ def test_a_held_out_prompt_that_cannot_be_asked_is_left_out_and_listed(prepared)
     assert again.outcomes[PROMPTS].notes["test_examples"] == len(again.directory.test) == len(held_out) - 1
 
 
-def test_pairs_are_filtered_once_in_a_run(untrained_model_path, tmp_path):
-    """After a sweep the stages before it are asked for again, with prompts from which pairs have been dropped."""
-    config = load_config(None, [f"run_dir={tmp_path}/run", "prompts.keep_pairs=jailbroken"])
-    run = Run(config, config.model, None, RunDirectory.open(config.run_dir))
-    run.outcomes["pairs"] = "the outcome"
-    assert prepare.filter_pairs(run) == "the outcome"
-    assert prepare.filter_pairs(run.with_config(config)) == "the outcome"
+@pytest.mark.parametrize("rows", [7, 16, 50])
+def test_what_is_prepared_does_not_depend_on_how_much_is_in_memory_at_once(prepared, asked, monkeypatch, rows):
+    """Long prompts, pairs and categories; the small pieces ask for own answers piece by piece."""
+    examples = [
+        {"prompt": f"prompt {n} {'x' * (n % 13)}", "label": ("safe", "unsafe")[n % 2], "category": "abc"[n % 3]}
+        | ({"target": "Yes."} if n % 5 else {})
+        for n in range(120)
+    ]
+    examples += [{"goal": f"goal {n}", "all_prompt": f"attack {n}", "category": "a"} for n in range(24)]
+    settings = ("prompts.safe_per_batch=4", "prompts.unsafe_per_batch=4", "prompts.validation_fraction=0.2")
+    whole = prepared(examples, *settings)
+    first = sorted(asked)
+    frames = {name: whole.directory.sub(PROMPTS).read_frame(name) for name in (BATCHES, TEST, VALIDATION)}
+    whole.directory.folder.delete()
+    asked.clear()
+    monkeypatch.setattr(shuffle, "ROWS_PER_PIECE", rows)
+    again = prepared(examples, *settings)
+    assert sorted(asked) == first
+    assert again.outcomes[PROMPTS].notes == whole.outcomes[PROMPTS].notes | {
+        "seconds": again.outcomes[PROMPTS].notes["seconds"]
+    }
+    for name, frame in frames.items():
+        assert again.directory.sub(PROMPTS).read_frame(name).equals(frame)
+    inputs = [run.directory.manifest(PROMPTS)["inputs"] for run in (again, prepared(examples, *settings))]
+    assert inputs[0] == inputs[1]
+    assert list(again.directory.batches.columns[:3]) == ["batch_idx", "in_batch_idx", "id"]
+    # The batches are those of the plain way, and held-out examples have the reference batches of the whole table.
+    batches = frame_to_batches(again.directory.batches)
+    assert [replace(batch, examples=_without_targets(batch.examples)) for batch in batches] == [
+        replace(batch, examples=_without_targets(batch.examples)) for batch in again.prompts.batches
+    ]
+    for name in (TEST, VALIDATION):
+        stored = frames[name]
+        assert set(stored["split"]) == {name.partition(".")[0]}
+    held_out = pd.concat([frames[TEST], frames[VALIDATION]], ignore_index=True)
+    expected = assign_reference_batches(held_out, frames[BATCHES])
+    assert held_out["batch_idx"].tolist() == expected.tolist()
+
+
+def _without_targets(examples):
+    return tuple(replace(example, target=None, target_complete=True) for example in examples)

@@ -1,0 +1,96 @@
+"""The stored batches of a run, read in the parts that are needed: whole columns, one batch, or one piece after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from moe_ray.prompts.example_tables import BATCHES
+from moe_ray.storage.folder import Folder
+
+_FEW_VALUES = ("label", "category", "split")
+"""Columns of few different texts, of which each is in memory once."""
+_OF_TEXTS = ["batch_idx", "in_batch_idx", "label", "messages"]
+_TEXTS = 20_000
+
+
+class StoredBatches:
+    """The table of batches: a row per training example, quarantined ones too, ordered by batch and place in it.
+
+    Args:
+        folder: that holds it.
+    """
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+
+    def __len__(self) -> int:
+        with self._folder.open_parquet(BATCHES) as file:
+            return int(file.metadata.num_rows)
+
+    def columns(self, *names: str) -> pd.DataFrame:
+        """Some columns of all examples; labels, categories and splits are categoricals.
+
+        Args:
+            names: of the columns; those with long texts are better read with `pieces`.
+        """
+        with self._folder.open_parquet(BATCHES) as file:
+            groups = [_with_categoricals(file.read_row_group(i, list(names))) for i in range(file.num_row_groups)]
+        frame: pd.DataFrame = pa.concat_tables(groups).unify_dictionaries().to_pandas(ignore_metadata=True)
+        for name in _FEW_VALUES:
+            if name in frame:
+                frame[name] = frame[name].cat.set_categories(sorted(frame[name].cat.categories))
+        return frame
+
+    def pieces(self, *names: str) -> Iterator[pd.DataFrame]:
+        """The examples, some hundreds at a time.
+
+        Args:
+            names: of the columns; none = all.
+        """
+        with self._folder.open_parquet(BATCHES) as file:
+            for group in range(file.num_row_groups):
+                yield file.read_row_group(group, list(names) or None).to_pandas()
+
+    def batch(self, batch_idx: int) -> pd.DataFrame:
+        """The examples of a batch; no rows where there is none with this `batch_idx`."""
+        with self._folder.open_parquet(BATCHES) as file:
+            column = file.schema_arrow.names.index("batch_idx")
+            about = [file.metadata.row_group(group).column(column).statistics for group in range(file.num_row_groups)]
+            groups = [group for group, of in enumerate(about) if of is None or of.min <= batch_idx <= of.max]
+            frame: pd.DataFrame = file.read_row_groups(groups).to_pandas()
+        return frame[frame["batch_idx"] == batch_idx].reset_index(drop=True)
+
+    def first(self, most: int) -> pd.DataFrame:
+        """The first examples, at most so many."""
+        found: list[pd.DataFrame] = []
+        for piece in self.pieces():
+            found.append(piece)
+            if sum(map(len, found)) >= most:
+                break
+        return pd.concat(found, ignore_index=True).iloc[:most]
+
+    def texts(self, most: int = _TEXTS) -> pd.DataFrame:
+        """What prompts say: `batch_idx, in_batch_idx, label, messages` (JSON) of all examples.
+
+        Args:
+            most: where there are more examples, whole pieces spread evenly over the table are read, so many rows at most.
+        """
+        with self._folder.open_parquet(BATCHES) as file:
+            sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+            number = len(sizes)
+            if sum(sizes) > most:
+                number = max(1, most // max(sizes))
+            chosen: Sequence[int] = (np.arange(number) * len(sizes) // max(1, number)).tolist()
+            frame: pd.DataFrame = file.read_row_groups(chosen, _OF_TEXTS).to_pandas()
+        return frame
+
+
+def _with_categoricals(table: pa.Table) -> pa.Table:
+    for place, name in enumerate(table.column_names):
+        if name in _FEW_VALUES:
+            table = table.set_column(place, name, table[name].cast(pa.string()).dictionary_encode())
+    return table
