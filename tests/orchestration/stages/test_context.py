@@ -13,7 +13,9 @@ import pytest
 from moe_ray.config.io import load_config
 from moe_ray.experts import Expert
 from moe_ray.finetuning.adapter_files import HEADER, TENSORS
+from moe_ray.identification.findings import findings_of, joined
 from moe_ray.identification.identify import identify as identify_counts
+from moe_ray.identification.risk_tables import write_part
 from moe_ray.orchestration.jobs.answer import Answers
 from moe_ray.orchestration.run import Run
 from moe_ray.orchestration.stages import capture, evaluate, finetune, identify
@@ -22,7 +24,7 @@ from moe_ray.prompts.prompt_set import read_prompts
 from moe_ray.prompts.quarantine import QUARANTINE, TRUNCATED, quarantine_frame
 from moe_ray.routing.count_store import read_counts
 from moe_ray.routing.count_tables import counts_to_table
-from moe_ray.run_directory import CAPTURE, RunDirectory
+from moe_ray.run_directory import CAPTURE, RISK, RunDirectory
 from moe_ray.testing.simulated_counts import Population, simulate
 
 STAGES = ("prepare", "capture", "identify", "finetune")
@@ -41,9 +43,13 @@ def jobs(monkeypatch):
             run.sub(CAPTURE).write_table(name, quarantine_frame([]))
         return {"tokens": int(counts.num_tokens.sum()), "quarantined": 0}
 
-    def identifies(run, config, *, seed):
+    def identifies(run, folder, config, *, seed):
         done.append("identify")
-        return identify_counts(read_counts(run.counts_folder), config, seed=seed)
+        counts = read_counts(run.counts_folder)
+        risk = identify_counts(counts, config, seed=seed)
+        write_part(folder.sub(RISK), risk)
+        found = [findings_of(risk, config, seed=seed)]
+        return joined(found, config, layers=counts.layers, num_experts=counts.counts_NLE.shape[2])
 
     def trains(run, job, inputs):
         done.append("finetune")
