@@ -26,8 +26,8 @@ from moe_ray.studies.trial import only_what_selects
 
 logger = logging.getLogger(__name__)
 
-MOST_EXPORT_BYTES = 256 * 10**6
-"""The pickle for pandas users, which is made in memory, is written up to this size of its masks."""
+MOST_EXPORT_BYTES = 64 * 10**6
+"""The pickle for pandas users, which is made in memory several times over, is written up to this size of its masks."""
 
 
 def identify(run: Context) -> Outcome:
