@@ -35,8 +35,8 @@ NEVER = 10**9
 """As the cost of a pass: every batch stays in one."""
 
 
-def random_batch(generator: np.random.Generator, vocab: int = 8192) -> list[TokenizedRow]:
-    """Rows of unlike length."""
+def random_batch(generator: np.random.Generator, vocab: int = 512) -> list[TokenizedRow]:
+    """Rows of unlike length; the ids are in the vocabulary of every shape."""
     lengths = generator.lognormal(3.6, 0.8, ROWS).astype(int) + 1
     return [
         TokenizedRow(generator.integers(3, vocab, length).tolist(), generator.integers(3, vocab, ANSWER).tolist())

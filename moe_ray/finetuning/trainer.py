@@ -92,7 +92,8 @@ class MaskedTrainer:
         validate: Callable[[], float] | None = None,
         monitor: Monitor | None = check_routing,
     ) -> None:
-        _require_rows(batches, masks)
+        if missing := sorted(set(masks.trained_batches) - set(batches)):
+            raise InputError(f"no training rows for batches {missing[:10]}; masks and batches must be of one run")
         if config.patience and validate is None:
             raise InputError(
                 "finetune.patience is on, but there is no validation loss; give validation prompts or set it to 0"
@@ -278,9 +279,3 @@ class MaskedTrainer:
         if self.world_size > 1:
             dist.broadcast(value, src=0)
         return value.item()
-
-
-def _require_rows(batches: TrainingBatches, masks: ExpertMasks) -> None:
-    missing = sorted(set(masks.trained_batches) - set(batches))
-    if missing:
-        raise InputError(f"no training rows for batches {missing[:10]}; masks and batches must be of one run")
