@@ -216,7 +216,7 @@ def test_a_keyword_is_a_setting_of_the_section_and_wins_over_its_object(counts):
     ("settings", "said"),
     [
         ({"treshold": 0.1}, "treshold: no setting of IdentifyConfig; did you mean 'threshold'"),
-        ({"qqqq": 1}, "expected some of alpha, correction, "),
+        ({"qqqq": 1}, "expected some of alpha, compiled, correction, "),
         ({"top_k": 0}, "identify.top_k: got 0"),
     ],
 )

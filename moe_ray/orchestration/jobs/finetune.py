@@ -22,8 +22,8 @@ from moe_ray.finetuning.adapter_files import copy_adapter, local_adapter, read_a
 from moe_ray.finetuning.fine_tune import FineTuned, continue_fine_tuning, fine_tune
 from moe_ray.finetuning.history import HistoryWriter
 from moe_ray.finetuning.step_report import StepReport
-from moe_ray.finetuning.stored_batches import StoredBatches
 from moe_ray.finetuning.trainer import MaskedTrainer
+from moe_ray.finetuning.training_batches import TrainingBatches
 from moe_ray.identification.mask_files import read_masks
 from moe_ray.orchestration.cluster.model_actor import ModelWork
 from moe_ray.orchestration.cluster.model_pool import ModelPool, pool_for
@@ -147,7 +147,7 @@ def _run_worker(
     report: Callable[[MaskedTrainer], None],
 ) -> dict[str, Any]:
     run, out = RunDirectory.open(job.run_url), job.folder()
-    batches = StoredBatches(run.sub(PROMPTS), run.sub(CAPTURE))
+    batches = TrainingBatches(run.sub(PROMPTS), run.sub(CAPTURE))
     watched = run.validation_examples if job.config.patience else []
     masks = read_masks(run.sub(job.masks))
     history = HistoryWriter(out, resumed=resume_from is not None)

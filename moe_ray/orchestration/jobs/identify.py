@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import ray.data
@@ -22,7 +20,7 @@ from moe_ray.identification.identify import identify as identify_counts
 from moe_ray.identification.risk import batches_with_both_labels
 from moe_ray.identification.risk_tables import part_name, write_part
 from moe_ray.orchestration.cluster.ray_session import require_cpus
-from moe_ray.routing.count_store import batches_in_parts, parts_info, read_batches
+from moe_ray.routing.count_store import batches_in_parts, parts_info, plan_reads, read_batches
 from moe_ray.run_directory import RISK, RunDirectory
 from moe_ray.storage.folder import Folder
 
@@ -66,38 +64,14 @@ def _plan(where: pd.DataFrame, batches: Sequence[int], num_experts: int) -> list
 
     Args:
         where: `batch_idx, part`, in any order.
-        batches: to identify, ascending.
+        batches: to identify.
         num_experts: of all layers.
     """
-    groups = _groups(batches, num_experts)
-    codes, names = pd.factorize(where["part"], sort=True)
-    of_rows = where["batch_idx"].to_numpy()
-    order = np.argsort(of_rows, kind="stable")
-    # Sorted once, so that a task's rows are a slice: looking for each task's batches in all rows would be quadratic.
-    ends = np.searchsorted(of_rows, [group[-1] for group in groups], side="right", sorter=order)
-    starts = np.searchsorted(of_rows, [group[0] for group in groups], side="left", sorter=order)
-    return [
-        pa.table({"batch_idx": [group], "parts": [_parts_of(order[start:end], of_rows, codes, names, group)]})
-        for group, start, end in zip(groups, starts, ends, strict=True)
-    ]
-
-
-def _parts_of(
-    rows: npt.NDArray[np.int64],
-    of_rows: npt.NDArray[np.int64],
-    codes: npt.NDArray[np.int64],
-    names: pd.Index,
-    group: Sequence[int],
-) -> list[str]:
-    # Batches that are not identified may lie between a group's first and last.
-    wanted = rows[np.isin(of_rows[rows], group)]
-    return [str(names[code]) for code in np.unique(codes[wanted])]
-
-
-def _groups(batches: Sequence[int], num_experts: int) -> list[list[int]]:
-    """Batches of one task each; `num_experts` is that of all layers."""
     size = min(max(1, _EXPERTS_PER_TASK // num_experts), _MAX_BATCHES_PER_TASK)
-    return [list(batches[start : start + size]) for start in range(0, len(batches), size)]
+    chosen = where[where["batch_idx"].isin(batches)]
+    return [
+        pa.table({"batch_idx": [group], "parts": [names]}) for group, names in plan_reads(chosen, batches_at_once=size)
+    ]
 
 
 def _identify_groups(tasks: pa.Table, counts: str, risk: str, config: IdentifyConfig, seed: int) -> pa.Table:

@@ -22,8 +22,8 @@ from moe_ray.errors import NothingSelected, NotTrainable
 from moe_ray.experts import ExpertMasks
 from moe_ray.finetuning.checkpoint import save_checkpoint
 from moe_ray.finetuning.step_report import StepReport
-from moe_ray.finetuning.stored_batches import StoredBatches
 from moe_ray.finetuning.trainer import MaskedTrainer
+from moe_ray.finetuning.training_batches import TrainingBatches
 from moe_ray.orchestration.cluster.leases import leased
 from moe_ray.orchestration.cluster.model_process import BaseModel, base_model
 from moe_ray.orchestration.cluster.node_share import processes_on_this_node
@@ -174,7 +174,7 @@ class Trial:
                 self.base.model,
                 self.base.tokenizer,
                 # From where the `finetune` stage reads them, so that the order of the steps is the same too.
-                StoredBatches(self.directory.sub(PROMPTS), self.directory.sub(CAPTURE)),
+                TrainingBatches(self.directory.sub(PROMPTS), self.directory.sub(CAPTURE)),
                 masks,
                 config=self.config.finetune,
                 seed=self.config.seed,

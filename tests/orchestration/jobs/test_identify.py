@@ -11,7 +11,7 @@ from moe_ray.config.identify import IdentifyConfig
 from moe_ray.experts import Expert
 from moe_ray.identification.identify import certainty_per_batch
 from moe_ray.orchestration.jobs import identify as job
-from moe_ray.orchestration.jobs.identify import _groups, _plan, identify
+from moe_ray.orchestration.jobs.identify import _plan, identify
 from moe_ray.routing.count_tables import counts_to_table
 from moe_ray.run_directory import COUNTS, IDENTIFY, RISK, RunDirectory
 from moe_ray.testing.simulated_counts import Population, simulate
@@ -21,7 +21,8 @@ def test_every_batch_is_in_one_task_and_a_larger_model_makes_smaller_tasks():
     batches = list(range(100, 250))
     sizes = []
     for num_experts in (48, 20_000, 1_000_000):
-        groups = _groups(batches, num_experts)
+        where = pd.DataFrame({"batch_idx": batches, "part": "a"})
+        groups = [task["batch_idx"][0].as_py() for task in _plan(where, batches, num_experts)]
         assert [batch for group in groups for batch in group] == batches
         sizes.append(max(map(len, groups)))
     assert sizes == [64, 10, 1]

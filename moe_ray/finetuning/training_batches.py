@@ -20,7 +20,7 @@ from moe_ray.prompts.quarantine import QUARANTINE, TRUNCATED, training_examples
 from moe_ray.storage.folder import Folder
 
 
-class StoredBatches:
+class TrainingBatches:
     """A `BatchSource` over a run's table of prompts; examples that cannot be trained on are left out.
 
     Args:

@@ -9,7 +9,7 @@ import pytest
 
 from moe_ray.errors import InputError
 from moe_ray.finetuning.batch_rows import BatchesInMemory
-from moe_ray.finetuning.stored_batches import StoredBatches
+from moe_ray.finetuning.training_batches import TrainingBatches
 from moe_ray.prompts.batches import Batch
 from moe_ray.prompts.example_tables import BATCHES, batches_to_frame, frame_to_batches
 from moe_ray.prompts.examples import Example
@@ -37,7 +37,7 @@ def stored(folder, batches=ALL, *, quarantined=(), truncated=(), rows_per_group=
     frame = batches_to_frame(batches).assign(reason="", detail="")
     for name, ids in ((QUARANTINE, quarantined), (TRUNCATED, truncated)):
         folder.sub("capture").write_table(name, quarantine_frame(frame[frame["id"].isin(ids)]))
-    return StoredBatches(folder.sub("prompts"), folder.sub("capture"))
+    return TrainingBatches(folder.sub("prompts"), folder.sub("capture"))
 
 
 @pytest.mark.parametrize("rows_per_group", [1, 2, 4, 7, 100])
