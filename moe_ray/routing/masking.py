@@ -135,7 +135,7 @@ def _layers_with_experts(
             "expert mask allows no expert in any layer; it would do nothing; lower identify.threshold"
         )
     return [
-        (layer, torch.as_tensor(allowed, dtype=torch.bool, device=next(layer.experts.parameters()).device))
+        (layer, torch.as_tensor(allowed, dtype=torch.bool, device=layer.device))
         for layer, allowed in zip(moe_layers, np.moveaxis(mask, -2, 0), strict=True)
         if allowed.any()
     ]

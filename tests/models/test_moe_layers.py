@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
-from families import BIASED, FAMILIES, HIDDEN, LAYERS, NUM_EXPERTS, build, shared
+from families import BIASED, FAMILIES, HIDDEN, LAYERS, NUM_EXPERTS, build, shared, token_ids
+from families import rows as some_rows
 from torch import nn
 from transformers import HunYuanMoEV1Config, HunYuanMoEV1ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from moe_ray.errors import InputError
 from moe_ray.experts import Expert
 from moe_ray.models.moe_layers import find_moe_layers, routing_of_call
+from moe_ray.routing.capture import count_rows
+from moe_ray.routing.counter import counting
+from moe_ray.routing.masking import route_through
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -125,3 +130,23 @@ def test_a_model_that_peft_has_wrapped_is_refused_also_inside_until_it_is_merged
     with pytest.raises(InputError, match=r"of PEFT.*merge_and_unload"):
         find_moe_layers(wrapped.base_model.model if unwrap else wrapped)
     assert find_moe_layers(wrapped.merge_and_unload()).layers == (0, 1)
+
+
+def counted(model, rows):
+    with counting(model) as counter:
+        return count_rows(model, counter, rows, pad_id=0)[0]
+
+
+def test_offloaded_experts_can_be_counted_and_are_refused_by_name_for_everything_else(tmp_path):
+    from accelerate import dispatch_model
+
+    model, ids = build("olmoe"), token_ids(1, 5)
+    mask_LE = np.ones((2, NUM_EXPERTS), dtype=bool)
+    expected = counted(model, rows := some_rows((3, 2)))
+    places = dict.fromkeys(("model.embed_tokens", "model.layers.0", "model.norm", "model.rotary_emb", "lm_head"), "cpu")
+    offloaded = dispatch_model(model, places | {"model.layers.1": "disk"}, main_device="cpu", offload_dir=tmp_path)
+    assert np.array_equal(counted(offloaded, rows), expected)
+    with pytest.raises(InputError, match="weights are offloaded"), route_through(offloaded, mask_LE):
+        offloaded(ids)
+    with pytest.raises(InputError, match="weights are offloaded"):
+        find_moe_layers(offloaded)[1].tensors_of(0)

@@ -66,13 +66,7 @@ def ray_session(config: ClusterConfig, *, dashboard: bool = True) -> Iterator[No
             logger.info("starting a local Ray with %d logical CPUs", config.num_cpus)
             if not sys.stderr.isatty():
                 os.environ.setdefault("RAY_COLOR_PREFIX", "0")
-            ray.init(
-                address="local",
-                num_cpus=config.num_cpus,
-                include_dashboard=dashboard,
-                dashboard_host="127.0.0.1",
-                logging_level="warning",
-            )
+            _start_local(num_cpus=config.num_cpus, include_dashboard=dashboard)
     except ConnectionError as error:
         raise InputError(f"no Ray cluster answers at {address!r}: {error}; check cluster.address") from error
     _tune_data()
@@ -80,6 +74,19 @@ def ray_session(config: ClusterConfig, *, dashboard: bool = True) -> Iterator[No
         yield
     finally:
         ray.shutdown()
+
+
+def _start_local(**options: Any) -> None:
+    """Starts a Ray of this machine alone; twice, if its processes need longer than Ray waits, as on a crowded machine."""
+    for attempts_left in (1, 0):
+        try:
+            ray.init(address="local", dashboard_host="127.0.0.1", logging_level="warning", **options)
+            return
+        except Exception as error:  # Ray has no type of its own for it
+            if not attempts_left or "timed out during startup" not in str(error):
+                raise
+            logger.warning("Ray did not start within the time that it gives itself; trying once more")
+            ray.shutdown()
 
 
 def result_of(reference: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from contextlib import nullcontext
 
 import pytest
 
@@ -37,6 +38,28 @@ def test_a_folder_elsewhere_is_read_by_arrow_through_its_own_file_system(tmp_pat
 )
 def test_what_is_not_given_back_is_named(now, missing):
     assert _missing({"CPU": 4.0, "GPU": 1.0, "memory": 9.0}, now) == missing
+
+
+@pytest.mark.parametrize(
+    ("said", "times", "starts"),
+    [("node timed out during startup.", 1, 2), ("node timed out during startup.", 2, 2), ("no such setting", 1, 1)],
+)
+def test_a_local_ray_that_was_too_slow_is_started_once_more(said, times, starts, monkeypatch):
+    from moe_ray.orchestration.cluster import ray_session
+
+    calls = []
+
+    def init(**options):
+        calls.append(options)
+        if len(calls) <= times:
+            raise Exception(said)
+
+    monkeypatch.setattr(ray_session.ray, "init", init)
+    monkeypatch.setattr(ray_session.ray, "shutdown", lambda: None)
+    with nullcontext() if times < starts else pytest.raises(Exception, match=said):
+        ray_session._start_local(num_cpus=3)
+    assert len(calls) == starts
+    assert all(options["dashboard_host"] == "127.0.0.1" and options["num_cpus"] == 3 for options in calls)
 
 
 def wait_until_all_cpus_are_free(ray):
