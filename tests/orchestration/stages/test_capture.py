@@ -31,7 +31,7 @@ def captures(monkeypatch):
     """How many captures began."""
     begun = []
 
-    def begin(run, model, config, *, seed):
+    def begin(run, model, config, *, seed, models):
         begun.append(config)
         for name in (QUARANTINE, TRUNCATED):
             run.sub(CAPTURE).write_table(name, quarantine_frame([]))
