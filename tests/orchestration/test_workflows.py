@@ -83,7 +83,9 @@ def test_the_time_went_where_the_summary_says(summary):
     assert parts["other"] < 0.2 * summary["seconds"]["total"]
     waited = summary["start_seconds"]
     assert {"start", "tracking"} <= set(waited) <= set(summary["seconds"])
-    assert all(0 < seconds <= summary["seconds"][name] for name, seconds in waited.items())
+    assert waited["start"] > 0
+    # Of a stage that found its process ready, nothing; both are rounded.
+    assert all(0 <= seconds <= summary["seconds"][name] + 0.01 for name, seconds in waited.items())
 
 
 def test_nothing_outside_the_union_changed(summary):
