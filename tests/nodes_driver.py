@@ -38,7 +38,8 @@ class SlowActorOnANode(SlowActor):
 
 def kill_a_node(model, run):
     """Captures on a head and two nodes, and ends one that is at work, at once."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    # No place for work on the head, which cannot be ended.
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     nodes = [cluster.add_node(num_cpus=2) for _ in range(2)]
     killed = []
     out = RunDirectory.open(run).sub(CAPTURE)
