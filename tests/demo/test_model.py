@@ -129,6 +129,7 @@ def test_another_seed_or_recipe_has_another_folder() -> None:
     assert len({tiny.tiny_model_folder("cache", seed=seed, recipe=recipe) for recipe, seed in built}) == 3
 
 
+@pytest.mark.slow
 def test_interrupted_build_leaves_nothing(tmp_path: Path) -> None:
     def interrupt(step: int, total: int, loss: float) -> None:
         raise KeyboardInterrupt

@@ -25,6 +25,7 @@ REPORT = StepReport(
 LINES = st.lists(st.dictionaries(st.text(), st.none() | st.integers() | st.floats(allow_nan=False) | st.text()))
 
 
+@pytest.mark.slow
 @given(lines=LINES)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_lines_come_back_in_order_whatever_text_they_hold(tmp_path, lines):

@@ -6,6 +6,7 @@ from fractions import Fraction
 from itertools import combinations, product
 
 import numpy as np
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from simulated_samples import ROUNDING, a_batch, samples_of
@@ -146,12 +147,14 @@ def test_null_batches_pass_maxt_at_five_percent_or_less() -> None:
     assert share_with_a_false_alarm(200, seed=0, population=Population()) <= 0.07
 
 
+@pytest.mark.slow
 def test_null_batches_with_longer_unsafe_prompts_pass_no_more_often() -> None:
     # Labels are not strictly exchangeable then; a statistic that is not studentised alarms in 17% of these batches.
     long = Population(unsafe_tokens=(60, 200))
     assert share_with_a_false_alarm(100, seed=1, population=long) <= 0.1  # 5% and two standard errors
 
 
+@pytest.mark.slow
 def test_null_batches_of_unlike_numbers_and_lengths_pass_no_more_often() -> None:
     # An error about one rate alarms in half of the first, one about own rates in a quarter of the second.
     for safe, unsafe in (((40, 120), (10, 30)), ((10, 30), (40, 120))):

@@ -34,6 +34,7 @@ def test_it_is_built_once_and_then_kept(tmp_path: Path, monkeypatch: pytest.Monk
     assert built.stat().st_mtime_ns == changed
 
 
+@pytest.mark.slow
 def test_another_processor_has_a_library_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     if library() is None:

@@ -105,6 +105,7 @@ def test_batches_are_those_of_looking_through_lists(whole_pairs, by_category):
     assert compared > 30
 
 
+@pytest.mark.slow
 def test_the_time_a_batch_takes_does_not_grow_with_examples_that_find_none():
     """Looking through lists passes, for each batch, over all the safe examples and pairs that did not fit before."""
     examples = many(40_000, 4_000) + [

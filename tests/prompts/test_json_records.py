@@ -93,6 +93,7 @@ def test_the_first_byte_that_is_not_utf8_is_named(tmp_path, monkeypatch, piece):
             list(read_jsonl(path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("read", "indent"), [(read_json_array, None), (read_json_array, 1), (read_jsonl, None)])
 def test_time_is_linear_and_memory_does_not_grow_with_the_file(tmp_path, read, indent):
     path, seconds, peaks = tmp_path / "p.json", [], []

@@ -78,6 +78,7 @@ print(int(peak.split()[1]) * 1024)
 """
 
 
+@pytest.mark.slow
 def test_memory_grows_by_the_index_of_an_example_and_not_by_its_text(tmp_path):
     """Two gigabytes at ten million examples are 200 bytes each; as Python objects they were 3,400."""
     peaks = []

@@ -84,6 +84,7 @@ def test_half_of_a_surrogate_pair_is_named(tmp_path):
         read_spooled([read_records([path])])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fails", [False, True])
 def test_nothing_is_left_on_the_disk(tmp_path, monkeypatch, fails):
     monkeypatch.setenv("TMPDIR", str(tmp_path / "scratch"))

@@ -51,6 +51,7 @@ def imports(modules, blocked):
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("modules", "blocked"),
     [

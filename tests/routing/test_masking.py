@@ -315,7 +315,7 @@ def boosting(model: nn.Module, mask_LE):
 
 @pytest.mark.parametrize("masking", [route_through, rows_through, boosting])
 @pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit, RuntimeError])
-@pytest.mark.parametrize("row", [0, 1])
+@pytest.mark.parametrize("row", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_router_that_is_interrupted_leaves_no_mask_on_any_model(masking, end, row):
     model, other = build("olmoe"), build("mixtral")
     natural = model(IDS).logits, other(IDS).logits

@@ -63,6 +63,7 @@ def remote(monkeypatch):
     return Remote(Leases(seconds=0.5))
 
 
+@pytest.mark.slow
 def test_two_that_begin_the_same_do_it_one_after_another(remote):
     inside, at_once, order = [], [], []
 
