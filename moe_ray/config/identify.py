@@ -77,7 +77,7 @@ class IdentifyConfig(Section):
     permutations: int = setting(
         20_000,
         "permutations of a batch's labels that the p-values come from: every possible one if there are no more than this, "
-        "else this many at random; 0 = no p-values. 2000 take a fifth off the identification of 8 safe and 8 unsafe prompts; "
+        "else this many at random; 0 = no p-values. 2000 save a fifth of the time of 8 safe and 8 unsafe prompts; "
         "p then comes in steps of 0.0005 and hangs on the draw: one of 0.05 by 0.005 (standard error)",
         affects="masks",
         at_least=0,
