@@ -80,7 +80,9 @@ def environment() -> dict[str, Any]:
 
 def _git_commit() -> str | None:
     try:
-        done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=10)
+        # The repository of whatever folder this is may name a program of its own to ask which files have changed.
+        command = ["git", "-c", "core.fsmonitor=false", "describe", "--always", "--dirty"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None if done.returncode == 0 else None

@@ -1,11 +1,14 @@
 """A checkpoint is known by its content, part by part, and a table by its rows, however it is cut."""
 
+import shutil
+import subprocess
+
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_ray.storage.fingerprint import TableHash, hash_checkpoint
+from moe_ray.storage.fingerprint import TableHash, environment, hash_checkpoint
 
 
 @pytest.mark.parametrize(
@@ -68,3 +71,22 @@ def test_a_tables_hash_depends_on_its_rows_and_their_order_and_not_on_how_it_is_
 def test_a_column_without_any_text_counts_as_text_that_is_missing():
     nothing = pa.table({"text": pa.nulls(3)})
     assert hash_of(nothing) == hash_of(pa.table({"text": pa.array([None] * 3, pa.string())}))
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_a_foreign_repository_runs_no_program_of_its_own(tmp_path, monkeypatch):
+    def git(*arguments):
+        who = ("-c", "user.name=A", "-c", "user.email=a@example.org")
+        subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    git("init")
+    (tmp_path / "file").write_text("x")
+    git("add", "file")
+    git("commit", "-m", "one")
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    program.chmod(0o755)
+    git("config", "core.fsmonitor", str(program))
+    monkeypatch.chdir(tmp_path)
+    assert environment()["git_commit"]
+    assert not (tmp_path / "ran").exists()
