@@ -30,6 +30,7 @@ from typing import Any
 from moe_ray.cli.commands import COMMANDS
 from moe_ray.cli.parser import parse
 from moe_ray.errors import InputError, MoeRayError, NothingSelected, OutsideFailed
+from moe_ray.report.printable import printable_lines
 from moe_ray.threads import wait_passively
 
 # The first that fits counts.
@@ -58,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _run(arguments)
     except MoeRayError as error:
         # An error of another process comes as Ray's, which is of the same class, but whose text is that process's traceback.
-        print(f"error: {getattr(error, 'cause', error)}", file=sys.stderr)
+        # It may quote a file or a server, whose text must not steer the terminal.
+        print(f"error: {printable_lines(str(getattr(error, 'cause', error)))}", file=sys.stderr)
         return next(status for kind, status in _STATUSES if isinstance(error, kind))
     except KeyboardInterrupt:
         what_next = "; the same command goes on where this one stopped" if can_resume else ""

@@ -126,3 +126,11 @@ def test_the_console_entry_point_is_the_function_that_dispatches():
         [importlib.metadata.EntryPoint(name, value, "console_scripts") for name, value in scripts.items()]
     )
     assert (entry.name, entry.load()) == ("moe-ray", console.main)
+
+
+def test_what_an_error_quotes_does_not_steer_the_terminal(monkeypatch, capsys):
+    quoted = "file 'a\x1b[2Jb\x9b31m\ud800'\n  second line"
+    monkeypatch.setattr(console, "_run", raising(InputError(quoted)))
+    assert main(["config", "schema"]) == 2
+    said = capsys.readouterr().err.replace("\N{REPLACEMENT CHARACTER}", "?")
+    assert said == "error: file 'a?[2Jb?31m?'\n  second line\n"
