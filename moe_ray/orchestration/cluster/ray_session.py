@@ -19,6 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from moe_ray.config.cluster import ClusterConfig
 from moe_ray.errors import InputError, MoeRayError
 from moe_ray.orchestration.cluster.local_environment import cluster_address, set_local_environment
+from moe_ray.orchestration.cluster.token_file import protect_token
 from moe_ray.storage.folder import Folder
 from moe_ray.threads import variables_for_workers
 
@@ -78,6 +79,7 @@ def ray_session(config: ClusterConfig, *, dashboard: bool = True) -> Iterator[No
 
 def _start_local(**options: Any) -> None:
     """Starts a Ray of this machine alone; twice, if its processes need longer than Ray waits, as on a crowded machine."""
+    protect_token()
     for attempts_left in (1, 0):
         try:
             ray.init(address="local", dashboard_host="127.0.0.1", logging_level="warning", **options)
