@@ -86,20 +86,17 @@ class MoELayer:
         shapes = {tuple((name, p.shape) for name, p in module.named_parameters()) for module in modules}
         return tuple(modules) if len(modules) == self.num_experts and len(shapes) == 1 else ()
 
-    @property
-    def device(self) -> torch.device:
-        """Where the experts' weights are.
+    def refuse_offloaded(self) -> None:
+        """Refuses a layer whose experts are nowhere: they come only for a forward pass.
 
         Raises:
-            InputError: nowhere: they are offloaded and come only for a forward pass.
+            InputError: their weights are offloaded.
         """
-        device = next(self.experts.parameters()).device
-        if device.type == "meta":
+        if next(self.experts.parameters()).is_meta:
             raise InputError(
                 f"{self.name}: its weights are offloaded, so its routing can be counted, but it cannot be masked, trained "
                 "or saved; load the model with a device_map of devices that have room for all of it"
             )
-        return device
 
     def tensors_of(self, expert: int) -> dict[str, Tensor]:
         """One expert's weights by name; they share memory with the model's own.
@@ -107,7 +104,7 @@ class MoELayer:
         Raises:
             InputError: they are offloaded.
         """
-        assert self.device
+        self.refuse_offloaded()
         modules = self.expert_modules()
         if modules:
             return dict(modules[expert].named_parameters())

@@ -1,4 +1,4 @@
-"""The stored batches of a run, read in the parts that are needed: whole columns, one batch, or one piece after the other."""
+"""The stored batches of a run, read in the parts that are needed: whole columns, or one piece after the other."""
 
 from __future__ import annotations
 
@@ -54,15 +54,6 @@ class StoredBatches:
         with self._folder.open_parquet(BATCHES) as file:
             for group in range(file.num_row_groups):
                 yield file.read_row_group(group, list(names) or None).to_pandas()
-
-    def batch(self, batch_idx: int) -> pd.DataFrame:
-        """The examples of a batch; no rows where there is none with this `batch_idx`."""
-        with self._folder.open_parquet(BATCHES) as file:
-            column = file.schema_arrow.names.index("batch_idx")
-            about = [file.metadata.row_group(group).column(column).statistics for group in range(file.num_row_groups)]
-            groups = [group for group, of in enumerate(about) if of is None or of.min <= batch_idx <= of.max]
-            frame: pd.DataFrame = file.read_row_groups(groups).to_pandas()
-        return frame[frame["batch_idx"] == batch_idx].reset_index(drop=True)
 
     def first(self, most: int) -> pd.DataFrame:
         """The first examples, at most so many."""

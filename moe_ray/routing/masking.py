@@ -134,8 +134,10 @@ def _layers_with_experts(
         raise NothingSelected(
             "expert mask allows no expert in any layer; it would do nothing; lower identify.threshold"
         )
+    for layer in moe_layers:
+        layer.refuse_offloaded()
     return [
-        (layer, torch.as_tensor(allowed, dtype=torch.bool, device=layer.device))
+        (layer, torch.as_tensor(allowed, dtype=torch.bool, device=next(layer.experts.parameters()).device))
         for layer, allowed in zip(moe_layers, np.moveaxis(mask, -2, 0), strict=True)
         if allowed.any()
     ]

@@ -39,13 +39,6 @@ def test_pieces_one_after_the_other_are_the_table(stored):
         assert some.first(most).astype(object).equals(whole.iloc[:most].astype(object))
 
 
-def test_a_batch_has_its_examples_and_no_others(stored):
-    some, whole = stored
-    for batch_idx in range(9):
-        expected = whole[whole["batch_idx"] == batch_idx].reset_index(drop=True)
-        assert some.batch(batch_idx).astype(object).equals(expected.astype(object))
-
-
 def test_texts_are_all_or_spread_evenly(stored):
     some, whole = stored
     names = ["batch_idx", "in_batch_idx", "label", "messages"]

@@ -96,5 +96,7 @@ def test_the_lease_is_given_back_after_an_error_or_a_stop(remote, error):
 
 
 def test_without_leases_nobody_waits():
-    with leased(None, "work", "a"), leased(None, "work", "a"):
-        pass
+    entered = []
+    with leased(None, "work", "a"), leased(None, "work", "b"):
+        entered.append("both at once")
+    assert entered == ["both at once"]
