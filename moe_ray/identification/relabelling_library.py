@@ -13,6 +13,7 @@ import logging
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import tempfile
 from functools import lru_cache
@@ -46,8 +47,9 @@ def _built(compiler: str) -> Path:
     what = [_SOURCE.read_bytes(), " ".join((compiler, *_FLAGS)).encode(), _processor().encode()]
     name = f"relabellings-{hashlib.sha256(b'|'.join(what)).hexdigest()[:16]}.so"
     path = _cache() / name
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _refuse_others(path.parent)
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         # Beside its place and moved there, so that of several processes that build it none loads half a library.
         with tempfile.TemporaryDirectory(dir=path.parent) as work:
             made = Path(work) / name
@@ -57,8 +59,16 @@ def _built(compiler: str) -> Path:
     return path
 
 
+def _refuse_others(folder: Path) -> None:
+    """Refuses a folder into which another user may put a library, which would run as this user."""
+    about = folder.stat()
+    if about.st_uid != os.getuid() or about.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise OSError(f"other users may write to {folder}")
+
+
 def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moe_ray"
+    # A folder of its own: the one above may have been made by anything, with whatever rights.
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moe_ray" / "kernels"
 
 
 def _processor() -> str:
