@@ -6,6 +6,7 @@ from contextlib import nullcontext
 
 import pytest
 
+from moe_ray.config.cluster import ClusterConfig
 from moe_ray.errors import InputError, NothingSelected
 from moe_ray.orchestration.cluster.ray_session import (
     _missing,
@@ -60,6 +61,25 @@ def test_a_local_ray_that_was_too_slow_is_started_once_more(said, times, starts,
         ray_session._start_local(num_cpus=3)
     assert len(calls) == starts
     assert all(options["dashboard_host"] == "127.0.0.1" and options["num_cpus"] == 3 for options in calls)
+
+
+@pytest.mark.parametrize(("of_user", "told"), [(None, {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}}), ("ACTIVE", None)])
+def test_the_processes_of_a_cluster_are_told_to_wait_passively_unless_the_user_says_how(of_user, told, monkeypatch):
+    from moe_ray import threads
+    from moe_ray.orchestration.cluster import ray_session
+
+    calls = []
+    monkeypatch.setattr(threads, "_set_here", False)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if of_user:
+        monkeypatch.setenv("OMP_WAIT_POLICY", of_user)
+    monkeypatch.setattr(ray_session.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray_session.ray, "init", lambda **options: calls.append(options))
+    monkeypatch.setattr(ray_session.ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray_session, "_tune_data", lambda: None)
+    with ray_session.ray_session(ClusterConfig(address="10.0.0.1:6379")):
+        pass
+    assert [options["runtime_env"] for options in calls] == [told]
 
 
 def wait_until_all_cpus_are_free(ray):
