@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moe_ray.errors import InputError, OutsideFailed
+from moe_ray.storage.damage import reading
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,14 @@ class Folder:
         self.write_bytes(name, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
     def read_json(self, name: str) -> Any:
-        """What `write_json` wrote."""
-        return json.loads(self.read_bytes(name))
+        """What `write_json` wrote.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        data = self.read_bytes(name)
+        with reading(self.file(name), expected="JSON"):
+            return json.loads(data)
 
     def remove(self, name: str) -> None:
         """Removes a file if it is there."""
@@ -146,17 +153,32 @@ class Folder:
         Args:
             name: of the file.
             footer: its metadata, where they were read before.
+
+        Raises:
+            InputError: it is damaged; also where that shows only as its rows are read.
         """
-        with self.fs.open(self.file(name), "rb") as file, pq.ParquetFile(file, metadata=footer) as parquet:
-            yield parquet
+        with self.fs.open(self.file(name), "rb") as file:
+            with reading(self.file(name), expected="Parquet"):
+                opened = pq.ParquetFile(file, metadata=footer)
+            with (
+                opened as parquet,
+                reading(self.file(name), expected="the rows that its footer names", only=(pa.ArrowException,)),
+            ):
+                yield parquet
 
     def parquet_names(self) -> list[str]:
         """Names of the finished Parquet files inside, sorted."""
         return [name for name in self.names() if name.endswith(".parquet") and not name.startswith(".")]
 
     def read_table(self, name: str) -> pa.Table:
-        """A Parquet file's table."""
-        return pq.read_table(io.BytesIO(self.read_bytes(name)))
+        """A Parquet file's table.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        data = self.read_bytes(name)
+        with reading(self.file(name), expected="Parquet"):
+            return pq.read_table(io.BytesIO(data))
 
     def read_frame(self, name: str) -> pd.DataFrame:
         """A Parquet file's rows."""

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from moe_ray.errors import InputError
+from moe_ray.storage.damage import reading
 from moe_ray.storage.fingerprint import environment
 from moe_ray.storage.folder import Folder
 
@@ -103,8 +104,7 @@ def _changed_inputs(folder: Folder, marker: str, inputs: Mapping[str, Any]) -> t
     """Names of inputs that differ from those in the marker file; None where there is no such file."""
     if not folder.exists(marker):
         return None
-    stored = folder.read_json(marker)["inputs"]
-    wanted = _plain(inputs)
+    stored, wanted = _read_marker(folder, marker)["inputs"], _plain(inputs)
     return tuple(sorted(key for key in stored.keys() | wanted.keys() if stored.get(key) != wanted.get(key)))
 
 
@@ -185,8 +185,19 @@ def read_manifest(folder: Folder) -> dict[str, Any]:
     """
     if not is_finished(folder):
         raise InputError(f"{folder.url} holds no finished stage; run that stage first")
-    manifest: dict[str, Any] = folder.read_json(MANIFEST)
-    return manifest
+    return _read_marker(folder, MANIFEST)
+
+
+def _read_marker(folder: Folder, marker: str) -> dict[str, Any]:
+    content = folder.read_json(marker)
+    with reading(folder.file(marker), expected="a JSON object with inputs, and notes where the stage is finished"):
+        parts = [content["inputs"], content["notes"]] if marker == MANIFEST else [content["inputs"]]
+        if not all(isinstance(part, dict) for part in parts):
+            raise TypeError("inputs or notes are no object")
+        if marker == MANIFEST:
+            float(content["notes"]["seconds"])
+    whole: dict[str, Any] = content
+    return whole
 
 
 def read_outcome(folder: Folder) -> Outcome:
