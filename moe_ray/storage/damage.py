@@ -42,8 +42,11 @@ def reading(
         yield
     except FileNotFoundError:
         raise
-    except MoeRayError:
-        raise
+    except MoeRayError as error:
+        # What is wrong with a file's content is said by those who know it, who do not know the file.
+        if not isinstance(error, only) or path in str(error):
+            raise
+        raise InputError(f"{path} is damaged or foreign: {error}; {cure}") from error
     # Arrow says by a plain OSError that it cannot decode, and fsspec that it cannot read.
     except only as error:
         raise InputError(f"{path} is damaged or foreign: {_in_short(error)}; expected {expected}; {cure}") from error

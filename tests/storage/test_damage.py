@@ -93,6 +93,16 @@ def test_errors_of_ours_and_of_the_disk_stay_what_they_are():
         assert raised.value is error
 
 
+def test_what_is_wrong_with_the_content_is_said_with_the_name_of_the_file():
+    with (
+        pytest.raises(InputError, match=r"x/masks is damaged or foreign: batch 7 has no expert 20"),
+        reading("x/masks", expected="masks"),
+    ):
+        raise InputError("batch 7 has no expert 20")
+    with pytest.raises(InputError, match="^not of the file$"), reading("x", expected="JSON", only=(KeyError,)):
+        raise InputError("not of the file")
+
+
 def test_a_long_complaint_is_cut():
     with pytest.raises(InputError) as error, reading("x", expected="JSON"):
         raise ValueError("a line\n" * 1000)
