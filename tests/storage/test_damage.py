@@ -83,7 +83,7 @@ def test_a_file_that_is_not_there_is_no_damage(folder):
 
 def test_errors_of_ours_and_of_the_disk_stay_what_they_are():
     for error in (
-        InputError("ours"),
+        InputError("x is foreign"),
         OutsideFailed("the outside"),
         PermissionError(13, "denied"),
         OSError(28, "disk full"),
@@ -99,7 +99,7 @@ def test_what_is_wrong_with_the_content_is_said_with_the_name_of_the_file():
         reading("x/masks", expected="masks"),
     ):
         raise InputError("batch 7 has no expert 20")
-    with pytest.raises(InputError, match="^not of the file$"), reading("x", expected="JSON", only=(KeyError,)):
+    with pytest.raises(InputError, match=r"^not of the file$"), reading("x", expected="JSON", only=(KeyError,)):
         raise InputError("not of the file")
 
 
