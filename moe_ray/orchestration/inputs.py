@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from moe_ray.errors import InputError
 from moe_ray.evaluation.judges import check_judge
 from moe_ray.studies.search_space import read_space
 
+logger = logging.getLogger(__name__)
+
 
 def check_requests(config: Config) -> None:
     """Refuses a judge, a sweep or baselines that cannot work.
@@ -22,6 +25,12 @@ def check_requests(config: Config) -> None:
             captured.
     """
     check_judge(config.evaluate)
+    if EMBEDDED in config.prompts.files and config.model.path != EMBEDDED:
+        logger.warning(
+            "prompts.files: %s runs on the prompts of the demo, which say little about a real model; name yours with "
+            "prompts.files=[FILE]",
+            config.model.path,
+        )
     if config.sweep.run:
         read_space(config)
     needs_weights = [

@@ -79,6 +79,11 @@ class Folder:
             return []
         return sorted(str(path).rstrip("/").rpartition("/")[2] for path in paths)
 
+    def files(self) -> list[str]:
+        """Paths of all files inside, relative to the folder, sorted."""
+        start = len(self.path.rstrip("/")) + 1
+        return sorted(str(path)[start:] for path in self.fs.find(self.path))
+
     def write_bytes(self, name: str, data: bytes) -> None:
         """Writes a file so that readers see all of it or nothing."""
         temporary = self.file(f".{name}.part")
