@@ -25,12 +25,6 @@ def check_requests(config: Config) -> None:
             captured.
     """
     check_judge(config.evaluate)
-    if EMBEDDED in config.prompts.files and config.model.path != EMBEDDED:
-        logger.warning(
-            "prompts.files: %s runs on the prompts of the demo, which say little about a real model; name yours with "
-            "prompts.files=[FILE]",
-            config.model.path,
-        )
     if config.sweep.run:
         read_space(config)
     needs_weights = [
@@ -68,3 +62,13 @@ def resolve_model(config: Config, *, trained: bool = False) -> ModelConfig:
 def cache_folder(config: Config) -> Path:
     """Where the embedded model is kept."""
     return Path(config.cache_dir).expanduser().absolute()
+
+
+def warn_of_embedded_prompts(config: Config) -> None:
+    """Says so where a real model would be judged by the prompts of the demo."""
+    if EMBEDDED in config.prompts.files and config.model.path != EMBEDDED:
+        logger.warning(
+            "prompts.files: %s runs on the prompts of the demo, which say little about a real model; name yours with "
+            "prompts.files=[FILE]",
+            config.model.path,
+        )

@@ -6,6 +6,7 @@ import contextlib
 import fnmatch
 import io
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
 
 from moe_ray.errors import InputError, OutsideFailed
 from moe_ray.storage.damage import reading
@@ -35,8 +37,12 @@ class Folder:
     path: str = field(repr=False)
 
     @classmethod
-    def open(cls, url: str) -> Folder:
+    def open(cls, url: str, *, private: bool = False) -> Folder:
         """The folder at a local path or URL; made if missing.
+
+        Args:
+            url: of the folder.
+            private: where it is made on a local disk, nobody else may look into it.
 
         Raises:
             InputError: it cannot be made.
@@ -44,6 +50,9 @@ class Folder:
         """
         try:
             fs, path = fsspec.url_to_fs(url)
+            if private and isinstance(fs, LocalFileSystem) and not fs.exists(path):
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                os.mkdir(path, 0o700)
             fs.makedirs(path, exist_ok=True)
         except (ValueError, ImportError, PermissionError, FileExistsError, NotADirectoryError) as error:
             raise InputError(f"run_dir {url!r} cannot be opened: {error}; give a writable folder or URL") from error
