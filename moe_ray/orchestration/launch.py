@@ -15,6 +15,7 @@ from moe_ray.config.model import ModelConfig
 from moe_ray.config.run import Config
 from moe_ray.demo.build_process import TinyModelBuild
 from moe_ray.errors import OutsideFailed
+from moe_ray.evaluation.target_check import refuse_complying_targets
 from moe_ray.orchestration.cluster.local_environment import set_local_environment
 from moe_ray.orchestration.inputs import cache_folder, check_requests, resolve_model, warn_of_embedded_prompts
 from moe_ray.orchestration.stages.seconds import Seconds
@@ -51,6 +52,8 @@ def launch(config: Config, workflow: str, *, began: float | None = None) -> None
     """
     seconds = Seconds(began)
     prompts = read_prompts(config)
+    if not config.prompts.allow_complying_targets:
+        refuse_complying_targets(prompts.examples, config.prompts.refusal)
     check_requests(config)
     if config.model.path != EMBEDDED:
         config.model.local_folder()
