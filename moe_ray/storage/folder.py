@@ -21,6 +21,8 @@ from fsspec.implementations.local import LocalFileSystem
 from moe_ray.errors import InputError, OutsideFailed
 from moe_ray.storage.damage import reading
 
+_READ_ONLY = {"http", "https", "data", "zip", "tar", "libarchive", "git", "github"}
+
 
 @dataclass(frozen=True)
 class Folder:
@@ -50,6 +52,8 @@ class Folder:
         """
         try:
             fs, path = fsspec.url_to_fs(url)
+            if _READ_ONLY & ({fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)):
+                raise ValueError("nothing can be written there")
             if private and isinstance(fs, LocalFileSystem) and not fs.exists(path):
                 os.makedirs(os.path.dirname(path), exist_ok=True)
                 os.mkdir(path, 0o700)

@@ -51,7 +51,11 @@ def _refusal(folder: Folder, holder: Any) -> InputError:
 @contextmanager
 def _held_by_the_system(folder: Folder) -> Iterator[None]:
     # Opened for appending: whoever comes second must not empty what the first one says of itself.
-    with open(folder.file(LOCK), "a+", encoding="utf-8") as file:
+    try:
+        file = open(folder.file(LOCK), "a+", encoding="utf-8")  # noqa: SIM115 – its opening alone may fail in this way
+    except OSError as error:
+        raise InputError(f"{folder.url} cannot be written to: {error.strerror}; give a writable run_dir") from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

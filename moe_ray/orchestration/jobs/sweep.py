@@ -27,7 +27,7 @@ from moe_ray.config.io import to_yaml
 from moe_ray.config.run import Config
 from moe_ray.errors import InputError, MoeRayError, OutsideFailed
 from moe_ray.orchestration.cluster.leases import start_leases
-from moe_ray.orchestration.cluster.ray_session import require_cpus
+from moe_ray.orchestration.cluster.ray_session import require_cpus, require_gpus
 from moe_ray.orchestration.jobs.sweep_job import SweepJob, plain_settings, read_trials, record_name
 from moe_ray.orchestration.jobs.sweep_trial import forget_checkpoints, sweep_trial
 from moe_ray.report.format import setting
@@ -56,6 +56,7 @@ def sweep(job: SweepJob) -> pd.DataFrame:
     """
     settings = job.config.sweep
     require_cpus(int(settings.max_concurrent_trials * settings.cpus_per_trial), "the sweep")
+    require_gpus(settings.max_concurrent_trials * settings.gpus_per_trial, "the sweep")
     space = read_space(job.config)
     total = len(space.grid()) if settings.search == "grid" else settings.num_trials
     # Ray Tune's own tables would be printed beside ours.
