@@ -99,12 +99,12 @@ class RunDirectory:
 
     @classmethod
     def open(cls, url: str) -> RunDirectory:
-        """The run directory at a local path or URL; made if missing.
+        """The run directory at a local path or URL; made if missing, for its owner alone: it holds prompts and answers.
 
         Raises:
             InputError: it cannot be written to.
         """
-        return cls(Folder.open(url))
+        return cls(Folder.open(url, private=True))
 
     def __repr__(self) -> str:
         return f"RunDirectory({self.folder.url}, finished: {', '.join(self.stages) or 'no stage'})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from moe_ray.demo.recipe import tiny_model_folder
 from moe_ray.errors import InputError
 from moe_ray.evaluation.judges import check_judge
 from moe_ray.studies.search_space import read_space
+
+logger = logging.getLogger(__name__)
 
 
 def check_requests(config: Config) -> None:
@@ -59,3 +62,13 @@ def resolve_model(config: Config, *, trained: bool = False) -> ModelConfig:
 def cache_folder(config: Config) -> Path:
     """Where the embedded model is kept."""
     return Path(config.cache_dir).expanduser().absolute()
+
+
+def warn_of_embedded_prompts(config: Config) -> None:
+    """Says so where a real model would be judged by the prompts of the demo."""
+    if EMBEDDED in config.prompts.files and config.model.path != EMBEDDED:
+        logger.warning(
+            "prompts.files: %s runs on the prompts of the demo, which say little about a real model; name yours with "
+            "prompts.files=[FILE]",
+            config.model.path,
+        )
