@@ -52,7 +52,11 @@ def weight_attribution(model: PreTrainedModel, row: TokenizedRow, *, pad_id: int
         InputError: the layers keep their experts in a form that has no slice per expert, quantised, or offloaded.
     """
     layers = find_moe_layers(model)
-    sums_LE = np.zeros((len(layers), layers.num_experts))
+    precision = torch.promote_types(model.dtype, torch.float32)
+    sums_LE = [
+        torch.zeros(layer.num_experts, dtype=precision, device=next(layer.experts.parameters()).device)
+        for layer in layers
+    ]
     with ExitStack() as stack:
         anchor = torch.zeros((), requires_grad=True)
         stack.enter_context(uncompiled())
@@ -63,22 +67,23 @@ def weight_attribution(model: PreTrainedModel, row: TokenizedRow, *, pad_id: int
         loss = answer_loss(model, [row], pad_id=pad_id)[0] / len(row.answer_ids)
         # The anchor is why the slices need a gradient at all; its own is None, and nothing else is written anywhere.
         torch.autograd.grad(loss, anchor, allow_unused=True)
-    return sums_LE
+    return np.stack([sums_E.cpu().double().numpy() for sums_E in sums_LE])
 
 
 class _Tap(torch.autograd.Function):
     """A slice of an expert's weights as it is, whose gradient is looked at and dropped."""
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, weights: Tensor, sums_E: npt.NDArray[np.float64], expert: int) -> Tensor:
+    def forward(ctx: Any, anchor: Tensor, weights: Tensor, sums_E: Tensor, expert: int) -> Tensor:
         ctx.weights, ctx.sums_E, ctx.expert = weights, sums_E, expert
         return weights.view_as(weights)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None, None]:
-        precision = torch.promote_types(gradient.dtype, torch.float32)
+        precision = ctx.sums_E.dtype
         product = gradient.to(precision) * ctx.weights.to(precision)
-        ctx.sums_E[ctx.expert] += float(product.abs_().sum())
+        # On the device of the layer, so that nothing waits for it.
+        ctx.sums_E[ctx.expert] += product.abs_().sum()
         return None, None, None, None
 
 
@@ -88,7 +93,7 @@ _tap: Any = _Tap.apply
 class _Slices(Sequence[Tensor]):
     """The experts of a fused tensor, each behind its tap, made when it is first asked for."""
 
-    def __init__(self, fused: Tensor, anchor: Tensor, sums_E: npt.NDArray[np.float64]) -> None:
+    def __init__(self, fused: Tensor, anchor: Tensor, sums_E: Tensor) -> None:
         self._fused, self._anchor, self._sums_E = fused, anchor, sums_E
         # One tap for each, however often a forward takes the slice: the absolute value is of the whole gradient.
         self._tapped: dict[int, Tensor] = {}
@@ -105,7 +110,7 @@ class _Slices(Sequence[Tensor]):
 
 
 @contextmanager
-def _tapped(layer: MoELayer, anchor: Tensor, sums_E: npt.NDArray[np.float64]) -> Iterator[None]:
+def _tapped(layer: MoELayer, anchor: Tensor, sums_E: Tensor) -> Iterator[None]:
     """The layer's experts behind taps, taken one by one."""
     layer.refuse_offloaded()
     shown: list[tuple[nn.Module, str, Any]] = []

@@ -117,7 +117,7 @@ def test_no_gradient_is_larger_than_one_expert(monkeypatch):
 
 
 def test_a_slice_that_is_taken_twice_is_one_gradient_and_not_two():
-    fused, sums_E = torch.tensor([[2.0, 3.0]]), np.zeros(1)
+    fused, sums_E = torch.tensor([[2.0, 3.0]]), torch.zeros(1)
     anchor = torch.zeros((), requires_grad=True)
     slices = module._Slices(fused, anchor, sums_E)
     loss = (slices[0] * torch.tensor([1.0, 1.0])).sum() - (slices[0] * torch.tensor([1.0, 2.0])).sum()
