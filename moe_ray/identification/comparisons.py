@@ -31,6 +31,7 @@ class Comparison:
         captured: what of `RoutingCounts` it needs.
         columns: of the risk table: the mean of the side that counts against an expert, that of the other, and the
             difference, which the rule ranks by.
+        name: of the difference, in words.
         samples: from a batch, what is compared, the first side as `unsafe`; None where a side has no example, or it was not
             captured.
         is_relative: the values have no scale of their own, so that experts are cut at a share of the largest.
@@ -39,6 +40,7 @@ class Comparison:
 
     captured: tuple[str, ...]
     columns: tuple[str, str, str]
+    name: str
     samples: Callable[[ExampleCounts, IdentifyConfig], Samples | None]
     is_relative: bool
     needs: str
@@ -114,6 +116,7 @@ COMPARISONS: Mapping[str, Comparison] = {
     "attribution": Comparison(
         captured=("attribution_NLE",),
         columns=("attribution_unsafe", "attribution_safe", "attribution_diff"),
+        name="difference of weight attribution",
         samples=_of_answers("attribution_MX"),
         is_relative=True,
         needs=_ANSWERS,
@@ -121,6 +124,7 @@ COMPARISONS: Mapping[str, Comparison] = {
     "gate": Comparison(
         captured=("gate_NLE",),
         columns=("gate_unsafe", "gate_safe", "gate_diff"),
+        name="difference of gate attribution",
         samples=_of_answers("gate_MX"),
         is_relative=True,
         needs=_ANSWERS,
@@ -128,6 +132,7 @@ COMPARISONS: Mapping[str, Comparison] = {
     "reap": Comparison(
         captured=("reap_NLE",),
         columns=("reap_unsafe", "reap_safe", "reap_diff"),
+        name="difference of saliency",
         samples=_of_saliency,
         is_relative=True,
         needs="tokens in identify.roles of both labels",
@@ -135,6 +140,7 @@ COMPARISONS: Mapping[str, Comparison] = {
     "comply_refuse": Comparison(
         captured=("refusal_NLE", "refusal_tokens"),
         columns=("comply_n", "refuse_n", "comply_refuse_diff"),
+        name="difference between answers and refusals",
         samples=_of_refusals,
         is_relative=False,
         needs=_REFUSED,
@@ -142,6 +148,7 @@ COMPARISONS: Mapping[str, Comparison] = {
     "gate_refuse": Comparison(
         captured=("gate_NLE", "gate_refusal_NLE", "refusal_tokens"),
         columns=("gate_comply", "gate_refuse", "gate_refuse_diff"),
+        name="difference of gate attribution between answers and refusals",
         samples=_of_gates_against_refusals,
         is_relative=True,
         needs=_REFUSED,

@@ -54,6 +54,11 @@ def difference_column(config: IdentifyConfig) -> str:
     return SCORE_COLUMN[config.weighting]
 
 
+def difference_name(config: IdentifyConfig) -> str:
+    """What `difference_column` is, in words."""
+    return COMPARISONS[config.rule].name if config.rule in COMPARISONS else "risk difference"
+
+
 def bar_of(values: npt.ArrayLike, config: IdentifyConfig) -> float:
     """What an expert's value has to exceed, given those of all experts that it is compared with.
 
