@@ -57,9 +57,9 @@ class FinetuneConfig(Section):
         "masked",
         "which experts a batch's tokens may use while it trains: masked = only its unsafe experts; masked_unsafe = so for "
         "its unsafe prompts, while safe ones go where the router chooses; masked_prompt, masked_response = so for the "
-        "tokens of prompts, or of responses, only; natural = those the router chooses; boosted = those the router chooses with "
-        "finetune.boost added to the logits of the unsafe experts; annealed = boosted at first and natural in the end; in "
-        "all of them only the batch's unsafe experts learn",
+        "tokens of prompts, or of responses, only; natural = those the router chooses; boosted = those the router chooses "
+        "with finetune.boost added to the logits of the unsafe experts; annealed = boosted at first and natural in the end; "
+        "in all of them only the batch's unsafe experts learn",
         affects="weights",
     )
     boost: float = setting(

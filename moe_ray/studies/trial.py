@@ -61,7 +61,7 @@ def measurer(
         config: sizes and the judge; its `routing` is not used.
         neutral_texts: whose loss shows what was forgotten.
     """
-    natural, budget = replace(config, routing="natural"), TokenBudget(config.tokens_per_forward)
+    natural, budget = replace(config, routing=("natural",)), TokenBudget(config.tokens_per_forward)
 
     def measure() -> Measured:
         neutral = None
