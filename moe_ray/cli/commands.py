@@ -113,7 +113,7 @@ COMMANDS = {
         "compare",
         _BEFORE,
         ("runs/first", "all baselines"),
-        ("runs/first 'compare.names=[random,shuffled]'", "some"),
+        ("runs/first 'compare.names=[random,busiest]'", "some"),
     ),
     "report": Command(
         _FINISHED,

@@ -42,7 +42,7 @@ class TrainedForward:
         self,
         layer: MoELayer,
         experts: Sequence[int],
-        tensors: Sequence[Mapping[str, nn.Parameter]],
+        tensors: Sequence[Mapping[str, Tensor]],
         *,
         only_these: bool,
     ) -> None:
@@ -150,7 +150,7 @@ class TrainedModules(TrainedForward):
 
 
 def trained_forward(
-    layer: MoELayer, experts: Sequence[int], tensors: Sequence[Mapping[str, nn.Parameter]], *, only_these: bool
+    layer: MoELayer, experts: Sequence[int], tensors: Sequence[Mapping[str, Tensor]], *, only_these: bool
 ) -> TrainedForward:
     """The stand-in that suits how the layer keeps its experts."""
     kind = TrainedModules if layer.expert_modules() else TrainedForward

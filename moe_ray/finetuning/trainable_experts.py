@@ -10,7 +10,7 @@ Shape suffixes: L MoE layers, E experts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
@@ -56,6 +56,10 @@ class TrainableExperts:
         """Trainable numbers."""
         return sum(parameter.numel() for parameter in self.all_parameters())
 
+    def tensors_of(self, expert: Expert) -> Mapping[str, Tensor]:
+        """An expert's weights as they are now, by name, from which a gradient reaches its parameters."""
+        return self.parameters[expert]
+
     def experts_of(self, mask_LE: Mask) -> tuple[Expert, ...]:
         """The mask's experts, by (layer, expert).
 
@@ -84,7 +88,7 @@ class TrainableExperts:
             trained_forward(
                 layer,
                 np.flatnonzero(row).tolist(),
-                [self.parameters[Expert(layer.layer, int(expert))] for expert in np.flatnonzero(row)],
+                [self.tensors_of(Expert(layer.layer, int(expert))) for expert in np.flatnonzero(row)],
                 # By layer: in one that does not restrict every token, one may also choose experts that stay frozen.
                 only_these=policy.restricts_every_token and bool(reachable_E.any()),
             )
@@ -108,8 +112,9 @@ class TrainableExperts:
         each time, and training would stand still.
         """
         for expert in self.experts_of(mask_LE):
+            now = self.tensors_of(expert)
             for name, tensor in self._layers[expert.layer].tensors_of(expert.expert).items():
-                tensor.copy_(self.parameters[expert][name])
+                tensor.copy_(now[name])
 
     @torch.no_grad()
     def load(self, tensors: Mapping[Expert, Mapping[str, Tensor]]) -> None:
@@ -167,9 +172,22 @@ class BatchInTraining:
         return seen_LE
 
 
+Parametrisation = Callable[[nn.Module, Mask, torch.dtype], TrainableExperts]
+"""What is learned of the union's experts: a model, (L, E) union and a number type to their parameters."""
+
+
+def whole_experts(model: nn.Module, union_LE: Mask, dtype: torch.dtype) -> TrainableExperts:
+    """Every weight of the union's experts, which is what is learned unless said otherwise."""
+    return TrainableExperts(model, union_LE, dtype=dtype)
+
+
 @contextmanager
 def trainable_experts(
-    model: nn.Module, union_LE: Mask, *, dtype: torch.dtype = torch.float32
+    model: nn.Module,
+    union_LE: Mask,
+    *,
+    dtype: torch.dtype = torch.float32,
+    parametrisation: Parametrisation = whole_experts,
 ) -> Iterator[TrainableExperts]:
     """Freezes the model and makes the union's experts trainable; which parameters trained before is restored after.
 
@@ -177,6 +195,7 @@ def trainable_experts(
         model: a transformers MoE model.
         union_LE: (L, E) bool, True = may change.
         dtype: of the trained copies; the model itself keeps its own.
+        parametrisation: what is learned of them.
 
     Raises:
         InputError: the union has another shape than the model's layers and experts.
@@ -190,4 +209,4 @@ def trainable_experts(
     with requires_grad_restored(model):
         # A frozen parameter that asked for a gradient would get one from every backward: memory for the whole model.
         model.requires_grad_(False)
-        yield TrainableExperts(model, union_LE, dtype=dtype)
+        yield parametrisation(model, union_LE, dtype)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import pandas as pd
-
 from moe_ray.config.model import ModelConfig
 from moe_ray.config.run import Config
 from moe_ray.orchestration.stages import capture, compare, evaluate, finetune, identify, prepare, sweep
@@ -72,8 +70,8 @@ class Run(Context):
         """This run with the settings of the sweep's winner."""
         return self.with_config(winning_config(self.config, self.outcomes[SWEEP].notes["winner"]))
 
-    def compare(self) -> pd.DataFrame:
-        """Per-batch masks and the baselines, a row per arm."""
+    def compare(self) -> compare.Comparison:
+        """Per-batch masks and the baselines, and where asked for what transfers between categories."""
         with self.seconds.spent_on(COMPARE):
             return compare.compare(self)
 

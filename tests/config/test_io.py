@@ -43,7 +43,7 @@ def test_overrides_win_over_the_file(tmp_path):
         ("model.dtype=float8", "model.dtype: got 'float8', expected one of auto, float32"),
         ("identify.roles=[prompt,answer]", "identify.roles: got 'answer', expected one of prompt, response"),
         ("identify.roles=[]", "identify.roles: got (), expected prompt, response or both"),
-        ("compare.names=best", "compare.names: got 'best', expected one of freezing_only, global"),
+        ("compare.names=best", "compare.names: got 'best', expected one of mask_only, global"),
         ("identify.top_k", "expected key=value"),
         (
             "evaluate.routing=both",

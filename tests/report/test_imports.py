@@ -11,6 +11,7 @@ from paths import ROOT
 WORDS = (
     "report.before_after",
     "report.certainty_text",
+    "report.comparison_text",
     "report.format",
     "report.html.examples",
     "report.html.experts",
@@ -27,9 +28,17 @@ WORDS = (
     "studies.heat_map_table",
     "studies.measured",
     "studies.objective",
+    "studies.transfer",
 )
 
-DRAWING = ("report.html.figures", "report.html.page", "report.html.run_figures", "report.html.svg", "studies.heat_map")
+DRAWING = (
+    "report.html.comparison_figures",
+    "report.html.figures",
+    "report.html.page",
+    "report.html.run_figures",
+    "report.html.svg",
+    "studies.heat_map",
+)
 
 
 # A finder, not `sys.modules[name] = None`: scipy looks torch up there, and takes None for a module.

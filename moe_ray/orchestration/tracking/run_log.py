@@ -42,6 +42,7 @@ from moe_ray.run_directory import (
     SUMMARY,
     SWEEP,
     TEST,
+    TRANSFER_TABLE,
     TRIALS,
     VERDICT,
     WHENS,
@@ -238,18 +239,20 @@ def log_trials(tracker: Tracker, trials: pd.DataFrame, settings: Sequence[str], 
 
 
 def log_arms(tracker: Tracker, table: pd.DataFrame, folder: Folder) -> None:
-    """A nested run for each arm of the comparison, and its table and verdict."""
-    for arm in table.to_dict("records"):
-        known = {str(key): value for key, value in arm.items()}
-        with tracker.child(f"compare {known['arm']}") as nested:
-            nested.log_metrics([(0, _numbers(known, ()))])
-    for name in (COMPARISON, VERDICT):
-        tracker.log_stored(folder, name, COMPARE)
+    """A nested run for each arm of the comparison, its metrics over the steps, and the tables and the verdict."""
+    for name, of_arm in table.groupby("arm", sort=False):
+        # Shares that end with the same step, as all of an arm that trains nothing do, are one point.
+        points = of_arm.drop_duplicates("steps", keep="last").to_dict("records")
+        with tracker.child(f"compare {name}") as nested:
+            nested.log_metrics([(point["steps"], _numbers(point, ("steps",))) for point in points])
+    for name in (COMPARISON, TRANSFER_TABLE, VERDICT):
+        if folder.exists(name):
+            tracker.log_stored(folder, name, COMPARE)
 
 
-def _numbers(row: Mapping[str, Any], without: Sequence[str]) -> dict[str, Any]:
+def _numbers(row: Mapping[Any, Any], without: Sequence[str]) -> dict[str, Any]:
     return {
-        key: float(value)
+        str(key): float(value)
         for key, value in row.items()
         if key not in without and isinstance(value, (int, float)) and value == value
     }

@@ -9,13 +9,10 @@ import re
 import numpy as np
 import pandas as pd
 from matplotlib.image import imread
+from svg_texts import texts
 
 from moe_ray.report.before_after import BeforeAfter
 from moe_ray.report.html import figures
-
-
-def texts(svg):
-    return re.findall(r"<text[^>]*>(.*?)</text>", svg)
 
 
 def test_the_brightest_cells_of_a_heat_map_are_the_largest_differences():
