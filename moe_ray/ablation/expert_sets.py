@@ -30,9 +30,9 @@ ALONE, SPARED, COALITION = "alone", "spared", "coalition"
 
 Floats = npt.NDArray[np.float64]
 
-_TRIES, _NEAREST = 400, 20
-"""Random sets of a layer that are looked at, and of how many with the nearest share one is drawn: a control should be
-random, and a chance of one in twenty keeps several draws apart."""
+_TRIES, _NEAREST_PART, _FEWEST_NEAREST, _MOST_NEAREST = 400, 5, 3, 20
+"""Random sets of a layer that are looked at. One is drawn of those with the nearest share: of a fifth of the different ones,
+at least 3 and at most 20, so that draws are near and yet not all the same."""
 
 
 class ExpertSet(NamedTuple):
@@ -85,9 +85,11 @@ def matched_set(mask_LE: Mask, share_LE: Floats, rng: np.random.Generator) -> Ma
         others = np.flatnonzero(~selected_E)
         size = min(int(selected_E.sum()), len(others))
         if size:
-            drawn = others[rng.random((_TRIES, len(others))).argsort(axis=1)[:, :size]]
+            tries = np.sort(rng.random((_TRIES, len(others))).argsort(axis=1)[:, :size], axis=1)
+            drawn = others[np.unique(tries, axis=0)]
+            num_near = max(_FEWEST_NEAREST, min(_MOST_NEAREST, len(drawn) // _NEAREST_PART))
             gaps = np.abs(share_LE[layer][drawn].sum(axis=1) - share_LE[layer][selected_E].sum())
-            near = gaps.argsort(kind="stable")[:_NEAREST]
+            near = gaps.argsort(kind="stable")[:num_near]
             found_LE[layer, drawn[near[rng.integers(len(near))]]] = True
     return found_LE
 

@@ -101,7 +101,7 @@ def _ablate(run: Context, folder: Folder, config: AblateConfig) -> dict[str, Any
         )
     work = job.AblateJob(model=run.model, config=config, parts=folder.sub(PARTS).url)
     found = job.ablate(plans, work, seed=run.config.seed, models=run.models)
-    _write(folder, found)
+    write_findings(folder, found)
     digest = content_hash([found.verdict, frame_hash(found.effects)] if len(found.effects) else [found.verdict])
     sources = {str(plan.batch_idx): plan.source for plan in plans}
     return {**found.as_dict(), "sources": sources, MADE: {"ablation": digest}}
@@ -120,7 +120,8 @@ def _own_prompts(run: Context, batches: list[int]) -> pd.DataFrame:
     return run.directory.askable(rows)
 
 
-def _write(folder: Folder, found: Ablation) -> None:
+def write_findings(folder: Folder, found: Ablation) -> None:
+    """Writes the effects, the answers and the tables for people."""
     if len(found.effects):
         folder.write_table(EFFECTS, found.effects)
     if len(found.answers):
