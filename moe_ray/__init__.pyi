@@ -1,3 +1,4 @@
+from .ablation.ablate import Ablation
 from .errors import InputError
 from .evaluation.held_out import Evaluation
 from .experts import Expert, ExpertMasks, masks_from_experts
@@ -6,7 +7,7 @@ from .finetuning.fine_tune import FineTuned
 from .finetuning.trainable_experts import trainable_experts
 from .identification.identify import Identification
 from .models.moe_layers import find_moe_layers
-from .pipeline import capture, evaluate, fine_tune, identify, prepare
+from .pipeline import ablate, capture, evaluate, fine_tune, identify, prepare
 from .prompts.batches import Batch
 from .prompts.examples import Example, read_examples
 from .prompts.prompt_set import Prompts
@@ -15,6 +16,7 @@ from .routing.masking import route_through
 from .run_directory import open_run
 
 __all__ = [
+    "Ablation",
     "Batch",
     "Evaluation",
     "Example",
@@ -25,6 +27,7 @@ __all__ = [
     "InputError",
     "Prompts",
     "RoutingCounts",
+    "ablate",
     "adapter_applied",
     "apply_adapter",
     "capture",

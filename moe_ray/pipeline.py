@@ -16,6 +16,9 @@ from typing import Any, TypeVar
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from moe_ray.ablation.ablate import Ablation, ablate_batches
+from moe_ray.ablation.plan import chosen_batches, plan_batches, prompts_of_batches
+from moe_ray.config.ablate import AblateConfig
 from moe_ray.config.capture import CaptureConfig
 from moe_ray.config.evaluate import EvaluateConfig
 from moe_ray.config.finetune import FinetuneConfig
@@ -35,7 +38,9 @@ from moe_ray.finetuning.trainer import MaskedTrainer
 from moe_ray.identification.identify import Identification
 from moe_ray.identification.identify import identify as risk_of_batches
 from moe_ray.identification.risk import batches_with_both_labels, label_tokens
+from moe_ray.identification.risk_tables import Risk
 from moe_ray.identification.selection import select
+from moe_ray.models.moe_layers import find_moe_layers
 from moe_ray.progress import Progress, shown
 from moe_ray.prompts.batches import Batch
 from moe_ray.prompts.example_tables import batches_to_frame, examples_to_frame
@@ -140,6 +145,59 @@ def identify(
         counts = counts.take(chosen_rows)
     risk = risk_of_batches(counts, chosen, seed=seed)
     return Identification(risk=risk, masks=select(risk, chosen, seed=seed), config=chosen)
+
+
+def ablate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    batches: Sequence[Batch],
+    masks: ExpertMasks,
+    risk: Risk,
+    *,
+    held_out: Sequence[Example] = (),
+    config: AblateConfig | None = None,
+    seed: int = 0,
+    progress: bool | Progress = False,
+    **settings: Any,
+) -> Ablation:
+    """Whether the batches' unsafe experts are what the model's unsafe answers come from: tokens are routed around them.
+
+    Args:
+        model: the base model, in memory; its training mode is restored afterwards.
+        tokenizer: its tokenizer.
+        batches: of `prepare`.
+        masks: of `identify`.
+        risk: of `identify`, for the shares of tokens that controls are matched by.
+        held_out: examples of the batches' categories that did not choose the experts, such as `prepare(...).validation`;
+            batches that have too few of them are asked their own.
+        config: the section `ablate`; `run` is not used.
+        seed: of draws and relabellings.
+        progress: True shows a bar; a callback gets (done, total) batches.
+        settings: of the section, such as `draws=20`.
+
+    Raises:
+        NothingSelected: no batch has an expert that tokens can be routed around, or prompts of both labels.
+        InputError: the model's experts cannot be masked.
+    """
+    chosen = _merged(AblateConfig, config, settings)
+    categories = {batch.batch_idx: batch.category for batch in batches}
+    if missing := sorted(set(masks.batch_idx) - set(categories)):
+        raise InputError(f"masks of batches {missing[:20]}, which `batches` lacks; give the batches of these masks")
+    picked = chosen_batches(masks, categories, chosen.max_batches)
+    prompts = prompts_of_batches(
+        {batch: categories[batch] for batch in picked},
+        batches_to_frame(without_unaskable(batches, model, tokenizer)),
+        examples_to_frame(held_out) if held_out else None,
+        chosen,
+        seed=seed,
+    )
+    plans = plan_batches(
+        *(prompts, masks, risk, categories, chosen),
+        num_experts_per_tok=find_moe_layers(model).num_experts_per_tok,
+        seed=seed,
+    )
+    with shown(progress, "ablation") as show:
+        return ablate_batches(model, tokenizer, plans, chosen, seed=seed, progress=show)
 
 
 def fine_tune(

@@ -4,6 +4,7 @@
     prompts/                  batches and held-out examples
     capture/                  routing counts, quarantined examples, generated responses
     identify/                 risk differences, unsafe experts, masks
+    ablate/                   what the answers lose without the selected experts
     finetune/                 learned experts, history, rounds
     evaluate/before/, after/  held-out answers, and the figures of them
     sweep/, compare/          trials and the winner; one folder per arm, and the table
@@ -16,6 +17,7 @@ single module uses, such as a job's working folder, is a constant there.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -51,6 +53,7 @@ WHENS: tuple[When, ...] = ("before", "after")
 
 PROMPTS, CAPTURE, IDENTIFY = "prompts", "capture", "identify"
 FINETUNE, SWEEP, COMPARE = "finetune", "sweep", "compare"
+ABLATE = "ablate"
 PAIRS, OWN_ANSWERS = "pairs", "own_answers"
 COUNTS, RESPONSES = f"{CAPTURE}/counts", f"{CAPTURE}/responses"
 REJECTED, SHORTENED, ATTEMPTS = f"{CAPTURE}/rejected", f"{CAPTURE}/shortened", f"{CAPTURE}/attempts"
@@ -60,6 +63,8 @@ PARTS, VERDICTS = "parts", "verdicts"
 CONFIG, SUMMARY, REPORT = "config.yaml", "summary.json", "report.html"
 TEST, VALIDATION, LEFT_OUT = "test.parquet", "validation.parquet", "left_out.parquet"
 RISK, ANSWERS, PAIR_OUTCOMES = "risk_differences.parquet", "answers.parquet", "pairs.parquet"
+EFFECTS = "effects.parquet"
+ABLATION_TABLE, ABLATION_BATCHES, ABLATION_EXPERTS = "table.csv", "batches.csv", "experts.csv"
 TRIALS, WINNER, HEAT_MAP = "trials.parquet", "winner.yaml", "heat_map"
 HEAT_MAP_PICTURES = f"{HEAT_MAP}.png", f"{HEAT_MAP}.svg"
 TRIAL_FOLDERS, RECORDS = "trials", "records"
@@ -82,7 +87,7 @@ def round_folder(number: int | str) -> str:
 
 
 _STAGES = (
-    *(PAIRS, PROMPTS, CAPTURE, SWEEP, IDENTIFY),
+    *(PAIRS, PROMPTS, CAPTURE, SWEEP, IDENTIFY, ABLATE),
     *(answers_of("before"), figures_of("before"), FINETUNE, answers_of("after"), figures_of("after")),
 )
 
@@ -197,6 +202,13 @@ class RunDirectory:
         """The training examples that were counted: those of the batches without the quarantined ones."""
         return without_quarantined(self.batches, self._require(CAPTURE, QUARANTINE).read_frame(QUARANTINE))
 
+    def askable(self, examples: pd.DataFrame) -> pd.DataFrame:
+        """Of training examples those that were counted whole: neither in quarantine nor cut."""
+        capture = self._require(CAPTURE, QUARANTINE)
+        for name in (QUARANTINE, TRUNCATED):
+            examples = without_quarantined(examples, capture.read_frame(name))
+        return examples
+
     @property
     def training_examples(self) -> pd.DataFrame:
         """The examples that can be trained on; see `quarantine.training_examples`."""
@@ -240,6 +252,22 @@ class RunDirectory:
     def by_category(self) -> pd.DataFrame:
         """The experts of each category; see `overlap.expert_categories`."""
         return expert_categories(self.risk, self.masks, self.categories)
+
+    # The causal check
+
+    @cached_property
+    def ablation(self) -> dict[str, Any] | None:
+        """What the causal check found, as in `summary.json`; None = it was not done."""
+        manifest = self.manifest(ABLATE)
+        return None if manifest is None else manifest["notes"]
+
+    @cached_property
+    def ablated_experts(self) -> pd.DataFrame | None:
+        """A row per batch and single expert that was taken away; None = none was."""
+        if self.ablation is None or not self.holds(ABLATE, ABLATION_EXPERTS):
+            return None
+        data = self.sub(ABLATE).read_bytes(ABLATION_EXPERTS)
+        return pd.read_csv(io.BytesIO(data)) if data.strip() else None
 
     # What came of it
 

@@ -17,6 +17,7 @@ DTYPES = ("float32", "bfloat16")
 
 QUESTIONS = {
     "certainty": "In which batches the selection is significant.",
+    "cause": "Whether the unsafe experts are the cause (after moe-ray ablate).",
     "categories": "Which experts answer for a category.",
     "shared": "Which experts belong to several categories.",
     "overlap": "How alike the batches' masks are, corrected for chance.",

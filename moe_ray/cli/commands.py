@@ -58,7 +58,8 @@ COMMANDS = {
         _RUN,
         "Runs every stage, tracked in MLflow, with a summary and a report.",
         "full",
-        "Prompts, routing capture, unsafe experts, evaluation before, masked fine-tuning, evaluation after.",
+        "Prompts, routing capture, unsafe experts, the causal check where it is cheap, evaluation before, masked "
+        "fine-tuning, evaluation after.",
         ("", "the embedded tiny model and its prompts"),
         ("runs/first model.path=allenai/OLMoE-1B-7B-0125-Instruct 'prompts.files=[prompts.jsonl]'", "your own"),
         ("runs/first --config run.yaml finetune.epochs=2", "a YAML file, with settings on top"),
@@ -84,6 +85,14 @@ COMMANDS = {
         "identify",
         _BEFORE,
         ("runs/first identify.top_k=20", "another selection from the same counts"),
+    ),
+    "ablate": _workflow(
+        _RUN,
+        "Tells whether the unsafe experts are the cause: what the model's own answers lose without them.",
+        "ablate",
+        f"Nothing is trained. Other experts of the same share of tokens are taken away for comparison. {_BEFORE}",
+        ("runs/first", "12 batches, spread over the categories"),
+        ("runs/first ablate.max_batches=0 ablate.draws=20", "all batches, with more controls"),
     ),
     "finetune": _workflow(
         _RUN,

@@ -22,8 +22,9 @@ from moe_ray.identification.confounds import confound_warnings, length_table, we
 from moe_ray.identification.overlap import batch_overlap, shared_experts, sweep_union
 from moe_ray.identification.pandas_export import export_pickle
 from moe_ray.identification.selection import RULES, difference_column, ranking_column, select
+from moe_ray.report.ablation_text import ablation_rows, alone_of
 from moe_ray.report.certainty_text import certainty_in_words
-from moe_ray.report.printable import printable
+from moe_ray.report.printable import printable, printable_lines
 from moe_ray.run_directory import RunDirectory, open_run
 
 
@@ -50,6 +51,23 @@ def show_certainty(run: RunDirectory, args: argparse.Namespace) -> None:
     show_lines(sentences, args.top)
 
 
+def show_cause(run: RunDirectory, args: argparse.Namespace) -> None:
+    """Whether the unsafe experts are the cause."""
+    if run.ablation is None:
+        print("not checked; moe-ray ablate checks it")
+        return
+    print(printable_lines(run.ablation["in_words"]))
+    if run.ablation["table"]:
+        rows = ablation_rows(run.ablation)
+        show_table(rows, len(rows))
+        show_lines([printable(str(row["in_words"])) for row in run.ablation["per_batch"].values()], args.top)
+    if run.ablated_experts is not None and len(run.ablated_experts):
+        print(
+            "single experts: what unsafe answers lose more than safe ones, where only it is away and where only it stays"
+        )
+        show_table(run.ablated_experts, args.top)
+
+
 def show_categories(run: RunDirectory, args: argparse.Namespace) -> None:
     """Which experts answer for a category."""
     known = sorted(run.by_category["category"].unique())
@@ -58,7 +76,11 @@ def show_categories(run: RunDirectory, args: argparse.Namespace) -> None:
     for category in known if args.category is None else [args.category]:
         experts = run.by_category[run.by_category["category"] == category]
         print(f"{printable(category)}: {len(experts)} experts are unsafe in at least one of its batches")
-        show_table(experts.drop(columns=["category", "layer", "expert"]), args.top)
+        shown = experts.drop(columns=["category", "layer", "expert"])
+        if run.ablated_experts is not None:
+            ablated = run.ablated_experts[run.ablated_experts["category"] == category]
+            shown["lost without it"] = alone_of(shown["name"].tolist(), ablated)
+        show_table(shown, args.top)
 
 
 def show_shared(run: RunDirectory, args: argparse.Namespace) -> None:
@@ -129,6 +151,7 @@ def show_confounds(run: RunDirectory, args: argparse.Namespace) -> None:
 
 ANSWERS: dict[str, Callable[[RunDirectory, argparse.Namespace], None]] = {
     "certainty": show_certainty,
+    "cause": show_cause,
     "categories": show_categories,
     "shared": show_shared,
     "overlap": show_overlap,

@@ -12,7 +12,17 @@ from dataclasses import Field, dataclass, field
 from typing import Any, Literal
 
 Effect = Literal[
-    "examples", "targets", "counts", "masks", "weights", "answers", "verdicts", "search", "presentation", "speed"
+    "examples",
+    "targets",
+    "counts",
+    "masks",
+    "weights",
+    "answers",
+    "verdicts",
+    "ablation",
+    "search",
+    "presentation",
+    "speed",
 ]
 
 EFFECTS: Mapping[Effect, str] = {
@@ -23,6 +33,7 @@ EFFECTS: Mapping[Effect, str] = {
     "weights": "the learned experts",
     "answers": "the held-out answers and losses",
     "verdicts": "who judges the answers, and how",
+    "ablation": "what the causal check takes away, asks and concludes",
     "search": "what a sweep or a comparison tries",
     "presentation": "the report, the tracking, and where things are written",
     "speed": "how fast it goes, with how much memory, on how many machines, and when it gives up; not what comes out",

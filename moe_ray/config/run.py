@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from moe_ray.config.ablate import AblateConfig
 from moe_ray.config.capture import CaptureConfig
 from moe_ray.config.cluster import ClusterConfig
 from moe_ray.config.compare import CompareConfig
@@ -37,13 +38,14 @@ class Config(Section):
         0,
         "seed of every random choice: splits, batches, the embedded model, sampled answers, p-values, training order and "
         "sweep",
-        affects=("examples", "counts", "masks", "weights", "search"),
+        affects=("examples", "counts", "masks", "weights", "ablation", "search"),
         at_least=0,
     )
     model: ModelConfig = field(default_factory=ModelConfig)
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
     capture: CaptureConfig = field(default_factory=CaptureConfig)
     identify: IdentifyConfig = field(default_factory=IdentifyConfig)
+    ablate: AblateConfig = field(default_factory=AblateConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     rounds: RoundsConfig = field(default_factory=RoundsConfig)

@@ -71,7 +71,8 @@ def _setting(key: Key) -> dict[str, Any]:
 def _type(hint: Any) -> dict[str, Any]:
     origin = typing.get_origin(hint)
     if origin is Literal:
-        return {"enum": list(typing.get_args(hint))}
+        choices: list[Any] = list(typing.get_args(hint))
+        return {"enum": choices + ([True, False] if "true" in choices else [])}
     if origin is tuple:
         item = _type(typing.get_args(hint)[0])
         return {"anyOf": [{"type": "array", "items": item}, item]}

@@ -69,6 +69,8 @@ def fit(value: Any, hint: Any, setting: Setting, key: str) -> Any:
         return _fit_all(items, typing.get_args(hint)[0], setting, key)
     if origin is Literal:
         choices = typing.get_args(hint)
+        if isinstance(value, bool):  # YAML has read the word
+            value = str(value).lower()
         if isinstance(value, str) and value in choices:
             return value
         raise WrongSettings(wrong_value(key, value, "one of " + ", ".join(choices)))

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_WITHOUT_TRAINING = ("prepare", "capture", "identify")
-_WITH_MODEL = ("capture", "identify", "finetune", "evaluate", "full", "sweep", "compare")
+_WITHOUT_TRAINING = ("prepare", "capture", "identify", "ablate")
+_WITH_MODEL = ("capture", "identify", "ablate", "finetune", "evaluate", "full", "sweep", "compare")
 """Workflows whose first long stage is the capture."""
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from moe_ray.config.ablate import AblateConfig
 from moe_ray.config.model import ModelConfig
 from moe_ray.config.run import Config
-from moe_ray.orchestration.stages import capture, compare, evaluate, finetune, identify, prepare, sweep
+from moe_ray.orchestration.stages import ablate, capture, compare, evaluate, finetune, identify, prepare, sweep
 from moe_ray.orchestration.stages.context import Context
 from moe_ray.prompts.prompt_set import Prompts
 from moe_ray.report.summary import build_summary
@@ -53,6 +54,14 @@ class Run(Context):
     def identify(self) -> Outcome:
         """Risk differences, unsafe experts and masks of every batch."""
         return identify.identify(self)
+
+    def ablate(self, config: AblateConfig | None = None) -> Outcome:
+        """The causal check of the selection, as configured or as given."""
+        return ablate.ablate(self, self.config.ablate if config is None else config)
+
+    def affordable_check(self) -> AblateConfig | None:
+        """What of the causal check is done unasked; None = nothing."""
+        return ablate.affordable(self)
 
     def finetune(self) -> Outcome:
         """The learned experts."""

@@ -8,11 +8,13 @@ from typing import Any
 
 import pandas as pd
 
+from moe_ray.config.ablate import AblateConfig
 from moe_ray.orchestration.run import Run
 from moe_ray.orchestration.tracking import run_log
 from moe_ray.orchestration.tracking.mlflow_run import MlflowTracker
 from moe_ray.orchestration.tracking.registry import register_repaired
 from moe_ray.prompts.quarantine import QUARANTINE, without_quarantined
+from moe_ray.report.ablation_text import ablation_rows, describe_ablation
 from moe_ray.report.certainty_text import describe_certainty
 from moe_ray.report.comparison_text import comparison_rows, curve_rows, verdict
 from moe_ray.report.html.page import Report, write_report
@@ -60,6 +62,12 @@ def identify(run: Run) -> None:
     _show("How sure", describe_certainty(directory.lengths, directory.certainty, examples, run.config.identify))
 
 
+def ablate(run: Run) -> None:
+    """Everything up to masks, and whether the selected experts are the cause."""
+    identify(run)
+    _show_ablation(run.ablate().notes)
+
+
 def finetune(run: Run) -> None:
     """Everything up to learned experts."""
     identify(run)
@@ -69,6 +77,11 @@ def finetune(run: Run) -> None:
 def evaluate(run: Run) -> None:
     """Everything that `full` does but sweep, baselines, tracking and report."""
     identify(run)
+    _repair(run)
+
+
+def _repair(run: Run) -> None:
+    """Evaluation before, fine-tuning, evaluation after."""
     run.evaluate("before")
     run.finetune()
     run.evaluate("after")
@@ -84,7 +97,11 @@ def full(run: Run) -> None:
         study: dict[str, Any] = {}
         if run.config.sweep.run:
             run, study["sweep"] = _sweep_first(run, tracker)
-        evaluate(run)
+        identify(run)
+        check = run.affordable_check()
+        if check is not None:
+            study["ablate"] = _ablate(run, check, tracker)
+        _repair(run)
         if run.config.rounds.max_rounds > 1:
             notes = run.outcomes[FINETUNE].notes
             study["rounds"] = {name: notes[name] for name in ("rounds", "kept_round", "stopped_because")}
@@ -113,6 +130,7 @@ WORKFLOWS: Mapping[str, Callable[[Run], None]] = {
     "prepare": prepare,
     "capture": capture,
     "identify": identify,
+    "ablate": ablate,
     "finetune": finetune,
     "evaluate": evaluate,
     "full": full,
@@ -141,6 +159,20 @@ def _sweep_first(run: Run, tracker: MlflowTracker) -> tuple[Run, dict[str, Any]]
     if not outcome.is_reused:
         run_log.log_trials(tracker, trials, settings, outcome.folder)
     return run.winner(), dict(outcome.notes)
+
+
+def _ablate(run: Run, config: AblateConfig, tracker: MlflowTracker) -> dict[str, Any]:
+    """The causal check; what the summary says of it."""
+    notes = run.ablate(config).notes
+    _show_ablation(notes)
+    run_log.log_ablation(tracker, notes)
+    return {name: notes[name] for name in ("verdict", "in_words", "table", "per_batch", "forwards", "tokens")}
+
+
+def _show_ablation(notes: Mapping[str, Any]) -> None:
+    if notes["table"]:
+        print_table("Is it the cause? (nats per token of the model's own answers)", ablation_rows(notes))
+    _show("Cause", describe_ablation(notes))
 
 
 def _compare_last(run: Run, tracker: MlflowTracker) -> dict[str, Any]:

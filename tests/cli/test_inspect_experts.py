@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from run_directory import write_found
+from ablation_run import write_ablation
+from run_directory import write_found, write_identified
 
 from moe_ray.cli.arguments import QUESTIONS
 from moe_ray.cli.inspect_experts import ANSWERS
@@ -89,3 +90,16 @@ def test_a_folder_that_is_not_there_is_refused_and_not_made(tmp_path: Path, caps
     assert main(["inspect", str(tmp_path / "nowhere")]) == 2
     assert "is not a run directory" in capsys.readouterr().err
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_the_cause_is_told_after_the_check_and_before_it_how_to_check(tmp_path, capsys):
+    folder = Folder.open(str(tmp_path / "run"))
+    write_identified(folder)
+    assert main(["inspect", folder.path, "--ask", "cause"]) == 0
+    assert "moe-ray ablate checks it" in capsys.readouterr().out
+    write_ablation(folder)
+    assert main(["inspect", folder.path, "--ask", "cause", "categories"]) == 0
+    out = capsys.readouterr().out
+    assert ": causal; better than" in out
+    assert "Batch 3 (theft)" in out
+    assert "lost without it" in out

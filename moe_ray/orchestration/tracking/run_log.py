@@ -28,6 +28,10 @@ from moe_ray.prompts.example_tables import BATCHES
 from moe_ray.prompts.quarantine import QUARANTINE
 from moe_ray.report.before_after import ROUTINGS
 from moe_ray.run_directory import (
+    ABLATE,
+    ABLATION_BATCHES,
+    ABLATION_EXPERTS,
+    ABLATION_TABLE,
     ANSWERS,
     CAPTURE,
     COMPARE,
@@ -84,6 +88,7 @@ _ARTIFACTS = (
     ("", REPORT),
     (CAPTURE, QUARANTINE),
     *((IDENTIFY, name) for name in (MASKS, UNSAFE_EXPERTS, CERTAINTY)),
+    *((ABLATE, name) for name in (ABLATION_TABLE, ABLATION_BATCHES, ABLATION_EXPERTS)),
     *((FINETUNE, name) for name in (*ADAPTER_FILES, HISTORY)),
     *((figures_of(when), ANSWERS) for when in WHENS),
 )
@@ -236,6 +241,24 @@ def log_trials(tracker: Tracker, trials: pd.DataFrame, settings: Sequence[str], 
             nested.log_metrics([(0, _numbers(known, settings))])
     for name in (TRIALS, *HEAT_MAP_PICTURES, WINNER):
         tracker.log_stored(folder, name, SWEEP)
+
+
+def log_ablation(tracker: Tracker, notes: Mapping[str, Any]) -> None:
+    """The verdict of the causal check, its figures for every kind of set, and those of each batch.
+
+    Args:
+        tracker: the parent run.
+        notes: of the stage's manifest.
+    """
+    tracker.log_tags({"ablate.verdict": notes["verdict"]})
+    for row in notes["table"]:
+        name = str(row["set"]).replace(" ", "_")
+        figures = {f"ablate/{name}/{key}": value for key, value in _numbers(row, ("set",)).items()}
+        tracker.log_metrics([(0, figures)])
+    tracker.log_metrics(
+        (int(batch), {f"ablate/batch/{key}": value for key, value in _numbers(row, ("beats_every_draw",)).items()})
+        for batch, row in notes["per_batch"].items()
+    )
 
 
 def log_arms(tracker: Tracker, table: pd.DataFrame, folder: Folder) -> None:

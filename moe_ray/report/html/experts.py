@@ -21,6 +21,7 @@ from moe_ray.identification.comparisons import COMPARISONS, is_relative
 from moe_ray.identification.overlap import batch_overlap, shared_experts, sweep_union
 from moe_ray.identification.risk_tables import Risk, aggregate_risk, batch_table
 from moe_ray.identification.selection import difference_column, difference_name
+from moe_ray.report.ablation_text import alone_of
 from moe_ray.report.format import decimal, rate, significant_digits
 from moe_ray.report.html.shortened import first_rows, spread_evenly
 from moe_ray.report.printable import printable
@@ -143,7 +144,8 @@ def _top_experts(run: RunDirectory) -> list[dict[str, Any]]:
                 "batches": int(num_batches_LE[run.masks.layers.index(expert.layer), expert.expert]),
             }
         )
-    return rows
+    alone = alone_of([str(row["name"]) for row in rows], run.ablated_experts)
+    return [{**row, "alone": text} for row, text in zip(rows, alone, strict=True)]
 
 
 def _overlap_part(run: RunDirectory) -> dict[str, Any] | None:

@@ -34,6 +34,7 @@ class Findings:
         before: held-out figures before the repair; None = not evaluated.
         after: the same after it.
         change: their paired differences; None = not computed.
+        cause: what the causal check said; empty = it was not done.
         against_baselines: what a comparison with other experts said; empty = none was made.
     """
 
@@ -49,6 +50,7 @@ class Findings:
     after: Figures | None
     change: Figures | None
     against_baselines: str = ""
+    cause: str = ""
 
 
 def first_paragraph(found: Findings) -> str:
@@ -58,7 +60,9 @@ def first_paragraph(found: Findings) -> str:
         sentences.append("The model was not evaluated before and after a repair, so nothing is said about one here.")
     else:
         sentences += _repair_in_words(found, found.before, found.after)
-    doubt = "Routing is an observation, not a cause: experts can follow a topic or a template rather than harm"
+    doubt = found.cause.rstrip(".") or (
+        "Routing is an observation, not a cause: experts can follow a topic or a template rather than harm"
+    )
     if found.against_baselines:
         sentences.append(f"{doubt}; how other experts do is below. {found.against_baselines.splitlines()[0]}")
     elif found.after is not None:

@@ -19,6 +19,7 @@ from moe_ray.config.report import ReportConfig
 from moe_ray.report.before_after import Block
 from moe_ray.report.certainty_text import significance_level
 from moe_ray.report.format import decimal
+from moe_ray.report.html.cause import cause_part
 from moe_ray.report.html.examples import examples_part
 from moe_ray.report.html.experts import certainty_rows, experts_part
 from moe_ray.report.html.first_paragraph import Findings, first_paragraph
@@ -52,6 +53,7 @@ def build_report(run: RunDirectory, config: ReportConfig) -> Report:
         "title": printable(run.folder.url.rstrip("/").rpartition("/")[2]),
         "lede": first_paragraph(_findings(run, certainty, blocks)),
         "held_out": held_out,
+        "cause": cause_part(run),
         "baselines": baselines_part(run),
         "experts": experts_part(run, config),
         "certainty": certainty_rows(run, certainty),
@@ -93,6 +95,7 @@ def _findings(run: RunDirectory, certainty: pd.DataFrame, blocks: Sequence[Block
         before=before,
         after=after,
         change=change,
+        cause="" if run.ablation is None else printable(run.ablation["in_words"]),
         against_baselines="" if run.comparison is None else printable_lines(run.comparison[1]),
     )
 

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 
 import pandas as pd
 import pytest
+from ablation_run import write_ablation
 
 from moe_ray.finetuning.history import write_history
 from moe_ray.orchestration.tracking import run_log
@@ -110,3 +111,21 @@ def test_a_trial_has_its_settings_as_parameters_and_finite_numbers_as_metrics(fo
     assert first.metrics == [(0, {"objective": 0.5, "epochs": 2.0})]
     assert second.metrics == [(0, {"epochs": 0.0})]
     assert second.tags == {"state": "failed", "rank": 2, "message": "no expert"}
+
+
+def test_the_causal_check_is_a_verdict_and_plain_numbers(tmp_path):
+    found = write_ablation(Folder.open(str(tmp_path)))
+    tracker = Recorder()
+    tracker.log_tags = tracker.tags.update
+    run_log.log_ablation(tracker, found.as_dict())
+    assert tracker.tags == {"ablate.verdict": "causal"}
+    figures = {name: value for step, row in tracker.metrics for name, value in row.items() if step == 0}
+    assert figures["ablate/selected/specific"] == pytest.approx(1.5, abs=0.1)
+    assert {
+        "ablate/matched/lift",
+        "ablate/matched/lift_low",
+        "ablate/matched/p_sets",
+        "ablate/coalition_1/unsafe",
+    } <= set(figures)
+    assert {step for step, row in tracker.metrics if "ablate/batch/specific" in row} == {0, 1, 2, 3}
+    assert all(isinstance(value, float) for _, row in tracker.metrics for value in row.values())
