@@ -1,0 +1,53 @@
+"""Whether a model's experts are copies of each other, so that no choice among them can make a difference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from moe_ray.models.moe_layers import MoELayer, find_moe_layers
+
+EXPERTS_ARE_COPIES = (
+    "All experts of a layer are equal, as in a model that was just made by copying one dense layer: which of them are "
+    "routed, selected or masked makes no difference to its answers, so nothing about the selection can show before "
+    "training. Routing still differs between prompts, and is counted; moe-ray upcycle --method split makes experts that "
+    "differ"
+)
+"""Said where a run meets such a model."""
+
+
+def experts_are_copies(model: nn.Module) -> bool:
+    """Whether in every MoE layer all experts are equal, bit for bit.
+
+    Stops at the first difference, so of a model that has learned anything two experts of one layer are read.
+
+    Args:
+        model: of any family, on any device.
+
+    Returns:
+        False also where the weights cannot be looked at: offloaded, or kept in a form without a slice for each expert.
+
+    Raises:
+        InputError: the model has no MoE layer.
+    """
+    return all(_are_copies(layer) for layer in find_moe_layers(model))
+
+
+def _are_copies(layer: MoELayer) -> bool:
+    weights = list(_weights_by_expert(layer))
+    return bool(weights) and all(
+        not first.is_meta and all(torch.equal(first, other) for other in others) for first, *others in weights
+    )
+
+
+def _weights_by_expert(layer: MoELayer) -> Iterator[list[Tensor]]:
+    """Per tensor of an expert, that tensor of every expert."""
+    modules = layer.expert_modules()
+    if modules:
+        yield from (list(tensors) for tensors in zip(*(module.parameters() for module in modules), strict=True))
+        return
+    for tensor in layer.experts.parameters(recurse=False):
+        if tensor.dim() and tensor.shape[0] == layer.num_experts:
+            yield list(tensor)
