@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from moe_ray.config.identify import IdentifyConfig
+from moe_ray.experts import EXPERTS_ARE_COPIES
 from moe_ray.report.certainty_text import known_significance, significance_level
 from moe_ray.report.format import difference, has_interval, is_significant, rate
 
@@ -34,6 +35,7 @@ class Findings:
         before: held-out figures before the repair; None = not evaluated.
         after: the same after it.
         change: their paired differences; None = not computed.
+        experts_are_copies: all experts of a layer are equal.
         against_baselines: what a comparison with other experts said; empty = none was made.
     """
 
@@ -48,12 +50,15 @@ class Findings:
     before: Figures | None
     after: Figures | None
     change: Figures | None
+    experts_are_copies: bool = False
     against_baselines: str = ""
 
 
 def first_paragraph(found: Findings) -> str:
     """The paragraph."""
     sentences = [_selection_in_words(found), _certainty_in_words(found)]
+    if found.experts_are_copies:
+        sentences.append(f"{EXPERTS_ARE_COPIES}.")
     if found.before is None or found.after is None:
         sentences.append("The model was not evaluated before and after a repair, so nothing is said about one here.")
     else:
