@@ -134,6 +134,16 @@ def build(family: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel
     return copy.deepcopy(_prototype(family)).to(dtype)
 
 
+def made_equal(family: str) -> PreTrainedModel:
+    """The family's tiny model with all experts of a layer equal."""
+    model = build(family)
+    with torch.no_grad():
+        for layer in find_moe_layers(model):
+            for tensor in layer.expert_tensors().values():
+                tensor.copy_(tensor[:1].expand_as(tensor))
+    return model
+
+
 @functools.cache
 def shared(family: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """One model for all tests that only read it."""

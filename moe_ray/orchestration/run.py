@@ -100,5 +100,6 @@ class Run(Context):
             certainty=directory.certainty,
         ) | {
             "quarantined_examples": notes[CAPTURE]["quarantined"],
+            "experts_are_copies": notes[CAPTURE].get("experts_are_copies"),
             "held_out_left_out": notes[PROMPTS]["left_out"],
         }

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from moe_ray.config.identify import IdentifyConfig
-from moe_ray.experts import Expert, ExpertMasks
+from moe_ray.experts import EXPERTS_ARE_COPIES, Expert, ExpertMasks
 from moe_ray.identification.comparisons import COMPARISONS
 from moe_ray.identification.risk_tables import Risk, aggregate_risk, batch_table
 from moe_ray.identification.selection import difference_column, difference_name
@@ -39,7 +39,7 @@ def describe_reasons(reasons: Mapping[str, int]) -> str:
 
 
 def describe_capture(notes: Mapping[str, Any]) -> str:
-    """What a capture counted and what it left out.
+    """What a capture counted and what it left out, and whether the model's experts differ at all.
 
     Args:
         notes: of its manifest.
@@ -52,6 +52,9 @@ def describe_capture(notes: Mapping[str, Any]) -> str:
         text += f"\n{notes['quarantined']} examples in quarantine ({reasons}), see routing/{QUARANTINE}"
     if notes["truncated"]:
         text += f"\n{notes['truncated']} examples were cut to the longest allowed length, see routing/{TRUNCATED}"
+    # Manifests of runs from before this was looked at do not have it.
+    if notes.get("experts_are_copies"):
+        text += f"\n{EXPERTS_ARE_COPIES}"
     return text
 
 

@@ -10,6 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_ray.config.capture import CaptureConfig
 from moe_ray.errors import InputError
+from moe_ray.experts import EXPERTS_ARE_COPIES
+from moe_ray.models.expert_copies import experts_are_copies
 from moe_ray.models.generation import Response, example_seed, generate_responses
 from moe_ray.models.loading import context_length
 from moe_ray.models.token_budget import TokenBudget
@@ -51,6 +53,8 @@ def capture_batches(
         InputError: the model has no experts, or belongs to a family that cannot be captured; more than
             `config.max_bad_share` of the examples cannot be counted, or one is too long and `config.too_long` is `error`.
     """
+    if experts_are_copies(model):
+        logger.warning("capture: %s", EXPERTS_ARE_COPIES)
     num_examples = sum(len(batch.examples) for batch in batches)
     rejected: dict[str, Rejected] = {}
     parts: list[RoutingCounts] = []

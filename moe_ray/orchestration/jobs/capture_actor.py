@@ -22,6 +22,7 @@ import pandas as pd
 from moe_ray.config.capture import CaptureConfig
 from moe_ray.config.model import ModelConfig
 from moe_ray.errors import InputError
+from moe_ray.models.expert_copies import experts_are_copies
 from moe_ray.models.generation import Response, example_seed, generate_responses
 from moe_ray.models.loading import context_length
 from moe_ray.models.token_budget import TokenBudget, padded_tokens
@@ -89,11 +90,13 @@ class CaptureActor(ModelWork):
         self.rejects, self.shortened, self.attempts = run.sub(REJECTED), run.sub(SHORTENED), run.sub(ATTEMPTS)
         self.budget = TokenBudget(job.config.tokens_per_forward)
         self.model_lock = threading.RLock()
+        self.experts_are_copies: bool | None = None
 
     @contextmanager
     def in_force(self) -> Iterator[None]:
         """The counter is attached to the model."""
         config = self.job.config
+        self.experts_are_copies = experts_are_copies(self.holder.model)
         with counting(self.holder.model, weights=config.weights, ids=config.ids) as self.counter:
             yield
 
@@ -110,6 +113,7 @@ class CaptureActor(ModelWork):
         with self.model_lock if attempt.is_repeated else nullcontext():
             window = Window(name=name, attempt=attempt)
             window.report.examples = len(positions)
+            window.report.experts_are_copies = self.experts_are_copies
             done = self._done_before(window)
             for start in range(0, len(positions), size):
                 self._count_chunk(window, start, positions[start : start + size], done)

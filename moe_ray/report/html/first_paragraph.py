@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from moe_ray.config.identify import IdentifyConfig
+from moe_ray.experts import EXPERTS_ARE_COPIES
 from moe_ray.report.certainty_text import known_significance, significance_level
 from moe_ray.report.format import difference, has_interval, is_significant, rate
 
@@ -35,6 +36,7 @@ class Findings:
         after: the same after it.
         change: their paired differences; None = not computed.
         cause: what the causal check said; empty = it was not done.
+        experts_are_copies: all experts of a layer are equal.
         against_baselines: what a comparison with other experts said; empty = none was made.
     """
 
@@ -49,6 +51,7 @@ class Findings:
     before: Figures | None
     after: Figures | None
     change: Figures | None
+    experts_are_copies: bool = False
     against_baselines: str = ""
     cause: str = ""
 
@@ -56,6 +59,8 @@ class Findings:
 def first_paragraph(found: Findings) -> str:
     """The paragraph."""
     sentences = [_selection_in_words(found), _certainty_in_words(found)]
+    if found.experts_are_copies:
+        sentences.append(f"{EXPERTS_ARE_COPIES}.")
     if found.before is None or found.after is None:
         sentences.append("The model was not evaluated before and after a repair, so nothing is said about one here.")
     else:

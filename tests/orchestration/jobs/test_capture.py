@@ -101,6 +101,7 @@ def test_bad_examples_are_quarantined_with_their_reasons_and_the_rest_is_counted
     assert (notes["examples"], notes["quarantined"]) == (64, 3)
     assert notes["halvings"] > 0
     assert notes["padding_share"] < 0.1
+    assert notes["experts_are_copies"] is False
     expected = counts_of_core(frame, model, weights=True)
     bad = keys_of(quarantined["batch_idx"], quarantined["in_batch_idx"])
     expected = expected.take(~np.isin(keys_of(expected.batch_idx, expected.in_batch_idx), bad))
