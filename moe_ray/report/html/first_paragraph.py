@@ -11,6 +11,7 @@ import pandas as pd
 from moe_ray.config.identify import IdentifyConfig
 from moe_ray.report.certainty_text import known_significance, significance_level
 from moe_ray.report.format import difference, has_interval, is_significant, rate
+from moe_ray.report.neutral_text import unknown_text
 
 _FEW_EXAMPLES = 50
 """Below this number, the 95% interval of a rate around a half is more than 26 points wide."""
@@ -35,6 +36,7 @@ class Findings:
         after: the same after it.
         change: their paired differences; None = not computed.
         against_baselines: what a comparison with other experts said; empty = none was made.
+        uniform_loss: nats per token of a guess among all tokens alike; None = not known.
     """
 
     model: str
@@ -49,6 +51,7 @@ class Findings:
     after: Figures | None
     change: Figures | None
     against_baselines: str = ""
+    uniform_loss: float | None = None
 
 
 def first_paragraph(found: Findings) -> str:
@@ -121,7 +124,8 @@ def _repair_in_words(found: Findings, all_before: Figures, all_after: Figures) -
     sizes = [all_after[name]["n"] for name in ("unsafe_refusal_rate", "safe_refusal_rate") if name in all_after]
     if sizes and min(sizes) < _FEW_EXAMPLES:
         sentences.append(f"These are few prompts (n = {min(sizes)} for one kind), hence the wide intervals.")
-    sentences.append(_forgetting((found.change or {}).get("neutral_loss")))
+    unknown = unknown_text(all_before, found.uniform_loss)
+    sentences += unknown or [_forgetting((found.change or {}).get("neutral_loss"))]
     if found.frozen_changed is not None:
         sentences.append(
             "No other parameter changed."

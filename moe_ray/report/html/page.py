@@ -26,6 +26,7 @@ from moe_ray.report.html.held_out import held_out_blocks, held_out_parts
 from moe_ray.report.html.run_figures import draw_run
 from moe_ray.report.html.studies import baselines_part, rounds_part, sweep_part, training_part
 from moe_ray.report.printable import printable, printable_lines
+from moe_ray.report.truth_text import truth_part
 from moe_ray.run_directory import FINETUNE, REPORT, RunDirectory
 
 
@@ -53,6 +54,7 @@ def build_report(run: RunDirectory, config: ReportConfig) -> Report:
         "lede": first_paragraph(_findings(run, certainty, blocks)),
         "held_out": held_out,
         "baselines": baselines_part(run),
+        "truth": truth_part(run),
         "experts": experts_part(run, config),
         "certainty": certainty_rows(run, certainty),
         "level": f"{significance_level(run.identify_config):g}",
@@ -93,6 +95,7 @@ def _findings(run: RunDirectory, certainty: pd.DataFrame, blocks: Sequence[Block
         before=before,
         after=after,
         change=change,
+        uniform_loss=(run.summary or {}).get("uniform_loss"),
         against_baselines="" if run.comparison is None else printable_lines(run.comparison[1]),
     )
 
