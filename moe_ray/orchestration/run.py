@@ -8,8 +8,10 @@ from typing import Any
 from moe_ray.config.ablate import AblateConfig
 from moe_ray.config.model import ModelConfig
 from moe_ray.config.run import Config
+from moe_ray.models.loading import uniform_loss
 from moe_ray.orchestration.stages import ablate, capture, compare, evaluate, finetune, identify, prepare, sweep
 from moe_ray.orchestration.stages.context import Context
+from moe_ray.organisms.recovery import known_recovery
 from moe_ray.prompts.prompt_set import Prompts
 from moe_ray.report.summary import build_summary
 from moe_ray.run_directory import CAPTURE, COMPARE, FINETUNE, PAIRS, PROMPTS, SWEEP, RunDirectory, When, figures_of
@@ -102,4 +104,6 @@ class Run(Context):
             "quarantined_examples": notes[CAPTURE]["quarantined"],
             "experts_are_copies": notes[CAPTURE].get("experts_are_copies"),
             "held_out_left_out": notes[PROMPTS]["left_out"],
+            "uniform_loss": uniform_loss(self.model),
+            "truth": known_recovery(self.model.path, directory.masks, directory.categories),
         }

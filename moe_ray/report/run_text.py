@@ -15,7 +15,9 @@ from moe_ray.identification.selection import difference_column, difference_name
 from moe_ray.prompts.quarantine import QUARANTINE, TRUNCATED
 from moe_ray.report.before_after import REFUSALS, ROUTINGS, WHENS, Block, before_after_table, blocks_of, category_rows
 from moe_ray.report.format import MISSING, difference
+from moe_ray.report.neutral_text import unknown_text
 from moe_ray.report.printable import printable
+from moe_ray.report.truth_text import truth_in_words
 
 _GLOBAL_TOP, _BATCH_TOP, _BATCHES_SHOWN, _BATCHES_NAMED = 10, 5, 3, 20
 _COLUMNS = {"risk_diff": "risk difference", "a_safe_n": "safe tokens", "a_unsafe_n": "unsafe tokens"}
@@ -161,9 +163,11 @@ def describe_outcome(summary: Mapping[str, Any]) -> str:
     ]
     if summary["pairs"] is not None:
         parts.append(f"Pairs: {describe_pair_counts(summary['pairs'])}")
+    parts += truth_in_words(summary.get("truth"))
     whens = [summary[when] for when in WHENS]
     parts.append("Held-out examples, with 95% intervals; the change is paired, example by example")
     parts.append(_indent(before_after_table(whens).to_string(index=False)))
+    parts += unknown_text(summary["before"], summary.get("uniform_loss"))
     drift = summary["after"]["routing_drift"]
     if drift is not None:
         parts.append(_indent(_drift_in_words(drift)))

@@ -12,6 +12,7 @@ from moe_ray.config.identify import IdentifyConfig
 from moe_ray.experts import EXPERTS_ARE_COPIES
 from moe_ray.report.certainty_text import known_significance, significance_level
 from moe_ray.report.format import difference, has_interval, is_significant, rate
+from moe_ray.report.neutral_text import unknown_text
 
 _FEW_EXAMPLES = 50
 """Below this number, the 95% interval of a rate around a half is more than 26 points wide."""
@@ -38,6 +39,7 @@ class Findings:
         cause: what the causal check said; empty = it was not done.
         experts_are_copies: all experts of a layer are equal.
         against_baselines: what a comparison with other experts said; empty = none was made.
+        uniform_loss: nats per token of a guess among all tokens alike; None = not known.
     """
 
     model: str
@@ -54,6 +56,7 @@ class Findings:
     experts_are_copies: bool = False
     against_baselines: str = ""
     cause: str = ""
+    uniform_loss: float | None = None
 
 
 def first_paragraph(found: Findings) -> str:
@@ -142,7 +145,8 @@ def _repair_in_words(found: Findings, all_before: Figures, all_after: Figures) -
     sizes = [all_after[name]["n"] for name in ("unsafe_refusal_rate", "safe_refusal_rate") if name in all_after]
     if sizes and min(sizes) < _FEW_EXAMPLES:
         sentences.append(f"These are few prompts (n = {min(sizes)} for one kind), hence the wide intervals.")
-    sentences.append(_forgetting((found.change or {}).get("neutral_loss")))
+    unknown = unknown_text(all_before, found.uniform_loss)
+    sentences += unknown or [_forgetting((found.change or {}).get("neutral_loss"))]
     if found.frozen_changed is not None:
         sentences.append(
             "No other parameter changed."

@@ -1,5 +1,6 @@
-"""Facts about the tiny model: it complies with everything, its experts specialise, its cache can be trusted."""
+"""Facts about the embedded model: it complies with everything, its experts specialise, its cache can be trusted."""
 
+import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +11,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, OlmoeForCausalLM, PreTrainedTokenizerFast
 
-from moe_ray.demo import model as tiny
 from moe_ray.demo.examples import embedded_records
+from moe_ray.errors import InputError
+from moe_ray.models.loss import text_losses
+from moe_ray.models.token_budget import TokenBudget
+from moe_ray.organisms import OrganismRecipe, build_embedded, build_organism
+from moe_ray.prompts.neutral_texts import neutral_texts
 
 
 @pytest.fixture(scope="module")
@@ -118,15 +123,25 @@ def test_counts_are_of_every_prompt_token_and_nothing_else(
 @pytest.mark.slow
 def test_second_call_returns_the_cached_folder_without_training(tiny_model_path: Path) -> None:
     steps: list[int] = []
-    again = tiny.build_tiny_model(tiny_model_path.parent, progress=lambda step, total, loss: steps.append(step))
+    again = build_embedded(tiny_model_path.parent, progress=lambda step, total, loss: steps.append(step))
     assert again == tiny_model_path
     assert steps == []
 
 
-def test_another_seed_or_recipe_has_another_folder() -> None:
-    recipe = tiny.TinyRecipe()
-    built = [(recipe, 0), (recipe, 1), (tiny.TinyRecipe(num_steps=3), 0)]
-    assert len({tiny.tiny_model_folder("cache", seed=seed, recipe=recipe) for recipe, seed in built}) == 3
+def test_a_folder_that_holds_something_else_is_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(InputError, match="holds something else, expected nothing or this organism"):
+        build_organism(tmp_path, "planted")
+    assert [path.name for path in tmp_path.iterdir()] == ["notes"]
+
+
+@pytest.mark.slow
+def test_it_knows_the_neutral_text_so_that_forgetting_can_be_measured(
+    model: OlmoeForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    losses = text_losses(model, tokenizer, neutral_texts(), budget=TokenBudget(4_096))
+    per_token = losses["loss"].sum() / losses["num_tokens"].sum()
+    assert per_token < math.log(len(tokenizer)) / 3
 
 
 @pytest.mark.slow
@@ -135,14 +150,14 @@ def test_interrupted_build_leaves_nothing(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        tiny.build_tiny_model(tmp_path, progress=interrupt)
+        build_embedded(tmp_path, progress=interrupt)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
 def test_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
-    short = tiny.TinyRecipe(num_steps=3)
-    paths = [tiny.build_tiny_model(tmp_path / name, recipe=short) for name in "ab"]
+    short = OrganismRecipe(num_steps=3)
+    paths = [build_embedded(tmp_path / name, recipe=short) for name in "ab"]
     first, second = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in paths)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -150,5 +165,5 @@ def test_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_building_leaves_the_global_random_state_alone(tmp_path: Path) -> None:
     before = torch.get_rng_state()
-    tiny.build_tiny_model(tmp_path, recipe=tiny.TinyRecipe(num_steps=1))
+    build_embedded(tmp_path, recipe=OrganismRecipe(num_steps=1))
     assert torch.equal(torch.get_rng_state(), before)

@@ -1,13 +1,13 @@
-"""The tiny model built beside the caller: the same checkpoint, and no process left."""
+"""The embedded model built beside the caller: the same checkpoint, and no process left."""
 
 import multiprocessing
 import time
 
 import pytest
 
-from moe_ray.demo.build_process import TinyModelBuild
-from moe_ray.demo.model import build_tiny_model
-from moe_ray.demo.recipe import TinyRecipe
+from moe_ray.organisms.build import build_embedded
+from moe_ray.organisms.build_process import EmbeddedBuild
+from moe_ray.organisms.recipe import OrganismRecipe
 
 
 def files_of(folder):
@@ -16,13 +16,13 @@ def files_of(folder):
 
 @pytest.mark.slow
 def test_it_gives_what_a_build_in_this_process_gives(tmp_path):
-    recipe = TinyRecipe(num_steps=2)
-    with TinyModelBuild(tmp_path / "beside", seed=1, recipe=recipe) as build:
-        here = build_tiny_model(tmp_path / "here", seed=1, recipe=recipe)
+    recipe = OrganismRecipe(num_steps=2)
+    with EmbeddedBuild(tmp_path / "beside", seed=1, recipe=recipe) as build:
+        here = build_embedded(tmp_path / "here", seed=1, recipe=recipe)
         build.wait()
     assert build.folder.name == here.name
     assert files_of(build.folder) == files_of(here)
-    with TinyModelBuild(tmp_path / "beside", seed=1, recipe=recipe) as again:
+    with EmbeddedBuild(tmp_path / "beside", seed=1, recipe=recipe) as again:
         again.wait()
         assert multiprocessing.active_children() == []
 
@@ -30,7 +30,7 @@ def test_it_gives_what_a_build_in_this_process_gives(tmp_path):
 @pytest.mark.slow
 def test_one_that_nobody_waits_for_any_more_ends_and_leaves_nothing(tmp_path):
     def interrupted_at_work():
-        with TinyModelBuild(tmp_path):
+        with EmbeddedBuild(tmp_path):
             deadline = time.monotonic() + 60
             while not list(tmp_path.iterdir()):
                 assert time.monotonic() < deadline
@@ -47,6 +47,6 @@ def test_one_that_nobody_waits_for_any_more_ends_and_leaves_nothing(tmp_path):
 def test_one_that_fails_says_so(tmp_path, capfd):
     blocked = tmp_path / "file"
     blocked.write_text("")
-    with pytest.raises(RuntimeError, match="could not be built"), TinyModelBuild(blocked) as build:
+    with pytest.raises(RuntimeError, match="could not be built"), EmbeddedBuild(blocked) as build:
         build.wait()
     assert "Error" in capfd.readouterr().err

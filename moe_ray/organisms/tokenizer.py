@@ -1,4 +1,4 @@
-"""The tiny model's own tokenizer: byte-level BPE, trained on the text of the shipped training examples."""
+"""An organism's own tokenizer: byte-level BPE, trained on the shipped texts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from moe_ray.demo.recipe import CHAT_TEMPLATE
+from moe_ray.organisms.recipe import CHAT_TEMPLATE
 
 PAD_TOKEN = "<|pad|>"
 EOS_TOKEN = "<|end|>"
