@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
 from moe_ray.errors import InputError
 
+_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2, "U8": 1, "I8": 1, "BOOL": 1}
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -27,6 +29,27 @@ def check_weight_files(folder: Path) -> None:
                 f"model.path: {str(path)!r} cannot be read: {error}; the file is damaged or cut short, so copy or download "
                 "the checkpoint again"
             ) from error
+
+
+def bytes_in_memory(folder: Path, bytes_per_number: int | None = None) -> int:
+    """How much memory the weights take, by the headers of their files.
+
+    Args:
+        folder: of the checkpoint.
+        bytes_per_number: of the type they are loaded in; None = as they are stored.
+
+    Raises:
+        InputError: as `check_weight_files`.
+    """
+    check_weight_files(folder)
+    total = 0
+    for path in _files_of(folder):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 – no mapping
+                stored = file.get_slice(name)
+                size = bytes_per_number or _BYTES.get(stored.get_dtype(), 4)
+                total += math.prod(stored.get_shape()) * size
+    return total
 
 
 def _files_of(folder: Path) -> list[Path]:

@@ -21,6 +21,7 @@ from typing import Any, Self
 import ray
 
 from moe_ray.config.model import ModelConfig
+from moe_ray.errors import InputError
 from moe_ray.orchestration.cluster.model_actor import ModelActor, ModelWork
 from moe_ray.orchestration.cluster.ray_session import (
     all_cpus,
@@ -102,7 +103,8 @@ class ModelPool:
         """Has the processes load the model; does not wait for them."""
         for process in self._processes:
             if process.loading is None:
-                process.loading = process.actor.load.remote()
+                # A process that ends while it loads would end again: it is tried once more, and not for ever.
+                process.loading = process.actor.load.options(max_task_retries=1).remote()
 
     @contextmanager
     def working(
@@ -196,7 +198,7 @@ class ModelPool:
                     watched.add(process)
                     notify(process, process.loading)
             process, reference = done.get()
-            result = result_of(reference)
+            result = result_of(reference) if process.is_ready else self._loaded(reference)
             if not process.is_ready:
                 if not ready:
                     self.seconds_waited += time.perf_counter() - began
@@ -204,6 +206,23 @@ class ModelPool:
             else:
                 busy[process] -= 1
                 yield result
+
+    def _loaded(self, reference: Any) -> Any:
+        """What loading returned.
+
+        Raises:
+            InputError: the process ended while it loaded, and so did the one in its place.
+        """
+        try:
+            return result_of(reference)
+        except ray.exceptions.RayActorError as error:
+            from moe_ray.orchestration.cluster.model_memory import memory_in_words
+
+            raise InputError(
+                f"a model process ended twice while it loaded {self.model.path!r}, as it does where memory runs out: "
+                f"{memory_in_words(self.model, len(self._processes))}; use fewer processes (capture.num_actors, "
+                "evaluate.num_actors), model.dtype=bfloat16, or a node with more memory"
+            ) from error
 
     def make_room(self, *, cpus: float = 0.0, gpus: float = 0.0) -> None:
         """Gives the processes back where so many CPUs are not free beside them, or where they hold GPUs and some are wanted.

@@ -13,8 +13,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import ray
+import torch
 from counting_alone import count_batches
 from paths import ROOT, TESTS
+from safetensors.torch import save_file
 
 from moe_ray import pipeline
 from moe_ray.config.capture import CaptureConfig
@@ -27,7 +29,7 @@ from moe_ray.finetuning.frozen import hash_frozen
 from moe_ray.identification.mask_files import write_masks
 from moe_ray.models.loading import load_model, load_tokenizer
 from moe_ray.orchestration.cluster import model_pool
-from moe_ray.orchestration.cluster.model_actor import ModelWork
+from moe_ray.orchestration.cluster.model_actor import ModelActor, ModelWork
 from moe_ray.orchestration.cluster.model_pool import ModelPool
 from moe_ray.orchestration.jobs.answer import AnswerJob, answer
 from moe_ray.orchestration.jobs.capture import capture
@@ -363,3 +365,30 @@ class TestWithoutRay:
         pool.start(1, gpus=held)
         pool.make_room(**wanted)
         assert (pool.size == 1) is stays
+
+
+@pytest.mark.needs_ray
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_a_model_that_does_not_fit_is_loaded_twice_and_then_said(ray_cluster, tmp_path, monkeypatch):
+    class DiesLoading(ModelActor):
+        """Ends as a process does that the system takes the memory from."""
+
+        def load(self):
+            with Path(self._model.path, "loads").open("a") as log:
+                log.write("x")
+            os._exit(137)
+
+    (tmp_path / "config.json").write_text("{}")
+    save_file({"w": torch.zeros(1000, 1000)}, tmp_path / "model.safetensors")
+    monkeypatch.setattr(model_pool, "ModelActor", DiesLoading)
+    with (
+        ModelPool(ModelConfig(path=str(tmp_path))) as pool,
+        pytest.raises(
+            InputError, match=r"ended twice while it loaded .* 0\.0 GB in each of 1 processes.* free of"
+        ) as error,
+        pool.working([1], Look, None, what="looking") as results,
+    ):
+        list(results)
+    assert "model.dtype=bfloat16" in str(error.value)
+    assert (tmp_path / "loads").read_text() == "xx"

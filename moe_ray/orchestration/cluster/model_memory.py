@@ -1,0 +1,37 @@
+"""How much memory a model takes and how much there is, for people."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from moe_ray.config.model import ModelConfig
+from moe_ray.errors import InputError
+from moe_ray.models.weight_files import bytes_in_memory
+
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def memory_in_words(model: ModelConfig, num_processes: int) -> str:
+    """The size of the weights in each process, and this machine's memory.
+
+    Args:
+        model: which one.
+        num_processes: that hold it.
+    """
+    found = dict(re.findall(r"^(\w+): +(\d+) kB$", Path("/proc/meminfo").read_text(encoding="ascii"), re.MULTILINE))
+    free, total = (int(found[name]) * 1024 for name in ("MemAvailable", "MemTotal"))
+    there = f"this machine has {_gigabytes(free)} free of {_gigabytes(total)}"
+    folder = model.local_folder()
+    if folder is None:
+        return there
+    try:
+        # Without a type of its own a process on the CPU takes float32.
+        size = bytes_in_memory(folder, _BYTES[model.dtype if model.dtype != "auto" else "float32"])
+    except InputError:
+        return there
+    return f"its weights take {_gigabytes(size)} in each of {num_processes} processes, and {there}"
+
+
+def _gigabytes(number: int) -> str:
+    return f"{number / 1e9:.1f} GB"
