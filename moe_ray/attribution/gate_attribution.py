@@ -38,8 +38,8 @@ def gate_attribution(
     `-dL/dg` where all factors are `gates`. Positive = the loss falls as the expert's output grows: it supports the answer.
     An expert that none of the row's tokens was routed to has 0. Padding has no part in it.
 
-    Source: the first-order ("attribution patching") estimate of an ablation, Syed et al. 2023 and Molchanov et al. 2017,
-    with experts as the nodes. Deviation: taken at halved gates.
+    Source: Michel et al. 2019 ("Are Sixteen Heads Really Better than One?", the derivative by a gate on each head), with
+    experts in place of heads. Deviations: with its sign, and at halved gates.
 
     Args:
         model: a causal language model in eval mode; its weights, gradients and flags are as before afterwards.

@@ -31,7 +31,7 @@ def router_weighted_saliency(
     output, `|| ||` the Euclidean length. A family that applies the weight before the expert and not after it has the
     length of what the expert adds. Tokens that are not counted and padding have no part in it.
 
-    Source: Lasby et al. 2025, "REAP the Experts: Why Pruning Prevails for One-Shot MoE Compression", equation 9.
+    Source: Lasby et al. 2025, "REAP the Experts: Why Pruning Prevails for One-Shot MoE Compression".
 
     Args:
         model: a causal language model in eval mode.

@@ -35,10 +35,9 @@ def weight_attribution(model: PreTrainedModel, row: TokenizedRow, *, pad_id: int
     `sum |w * dL/dw|`: to first order what taking them away one by one would do to the loss, signs left aside. An expert
     that none of the prompt's tokens was routed to has 0.
 
-    Source: the gradient rule by which RASA chooses safety-critical experts ("Understanding and Preserving Safety in
-    Fine-Tuned MoE", sensitivity |w * dL/dw|), after Molchanov et al. 2019 (importance of a parameter by a first-order Taylor
-    expansion). Deviations: the loss is that of the model's own answer to the prompt and not of a data set's; it is taken per
-    prompt, so that prompts are the unit of what is said about it.
+    Source: the connection sensitivity |w * dL/dw| of SNIP (Lee et al. 2019), summed over an expert, as RASA (Liang et al.
+    2026) ranks experts by gradients. Deviations: the loss is that of the model's own answer to the prompt, and the gradient
+    is each prompt's own, so that prompts are the unit of what is said about it.
 
     Args:
         model: a causal language model in eval mode; its weights, gradients and flags are as before afterwards.

@@ -16,13 +16,15 @@ SCORES: tuple[Score, ...] = get_args(Score)
 def needed_scores(config: Config) -> tuple[Score, ...]:
     """The scores that a run with this configuration measures, in the order of `SCORES`.
 
-    Those of `capture.scores`, of `identify.rule`, and of every rule that the sweep tries, so that no stage finds a score
-    missing that the configuration could have told.
+    Those of `capture.scores`, of `identify.rule`, of every rule that the sweep tries, and of the arms of the comparison that
+    are rules, so that no stage finds a score missing that the configuration could have told.
     """
     wanted = {*config.capture.scores, *_of_rules([config.identify.rule])}
     tried: Any = config.sweep.space.get("identify.rule", ()) if config.sweep.run else ()
     if isinstance(tried, Collection) and not isinstance(tried, str):
         wanted |= _of_rules(tried)
+    if config.compare.run:
+        wanted |= _of_rules(config.compare.names)
     return tuple(score for score in SCORES if score in wanted)
 
 

@@ -217,11 +217,13 @@ RULES: Mapping[str, Rule] = {
         "the same difference with an equal quota for every layer, so that no layer takes all", _per_layer
     ),
     "attribution": Rule(
-        "RASA's gradient rule: |w * dL/dw| of the loss of the model's own answers, unsafe minus safe prompts", _largest
+        "weight attribution: |w * dL/dw| of the loss of the model's own answers (RASA, Liang et al. 2026; SNIP, Lee et al. "
+        "2019), unsafe minus safe prompts",
+        _largest,
     ),
     "gate": Rule(
-        "gate attribution: first-order effect of an expert's output on the answer's loss (attribution patching, Syed et al. "
-        "2023) at halved gates, unsafe minus safe prompts",
+        "gate attribution: derivative of the answer's loss by a gate on each expert (as Michel et al. 2019 on heads), at "
+        "halved gates, unsafe minus safe prompts",
         _largest,
     ),
     "gate_refuse": Rule("the same gate attribution, of the answer minus of the refusal of the same prompt", _largest),

@@ -40,6 +40,16 @@ class RowScorer:
     counter: RoutingCounter
     scores: Collection[str]
 
+    def __post_init__(self) -> None:
+        """Refuses a model that cannot be measured, before any work is done.
+
+        Raises:
+            InputError: `attribution` is measured, and the layers have no slice per expert that is a weight and is here.
+        """
+        for layer in self.counter.moe_layers if "attribution" in self.scores else ():
+            layer.refuse_offloaded()
+            layer.expert_tensors()
+
     def __call__(
         self, rows: Sequence[TokenizedRow], *, labels: Sequence[str], targets: Sequence[str | None]
     ) -> RowScores:
@@ -54,8 +64,7 @@ class RowScorer:
             targets: (B,) what `refusal` takes for the refusal of an unsafe example.
 
         Raises:
-            InputError: an unsafe example has no target and `refusal` is measured, or the layers have no slice per expert and
-                `attribution` is.
+            InputError: an unsafe example has no target and `refusal` is measured.
             NotFinite: a score is infinite or undefined.
         """
         if not self.scores:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from moe_ray.config.capture import CaptureConfig
+from moe_ray.config.compare import CompareConfig
 from moe_ray.config.identify import SCORES_OF_RULE, IdentifyConfig
 from moe_ray.config.run import Config
 from moe_ray.config.scores import SCORES, needed_scores
@@ -32,3 +33,11 @@ def test_what_is_asked_for_and_what_the_sweep_tries_is_measured_too_in_one_order
 
 def test_every_rule_that_compares_scores_says_which_it_needs():
     assert set(SCORES_OF_RULE) == set(COMPARISONS)
+
+
+def test_the_arms_of_a_comparison_that_are_rules_have_their_scores():
+    config = Config(compare=CompareConfig(run=True))
+    assert needed_scores(config) == ()
+    # A comparison that also has an arm by saliency.
+    object.__setattr__(config.compare, "names", ("random", "reap"))
+    assert needed_scores(config) == ("reap",)

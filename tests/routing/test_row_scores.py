@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from families import build, hooks_left, shared
+from moe_families import tiny_model
 from word_tokenizer import TEMPLATE, make_tokenizer
 
 from moe_ray.attribution.gate_attribution import gate_attribution
@@ -149,3 +150,9 @@ def test_scores_are_stored_and_joined_like_counts(captured):
     assert sum(map(counts_digest, halves)) % (1 << 64) == counts_digest(captured)
     assert counts_digest(captured) != counts_digest(replace(captured, gate_NLE=captured.gate_NLE * 2))
     assert "attribution, gate, reap, refusal, gate_refusal" in repr(captured)
+
+
+def test_a_model_that_cannot_be_measured_is_refused_before_any_work(tokenizer, monkeypatch):
+    monkeypatch.setattr(row_scores, "count_rows", None)
+    with pytest.raises(InputError, match="has no tensors with one slice per expert"):
+        capture_batches(tiny_model("dbrx"), tokenizer, [batch()], CaptureConfig(scores=("attribution",)))

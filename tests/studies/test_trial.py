@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from answered_counts import answered
 from families import batch_masks, build, state_of
 from text_batches import BATCHES, EXPERTS
 from word_tokenizer import make_tokenizer
@@ -17,6 +18,7 @@ from moe_ray.finetuning.parameter_groups import parameters_of
 from moe_ray.identification.identify import identify
 from moe_ray.identification.selection import select
 from moe_ray.routing.count_tables import counts_to_table
+from moe_ray.routing.counts import concat_counts
 from moe_ray.storage.folder import Folder
 from moe_ray.studies import trial as trial_module
 from moe_ray.studies.trial import identify_masks, identify_stored_masks, in_one_process, run_trial, run_trial_of
@@ -64,6 +66,19 @@ def test_masks_of_stored_counts_are_those_of_all_counts_and_few_are_held_at_a_ti
     assert got.digest() == expected.digest()
     assert dict(got.selected) == dict(expected.selected)
     assert held == [2, 2, 2, 1]
+
+
+@pytest.mark.parametrize("rule", ["attribution", "gate", "gate_refuse", "comply_refuse", "reap", "top_routed"])
+def test_rules_that_rank_by_scores_need_no_more_than_what_is_stored(tmp_path, rule):
+    counts = concat_counts([answered(seed, batch_idx=seed, planted=2.0) for seed in range(4)])
+    folder, names = Folder.open(str(tmp_path)), counts.in_batch_idx % 3
+    for number in range(3):
+        folder.write_table(f"part-{number}.parquet", counts_to_table(counts.take(names == number)))
+    selection = IdentifyConfig(rule=rule, threshold=0.0, min_share=0.5)
+    expected = identify_masks(counts, selection, seed=0)
+    assert identify_stored_masks(folder, selection, seed=0).digest() == expected.digest()
+    if rule in ("attribution", "gate", "gate_refuse"):
+        assert all(set(expected.selected[batch]) == {Expert(1, 2)} for batch in range(4))
 
 
 @pytest.mark.parametrize("settings", [{"threshold": 0.99}, {"alpha": 1e-9, "permutations": 50}])
