@@ -216,19 +216,20 @@ def evaluate(
         tokenizer: its tokenizer.
         examples: held out, such as `prepare(...).test`; those without a target have no target loss.
         batches: of training, each of which stands for some of the examples; without them there are no figures per batch.
-        masks: of the batches; needed where `routing` is not natural.
+        masks: of the batches; needed where `routing` is not natural alone.
         before: of the base model on the same examples, to compare with.
         config: the section `evaluate`.
-        short_layers: for masked routing, the policy that training has (`finetune.short_layers`).
+        short_layers: for other than natural routing, the policy that training has (`finetune.short_layers`).
         progress: True shows a bar; a callback gets (done, total) answers.
         settings: of the section, such as `max_new_tokens=64`.
 
     Raises:
-        InputError: masked routing without batches and masks, a judge that cannot be had, or `before` is of other examples.
+        InputError: other than natural routing without batches and masks, a judge that cannot be had, or `before` is of other
+            examples.
     """
     chosen = _merged(EvaluateConfig, config, settings)
-    if chosen.routing != "natural" and not batches:
-        raise InputError(f"evaluate.routing={chosen.routing} routes through batches' masks; give `batches` and `masks`")
+    if (others := set(chosen.routing) - {"natural"}) and not batches:
+        raise InputError(f"evaluate.routing={min(others)} routes through batches' masks; give `batches` and `masks`")
     frame = examples_to_frame(examples)
     frame["batch_idx"] = assign_reference_batches(frame, batches_to_frame(batches)) if batches else NO_BATCH
     with shown(progress, "evaluation") as show:

@@ -166,10 +166,12 @@ def token_ids(*shape: int, seed: int = 0) -> Tensor:
 
 
 def rows(*sizes: tuple[int, int], seed: int = 0) -> list[TokenizedRow]:
-    """One row per (prompt length, answer length)."""
+    """One row per (prompt length, answer length); every other one is unsafe, the first one too."""
     return [
         TokenizedRow(
-            token_ids(prompt, seed=seed * 100 + n).tolist(), token_ids(answer, seed=seed * 100 + 50 + n).tolist()
+            token_ids(prompt, seed=seed * 100 + n).tolist(),
+            token_ids(answer, seed=seed * 100 + 50 + n).tolist(),
+            is_unsafe=n % 2 == 0,
         )
         for n, (prompt, answer) in enumerate(sizes)
     ]

@@ -97,7 +97,7 @@ COMMANDS = {
         "Evaluates the model on held-out prompts, before and after the repair.",
         "evaluate",
         _BEFORE,
-        ("runs/first evaluate.routing=both", "also through each batch's mask"),
+        ("runs/first 'evaluate.routing=[natural,masked]'", "also through each batch's mask"),
     ),
     "sweep": _workflow(
         _STUDIES,

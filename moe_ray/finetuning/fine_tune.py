@@ -132,7 +132,7 @@ def fine_tune(
     source = BatchesInMemory(batches) if isinstance(batches, Sequence) else batches
     shares_steps = (settings.batches_per_step or world_size) > 1
     known = source.survey(masks.trained_batches, lengths=shares_steps)
-    rows = BatchRows(tokenizer, source, known.categories)
+    rows = BatchRows(tokenizer, source, known.categories, learn_from=settings.learn_from)
     frozen_before = hash_frozen(model, masks.union)
     base_hash = hash_weights(expert_weights(model, list(masks.union_experts)))
     weights = configured_weights(settings.batch_weights, known.categories)

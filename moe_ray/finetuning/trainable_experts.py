@@ -12,21 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from moe_ray.errors import InputError, NothingSelected
-from moe_ray.experts import Expert, Mask, ShortLayers, mask_to_experts, router_mask
+from moe_ray.experts import Expert, Mask, mask_to_experts
 from moe_ray.finetuning.expert_forward import TrainedForward, trained_forward
 from moe_ray.finetuning.frozen import requires_grad_restored
+from moe_ray.finetuning.routing_policy import RoutingPolicy
 from moe_ray.models.moe_layers import MoELayers, find_moe_layers, uncompiled
-from moe_ray.routing.masking import route_through, route_towards
-
-RoutingPolicy = Literal["masked", "natural", "boosted"]
-"""Where a batch's tokens may go while it trains."""
+from moe_ray.models.tokenization import TokenizedRow
 
 
 class TrainableExperts:
@@ -75,53 +72,37 @@ class TrainableExperts:
         return mask_to_experts(mask_LE, self.moe_layers.layers)
 
     @contextmanager
-    def training_on(
-        self,
-        mask_LE: Mask,
-        *,
-        routing: RoutingPolicy = "masked",
-        boost: float = 0.0,
-        short_layers: ShortLayers = "allowed_only",
-    ) -> Iterator[RoutingMonitor]:
-        """In this context, forward and backward run the mask's experts with gradient and everything else without.
+    def training_on(self, mask_LE: Mask, policy: RoutingPolicy | None = None) -> Iterator[BatchInTraining]:
+        """In this context the batch's experts get gradients, and tokens are routed as the policy says.
 
-        Layers without an expert in the mask route naturally over frozen weights.
+        Keep the context open through `backward`, and run each forward and backward inside the `passing` of its rows.
 
         Args:
             mask_LE: (L, E) the batch's experts, all in the union.
-            routing: masked = tokens reach the mask's experts only; natural = as the model routes; boosted = with `boost`
-                added to the router logits of the mask's experts.
-            boost: for boosted, in logits.
-            short_layers: for masked, where tokens may go in layers with fewer of the mask's experts than a token uses.
+            policy: where tokens may go; None = the default one.
         """
+        policy = policy or RoutingPolicy()
         self.experts_of(mask_LE)  # refuses a mask outside the union before anything is installed
-        restricted_LE = np.zeros_like(mask_LE)
-        if routing == "masked":
-            restricted_LE = router_mask(
-                mask_LE, num_experts_per_tok=self.moe_layers.num_experts_per_tok, short_layers=short_layers
-            )
+        reachable_LE = policy.reachable(mask_LE, num_experts_per_tok=self.moe_layers.num_experts_per_tok)
         forwards = [
             trained_forward(
                 layer,
                 np.flatnonzero(row).tolist(),
                 [self.tensors_of(Expert(layer.layer, int(expert))) for expert in np.flatnonzero(row)],
-                # By layer: in one that is not restricted, a token may also choose experts that stay frozen.
-                only_these=bool(restricted_E.any()),
+                # By layer: in one that does not restrict every token, one may also choose experts that stay frozen.
+                only_these=policy.restricts_every_token and bool(reachable_E.any()),
             )
-            for layer, row, restricted_E in zip(self.moe_layers, mask_LE, restricted_LE, strict=True)
+            for layer, row, reachable_E in zip(self.moe_layers, mask_LE, reachable_LE, strict=True)
             if row.any()
         ]
         with ExitStack() as stack, uncompiled():
-            if restricted_LE.any():
-                stack.enter_context(route_through(self.model, restricted_LE))
-            elif routing == "boosted":
-                stack.enter_context(route_towards(self.model, mask_LE, boost=boost))
+            stack.enter_context(policy.on_batch(self.model, mask_LE, reachable_LE))
             # A stand-in replaces `forward` and not the call, so the mask's hook still runs before it, and it receives
             # choices that the mask has settled.
             for forward in forwards:
                 forward.install()
                 stack.callback(forward.remove)
-            yield RoutingMonitor(self.moe_layers, forwards)
+            yield BatchInTraining(self, policy, reachable_LE, forwards)
 
     @torch.no_grad()
     def write_back(self, mask_LE: Mask) -> None:
@@ -144,21 +125,51 @@ class TrainableExperts:
         self.write_back(self.union_LE)
 
 
-class RoutingMonitor:
-    """What the experts modules of the layers that train have received since `training_on` was entered."""
+class BatchInTraining:
+    """A batch while it trains: its passes under the policy, and what the experts modules of its layers received so far."""
 
-    def __init__(self, moe_layers: MoELayers, forwards: Sequence[TrainedForward]) -> None:
-        self._moe_layers, self._forwards = moe_layers, forwards
+    def __init__(
+        self,
+        trainable: TrainableExperts,
+        policy: RoutingPolicy,
+        reachable_LE: Mask,
+        forwards: Sequence[TrainedForward],
+    ) -> None:
+        self._model, self._moe_layers = trainable.model, trainable.moe_layers
+        self._policy, self._reachable_LE, self._forwards = policy, reachable_LE, forwards
+
+    @contextmanager
+    def passing(self, rows: Sequence[TokenizedRow]) -> Iterator[None]:
+        """One forward pass of these rows, padded on the right, and its backward run in this context.
+
+        Raises:
+            InputError: the policy goes by labels, and a row has none.
+        """
+        if self._policy.restricts_some_tokens:
+            restricted_BS = self._policy.restricted_tokens(rows)
+            for forward in self._forwards:
+                forward.watch(restricted_BS)
+        with self._policy.on_pass(self._model, rows, self._reachable_LE):
+            yield
 
     def routed(self) -> Mask:
         """(L, E): experts that some token was routed to with a weight; layers that do not train are all False.
 
         With a weight, because a mask leaves disallowed choices in the token's list at weight 0.
         """
-        routed_LE = np.zeros((len(self._moe_layers), self._moe_layers.num_experts), dtype=bool)
-        for forward in self._forwards:
-            routed_LE[self._moe_layers.row_of(forward.layer.layer)] = (forward.routed_E > 0).cpu().numpy()
-        return routed_LE
+        return self._seen([forward.routed_E for forward in self._forwards])
+
+    def routed_restricted(self) -> Mask:
+        """(L, E): the same of those tokens alone that the policy restricts."""
+        if self._policy.restricts_every_token:
+            return self.routed()
+        return self._seen([forward.watched_E for forward in self._forwards])
+
+    def _seen(self, tokens_E_of_forwards: Sequence[Tensor]) -> Mask:
+        seen_LE = np.zeros((len(self._moe_layers), self._moe_layers.num_experts), dtype=bool)
+        for forward, tokens_E in zip(self._forwards, tokens_E_of_forwards, strict=True):
+            seen_LE[self._moe_layers.row_of(forward.layer.layer)] = (tokens_E > 0).cpu().numpy()
+        return seen_LE
 
 
 Parametrisation = Callable[[nn.Module, Mask, torch.dtype], TrainableExperts]

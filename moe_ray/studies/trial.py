@@ -21,7 +21,7 @@ from moe_ray.config.identify import IdentifyConfig
 from moe_ray.evaluation.evaluate import answer_examples
 from moe_ray.experts import ExpertMasks
 from moe_ray.finetuning.adapter import experts_restored
-from moe_ray.finetuning.batch_rows import BatchesInMemory, BatchSource, target_rows
+from moe_ray.finetuning.batch_rows import BatchesInMemory, BatchSource, learning_rows
 from moe_ray.finetuning.fine_tune import FineTuned, configured_weights, fine_tune
 from moe_ray.finetuning.full_fine_tune import model_restored, tune_parameters
 from moe_ray.finetuning.parameter_groups import Parameters
@@ -64,7 +64,7 @@ def measurer(
         config: sizes and the judge; its `routing` is not used.
         neutral_texts: whose loss shows what was forgotten.
     """
-    natural, budget = replace(config, routing="natural"), TokenBudget(config.tokens_per_forward)
+    natural, budget = replace(config, routing=("natural",)), TokenBudget(config.tokens_per_forward)
 
     def measure() -> Measured:
         neutral = None
@@ -246,7 +246,11 @@ def run_trial_of(
     """
     config, clock = in_one_process(config), _Clock(after_step)
     known = BatchesInMemory(batches).survey(only, lengths=config.batches_per_step > 1)
-    rows = {batch.batch_idx: target_rows(tokenizer, batch.examples) for batch in batches if batch.batch_idx in only}
+    rows = {
+        batch.batch_idx: learning_rows(tokenizer, batch, config.learn_from)
+        for batch in batches
+        if batch.batch_idx in only
+    }
     with model_restored(model):
         started = time.perf_counter()
         tuned = tune_parameters(

@@ -26,6 +26,7 @@ from moe_ray.identification.risk_tables import RiskParts
 from moe_ray.orchestration.tracking.mlflow_run import RECORD, MlflowTracker, Tracker
 from moe_ray.prompts.example_tables import BATCHES
 from moe_ray.prompts.quarantine import QUARANTINE
+from moe_ray.report.before_after import ROUTINGS
 from moe_ray.run_directory import (
     ANSWERS,
     CAPTURE,
@@ -182,8 +183,9 @@ def log_results(
     for step, when in enumerate(WHENS):
         figures = _values(summary[when])
         tracker.log_metrics([(step, {f"held_out/{name}": value for name, value in figures.items()})])
-        masked = _values(summary[when].get("masked") or {})
-        tracker.log_metrics([(step, {f"held_out_masked/{name}": value for name, value in masked.items()})])
+        for kind in list(ROUTINGS)[1:]:  # those beside natural routing
+            figures = _values(summary[when].get(kind) or {})
+            tracker.log_metrics([(step, {f"held_out_{kind}/{name}": value for name, value in figures.items()})])
     changes = _values(summary.get("change") or {})
     tracker.log_metrics([(0, {f"change/{name}": value for name, value in changes.items()})])
     tracker.log_metrics(_per_batch(summary))
