@@ -105,7 +105,7 @@ def capture(
         config: the section `capture`.
         seed: of generated responses.
         progress: True shows a bar; a callback gets (done, total) examples.
-        settings: of the section, such as `weights=True`.
+        settings: of the section, such as `weights=True`, or `scores=["attribution"]` for the rules that rank by a score.
 
     Raises:
         InputError: see `capture_batches`.
@@ -124,10 +124,11 @@ def identify(
         counts: from `capture`.
         config: the section `identify`.
         seed: of drawn relabellings and resamples, and of rule `random`.
-        settings: of the section, such as `threshold=0.1, top_k=20`.
+        settings: of the section, such as `threshold=0.1, top_k=20`, or `rule="attribution"`.
 
     Raises:
-        InputError: no batch has any unsafe expert or both labels, or the settings need what was not captured.
+        InputError: no batch has any unsafe expert or both labels, the settings need what was not captured, or a batch lacks
+            the answers that the rule compares.
     """
     chosen = _merged(IdentifyConfig, config, settings)
     whole = batches_with_both_labels(label_tokens(counts, chosen.roles), chosen.roles)

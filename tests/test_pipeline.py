@@ -306,3 +306,17 @@ def test_open_run_is_the_run_directorys():
     assert moe_ray.open_run is open_run
     with pytest.raises(InputError, match="give the run_dir of a run"):
         moe_ray.open_run("memory://nothing/here")
+
+
+def test_rules_that_rank_by_scores_take_one_capture_and_no_model(prompts, tokenizer):
+    batches = [
+        replace(batch, examples=tuple(replace(example, response="fine thanks") for example in batch.examples))
+        for batch in prompts.batches
+    ]
+    counts = moe_ray.capture(build("olmoe"), tokenizer, batches, scores=["attribution", "gate", "reap", "refusal"])
+    for rule in ("attribution", "gate", "gate_refuse", "reap"):
+        found = moe_ray.identify(counts, rule=rule, permutations=500, resamples=20)
+        assert found.risk["p"].notna().all()
+        assert min(len(experts) for experts in found.masks.selected.values()) > 0
+    with pytest.raises(InputError, match=r"capture.scores=\[attribution\]"):
+        moe_ray.identify(replace(counts, attribution_NLE=None), rule="attribution")

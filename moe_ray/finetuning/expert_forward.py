@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_ray.errors import InputError
-from moe_ray.finetuning.expert_list import ExpertList
+from moe_ray.models.expert_list import ExpertList
 from moe_ray.models.moe_layers import MoELayer, routing_of_call
 
 

@@ -49,7 +49,10 @@ def identify(run: Run) -> None:
     """Everything up to masks."""
     capture(run)
     notes, directory = run.identify().notes, run.directory
-    _show("Unsafe experts", describe_selection(directory.risk, directory.masks, directory.num_experts_per_tok))
+    _show(
+        "Unsafe experts",
+        describe_selection(directory.risk, directory.masks, directory.num_experts_per_tok, directory.identify_config),
+    )
     if notes["batches_without_mask"]:
         _show("Batches without a mask", describe_lost(notes["batches_without_mask"]))
     quarantined = directory.sub(CAPTURE).read_frame(QUARANTINE)

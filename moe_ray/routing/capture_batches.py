@@ -21,6 +21,7 @@ from moe_ray.routing.capture import PlacedRow, count_placed, evaluating
 from moe_ray.routing.counter import counting
 from moe_ray.routing.counts import RoutingCounts, concat_counts
 from moe_ray.routing.encode_example import Encoded, encode_example
+from moe_ray.routing.row_scores import RowScorer
 
 logger = logging.getLogger(__name__)
 
@@ -55,13 +56,14 @@ def capture_batches(
     parts: list[RoutingCounts] = []
     with evaluating(model), counting(model, weights=config.weights, ids=config.ids) as counter:
         budget, pad_id = TokenBudget(config.tokens_per_forward), pad_token_id(tokenizer)
+        scorer = RowScorer(model=model, tokenizer=tokenizer, counter=counter, scores=config.scores)
         rows = list(_encoded(model, tokenizer, batches, config, rejected))
         if config.generate:
             rows = _with_responses(model, tokenizer, rows, config, seed, budget, rejected)
         lengths = [len(row.tokens.prompt_ids) + len(row.tokens.answer_ids) for row in rows]
 
         def work(group: list[int]) -> RoutingCounts:
-            return count_placed(model, counter, [rows[index] for index in group], pad_id)
+            return count_placed(model, counter, [rows[index] for index in group], pad_id, scorer)
 
         num_done = len(rejected)
         for group, outcome in budget.run(lengths, work):

@@ -39,6 +39,7 @@ from moe_ray.routing.counter import counting
 from moe_ray.routing.counts import RoutingCounts, concat_counts
 from moe_ray.routing.crash_markers import Attempt
 from moe_ray.routing.encode_example import Encoded, encode_example
+from moe_ray.routing.row_scores import RowScorer
 from moe_ray.run_directory import ATTEMPTS, COUNTS, PROMPTS, REJECTED, RESPONSES, SHORTENED
 from moe_ray.storage.fingerprint import content_hash
 from moe_ray.storage.folder import Folder
@@ -237,16 +238,19 @@ class CaptureActor(ModelWork):
 
     def forward(self, examples: list[StoredExample], rows: list[TokenizedRow]) -> RoutingCounts:
         """The counts of one forward pass."""
-        counts, num_tokens = count_rows(
-            self.holder.model, self.counter, rows, pad_id=pad_token_id(self.holder.tokenizer)
-        )
+        model, tokenizer, counter = self.holder.model, self.holder.tokenizer, self.counter
+        counts, num_tokens = count_rows(model, counter, rows, pad_id=pad_token_id(tokenizer))
+        weights, ids = counter.last_weights, counter.last_ids
+        score = RowScorer(model=model, tokenizer=tokenizer, counter=counter, scores=self.job.config.scores)
+        labels, targets = ([example[name] for example in examples] for name in ("label", "target"))
         part = counts_from_forward(
             counts,
             num_tokens,
             **label_columns(examples),
-            weights=self.counter.last_weights,
-            ids=self.counter.last_ids,
-            moe_layers=self.counter.moe_layers,
+            weights=weights,
+            ids=ids,
+            scores=score(rows, labels=labels, targets=targets),
+            moe_layers=counter.moe_layers,
         )
         part.check()
         return part

@@ -77,6 +77,18 @@ def _selection_in_words(found: Findings) -> str:
             "are unsafe in at least one batch, that is, routed to more often on its unsafe prompts than on its safe ones, "
             f"by a risk difference above {found.selection.threshold:g}"
         ),
+        "attribution": (
+            "are unsafe in at least one batch, that is, the model's answers to its unsafe prompts hang more on their "
+            "weights than those to its safe ones (rule attribution)"
+        ),
+        "gate": (
+            "are unsafe in at least one batch, that is, the model's answers to its unsafe prompts lean more on their output "
+            "than those to its safe ones (rule gate)"
+        ),
+        "comply_refuse": (
+            "are unsafe in at least one batch, that is, routed to more often in answers to its unsafe prompts than in "
+            f"refusals of the same prompts, by more than {found.selection.threshold:g} (rule comply_refuse)"
+        ),
         "random": "were drawn at random for at least one batch, as a control",
     }.get(found.selection.rule, f"were selected for at least one batch, by rule {found.selection.rule}")
     return (

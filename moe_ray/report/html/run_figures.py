@@ -12,6 +12,7 @@ from moe_ray.report.html.experts import (
     batches_drawn,
     risk_grid,
     scale_limit,
+    threshold_drawn,
     union_by_settings,
 )
 from moe_ray.report.html.held_out import HeldOutPart
@@ -80,7 +81,7 @@ def _selection_figures(run: RunDirectory) -> dict[str, str]:
         "union_growth",
         "Experts in the union over threshold and top_k",
         union_by_settings(run),
-        run.identify_config.threshold,
+        *threshold_drawn(run.identify_config),
     )
     return drawn
 

@@ -10,9 +10,9 @@ from torch import nn
 from training_runs import BATCHES, CONFIG, EXPERTS, train
 
 from moe_ray.finetuning import expert_forward
-from moe_ray.finetuning.expert_list import ExpertList
 from moe_ray.finetuning.gradients import accumulate_gradient, without_noise
 from moe_ray.finetuning.trainable_experts import trainable_experts
+from moe_ray.models.expert_list import ExpertList
 
 PARAMETERS = [nn.Parameter(torch.randn(4, 3, generator=torch.Generator().manual_seed(n))) for n in range(5)]
 STACK = torch.stack(PARAMETERS).detach()
