@@ -216,7 +216,7 @@ class Trainer:
             self.model,
             self.tokenizer,
             self.test,
-            replace(self.evaluate, routing="masked"),
+            replace(self.evaluate, routing=("masked",)),
             around,
             budget=TokenBudget(self.evaluate.tokens_per_forward),
         )
