@@ -23,7 +23,7 @@ def risk_table(batches, seed=0, *, weights=False):
     table["a_safe_n"], table["a_unsafe_n"] = table["a_safe"] / 300, table["a_unsafe"] / 300
     table["risk_diff"] = table["a_unsafe_n"] - table["a_safe_n"]
     if weights:
-        table["w_unsafe"], table["reap"] = rng.random((2, len(table)))
+        table["w_unsafe"], table["reap_unsafe"] = rng.random((2, len(table)))
     return table
 
 

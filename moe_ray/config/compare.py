@@ -25,7 +25,7 @@ _MEANINGS: Mapping[str, str] = {
     "busiest": "the experts with most unsafe tokens, as many of each layer and batch",
     "esft_token": "the experts with the largest share of a layer's unsafe tokens, as many per batch",
     "esft_gate": "the experts with the largest share of a layer's gate weight on unsafe tokens, as many per batch",
-    "reap": "the experts with the largest REAP saliency, as many of each layer and batch",
+    "reap": "the experts with the largest REAP saliency on unsafe prompts, as many of each layer and batch",
     "moe_sieve": "LoRA on the most routed experts of each layer, the same for all batches",
     "lora_same": "LoRA on each batch's own experts",
     "lora_all": "LoRA on all experts",

@@ -29,7 +29,7 @@ _Places = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.int32]]
 
 _MISSING = {
     "w_unsafe": "set capture.weights=true, which captures again, or leave esft_gate out of compare.names",
-    "reap": "identify with identify.rule=reap, which makes it, or leave reap out of compare.names",
+    "reap_unsafe": "capture REAP saliency (capture.scores=[reap]), or leave reap out of compare.names",
 }
 """What to do where the risk table lacks a column."""
 

@@ -8,7 +8,7 @@ equal and what cannot be.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -38,7 +38,7 @@ OURS, BASE, TRANSFER = "per_batch", "base", "transfer"
 Learns = Literal["experts", "low_rank", "attention", "router", "all", "nothing"]
 """What an arm trains: its masks' experts, low-rank differences of these, a group of other parameters, or nothing."""
 
-NEEDED_COLUMN: Mapping[str, str] = {"esft_gate": "w_unsafe", "reap": "reap"}
+NEEDED_COLUMN: Mapping[str, str] = {"esft_gate": "w_unsafe", "reap": "reap_unsafe"}
 """Columns that a risk table need not have, by the baseline that cannot do without."""
 
 _GROUPS: Mapping[str, Learns] = {"attention_only": "attention", "router_only": "router", "full": "all"}
@@ -130,7 +130,12 @@ def plan_arms(
 
 
 def plan_transfer(
-    ours: ExpertMasks, train: FinetuneConfig, compare: CompareConfig, category_of: Mapping[int, str]
+    ours: ExpertMasks,
+    train: FinetuneConfig,
+    compare: CompareConfig,
+    category_of: Mapping[int, str],
+    *,
+    tested: Collection[str],
 ) -> list[Arm]:
     """An arm for each category, in which only its own batches train, each under its own mask.
 
@@ -139,15 +144,17 @@ def plan_transfer(
         train: of the per-batch masks.
         compare: the section `compare`.
         category_of: per `batch_idx`.
+        tested: categories of held-out examples.
 
     Raises:
-        InputError: the batches with unsafe experts are of fewer than two categories.
+        InputError: the batches with unsafe experts are of fewer than two categories, or no held-out example has one.
     """
     names = sorted({category_of.get(batch, "") for batch in ours.trained_batches} - {""})
-    if len(names) < 2:
+    known = sorted(set(tested) - {""})
+    if len(names) < 2 or not known:
         raise InputError(
-            f"compare.transfer: got batches of the categories {names}, expected two or more; give the prompts categories, "
-            "or set compare.transfer=false"
+            f"compare.transfer: got batches of the categories {names} and held-out examples of {known}, expected two or "
+            "more of batches and one of examples; give the prompts categories, or set compare.transfer=false"
         )
     train = replace(train, patience=0, epochs=compare.transfer_epochs or train.epochs)
     return [
@@ -268,4 +275,4 @@ class _Plan:
         if kind in ("esft_token", "esft_gate"):
             column = "a_unsafe" if kind == "esft_token" else "w_unsafe"
             return largest_shares(self.ours, self.risk, column=column)
-        return largest_of_layers(self.ours, self.risk, column="a_unsafe" if kind == "busiest" else "reap")
+        return largest_of_layers(self.ours, self.risk, column="a_unsafe" if kind == "busiest" else "reap_unsafe")

@@ -117,7 +117,7 @@ def test_esft_takes_the_largest_shares_of_a_layer_and_as_many_per_batch():
 
 
 @settings(max_examples=25, deadline=None)
-@given(masks_of_batches(), st.integers(0, 5), st.sampled_from(["a_unsafe", "reap"]))
+@given(masks_of_batches(), st.integers(0, 5), st.sampled_from(["a_unsafe", "reap_unsafe"]))
 def test_the_largest_of_a_layer_are_as_many_of_each_layer_and_none_that_is_left_out_is_larger(ours, seed, column):
     risk = risk_table(ours.batch_idx, seed, weights=True)
     masks = largest_of_layers(ours, risk.sample(frac=1, random_state=seed), column=column).masks()
@@ -171,7 +171,9 @@ def test_around_a_batchs_experts_are_all_others(ours):
     assert around[99].all()
 
 
-@pytest.mark.parametrize(("column", "said"), [("w_unsafe", r"capture\.weights=true"), ("reap", r"identify\.rule=reap")])
+@pytest.mark.parametrize(
+    ("column", "said"), [("w_unsafe", r"capture\.weights=true"), ("reap_unsafe", r"capture\.scores=\[reap\]")]
+)
 def test_a_column_that_is_not_there_is_named_with_what_makes_it(column, said):
     ours = some_masks({3: EVERYTHING[:2]})
     table: pd.DataFrame = risk_table([3])

@@ -56,7 +56,7 @@ def test_no_arm_is_there_twice():
     assert "global_union" not in [arm.kind for arm in planned(budget="parameters")]  # global is then
 
 
-@pytest.mark.parametrize(("name", "said"), [("esft_gate", r"capture\.weights"), ("reap", r"identify\.rule=reap")])
+@pytest.mark.parametrize(("name", "said"), [("esft_gate", r"capture\.weights"), ("reap", r"capture\.scores=\[reap\]")])
 def test_a_baseline_without_its_column_is_refused_when_named(name, said):
     with pytest.raises(InputError, match=said):
         planned(name, weights=False)
@@ -120,11 +120,13 @@ def test_some_categories_alone_can_be_compared():
 
 
 def test_transfer_has_an_arm_for_every_category_with_its_own_batches():
-    arms = plan_transfer(three_batches(), FinetuneConfig(), CompareConfig(transfer_epochs=7), NAMES)
+    arms = plan_transfer(three_batches(), TRAIN, CompareConfig(transfer_epochs=7), NAMES, tested={"fraud", ""})
     assert [(arm.category, arm.masks.trained_batches) for arm in arms] == [("fraud", (3, 9)), ("theft", (8,))]
     assert {arm.train.epochs for arm in arms} == {7}
     with pytest.raises(InputError, match=r"compare\.transfer: got batches of the categories \['fraud'\]"):
-        plan_transfer(three_batches(), FinetuneConfig(), CompareConfig(), dict.fromkeys(NAMES, "fraud"))
+        plan_transfer(three_batches(), TRAIN, CompareConfig(), dict.fromkeys(NAMES, "fraud"), tested={"fraud"})
+    with pytest.raises(InputError, match=r"held-out examples of \[\], expected"):
+        plan_transfer(three_batches(), TRAIN, CompareConfig(), NAMES, tested={""})
 
 
 def test_every_baseline_is_described_where_it_is_chosen():

@@ -54,7 +54,7 @@ def risk_table(masks):
     for name in ("a_safe", "a_unsafe", "d_safe", "d_unsafe"):
         table[name] = rng.integers(1, 100, len(table))
     table["risk_diff"], table["a_safe_n"], table["a_unsafe_n"] = rng.random((3, len(table)))
-    table["w_unsafe"], table["reap"] = rng.random((2, len(table)))
+    table["w_unsafe"], table["reap_unsafe"] = rng.random((2, len(table)))
     return table
 
 

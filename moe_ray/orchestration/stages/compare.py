@@ -57,7 +57,10 @@ def compare(run: Context) -> Comparison:
     trained = {"targets": run.made(PROMPTS, "targets"), "left_out": run.made(CAPTURE, "left_out")}
     folder = run.directory.sub(COMPARE)
     arms = plan_arms(masks, run.directory.risk, train, settings, category_of)
-    alone = plan_transfer(run.directory.masks, train, settings, category_of) if settings.transfer else []
+    alone = []
+    if settings.transfer:
+        tested = set(run.directory.test["category"].dropna())
+        alone = plan_transfer(run.directory.masks, train, settings, category_of, tested=tested)
     run.models.release()  # arms hold models of their own
     results = {
         result.name: result for result in run_arms(job, [*arms, *alone], folder, measured=measured, trained=trained)
