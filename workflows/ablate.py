@@ -1,4 +1,4 @@
-"""Tells whether the unsafe experts are the cause of the model's unsafe answers, before anything is trained.
+"""Tells whether the unsafe experts are the cause: what the model's own answers lose without them.
 
 `moe-ray ablate` is the same; `--help` explains every argument.
 """

@@ -92,9 +92,9 @@ def in_words(word: Word, table: pd.DataFrame, batches: pd.DataFrame) -> str:
         return f"{_upper(SAID['nothing'])} ({refused} unsafe prompts of {len(batches)} batches)."
     lift = _with_interval(matched, "lift")
     head = (
-        f"Without a batch's selected experts the model's answers to unsafe prompts lose {own['unsafe']:.2f} nats a token "
-        f"and to safe ones {own['safe']:.2f}; without {_others(own, matched)} {matched['unsafe']:.2f} and "
-        f"{matched['safe']:.2f} ({lift}; p = {max(own['p_prompts'], matched['p_sets']):.2g}; "
+        f"Without a batch's selected experts the model's answers to unsafe prompts lose {_nats(own['unsafe'])} nats a token "
+        f"and to safe ones {_nats(own['safe'])}; without {_others(own, matched)} {_nats(matched['unsafe'])} and "
+        f"{_nats(matched['safe'])} ({lift}; p = {max(own['p_prompts'], matched['p_sets']):.2g}; "
         f"{int(own['batches'])} batches): {SAID[word]}"
     )
     if word != "causal":
@@ -123,9 +123,9 @@ def batch_in_words(row: Mapping[str, Any], word: Word) -> str:
         return f"{name}: {SAID[word]} ({int(row['refused'])} unsafe prompts)."
     said = "undecided" if word == "undecided" else SAID[word]
     return (
-        f"{name}: without its {int(row['experts'])} experts answers to unsafe prompts lose {row['unsafe']:.2f} nats a "
-        f"token, to safe ones {row['safe']:.2f}; without as many others {row['matched_unsafe']:.2f} and "
-        f"{row['matched_safe']:.2f}: {said}."
+        f"{name}: without its {int(row['experts'])} experts answers to unsafe prompts lose {_nats(row['unsafe'])} nats a "
+        f"token, to safe ones {_nats(row['safe'])}; without as many others {_nats(row['matched_unsafe'])} and "
+        f"{_nats(row['matched_safe'])}: {said}."
     )
 
 
@@ -166,6 +166,11 @@ def _others(own: Mapping[str, Any], matched: Mapping[str, Any]) -> str:
 
 def _with_interval(row: Mapping[str, Any], name: str) -> str:
     return f"{row[name]:+.2f} [{row[f'{name}_low']:.2f}, {row[f'{name}_high']:.2f}]"
+
+
+def _nats(value: float) -> str:
+    """Two decimals; what rounds to zero has no sign."""
+    return f"{round(float(value), 2) + 0.0:.2f}"
 
 
 def _and(names: list[str]) -> str:

@@ -20,22 +20,22 @@ class ModelConfig(Section):
     path: str = setting(
         EMBEDDED,
         "checkpoint folder, or name on the Hugging Face hub; 'embedded' builds the tiny OLMoE that ships with moe-ray",
-        affects=("targets", "counts", "weights", "answers"),
+        affects=("targets", "counts", "weights", "answers", "ablation"),
     )
     revision: str = setting(
         "main",
         "branch, tag or commit of a checkpoint from the hub; no effect on a folder",
-        affects=("targets", "counts", "weights", "answers"),
+        affects=("targets", "counts", "weights", "answers", "ablation"),
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
         "auto",
         "number type that the weights are loaded in; auto = float32 on CPU, the checkpoint's own type on GPU",
-        affects=("targets", "counts", "weights", "answers"),
+        affects=("targets", "counts", "weights", "answers", "ablation"),
     )
     experts_implementation: Literal["auto", "eager", "grouped_mm", "batched_mm"] = setting(
         "auto",
         "how transformers computes the experts; auto = eager on CPU, the library's default on GPU",
-        affects=("targets", "counts", "weights", "answers"),
+        affects=("targets", "counts", "weights", "answers", "ablation"),
     )
     trust_remote_code: bool = setting(
         False,

@@ -13,7 +13,7 @@ from moe_ray.report.printable import printable, printable_lines
 
 _NAMES = {
     SELECTED: "the selected experts",
-    MATCHED: "others of the same share",
+    MATCHED: "as many others",
     BUSIEST: "the busiest",
     OTHER: "another category's",
     GLOBAL: "one global list",

@@ -145,7 +145,7 @@ def null_effects(rng, *, batches, prompts, draws, is_of_sets):
 def test_where_nothing_is_going_on_a_cause_is_shown_in_at_most_seven_of_a_hundred(is_of_sets):
     """Without any smallest effect, which would hide false alarms: what is left is chance, at a level of one in twenty."""
     config = AblateConfig(min_effect=0.0, relabellings=150)
-    rng, trials, overall_alarms, batch_alarms = np.random.default_rng(0), 100, 0, 0
+    rng, trials, overall_alarms, batch_alarms = np.random.default_rng(0), 60, 0, 0
     for trial in range(trials):
         effects = null_effects(rng, batches=6, prompts=6, draws=5, is_of_sets=is_of_sets)
         answers = effects[effects["set"] == "selected"].assign(state="answered")

@@ -57,8 +57,10 @@ def test_several_effects_give_the_settings_of_each_once():
         ("evaluate.judge_timeout", ("speed",)),
         ("rounds.target", ("weights",)),
         ("sweep.max_concurrent_trials", ("speed",)),
-        ("model.path", ("targets", "counts", "weights", "answers")),
-        ("seed", ("examples", "counts", "masks", "weights", "search")),
+        ("model.path", ("targets", "counts", "weights", "answers", "ablation")),
+        ("ablate.draws", ("ablation",)),
+        ("ablate.num_actors", ("speed",)),
+        ("seed", ("examples", "counts", "masks", "weights", "ablation", "search")),
     ],
 )
 def test_a_setting_affects_what_the_code_makes_of_it(key, effects):

@@ -30,7 +30,10 @@ def test_overrides_win_over_the_file(tmp_path):
         ("identify.treshold=1", "did you mean identify.threshold"),
         ("treshold=1", "unknown configuration key 'treshold'; did you mean identify.threshold"),
         ("finetune.top_k=3", "did you mean identify.top_k?"),
-        ("gpus_per_actor=1", "did you mean capture.gpus_per_actor or evaluate.gpus_per_actor?"),
+        (
+            "gpus_per_actor=1",
+            "did you mean capture.gpus_per_actor or ablate.gpus_per_actor or evaluate.gpus_per_actor?",
+        ),
         ("epoch=1", "did you mean finetune.epochs?"),
         ("finetune.lr=1", "did you mean finetune.learning_rate?"),
         ("model.revision=1234", "model.revision: got 1234, expected text in quotes"),

@@ -31,8 +31,8 @@ def test_every_kind_of_set_has_a_row_with_its_figures(notes):
     rows = ablation_rows(notes).set_index("without")
     assert rows.loc["the selected experts", "unsafe"].startswith("1.5")
     assert rows.loc["the selected experts", "selected − this"] == ""
-    assert rows.loc["others of the same share", "selected − this"].startswith("+1.5")
-    assert rows.loc["others of the same share", "p"]
+    assert rows.loc["as many others", "selected − this"].startswith("+1.5")
+    assert rows.loc["as many others", "p"]
     assert rows.loc["the strongest 1", "experts"] == "2.0"
     assert {"the busiest", "another category's", "one global list", "all but the selected"} <= set(rows.index)
 

@@ -9,10 +9,12 @@ import pytest
 from paths import ROOT
 
 WORDS = (
+    "report.ablation_text",
     "report.before_after",
     "report.certainty_text",
     "report.comparison_text",
     "report.format",
+    "report.html.cause",
     "report.html.examples",
     "report.html.experts",
     "report.html.first_paragraph",
