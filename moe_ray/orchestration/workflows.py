@@ -12,6 +12,7 @@ from moe_ray.orchestration.tracking.mlflow_run import MlflowTracker
 from moe_ray.orchestration.tracking.registry import register_repaired
 from moe_ray.prompts.quarantine import QUARANTINE, without_quarantined
 from moe_ray.report.certainty_text import describe_certainty
+from moe_ray.report.controls_text import controls_in_words
 from moe_ray.report.html.page import Report, write_report
 from moe_ray.report.run_text import (
     describe_batches,
@@ -46,6 +47,8 @@ def identify(run: Run) -> None:
     capture(run)
     notes, directory = run.identify().notes, run.directory
     _show("Unsafe experts", describe_selection(directory.risk, directory.masks, directory.num_experts_per_tok))
+    if notes.get("controls"):
+        _show("Confounds", "\n".join(controls_in_words(notes["controls"], run.config.identify)))
     if notes["batches_without_mask"]:
         _show("Batches without a mask", describe_lost(notes["batches_without_mask"]))
     quarantined = directory.sub(CAPTURE).read_frame(QUARANTINE)

@@ -11,6 +11,7 @@ from paths import ROOT
 WORDS = (
     "report.before_after",
     "report.certainty_text",
+    "report.controls_text",
     "report.format",
     "report.html.examples",
     "report.html.experts",
