@@ -34,6 +34,7 @@ from moe_ray.errors import InputError
 from moe_ray.experts import ExpertMasks
 from moe_ray.finetuning.adapter_files import HEADER
 from moe_ray.finetuning.history import HISTORY, read_history
+from moe_ray.identification.controls import CONTROLS
 from moe_ray.identification.findings import CERTAINTY
 from moe_ray.identification.mask_files import MASKS, read_masks
 from moe_ray.identification.overlap import categories_of_batches, expert_categories
@@ -247,6 +248,14 @@ class RunDirectory:
     def certainty(self) -> pd.DataFrame:
         """How sure each batch's selection is, a row each; see `findings.Findings`."""
         return self._require(IDENTIFY, CERTAINTY).read_frame(CERTAINTY)
+
+    @cached_property
+    def controls(self) -> pd.DataFrame | None:
+        """What is left of the selection within topics and templates; None = no prompt says its own, or an older run."""
+        if not self.holds(IDENTIFY, CONTROLS):
+            return None
+        table = self.sub(IDENTIFY).read_frame(CONTROLS)
+        return table if len(table) else None
 
     @cached_property
     def by_category(self) -> pd.DataFrame:

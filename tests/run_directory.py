@@ -15,6 +15,7 @@ from moe_ray.config.io import to_yaml, with_settings
 from moe_ray.config.run import Config
 from moe_ray.evaluation.metrics import paired_changes, summarise
 from moe_ray.experts import Expert
+from moe_ray.identification.controls import CONTROLS, survival
 from moe_ray.identification.findings import CERTAINTY, findings_of, joined
 from moe_ray.identification.identify import identify
 from moe_ray.identification.mask_files import write_masks
@@ -22,7 +23,7 @@ from moe_ray.identification.risk_tables import shape_of, write_part
 from moe_ray.routing.count_tables import counts_to_table
 from moe_ray.run_directory import COUNTS, RISK
 from moe_ray.storage.folder import Folder
-from moe_ray.storage.stage import finish, read_outcome
+from moe_ray.storage.stage import finish, read_manifest, read_outcome
 from moe_ray.testing.simulated_counts import Population, simulate
 
 PLANTED = (Expert(1, 3), Expert(2, 2))
@@ -51,6 +52,21 @@ def write_identified(folder: Folder, *, num_batches: int = 4, categories: tuple[
     folder.sub(COUNTS).write_table("part-0.parquet", counts_to_table(counts))
     write_found(folder.sub("identify"), risk, config.identify)
     finish(folder.sub("identify"), settings_affecting(config, "masks"), {}, seconds=1.5)
+
+
+def write_controlled(folder: Folder) -> None:
+    """What an identification keeps of topics and templates, on top: in three batches 4 of 6 planted experts survive."""
+    rows = [
+        {"batch_idx": batch, "factor": "topic", "layer": layer, "expert": expert, "risk_diff": 0.4, "harm": 0.3}
+        | {"effect": 0.1, "interaction": 0.02, "p_maxt": 0.01 if batch else 0.4, "levels": 2, "prompts": 12}
+        | {"is_above": True, "survives": batch > 0}
+        for batch in range(3)
+        for layer, expert in PLANTED
+    ]
+    table, identify_folder = pd.DataFrame(rows), folder.sub("identify")
+    outcome = read_manifest(identify_folder)
+    identify_folder.write_table(CONTROLS, table)
+    finish(identify_folder, outcome["inputs"], outcome["notes"] | {"controls": survival(table, 4)}, seconds=1.5)
 
 
 def write_found(folder: Folder, risk: pd.DataFrame, config: IdentifyConfig) -> None:

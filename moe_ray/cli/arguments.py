@@ -34,7 +34,7 @@ QUESTIONS = {
     "overlap": "How alike the batches' masks are, corrected for chance.",
     "sweep": "What happens to the union when threshold or top_k moves.",
     "rules": "What other selection rules would choose.",
-    "confounds": "Whether length or template may stand in for harm.",
+    "confounds": "Whether length, template or topic may stand in for harm.",
 }
 """What `inspect` answers."""
 
@@ -125,10 +125,12 @@ def upcycle_arguments(parser: CommandParser) -> None:
         "(default: %(default)s)"
     )
     parser.add_argument("--method", choices=UPCYCLE_METHODS, default=UPCYCLE_METHODS[0], help=method)
-    per_layer = "per layer (default: 8, of split 16); of split one that cuts the intermediate size evenly"
+    per_layer = "per layer (default: 8, of split 16)"
     parser.add_argument("--num-experts", metavar="N", type=_count, help=per_layer)
     per_token = "routed per token (default: 2, of split the fewest that cost no more than --max-rise)"
     parser.add_argument("--num-experts-per-tok", metavar="K", type=_count, help=per_token)
+    shared = "of split: share of an MLP's neurons that every token uses, at least (default: %(default)s)"
+    parser.add_argument("--shared", metavar="X", type=_number, default=0.5, help=shared)
     rise = "of split: nats per token that routing may cost (default: %(default)s)"
     parser.add_argument("--max-rise", metavar="X", type=_number, default=0.25, help=rise)
     prompts = (

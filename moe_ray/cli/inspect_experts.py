@@ -17,6 +17,7 @@ import pandas as pd
 from moe_ray.chat_messages import prompt_text
 from moe_ray.cli.arguments import QUESTIONS
 from moe_ray.errors import InputError
+from moe_ray.experts import Expert
 from moe_ray.identification.comparisons import is_relative
 from moe_ray.identification.confounds import confound_warnings, length_table, weighting_agreement
 from moe_ray.identification.overlap import batch_overlap, shared_experts, sweep_union
@@ -24,8 +25,9 @@ from moe_ray.identification.pandas_export import export_pickle
 from moe_ray.identification.selection import RULES, difference_column, ranking_column, select
 from moe_ray.report.ablation_text import ablation_rows, alone_of
 from moe_ray.report.certainty_text import certainty_in_words
+from moe_ray.report.controls_text import controls_in_words
 from moe_ray.report.printable import printable, printable_lines
-from moe_ray.run_directory import RunDirectory, open_run
+from moe_ray.run_directory import IDENTIFY, RunDirectory, open_run
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -147,6 +149,22 @@ def show_confounds(run: RunDirectory, args: argparse.Namespace) -> None:
         f"pooled tokens and equal weight per prompt share {agreement['jaccard'].mean():.0%} of their experts (mean Jaccard)"
     )
     show_table(agreement.sort_values("jaccard"), args.top)
+    show_controls(run, args)
+
+
+def show_controls(run: RunDirectory, args: argparse.Namespace) -> None:
+    """What is left of the selection where topic or template is held fixed."""
+    if run.controls is None:
+        print("no prompt says its topic or template (fields `topic` and `template`), so neither can be controlled for")
+        return
+    stored = run.manifest(IDENTIFY)
+    survival = {} if stored is None else stored["notes"].get("controls", {})
+    show_lines(controls_in_words(survival, run.identify_config), args.top)
+    for factor, table in run.controls.groupby("factor"):
+        names = [str(Expert(layer, expert)) for layer, expert in zip(table["layer"], table["expert"], strict=True)]
+        shown = table.assign(expert=names).drop(columns=["factor", "layer"])
+        print(f"\nwithin {factor}: harm = mean difference inside its levels, effect = of the {factor} inside a label")
+        show_table(shown.sort_values("harm", ascending=False), args.top)
 
 
 ANSWERS: dict[str, Callable[[RunDirectory, argparse.Namespace], None]] = {

@@ -15,7 +15,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    GraniteMoeForCausalLM,
+    GraniteMoeSharedForCausalLM,
     LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -29,7 +29,7 @@ from moe_ray.upcycling.choose_k import choose_k
 from moe_ray.upcycling.dense_checkpoint import fingerprint, load_dense
 from moe_ray.upcycling.dense_weights import check_expert_numbers
 from moe_ray.upcycling.source import RECORD
-from moe_ray.upcycling.split import check_split_numbers, plan_split, route_to_all, split
+from moe_ray.upcycling.split import plan_split, route_to_all, size_of_slice, split
 from moe_ray.upcycling.upcycle import max_logit_difference, upcycle
 
 logger = logging.getLogger("moe_ray.upcycle")
@@ -81,6 +81,7 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     if not is_split:
         return settings | {"num_experts_per_tok": arguments.num_experts_per_tok or 2}
+    settings["shared"] = arguments.shared
     settings["calibration_hash"] = "" if arguments.calibrate_on is None else fingerprint(arguments.calibrate_on)
     if arguments.num_experts_per_tok:
         return settings | {"num_experts_per_tok": arguments.num_experts_per_tok}
@@ -127,10 +128,9 @@ def write(
 
 def made_split(
     dense: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, arguments: argparse.Namespace, num_experts: int
-) -> tuple[GraniteMoeForCausalLM, dict[str, Any]]:
+) -> tuple[GraniteMoeSharedForCausalLM, dict[str, Any]]:
     """The split model, and what was measured: k, and nats per token of the dense model and of each k that was tried."""
-    plan_numbers = {"num_experts": num_experts, "seed": arguments.seed}
-    check_split_numbers(dense.config, num_experts)
+    size_of_slice(dense.config, num_experts, arguments.shared)
     check_expert_numbers(num_experts, arguments.num_experts_per_tok or 1)
     if arguments.calibrate_on is None:
         prompts = embedded_prompts()
@@ -139,7 +139,13 @@ def made_split(
     logger.info("%d prompts are answered by the dense model, to fit the split on", len(prompts))
     fitted_on, held_out = own_answers(dense, tokenizer, prompts)
     logger.info("neurons are grouped and routers fitted, layer by layer")
-    plan = plan_split(dense, [[*row.prompt_ids, *row.answer_ids] for row in fitted_on], **plan_numbers)
+    plan = plan_split(
+        dense,
+        [[*row.prompt_ids, *row.answer_ids] for row in fitted_on],
+        num_experts=num_experts,
+        shared=arguments.shared,
+        seed=arguments.seed,
+    )
     k = arguments.num_experts_per_tok
     tried = None if k is None else (k,)
     k, measured = choose_k(dense, tokenizer, plan, held_out, max_rise=arguments.max_rise, tried=tried)
@@ -159,7 +165,7 @@ def check(folder: Path, dense: PreTrainedModel) -> float:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     moe = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     limit = MAX_LOGIT_DIFFERENCE
-    if isinstance(moe, GraniteMoeForCausalLM):
+    if isinstance(moe, GraniteMoeSharedForCausalLM):
         route_to_all(moe)
         stored: Any = AutoConfig.from_pretrained(folder).dtype
         limit = MAX_LOGIT_DIFFERENCE if stored == torch.float32 else MAX_ROUNDED_LOGIT_DIFFERENCE

@@ -14,7 +14,18 @@ from moe_ray.orchestration.stages.context import Context
 from moe_ray.organisms.recovery import known_recovery
 from moe_ray.prompts.prompt_set import Prompts
 from moe_ray.report.summary import build_summary
-from moe_ray.run_directory import CAPTURE, COMPARE, FINETUNE, PAIRS, PROMPTS, SWEEP, RunDirectory, When, figures_of
+from moe_ray.run_directory import (
+    CAPTURE,
+    COMPARE,
+    FINETUNE,
+    IDENTIFY,
+    PAIRS,
+    PROMPTS,
+    SWEEP,
+    RunDirectory,
+    When,
+    figures_of,
+)
 from moe_ray.storage.stage import Outcome
 from moe_ray.studies.search_space import winning_config
 
@@ -102,6 +113,7 @@ class Run(Context):
             certainty=directory.certainty,
         ) | {
             "quarantined_examples": notes[CAPTURE]["quarantined"],
+            "controls": notes[IDENTIFY].get("controls") or {},
             "experts_are_copies": notes[CAPTURE].get("experts_are_copies"),
             "held_out_left_out": notes[PROMPTS]["left_out"],
             "uniform_loss": uniform_loss(self.model),

@@ -17,6 +17,7 @@ from moe_ray.prompts.quarantine import QUARANTINE, without_quarantined
 from moe_ray.report.ablation_text import ablation_rows, describe_ablation
 from moe_ray.report.certainty_text import describe_certainty
 from moe_ray.report.comparison_text import comparison_rows, curve_rows, verdict
+from moe_ray.report.controls_text import controls_in_words
 from moe_ray.report.html.page import Report, write_report
 from moe_ray.report.run_text import (
     describe_batches,
@@ -55,6 +56,8 @@ def identify(run: Run) -> None:
         "Unsafe experts",
         describe_selection(directory.risk, directory.masks, directory.num_experts_per_tok, directory.identify_config),
     )
+    if notes.get("controls"):
+        _show("Confounds", "\n".join(controls_in_words(notes["controls"], run.config.identify)))
     if notes["batches_without_mask"]:
         _show("Batches without a mask", describe_lost(notes["batches_without_mask"]))
     quarantined = directory.sub(CAPTURE).read_frame(QUARANTINE)

@@ -97,6 +97,7 @@ class ContentsWriter:
 
 def _encoded(row: dict[str, Any]) -> bytes:
     """Everything of an example but its split, in bytes that no other example has."""
-    texts = [row["id"], row["label"], row["category"], row["messages"], row["response"], row["target"], row["pair"]]
+    names = ("id", "label", "category", "messages", "response", "target", "pair", "topic", "template")
+    texts = [row[name] for name in names]
     lengths = [-1 if text is None else len(text) for text in texts]
     return f"{lengths}{row['target_complete']:d}{''.join(filter(None, texts))}".encode()

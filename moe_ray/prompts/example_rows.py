@@ -21,6 +21,8 @@ EXAMPLE_SCHEMA = pa.schema(
         ("target_complete", pa.bool_()),
         ("pair", pa.string()),
         ("split", pa.string()),
+        ("topic", pa.string()),
+        ("template", pa.string()),
     ]
 )
 """The columns of a stored example; a text that it does not have is null."""
@@ -40,6 +42,8 @@ def example_to_row(example: Example) -> dict[str, Any]:
         "target_complete": example.target_complete,
         "pair": example.pair,
         "split": example.split,
+        "topic": example.topic,
+        "template": example.template,
     }
 
 
@@ -60,4 +64,6 @@ def row_to_example(row: Mapping[str, Any]) -> Example:
         target_complete=bool(row["target_complete"]),
         pair=text("pair"),
         split=text("split"),
+        topic=text("topic") or "",
+        template=text("template") or "",
     )

@@ -44,6 +44,8 @@ class Example:
         target_complete: whether the target ends the turn; False for an answer cut off at a length.
         pair: the same text on the two examples of a pair, which share a batch; None for single examples.
         split: None where the source does not say.
+        topic: what it is about, whatever its label; empty where the source does not say.
+        template: the wording or jailbreak around the request; empty where the source does not say.
     """
 
     id: str
@@ -55,6 +57,8 @@ class Example:
     target_complete: bool = True
     pair: str | None = None
     split: Split | None = None
+    topic: str = ""
+    template: str = ""
 
     def __repr__(self) -> str:
         text = prompt_text(self.messages)
@@ -70,6 +74,8 @@ class _Shared(TypedDict):
 
     category: str
     split: Split | None
+    topic: str
+    template: str
 
 
 class _Fault(ValueError):
@@ -161,7 +167,12 @@ def records_to_examples(records: Sequence[Mapping[str, Any]], *, source: str = "
 def _to_examples(record: Record, paired_records: PairedRecords) -> list[Example]:
     fields = record.fields
     name = f"{record.source}:{fields.get('id', record.number)}"
-    shared: _Shared = {"category": _text(fields, "category") or "", "split": _split(fields)}
+    shared: _Shared = {
+        "category": _text(fields, "category") or "",
+        "split": _split(fields),
+        "topic": _level(fields, "topic"),
+        "template": _level(fields, "template"),
+    }
     if "goal" in fields or "all_prompt" in fields:
         goal = (_user(_required_text(fields, "goal")),)
         attack = _messages(fields.get("all_prompt"), "all_prompt") if paired_records != "goal" else goal
@@ -190,6 +201,14 @@ def _text(fields: Mapping[str, Any], name: str) -> str | None:
     if value is not None and not isinstance(value, str):
         raise _Fault(name, f"got {type(value).__name__}, expected text")
     return value
+
+
+def _level(fields: Mapping[str, Any], name: str) -> str:
+    """A name or a number that prompts of one kind share; empty where there is none."""
+    value = fields.get(name)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return _text(fields, name) or ""
 
 
 def _required_text(fields: Mapping[str, Any], name: str) -> str:

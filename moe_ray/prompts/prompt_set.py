@@ -171,7 +171,11 @@ def _at_least_one(files: Sequence[str]) -> Iterator[Record]:
 
 def _embedded_records() -> Iterator[Record]:
     splits: tuple[Split, ...] = ("train", "validation", "test")
-    fields = ({**record, "split": split} for split in splits for record in embedded_records(split))
+    fields = (
+        {**record, "split": split, "template": record["wording"]}
+        for split in splits
+        for record in embedded_records(split)
+    )
     return records_of(fields, EMBEDDED)
 
 

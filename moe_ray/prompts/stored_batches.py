@@ -11,7 +11,7 @@ import pyarrow as pa
 from moe_ray.prompts.example_tables import BATCHES
 from moe_ray.storage.folder import Folder
 
-_FEW_VALUES = ("label", "category", "split")
+_FEW_VALUES = ("label", "category", "split", "topic", "template")
 """Columns of few different texts, of which each is in memory once."""
 _OF_TEXTS = ["batch_idx", "in_batch_idx", "label", "messages"]
 _TEXTS = 20_000
@@ -32,7 +32,7 @@ class StoredBatches:
             return int(file.metadata.num_rows)
 
     def columns(self, *names: str) -> pd.DataFrame:
-        """Some columns of all examples; labels, categories and splits are categoricals.
+        """Some columns of all examples; labels, categories, splits, topics and templates are categoricals.
 
         Args:
             names: of the columns; those with long texts are better read with `pieces`.

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from moe_ray.experts import Expert
 from moe_ray.routing.counts import RoutingCounts, concat_counts
@@ -69,7 +70,64 @@ def simulate(
     taste_LE = population.shared_taste * np.random.default_rng(population.seed).standard_normal(shape)
     rng = np.random.default_rng([population.seed, seed])
     labels = ["safe"] * safe_per_batch + ["unsafe"] * unsafe_per_batch
-    return concat_counts([_batch(population, taste_LE, i, labels, planted, shift, rng) for i in range(num_batches)])
+    by_prompt = [planted if label == "unsafe" else () for label in labels]
+    return concat_counts([_batch(population, taste_LE, i, labels, by_prompt, shift, rng) for i in range(num_batches)])
+
+
+def simulate_confounded(
+    population: Population,
+    *,
+    num_batches: int = 1,
+    num_per_label: int = 12,
+    num_confounded: int = 9,
+    by_harm: Sequence[Expert] = (),
+    by_topic: Sequence[Expert] = (),
+    by_template: Sequence[Expert] = (),
+    shift: float = 0.0,
+    seed: int = 0,
+) -> tuple[RoutingCounts, pd.DataFrame]:
+    """Counts of prompts whose topic and template go with their label, and the prompts' fields.
+
+    Most unsafe prompts are about topic `b` and most safe ones about topic `a`; templates go with labels in the same way,
+    and topic and template are independent of each other within a label as far as their numbers allow.
+
+    Args:
+        population: of prompts and model.
+        num_batches: `batch_idx` runs from 0.
+        num_per_label: safe prompts in a batch, and unsafe ones.
+        num_confounded: of them, unsafe prompts about topic `b` and safe ones about topic `a`; templates alike.
+        by_harm: experts that tokens of unsafe prompts use more often, whatever they are about.
+        by_topic: experts that tokens of prompts about topic `b` use more often, whatever their label.
+        by_template: the same of template `b`.
+        shift: by how much (fraction of tokens).
+        seed: of the prompts.
+
+    Returns:
+        the counts, and rows with `batch_idx, in_batch_idx, topic, template`.
+    """
+    shape = (population.num_layers, population.num_experts)
+    taste_LE = population.shared_taste * np.random.default_rng(population.seed).standard_normal(shape)
+    rng = np.random.default_rng([population.seed, seed])
+    labels = ["safe"] * num_per_label + ["unsafe"] * num_per_label
+    parts, fields = [], []
+    for batch_idx in range(num_batches):
+        usual = np.arange(num_per_label) < num_confounded
+        levels = {
+            name: ["a" if one else "b" for one in rng.permutation(usual)]
+            + ["b" if one else "a" for one in rng.permutation(usual)]
+            for name in ("topic", "template")
+        }
+        by_prompt = [
+            [
+                *(by_harm if label == "unsafe" else ()),
+                *(by_topic if levels["topic"][place] == "b" else ()),
+                *(by_template if levels["template"][place] == "b" else ()),
+            ]
+            for place, label in enumerate(labels)
+        ]
+        parts.append(_batch(population, taste_LE, batch_idx, labels, by_prompt, shift, rng))
+        fields.append(pd.DataFrame({"batch_idx": batch_idx, "in_batch_idx": np.arange(len(labels)), **levels}))
+    return concat_counts(parts), pd.concat(fields, ignore_index=True)
 
 
 def _batch(
@@ -77,17 +135,17 @@ def _batch(
     taste_LE: npt.NDArray[np.float64],
     batch_idx: int,
     labels: Sequence[str],
-    planted: Sequence[Expert],
+    planted_of: Sequence[Sequence[Expert]],
     shift: float,
     rng: np.random.Generator,
 ) -> RoutingCounts:
     counts, num_tokens = [], []
-    for label in labels:
+    for label, planted in zip(labels, planted_of, strict=True):
         low, high = population.unsafe_tokens if label == "unsafe" else population.safe_tokens
         num_tokens.append(int(rng.integers(low, high + 1)))
         own_LE = taste_LE + population.own_taste * rng.standard_normal(taste_LE.shape)
         routed_TLE = _route(own_LE, num_tokens[-1], population.num_experts_per_tok, rng)
-        for expert in planted if label == "unsafe" else ():
+        for expert in planted:
             _plant(routed_TLE[:, expert.layer], expert.expert, shift, rng)
         counts.append(routed_TLE.sum(axis=0, dtype=np.int32))
     num = len(labels)

@@ -1,18 +1,21 @@
 """Dense MLPs split into experts: a dense Llama checkpoint becomes a MoE whose experts differ from the start.
 
-Every expert is a slice of a layer's intermediate neurons, and no neuron is in two of them, so all experts together are the
-dense MLP. A router per layer is fitted on calibration text to tell which experts would add most to a token's output; the
-k of them that it names are summed, and the rest of the MLP is left out. How much that costs falls with k, to nothing at
-k = all, and is measured, never assumed: see `choose_k`.
+Every expert is a slice of a layer's intermediate neurons, and so is the shared MLP that every token uses; no neuron is in
+two of them, so that all together are the dense MLP. The shared MLP gets the neurons that add most whatever the token, and
+the rest are grouped by which tokens they add to. A router per layer is fitted on calibration text to tell which experts
+would add most to a token's output; the k of them that it names are summed with the shared MLP, and the others are left out.
+How much that costs falls with k, to nothing at k = all, and is measured, never assumed: see `choose_k`.
 
-The MoE has GraniteMoE's format, since there a router chooses by its logits and only then turns those of the chosen into
-weights by softmax: with logits as small as `ROUTER_NORM` makes them every chosen expert has weight 1/k, to the last bit,
-while their order is kept; with `down_proj` times k the sum is that of the slices. Families whose softmax comes before the
-choice (Mixtral, Qwen, OLMoE) could not have both, as logits so small would tie. Under a mask that leaves at least k experts
-each still has weight 1/k; one that leaves m < k gives each 1/m, so what is left is scaled up by k/m.
+The MoE has GraniteMoE's format (with a shared MLP), since there a router chooses by its logits and only then turns those of
+the chosen into weights by softmax: with logits as small as `ROUTER_NORM` makes them every chosen expert has weight 1/k, to
+the last bit, while their order is kept; with `down_proj` times k the sum is that of the slices. Families whose softmax or
+sigmoid comes before the choice (Mixtral, Qwen, OLMoE, GLM) could not have both, as scores of logits so small would tie.
+Under a mask that leaves at least k experts each still has weight 1/k; one that leaves m < k gives each 1/m, so what is left
+is scaled up by k/m. float16 has no numbers so small; bfloat16 has.
 
 Source: MoEfication (Zhang et al. 2022, arXiv 2110.01786) for slices and co-activation; LLaMA-MoE (Zhu et al. 2024) for gated
-MLPs and the scaling. Deviations: nothing is trained afterwards, and the router is linear, fitted by ridge regression.
+MLPs and the scaling; a shared slice of neurons as in CMoE (Pei et al. 2025, arXiv 2502.04416). Deviations: nothing is
+trained afterwards, and the router is linear, fitted by ridge regression.
 
 Shape suffixes: L layers, E experts, I neurons, T tokens, H hidden size.
 """
@@ -25,7 +28,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GraniteMoeConfig, GraniteMoeForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import GraniteMoeSharedConfig, GraniteMoeSharedForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 
 from moe_ray.errors import InputError
@@ -48,6 +51,9 @@ _RIDGE = 0.03
 _MAX_FEATURES = 1024
 """Tokens that neurons are grouped by; more of them make hardly another grouping and take longer."""
 
+SHARED = -1
+"""In place of an expert's number: a neuron of the shared MLP."""
+
 _SLICE_MULTIPLE = 8
 """Neurons: rows of 16 bytes in half precision, which the library's grouped products want."""
 
@@ -57,7 +63,7 @@ class SplitPlan:
     """Which neurons are an expert, and how a layer's router tells experts apart.
 
     Attributes:
-        experts_LI: the expert of every neuron.
+        experts_LI: the expert of every neuron, or `SHARED`.
         routers_LEH: a layer's logits are this times the MLP's input.
     """
 
@@ -71,50 +77,61 @@ class SplitPlan:
 
 
 def plan_split(
-    dense: PreTrainedModel, calibration: Sequence[Sequence[int]], *, num_experts: int, seed: int
+    dense: PreTrainedModel, calibration: Sequence[Sequence[int]], *, num_experts: int, shared: float, seed: int
 ) -> SplitPlan:
     """Groups the neurons of every layer and fits its router.
 
     Args:
         dense: a Llama-type causal LM in float32, in evaluation mode.
         calibration: token ids of texts such as the MoE will meet: some thousand tokens.
-        num_experts: per layer; cuts the intermediate size into slices of a multiple of 8.
+        num_experts: per layer.
+        shared: share of the neurons that every token uses, at least; what does not fit into slices of a multiple of 8
+            neurons is shared as well.
         seed: of the grouping.
 
     Raises:
         InputError: the numbers do not fit, `dense` is no Llama model without biases, or there is no calibration text.
     """
-    check_split_numbers(dense.config, num_experts)
+    slice_size = size_of_slice(dense.config, num_experts, shared)
     if not any(calibration):
         raise InputError("calibration: got no token, expected some thousand; give prompts to calibrate on")
     experts, routers = [], []
     for layer, (mlp, input_TH) in enumerate(_mlp_inputs(dense, calibration)):
         contribution_TI = _contributions(dense.config, mlp, input_TH)
+        # Of each token's output alike, or the few tokens of huge outputs, such as the first, would decide.
+        importance_I = torch.nn.functional.normalize(contribution_TI, dim=1).square().mean(dim=0)
+        routed_I = importance_I.argsort(stable=True)[: num_experts * slice_size].sort().values
         picked_T = torch.linspace(0, len(input_TH) - 1, min(len(input_TH), _MAX_FEATURES)).long()
-        experts_I = balanced_groups(co_activation(contribution_TI[picked_T]), num_experts, seed=seed + layer)
+        features_ID = co_activation(contribution_TI[picked_T][:, routed_I])
+        experts_I = torch.full((contribution_TI.shape[1],), SHARED)
+        experts_I[routed_I] = balanced_groups(features_ID, num_experts, seed=seed + layer)
         output_norm_TE = _output_norms(dense.config, mlp, input_TH, experts_I, num_experts)
         experts.append(experts_I)
         routers.append(_fit_router(input_TH, output_norm_TE))
     return SplitPlan(experts_LI=torch.stack(experts), routers_LEH=torch.stack(routers))
 
 
-def check_split_numbers(dense: PreTrainedConfig, num_experts: int) -> None:
-    """Refuses a model that cannot be split into so many experts, before anything is computed.
+def size_of_slice(dense: PreTrainedConfig, num_experts: int, shared: float) -> int:
+    """Neurons of an expert.
 
     Raises:
-        InputError: the number does not cut the intermediate size so, or it is no Llama model without biases.
+        InputError: there are not enough neurons for so many experts, or it is no Llama model without biases.
     """
     require_llama(dense)
     size = dense.intermediate_size
-    if num_experts < 2 or size % (num_experts * _SLICE_MULTIPLE):
-        fitting = [number for number in range(2, min(size, 129)) if not size % (number * _SLICE_MULTIPLE)]
+    if not 0 <= shared < 1:
+        raise InputError(f"shared: got {shared:g}, expected a share of at least 0 and below 1")
+    slice_size: int = int(size * (1 - shared) / num_experts) // _SLICE_MULTIPLE * _SLICE_MULTIPLE
+    if num_experts < 2 or not slice_size:
+        most = int(size * (1 - shared)) // _SLICE_MULTIPLE
         raise InputError(
-            f"num_experts: got {num_experts}, expected one that cuts the intermediate size of {size} into slices of a "
-            f"multiple of {_SLICE_MULTIPLE}: one of {fitting}"
+            f"num_experts: got {num_experts}, expected 2 to {most}, since {size} neurons, a share of {shared:g} of them "
+            f"shared, give slices of at least {_SLICE_MULTIPLE}; change num_experts or shared"
         )
+    return slice_size
 
 
-def split(dense: PreTrainedModel, plan: SplitPlan, *, num_experts_per_tok: int) -> GraniteMoeForCausalLM:
+def split(dense: PreTrainedModel, plan: SplitPlan, *, num_experts_per_tok: int) -> GraniteMoeSharedForCausalLM:
     """Builds the GraniteMoE-format MoE of a plan; with as many experts per token as there are it is the dense model.
 
     Args:
@@ -129,29 +146,38 @@ def split(dense: PreTrainedModel, plan: SplitPlan, *, num_experts_per_tok: int) 
         InputError: the numbers do not fit.
     """
     check_expert_numbers(plan.num_experts, num_experts_per_tok)
-    config = granite_config(dense.config, num_experts=plan.num_experts, num_experts_per_tok=num_experts_per_tok)
+    num_shared = int((plan.experts_LI[0] == SHARED).sum())
+    config = granite_config(dense.config, plan.num_experts, num_experts_per_tok, num_shared)
 
     def experts_of(layer: int, mlp: DenseMLP) -> dict[str, Tensor]:
-        neurons_EI = _neurons(plan.experts_LI[layer], plan.num_experts).to(mlp.gate_IH.device)
+        experts_I = plan.experts_LI[layer].to(mlp.gate_IH.device)
+        neurons_EI, shared_I = _neurons(experts_I, plan.num_experts), torch.nonzero(experts_I == SHARED).flatten()
         gate_EIH, up_EIH = mlp.gate_IH[neurons_EI], mlp.up_IH[neurons_EI]
         down_EHI = mlp.down_HI[:, neurons_EI].transpose(0, 1) * num_experts_per_tok
-        return {
+        shared = {
+            "shared_mlp.input_linear.weight": torch.cat((mlp.gate_IH[shared_I], mlp.up_IH[shared_I])),
+            "shared_mlp.output_linear.weight": mlp.down_HI[:, shared_I].contiguous(),
+        }
+        return (shared if num_shared else {}) | {
             "block_sparse_moe.experts.gate_up_proj": torch.cat((gate_EIH, up_EIH), dim=1),
             "block_sparse_moe.experts.down_proj": down_EHI.contiguous(),
             "block_sparse_moe.router.weight": plan.routers_LEH[layer].to(mlp.gate_IH),
         }
 
-    moe = moe_of(GraniteMoeForCausalLM, dense, config, moe_state(dense.state_dict(), config, experts_of))
-    assert isinstance(moe, GraniteMoeForCausalLM)
+    moe = moe_of(GraniteMoeSharedForCausalLM, dense, config, moe_state(dense.state_dict(), config, experts_of))
+    assert isinstance(moe, GraniteMoeSharedForCausalLM)
     return moe
 
 
-def granite_config(dense: PreTrainedConfig, *, num_experts: int, num_experts_per_tok: int) -> GraniteMoeConfig:
+def granite_config(
+    dense: PreTrainedConfig, num_experts: int, num_experts_per_tok: int, num_shared: int
+) -> GraniteMoeSharedConfig:
     """The GraniteMoE configuration with the dense model's shapes, positions and token ids, its own multipliers off."""
     shared = shared_settings(dense)
     head_dim = shared["head_dim"] or dense.hidden_size // dense.num_attention_heads
-    shared |= {"intermediate_size": dense.intermediate_size // num_experts, "head_dim": head_dim}
-    return GraniteMoeConfig(
+    slice_size = (dense.intermediate_size - num_shared) // num_experts
+    shared |= {"intermediate_size": slice_size, "head_dim": head_dim, "shared_intermediate_size": num_shared}
+    return GraniteMoeSharedConfig(
         **shared,
         num_local_experts=num_experts,
         num_experts_per_tok=num_experts_per_tok,
@@ -164,7 +190,7 @@ def granite_config(dense: PreTrainedConfig, *, num_experts: int, num_experts_per
 
 
 @torch.no_grad()
-def route_to_all(moe: GraniteMoeForCausalLM) -> None:
+def route_to_all(moe: GraniteMoeSharedForCausalLM) -> None:
     """Lets every token of a split model use all experts, in place: it computes what the dense model computed."""
     num_experts, used = moe.config.num_local_experts, moe.config.num_experts_per_tok
     for layer in moe.model.layers:
@@ -228,5 +254,6 @@ def _fit_router(input_TH: Tensor, output_norm_TE: Tensor) -> Tensor:
 
 
 def _neurons(experts_I: Tensor, num_experts: int) -> Tensor:
-    """(E, I/E) the neurons of every expert, ascending."""
-    return torch.argsort(experts_I, stable=True).view(num_experts, -1)
+    """(E, I of an expert) the neurons of every expert, ascending."""
+    by_expert = torch.argsort(experts_I, stable=True)
+    return by_expert[int((experts_I == SHARED).sum()) :].view(num_experts, -1)

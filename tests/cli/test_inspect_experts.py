@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from ablation_run import write_ablation
-from run_directory import write_found, write_identified
+from run_directory import write_controlled, write_found, write_identified
 
 from moe_ray.cli.arguments import QUESTIONS
 from moe_ray.cli.inspect_experts import ANSWERS
@@ -103,3 +103,21 @@ def test_the_cause_is_told_after_the_check_and_before_it_how_to_check(tmp_path, 
     assert ": causal; better than" in out
     assert "Batch 3 (theft)" in out
     assert "lost without it" in out
+
+
+def test_without_topics_and_templates_it_says_that_they_cannot_be_controlled_for(
+    run_dir: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", run_dir, "--ask", "confounds"]) == 0
+    assert "no prompt says its topic or template" in capsys.readouterr().out
+
+
+def test_controls_are_shown_in_words_and_expert_by_expert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Folder.open(str(tmp_path))
+    write_identified(folder)
+    write_controlled(folder)
+    assert main(["inspect", str(tmp_path), "--ask", "confounds"]) == 0
+    out = capsys.readouterr().out
+    assert "Of 6 selected experts in 3 batches 4 survive the control for topic" in out
+    assert "within topic: harm =" in out
+    assert out.count("L01_E03") == 3

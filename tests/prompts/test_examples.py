@@ -55,6 +55,23 @@ def test_all_wrong_rows_are_reported_at_once_with_file_line_and_field(tmp_path):
     assert "bad.jsonl:1:" not in text
 
 
+@pytest.mark.parametrize(("given", "read"), [("weather", "weather"), (3, "3"), (None, ""), ("", "")])
+def test_topic_and_template_are_names_or_numbers_of_both_kinds_of_records(tmp_path, given, read):
+    rows = [
+        {"prompt": "a", "label": "safe", "topic": given, "template": given},
+        {"goal": "b", "all_prompt": "c", "topic": given, "template": given},
+    ]
+    examples = read_examples([write_lines(tmp_path / "p.jsonl", rows)])
+    assert [(one.topic, one.template) for one in examples] == [(read, read)] * 3
+
+
+@pytest.mark.parametrize("field", ["topic", "template"])
+def test_a_topic_that_is_neither_is_a_fault(tmp_path, field):
+    path = write_lines(tmp_path / "p.jsonl", [{"prompt": "a", "label": "safe", field: ["x"]}])
+    with pytest.raises(InputError, match=f"{field}: got list, expected text"):
+        read_examples([path])
+
+
 def test_an_id_used_twice_is_refused(tmp_path):
     path = write_lines(tmp_path / "p.jsonl", [{"id": 1, "prompt": "a", "label": "safe"}] * 2)
     with pytest.raises(InputError, match="used twice"):

@@ -13,6 +13,7 @@ WORDS = (
     "report.before_after",
     "report.certainty_text",
     "report.comparison_text",
+    "report.controls_text",
     "report.format",
     "report.html.cause",
     "report.html.examples",

@@ -18,7 +18,7 @@ ROWS = [TokenizedRow([5, 6, 7], [8, 9, 10, 11]), TokenizedRow([12, 13], [14])]
 
 def made():
     dense = make_dense(intermediate_size=64)
-    return dense, make_tokenizer(), plan_split(dense, [list(range(3, 90))], num_experts=8, seed=0)
+    return dense, make_tokenizer(), plan_split(dense, [list(range(3, 90))], num_experts=8, shared=0, seed=0)
 
 
 def test_what_was_measured_is_what_the_models_lose():

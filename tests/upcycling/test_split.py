@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 from dense_checkpoints import LOGIT_TOLERANCE, TOKENS, logits, make_dense
-from transformers import AutoModelForCausalLM, GraniteMoeForCausalLM, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, GraniteMoeSharedForCausalLM, LlamaForCausalLM
 
 from moe_ray.errors import InputError
 from moe_ray.models.expert_copies import experts_are_copies
 from moe_ray.models.moe_layers import find_moe_layers
 from moe_ray.routing.masking import route_through
-from moe_ray.upcycling.split import plan_split, route_to_all, split
+from moe_ray.upcycling.split import SHARED, plan_split, route_to_all, split
 from moe_ray.upcycling.upcycle import upcycle
 
 LLAMA3_ROPE = {
@@ -34,11 +34,14 @@ def some_text(rows: int = 8, length: int = 60, seed: int = 3) -> list[list[int]]
     return [row.tolist() for row in ids]
 
 
-def make_split(dense: LlamaForCausalLM, k: int, *, num_experts: int = EXPERTS, seed: int = 0) -> GraniteMoeForCausalLM:
-    return split(dense, plan_split(dense, some_text(), num_experts=num_experts, seed=seed), num_experts_per_tok=k)
+def make_split(
+    dense: LlamaForCausalLM, k: int, *, num_experts: int = EXPERTS, shared: float = 0.0, seed: int = 0
+) -> GraniteMoeSharedForCausalLM:
+    plan = plan_split(dense, some_text(), num_experts=num_experts, shared=shared, seed=seed)
+    return split(dense, plan, num_experts_per_tok=k)
 
 
-def routed(moe: GraniteMoeForCausalLM) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def routed(moe: GraniteMoeSharedForCausalLM) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Experts and weights of every layer's tokens."""
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
     hooks = [
@@ -107,7 +110,7 @@ def test_the_order_of_experts_survives_bfloat16() -> None:
 
 def test_the_router_finds_the_experts_that_add_most() -> None:
     dense = make_dense()
-    plan = plan_split(dense, some_text(rows=40), num_experts=EXPERTS, seed=0)
+    plan = plan_split(dense, some_text(rows=40), num_experts=EXPERTS, shared=0, seed=0)
     mlp, x = dense.model.layers[0].mlp, []
     hook = mlp.register_forward_pre_hook(lambda _, args: x.append(args[0].flatten(0, 1)))
     logits(dense)
@@ -134,7 +137,7 @@ def test_from_pretrained_returns_the_same_model(tmp_path: Path, tied: bool) -> N
     moe = make_split(make_dense(tie_word_embeddings=tied, num_key_value_heads=1, head_dim=16), 2)
     moe.save_pretrained(tmp_path)
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert isinstance(reloaded, GraniteMoeForCausalLM)
+    assert isinstance(reloaded, GraniteMoeSharedForCausalLM)
     assert torch.equal(logits(reloaded), logits(moe))
 
 
@@ -173,17 +176,52 @@ def test_the_split_follows_its_seed_and_leaves_the_global_generator_alone() -> N
     dense = make_dense()
     before = torch.get_rng_state()
     first, again, other = (
-        plan_split(dense, some_text(), num_experts=EXPERTS, seed=seed).experts_LI for seed in (0, 0, 7)
+        plan_split(dense, some_text(), num_experts=EXPERTS, shared=0, seed=seed).experts_LI for seed in (0, 0, 7)
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("num_experts", [1, 5, 12])
-def test_a_number_of_experts_that_does_not_fit_is_refused_with_those_that_do(num_experts: int) -> None:
-    with pytest.raises(InputError, match=rf"num_experts: got {num_experts}, expected .* 48 .*of 8: one of \[2, 3, 6\]"):
-        plan_split(make_dense(), some_text(), num_experts=num_experts, seed=0)
+@pytest.mark.parametrize(("num_experts", "shared", "most"), [(1, 0, 6), (7, 0, 6), (4, 0.5, 3)])
+def test_a_number_of_experts_that_does_not_fit_is_refused(num_experts: int, shared: float, most: int) -> None:
+    with pytest.raises(InputError, match=rf"num_experts: got {num_experts}, expected 2 to {most}, since 48 neurons"):
+        plan_split(make_dense(), some_text(), num_experts=num_experts, shared=shared, seed=0)
+
+
+@pytest.mark.parametrize("shared", [-0.1, 1.0])
+def test_a_share_that_is_none_is_refused(shared: float) -> None:
+    with pytest.raises(InputError, match=f"shared: got {shared:g}"):
+        plan_split(make_dense(), some_text(), num_experts=2, shared=shared, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("num_experts", "shared", "num_shared"), [(2, 0.5, 32), (3, 0.5, 24), (5, 0.0, 8), (2, 0.6, 32)]
+)
+def test_what_does_not_fit_into_slices_is_shared_and_all_together_are_the_dense_model(
+    num_experts: int, shared: float, num_shared: int
+) -> None:
+    dense = make_dense()
+    moe = make_split(dense, 1, num_experts=num_experts, shared=shared)
+    assert moe.config.shared_intermediate_size == num_shared
+    assert moe.model.layers[0].shared_mlp.output_linear.weight.shape == (32, num_shared)
+    route_to_all(moe)
+    torch.testing.assert_close(logits(moe), logits(dense), atol=LOGIT_TOLERANCE, rtol=0)
+
+
+def test_the_shared_neurons_are_those_that_add_most_to_a_token_s_output_on_average() -> None:
+    dense, rows = make_dense(), some_text()
+    plan = plan_split(dense, rows, num_experts=3, shared=0.5, seed=0)
+    mlp, x = dense.model.layers[0].mlp, []
+    hook = mlp.register_forward_pre_hook(lambda _, args: x.append(args[0].flatten(0, 1)))
+    with torch.no_grad():
+        dense(torch.tensor(rows))
+        lengths = mlp.down_proj.weight.norm(dim=0)
+        added = (torch.nn.functional.silu(mlp.gate_proj(x[0])) * mlp.up_proj(x[0])).abs() * lengths
+    hook.remove()
+    importance = (added / added.norm(dim=1, keepdim=True)).square().mean(dim=0)
+    is_shared = plan.experts_LI[0] == SHARED
+    assert importance[is_shared].min() >= 0.999 * importance[~is_shared].max()
 
 
 def test_more_experts_per_token_than_there_are_is_refused() -> None:
@@ -194,4 +232,4 @@ def test_more_experts_per_token_than_there_are_is_refused() -> None:
 @pytest.mark.parametrize("texts", [[], [[], []]])
 def test_no_calibration_text_is_refused(texts: list[list[int]]) -> None:
     with pytest.raises(InputError, match="calibration: got no token"):
-        plan_split(make_dense(), texts, num_experts=EXPERTS, seed=0)
+        plan_split(make_dense(), texts, num_experts=EXPERTS, shared=0, seed=0)

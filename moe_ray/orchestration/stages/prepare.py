@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from moe_ray.evaluation.evaluate import ReferenceBatches
 from moe_ray.finetuning.targets import TARGETS, Asking, check_left_out, fill_targets, left_out_rows
+from moe_ray.identification.controls import FACTORS
 from moe_ray.orchestration.stages.answering import answered, too_long_policy, unaskable_of
 from moe_ray.orchestration.stages.context import Context
 from moe_ray.orchestration.stages.pairs import filter_pairs
@@ -42,7 +43,8 @@ Unaskable = Callable[[pd.DataFrame], dict[Any, Rejected]]
 def prepare(run: Context) -> Outcome:
     """The batches and the held-out examples, with a target for each.
 
-    Makes `examples` (what is captured), `targets` (what is trained on), `test` and `validation`.
+    Makes `examples` (what is captured), `targets` (what is trained on), `fields` (what prompts are about and in what
+    wording), `test` and `validation`.
     """
     if run.config.prompts.keep_pairs != "all":
         filter_pairs(run)
@@ -92,18 +94,21 @@ def _write_prompts(run: Context, folder: Folder) -> dict[str, Any]:
                 frame = table.select(["label", "category", "pair"]).to_pandas()
                 placed = table.append_column("batch_idx", pa.array(reference.assign(frame).to_numpy()))
                 filled = _with_targets(run, placed, split, number, unaskable)
-                digest.update(filled)
+                digest.update(filled.drop_columns(list(FACTORS)))
                 append(filled)
         made[split] = digest.digest()
-    # The capture does not read targets, so another refusal captures nothing again.
-    without_targets, with_targets = TableHash(), TableHash()
+    # The capture does not read targets, so another refusal captures nothing again; and neither it nor the training reads
+    # what prompts are about.
+    without_targets, with_targets, of_fields = TableHash(), TableHash(), TableHash()
     with folder.growing_table(BATCHES, BATCH_SCHEMA, row_group_size=ROWS_PER_GROUP) as append:
         for number, table in enumerate(_together(_batch_tables(batches))):
-            without_targets.update(table.drop_columns(list(TARGETS)))
+            without_targets.update(table.drop_columns([*TARGETS, *FACTORS]))
+            of_fields.update(table.select(list(FACTORS)))
             filled = _with_targets(run, table, "train", number, unaskable)
-            with_targets.update(filled)
+            with_targets.update(filled.drop_columns(list(FACTORS)))
             append(filled)
     made |= {"examples": without_targets.digest(), "targets": with_targets.digest()}
+    made["fields"] = of_fields.digest()
     folder.write_table(LEFT_OUT, pd.DataFrame(left_out, columns=[*_LEFT_OUT_COLUMNS]))
     num_test = len(run.prompts.test) - sum(row["split"] == "test" for row in left_out)
     return {

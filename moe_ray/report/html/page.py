@@ -18,7 +18,8 @@ from moe_ray.config.io import flatten
 from moe_ray.config.report import ReportConfig
 from moe_ray.report.before_after import Block
 from moe_ray.report.certainty_text import significance_level
-from moe_ray.report.format import decimal
+from moe_ray.report.controls_text import controls_in_words, controls_table
+from moe_ray.report.format import decimal, rate
 from moe_ray.report.html.cause import cause_part
 from moe_ray.report.html.examples import examples_part
 from moe_ray.report.html.experts import certainty_rows, experts_part
@@ -28,7 +29,7 @@ from moe_ray.report.html.run_figures import draw_run
 from moe_ray.report.html.studies import baselines_part, rounds_part, sweep_part, training_part
 from moe_ray.report.printable import printable, printable_lines
 from moe_ray.report.truth_text import truth_part
-from moe_ray.run_directory import CAPTURE, FINETUNE, REPORT, RunDirectory
+from moe_ray.run_directory import CAPTURE, FINETUNE, IDENTIFY, REPORT, RunDirectory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,7 @@ def build_report(run: RunDirectory, config: ReportConfig) -> Report:
         "truth": truth_part(run),
         "experts": experts_part(run, config),
         "certainty": certainty_rows(run, certainty),
+        "controls": _controls(run),
         "level": f"{significance_level(run.identify_config):g}",
         "sweep": sweep_part(run),
         "training": training_part(run),
@@ -102,6 +104,20 @@ def _findings(run: RunDirectory, certainty: pd.DataFrame, blocks: Sequence[Block
         uniform_loss=(run.summary or {}).get("uniform_loss"),
         against_baselines="" if run.comparison is None else printable_lines(run.comparison[1]),
     )
+
+
+def _controls(run: RunDirectory) -> dict[str, Any]:
+    """What is left of the selection within topics and templates, in words and as rows; empty where neither is known."""
+    stored = run.manifest(IDENTIFY)
+    survival = {} if stored is None else stored["notes"].get("controls", {})
+    if not survival:
+        return {}
+    rows = controls_table(survival).assign(share=lambda table: [str(rate(value)) for value in table["share"]])
+    return {
+        "words": controls_in_words(survival, run.identify_config),
+        "columns": list(rows.columns),
+        "rows": rows.astype(str).to_numpy().tolist(),
+    }
 
 
 def _stages(run: RunDirectory) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from moe_ray.prompts import shuffle
 from moe_ray.prompts.example_tables import BATCHES, frame_to_batches
 from moe_ray.prompts.prompt_set import read_prompts
 from moe_ray.run_directory import LEFT_OUT, PROMPTS, TEST, VALIDATION, RunDirectory
+from moe_ray.storage.stage import MADE
 
 REFUSAL = "No, I will not."
 
@@ -87,6 +88,16 @@ def test_a_held_out_prompt_that_cannot_be_asked_is_left_out_and_listed(prepared)
     assert (left_out["split"], left_out["reason"]) == ("test", "too_long")
     assert left_out["id"] not in set(again.directory.test["id"])
     assert again.outcomes[PROMPTS].notes["test_examples"] == len(again.directory.test) == len(held_out) - 1
+
+
+def test_another_topic_is_another_input_of_the_controls_and_of_nothing_else(prepared):
+    made = []
+    for topic in ("weather", "food"):
+        run = prepared(rows_of(96, target="Yes.", topic=topic, template=3))
+        assert set(run.directory.batches["topic"]) == set(run.directory.test["topic"]) == {topic}
+        assert set(run.directory.batches["template"]) == {"3"}
+        made.append(run.outcomes[PROMPTS].notes[MADE])
+    assert [name for name in made[0] if made[0][name] != made[1][name]] == ["fields"]
 
 
 @pytest.mark.parametrize("rows", [7, 16, 50])

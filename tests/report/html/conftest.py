@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 from html_page import Page
-from run_directory import write_identified, write_repaired, write_swept
+from run_directory import write_controlled, write_identified, write_repaired, write_swept
 
 from moe_ray.config.report import ReportConfig
 from moe_ray.report.html.page import write_report
@@ -37,6 +37,7 @@ def run(tmp_path_factory):
     path = tmp_path_factory.mktemp("plain") / "run"
     folder = Folder.open(str(path))
     write_identified(folder)
+    write_controlled(folder)
     write_repaired(folder)
     write_swept(folder)
     return open_run(str(path))

@@ -167,3 +167,11 @@ def test_the_browser_check_sees_a_page_that_is_too_wide_or_complains(tmp_path):
         assert tab.value("document.documentElement.scrollWidth") > 390
         assert any("boom" in complaint for complaint in tab.complaints())
         assert "http://127.0.0.1:9/x.png" in tab.requests()
+
+
+@pytest.mark.slow
+def test_what_survives_the_control_for_topic_is_said_and_tabled(run, identified):
+    html = build_report(run, ReportConfig()).html
+    assert "Of 6 selected experts in 3 batches 4 survive the control for topic" in html
+    assert re.search(r"<tr><td>topic</td><td>6</td><td>6</td><td>4</td><td>66.7%</td><td>3</td><td>1</td></tr>", html)
+    assert "held fixed" not in build_report(identified, ReportConfig()).html
