@@ -1,38 +1,48 @@
-"""How well each selection rule finds the experts that were planted in models with a known answer.
+"""How well selection rules and the causal check do on models with a known answer.
 
-python benchmarks/recovery.py                         kinds planted and late, seeds 0 to 2, every rule
-python benchmarks/recovery.py --kinds late --seeds 1  some
+python benchmarks/recovery.py rules                         kinds planted and late, seeds 0 to 2, every rule
+python benchmarks/recovery.py rules --kinds late --seeds 1  some
+python benchmarks/recovery.py null                          how often a cause is shown where there is none
 
-Organisms are built once, in the cache of the repository (`.cache`), a minute each. Of each batch of 8 safe and 8 unsafe
-training prompts with the answers that the model gives, a rule selects experts and ranks all of them. Printed for each kind
-and rule, as means over batches with 95% intervals over categories and seeds (a batch's category in one model is a cluster,
-since batches of it share requests):
+Organisms are built once, in the cache of the repository (`.cache`), a minute each where nothing else runs.
+
+`rules`: of each batch of 8 safe and 8 unsafe training prompts with the answers that the model gives, a rule selects experts
+and ranks all of them. Printed for each kind and rule, as means over batches with 95% intervals over categories and seeds:
+the batches of a category in one model are a cluster, since they share requests.
 
     precision, recall     of the selection, against the planted experts of the batch's category
     average precision     of the whole ranking: 1 = the planted experts come first
     rank                  of a planted expert, of all experts
     decoys                share of the decoys that is selected: routed on the same prompts, and without any effect
     selected              experts of a batch
+
+`null`: the share of batches that the causal check calls causal, and its verdict over all of them, in `spread` and
+`attention`, and in `planted` with the labels of each batch's prompts shuffled; then in `planted` as it is, where it should.
+On shuffled labels prompts that chose the experts are asked, since held-out ones have true labels.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import random
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_ray import pipeline
 from moe_ray.config.identify import IdentifyConfig
 from moe_ray.config.model import ModelConfig
 from moe_ray.demo.examples import embedded_records
-from moe_ray.evaluation.mean_intervals import clustered_mean
+from moe_ray.evaluation.intervals import clustered_mean
 from moe_ray.experts import ExpertMasks
+from moe_ray.identification.selection import ranking_column
 from moe_ray.models.loading import load_model, load_tokenizer
 from moe_ray.organisms import KINDS, OrganismRecipe, Truth, build_embedded, read_truth
 from moe_ray.organisms.recovery import average_precision, ranks_of, recovery
@@ -42,25 +52,29 @@ from moe_ray.routing.counts import RoutingCounts
 
 ROOT = Path(__file__).resolve().parents[1]
 WITH_CAUSE = ("planted", "late")
+SCORES = ("attribution", "gate", "reap", "refusal")
 
 
 class Rule(NamedTuple):
-    """A way to select experts: settings of identification, and the column of the risk table that it ranks by."""
+    """A way to select experts: settings of identification."""
 
     settings: Mapping[str, Any]
-    column: str = "risk_diff"
 
 
 RULES = {
     "risk difference, prompt tokens": Rule({}),
     "risk difference, prompt and response": Rule({"roles": ("prompt", "response")}),
     "risk difference, response tokens": Rule({"roles": ("response",)}),
-    "activation-weighted, prompt tokens": Rule({"weighting": "activation"}, "risk_diff_activation"),
-    "activation-weighted, response tokens": Rule(
-        {"weighting": "activation", "roles": ("response",)}, "risk_diff_activation"
-    ),
-    "ESFT token, prompt tokens": Rule({"rule": "esft_token"}, "a_unsafe_n"),
-    "ESFT token, response tokens": Rule({"rule": "esft_token", "roles": ("response",)}, "a_unsafe_n"),
+    "activation-weighted, prompt tokens": Rule({"weighting": "activation"}),
+    "activation-weighted, response tokens": Rule({"weighting": "activation", "roles": ("response",)}),
+    "comply versus refuse, same prompts": Rule({"rule": "comply_refuse"}),
+    "attribution |w dL/dw| of the answer": Rule({"rule": "attribution"}),
+    "gate attribution of the answer": Rule({"rule": "gate"}),
+    "gate attribution, comply versus refuse": Rule({"rule": "gate_refuse"}),
+    "REAP saliency": Rule({"rule": "reap"}),
+    "MoE-Sieve, top routed": Rule({"rule": "top_routed"}),
+    "ESFT token, prompt tokens": Rule({"rule": "esft_token"}),
+    "ESFT token, response tokens": Rule({"rule": "esft_token", "roles": ("response",)}),
 }
 """The rules compared, by the name that they are printed with."""
 
@@ -68,24 +82,41 @@ RULES = {
 class Captured(NamedTuple):
     """An organism, what is true of it, and the routing of its batches."""
 
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
     truth: Truth
+    batches: list[Batch]
     counts: RoutingCounts
     categories: dict[int, str]
 
 
-def training_batches(seed: int) -> list[Batch]:
-    """Batches of the shipped training prompts, each with the answer that organisms give."""
-    return list(assemble_batches(records_to_examples(embedded_records("train")), seed=seed).batches)
+def captured(kind: str, seed: int, *, scores: tuple[str, ...] = (), shuffled: bool = False) -> Captured:
+    """An organism's routing, which is built first where it is not in the cache.
 
-
-def captured(kind: str, seed: int) -> Captured:
-    """An organism's routing, which is built first where it is not in the cache."""
+    Args:
+        kind: of organism.
+        seed: of organism and batches.
+        scores: also measured.
+        shuffled: each batch's labels are drawn anew among its prompts.
+    """
     folder = build_embedded(ROOT / ".cache", seed=seed, recipe=OrganismRecipe(kind=kind), progress=_shown(kind, seed))
     config = ModelConfig(path=str(folder))
     model, tokenizer = load_model(config, device="cpu"), load_tokenizer(config)
-    batches = training_batches(seed)
-    counts = pipeline.capture(model, tokenizer, batches, weights=True)
-    return Captured(read_truth(folder), counts, {batch.batch_idx: batch.category for batch in batches})
+    batches = list(assemble_batches(records_to_examples(embedded_records("train")), seed=seed).batches)
+    if shuffled:
+        generator = random.Random(seed)
+        batches = [relabelled(batch, generator) for batch in batches]
+    counts = pipeline.capture(model, tokenizer, batches, weights=True, scores=scores)
+    categories = {batch.batch_idx: batch.category for batch in batches}
+    return Captured(model, tokenizer, read_truth(folder), batches, counts, categories)
+
+
+def relabelled(batch: Batch, generator: random.Random) -> Batch:
+    """The batch with as many unsafe prompts as before, drawn anew among all of its prompts."""
+    labels = [example.label for example in batch.examples]
+    generator.shuffle(labels)
+    examples = [replace(example, label=label) for example, label in zip(batch.examples, labels, strict=True)]
+    return replace(batch, examples=tuple(examples))
 
 
 def figures(organism: Captured, rule: Rule) -> Iterator[dict[str, Any]]:
@@ -94,15 +125,17 @@ def figures(organism: Captured, rule: Rule) -> Iterator[dict[str, Any]]:
     found = pipeline.identify(organism.counts, config=config)
     tables = dict(iter(found.risk.groupby("batch_idx")))
     for batch_idx in found.masks.batch_idx:
-        yield _figures(organism, rule, found.masks, batch_idx, tables[batch_idx])
+        yield _figures(organism, ranking_column(config), found.masks, batch_idx, tables[batch_idx])
 
 
-def _figures(organism: Captured, rule: Rule, masks: ExpertMasks, batch_idx: int, table: pd.DataFrame) -> dict[str, Any]:
+def _figures(
+    organism: Captured, column: str, masks: ExpertMasks, batch_idx: int, table: pd.DataFrame
+) -> dict[str, Any]:
     category = organism.categories[batch_idx]
     planted_LE = organism.truth.planted_mask(category)
     alone = {name: value for name, value in organism.categories.items() if name == batch_idx}
     found = recovery(organism.truth, masks, alone)
-    scores_LE = table.sort_values(["layer", "expert"])[rule.column].to_numpy().reshape(planted_LE.shape)
+    scores_LE = table.sort_values(["layer", "expert"])[column].to_numpy().reshape(planted_LE.shape)
     return {
         "category": category,
         "precision": found["precision"],
@@ -135,27 +168,60 @@ def _shown(kind: str, seed: int) -> Any:
     return progress
 
 
+def causes_shown(organism: Captured, *, held_out: bool) -> tuple[int, int, str]:
+    """Batches in which the selected experts are called causal, batches checked, and the verdict over all of them."""
+    found = pipeline.identify(organism.counts, config=IdentifyConfig(permutations=0, resamples=0))
+    others = records_to_examples(embedded_records("test")) if held_out else ()
+    ablation = pipeline.ablate(
+        *(organism.model, organism.tokenizer, organism.batches, found.masks, found.risk),
+        held_out=others, max_batches=0, leave_one_out=0, curve=0, forced=False, generate=False,
+    )  # fmt: skip
+    verdicts = ablation.batches["verdict"]
+    return int((verdicts == "causal").sum()), len(verdicts), ablation.verdict
+
+
+def print_rules(kinds: Sequence[str], seeds: int, rules: Sequence[str]) -> None:
+    """Prints the table of rules."""
+    rows = []
+    for kind in kinds:
+        for seed in range(seeds):
+            organism = captured(kind, seed, scores=SCORES)
+            for name in rules:
+                rows += [{"kind": kind, "seed": seed, "rule": name, **row} for row in figures(organism, RULES[name])]
+    table = pd.DataFrame(rows)
+    for kind in kinds:
+        print(f"\n{kind}: {KINDS[kind]}; {seeds} seeds")
+        of_kind = table[table["kind"] == kind]
+        shown = {name: summary(of_kind[of_kind["rule"] == name]) for name in rules}
+        print(pd.DataFrame(shown).T.to_string())
+
+
+def print_null(seeds: int) -> None:
+    """Prints how often a cause is shown where there is none, and where there is one."""
+    rows = []
+    for kind, shuffled in (("spread", False), ("attention", False), ("planted", True), ("planted", False)):
+        found = [causes_shown(captured(kind, seed, shuffled=shuffled), held_out=not shuffled) for seed in range(seeds)]
+        causal, batches = sum(row[0] for row in found), sum(row[1] for row in found)
+        name = f"{kind}, shuffled labels" if shuffled else kind
+        rows.append((name, batches, causal, f"{causal / batches:.3f}", ", ".join(row[2] for row in found)))
+    columns = ["model", "batches", "called causal", "share", "verdict over all batches, by seed"]
+    print(pd.DataFrame(rows, columns=columns).to_string(index=False))
+
+
 def main(arguments: list[str]) -> None:
-    """Prints the table."""
+    """Prints what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("rules", "null"))
     parser.add_argument("--kinds", nargs="+", choices=WITH_CAUSE, default=list(WITH_CAUSE))
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0 on")
     parser.add_argument("--rules", nargs="+", choices=RULES, metavar="RULE", default=list(RULES))
     asked = parser.parse_args(arguments)
     torch.set_num_threads(1)
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    rows = []
-    for kind in asked.kinds:
-        for seed in range(asked.seeds):
-            organism = captured(kind, seed)
-            for name in asked.rules:
-                rows += [{"kind": kind, "seed": seed, "rule": name, **row} for row in figures(organism, RULES[name])]
-    table = pd.DataFrame(rows)
-    for kind in asked.kinds:
-        print(f"\n{kind}: {KINDS[kind]}; {asked.seeds} seeds")
-        of_kind = table[table["kind"] == kind]
-        shown = {name: summary(of_kind[of_kind["rule"] == name]) for name in asked.rules}
-        print(pd.DataFrame(shown).T.to_string())
+    if asked.what == "rules":
+        print_rules(asked.kinds, asked.seeds, asked.rules)
+    else:
+        print_null(asked.seeds)
 
 
 if __name__ == "__main__":

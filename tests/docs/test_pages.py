@@ -66,7 +66,7 @@ def test_every_setting_on_the_page_is_one(page: Path):
     assert [name for name in unknown if name.rpartition(".")[2] not in _FILE_ENDINGS] == []
 
 
-_FILE_ENDINGS = ("yaml", "json", "html", "parquet")
+_FILE_ENDINGS = ("yaml", "json", "jsonl", "html", "parquet")
 
 
 def test_the_index_names_every_page():
