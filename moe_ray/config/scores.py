@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, get_args
 
 from moe_ray.config.capture import Score
@@ -20,13 +20,21 @@ def needed_scores(config: Config) -> tuple[Score, ...]:
     are rules, so that no stage finds a score missing that the configuration could have told.
     """
     wanted = {*config.capture.scores, *_of_rules([config.identify.rule])}
-    tried: Any = config.sweep.space.get("identify.rule", ()) if config.sweep.run else ()
-    if isinstance(tried, Collection) and not isinstance(tried, str):
-        wanted |= _of_rules(tried)
+    if config.sweep.run:
+        wanted |= _of_rules(_rules_tried(config.sweep.space))
     if config.compare.run:
         wanted |= _of_rules(config.compare.names)
     return tuple(score for score in SCORES if score in wanted)
 
 
-def _of_rules(rules: Collection[Any]) -> set[str]:
+def _rules_tried(space: Mapping[str, Any]) -> Iterator[Any]:
+    """The values of `identify.rule` in a search space, which may have them in a group."""
+    for key, values in space.items():
+        if isinstance(values, Mapping):
+            yield from _rules_tried({f"{key}.{name}": value for name, value in values.items()})
+        elif key == "identify.rule":
+            yield from values if isinstance(values, (list, tuple)) else [values]
+
+
+def _of_rules(rules: Iterable[Any]) -> set[str]:
     return {score for rule in rules for score in SCORES_OF_RULE.get(rule, ())}

@@ -28,6 +28,8 @@ def test_what_is_asked_for_and_what_the_sweep_tries_is_measured_too_in_one_order
         sweep=SweepConfig(run=True, space={"identify.rule": ["risk_diff", "comply_refuse", "attribution"]}),
     )
     assert needed_scores(config) == SCORES
+    for space in ({"identify": {"rule": ["gate"], "top_k": [3]}}, {"identify.rule": "gate"}):
+        assert needed_scores(Config(sweep=SweepConfig(run=True, space=space))) == ("gate",)
     assert needed_scores(Config(sweep=SweepConfig(space={"identify.rule": ["attribution"]}))) == ()
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
+from answered_counts import answered
 
 from moe_ray.config.identify import IdentifyConfig
 from moe_ray.errors import InputError
@@ -18,6 +21,7 @@ from moe_ray.identification.overlap import (
     sweep_union,
 )
 from moe_ray.identification.selection import select
+from moe_ray.routing.counts import concat_counts
 from moe_ray.testing.simulated_counts import Population, simulate
 
 MASKS = masks_from_experts(
@@ -101,3 +105,14 @@ def test_sweep_agrees_with_selecting_again() -> None:
         assert row["empty_batches"] == 4 - len(masks.trained_batches)
         assert row["kept"] == (masks.union & reference.union).sum()
         assert row["added"] == row["union"] - row["kept"]
+
+
+def test_thresholds_may_be_shares_of_each_batch_s_largest_value():
+    config = IdentifyConfig(rule="attribution", permutations=0, resamples=0)
+    counts = concat_counts([answered(seed, batch_idx=seed, planted=1.0) for seed in range(3)])
+    risk = identify(counts, config)
+    table = sweep_union(risk, thresholds=[0.0, 0.3, 0.9], top_ks=[2, 50], column="attribution_diff", is_relative=True)
+    for row in table.to_dict("records"):
+        masks = select(risk, replace(config, min_share=row["threshold"], top_k=row["top_k"]))
+        assert row["union"] == masks.union.sum()
+        assert row["per_batch"] == masks.masks_BLE.sum() / 3

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from answered_counts import answered
 from paths import ROOT
 
 from moe_ray.config.identify import IdentifyConfig
@@ -19,7 +20,8 @@ from moe_ray.errors import InputError
 from moe_ray.experts import Expert, ExpertMasks, masks_from_experts
 from moe_ray.identification.identify import identify
 from moe_ray.identification.pandas_export import export_data, export_name, export_pickle
-from moe_ray.routing.counts import RoutingCounts
+from moe_ray.identification.selection import select
+from moe_ray.routing.counts import RoutingCounts, concat_counts
 
 KEYS = {
     "batch_unsafe_experts", "batch_expert_masks", "aggregated_risk_diff", "global_unsafe_experts", "batch_data_list",
@@ -153,3 +155,13 @@ def test_the_package_never_reads_a_pickle() -> None:
         text = path.read_text(encoding="utf-8")
         assert "pickle.load" not in text, path
         assert "read_pickle(" not in text, path
+
+
+def test_global_experts_are_those_of_the_rule() -> None:
+    config = IdentifyConfig(rule="attribution", min_share=0.5, permutations=0, resamples=0)
+    counts = concat_counts([answered(batch, batch_idx=batch, planted=4.0) for batch in (3, 7)])
+    risk = identify(counts, config)
+    given = {**contents(), "masks": select(risk, config), "risk": risk, "selection": config, "num_layers": None}
+    data = export_data(**given)
+    assert data["global_unsafe_experts"] == [(1, 2)]
+    assert data["batch_unsafe_experts"] == [[(1, 2)], [(1, 2)]]

@@ -100,3 +100,21 @@ def test_it_says_what_another_weighting_would_select_and_warns_of_confounds():
     text, _ = described(shift=0.7)
     assert "equal weight per prompt overlap by" in text
     assert "\x1b" not in text
+
+
+def test_what_is_certain_is_named_after_the_rule_and_has_its_unit():
+    _, sentence = certainty_in_words(certainty(certifiable=0.00123456), IdentifyConfig(rule="attribution"))
+    assert "a difference of weight attribution of 0.00123 or more would have been significant" in sentence
+    _, sentence = certainty_in_words(certainty(certifiable=math.inf), IdentifyConfig(rule="comply_refuse"))
+    assert "no difference between answers and refusals, however large, could have been significant" in sentence
+
+
+def test_an_overlap_that_is_not_of_the_run_s_own_rule_says_whose_it_is():
+    counts = simulate(Population(), num_batches=1)
+    for rule, whose in (("risk_diff", "\nThe experts"), ("top_routed", "\nBy risk difference alone, the experts")):
+        selection = IdentifyConfig(rule=rule, threshold=-1.0, permutations=0, resamples=0)
+        table = findings_of(identify(counts, selection), selection, seed=0)
+        found = joined([table], selection, layers=counts.layers, num_experts=16)
+        batches = pd.DataFrame({"label": ["safe"], "messages": [json.dumps([{"role": "user", "content": "hello"}])]})
+        text = describe_certainty(counts, found.certainty, batches, selection)
+        assert f"{whose} selected from pooled tokens" in text

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
+from answered_counts import answered
 
+from moe_ray.config.identify import IdentifyConfig
 from moe_ray.experts import Expert, masks_from_experts
+from moe_ray.identification.identify import identify
+from moe_ray.identification.selection import select
 from moe_ray.report.run_text import (
     describe_batches,
     describe_capture,
@@ -116,3 +120,14 @@ def test_an_outcome_has_parameters_rates_drift_and_categories():
     fraud, theft = text.splitlines()[-2:]
     assert " ".join(fraud.split()) == "fraud 25.0% → 25.0% (n = 8) +25.0 points [0.0, +50.0] – –"
     assert theft.startswith("  theft\ufffd")
+
+
+def test_experts_that_a_score_ranks_are_shown_with_it_the_largest_first():
+    config = IdentifyConfig(rule="attribution", permutations=0, resamples=0)
+    risk = identify(answered(planted=4.0), config)
+    text = describe_selection(risk, select(risk, config), 1, config)
+    assert text.startswith("The 10 experts with the largest difference of weight attribution, mean over 1 batches:")
+    header, first = text.splitlines()[1:3]
+    assert "difference of weight attribution" in header
+    assert "risk difference" in header
+    assert first.split()[:2] == ["L01_E02", f"{risk['attribution_diff'].max():.4f}"]

@@ -5,15 +5,19 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+from answered_counts import answered
 
 from moe_ray import pipeline
 from moe_ray.config.identify import IdentifyConfig
 from moe_ray.experts import Expert
+from moe_ray.identification.findings import joined
 from moe_ray.identification.identify import certainty_per_batch
 from moe_ray.orchestration.jobs import identify as job
-from moe_ray.orchestration.jobs.identify import _plan, identify
+from moe_ray.orchestration.jobs.identify import _identify_groups, _plan, identify
 from moe_ray.routing.count_tables import counts_to_table
+from moe_ray.routing.counts import concat_counts
 from moe_ray.run_directory import COUNTS, IDENTIFY, RISK, RunDirectory
+from moe_ray.storage.folder import Folder
 from moe_ray.testing.simulated_counts import Population, simulate
 
 
@@ -69,3 +73,33 @@ def test_parts_of_an_unfinished_identification_are_kept_and_others_removed(ray_c
     pd.testing.assert_frame_equal(again.certainty, found.certainty)
     assert {name: parts.fs.modified(parts.file(name)) for name in kept} == kept
     pd.testing.assert_frame_equal(pd.read_parquet(parts.path), expected.risk)
+
+
+@pytest.mark.parametrize("rule", ["attribution", "comply_refuse"])
+def test_tasks_rank_by_the_scores_that_a_capture_stored(tmp_path, rule):
+    counts = concat_counts([answered(seed, batch_idx=seed, planted=3.0) for seed in range(3)])
+    config = IdentifyConfig(rule=rule, threshold=0.0, permutations=200, resamples=20)
+    stored, parts = Folder.open(f"{tmp_path}/counts"), Folder.open(f"{tmp_path}/risk")
+    stored.write_table("part-0.parquet", counts_to_table(counts))
+    where = pd.DataFrame({"batch_idx": [0, 1, 2], "part": "part-0.parquet"})
+    found = [
+        _identify_groups(task, stored.url, parts.url, config, 0) for task in _plan(where, [0, 1, 2], num_experts=90_000)
+    ]
+    expected = pipeline.identify(counts, config=config, seed=0)
+    assert len(found) == 2
+    masks = joined(found, config, layers=(0, 1), num_experts=3).masks
+    assert masks.digest() == expected.masks.digest()
+    pd.testing.assert_frame_equal(pd.read_parquet(parts.path), expected.risk)
+
+
+def test_batches_with_and_without_answers_have_the_same_columns(tmp_path):
+    counts = concat_counts([answered(1), answered(2, batch_idx=1)])
+    counts = counts.take((counts.batch_idx == 0) | (counts.role == "prompt"))
+    config = IdentifyConfig(permutations=0, resamples=0)
+    stored, parts = Folder.open(f"{tmp_path}/counts"), Folder.open(f"{tmp_path}/risk")
+    stored.write_table("part-0.parquet", counts_to_table(counts))
+    where = pd.DataFrame({"batch_idx": [0, 1], "part": "part-0.parquet"})
+    for task in _plan(where, [0, 1], num_experts=200_000):
+        _identify_groups(task, stored.url, parts.url, config, 0)
+    risk = pd.read_parquet(parts.path)
+    assert risk.groupby("batch_idx")["attribution_diff"].count().tolist() == [6, 0]
