@@ -92,15 +92,20 @@ def describe_transfer(transfer: pd.DataFrame) -> str:
         transfer: from `transfer_table`.
     """
     own, others = transfer[transfer["is_own"]], transfer[~transfer["is_own"]]
-    furthest = others.sort_values("unsafe_refusal_rate", ascending=False, kind="stable").iloc[0]
+    furthest = others.sort_values("unsafe_rise", ascending=False, kind="stable").iloc[0]
+    rise = figure_in_columns(cast("Mapping[str, Any]", furthest.to_dict()), "unsafe_rise")
+    reach = (
+        f"It reaches furthest from {printable(str(furthest['trained']))} to {printable(str(furthest['tested']))}: "
+        f"{difference(rise, 'points')} above the base model."
+        if is_significant(rise)
+        else "No other category's refusals rise significantly."
+    )
     return (
         f"Trained on one category alone (mean over {transfer['trained'].nunique()}), the model refuses "
         f"{rate(own['unsafe_refusal_rate'].mean())} of that category's unsafe prompts and "
         f"{rate(others['unsafe_refusal_rate'].mean())} of the others'; the loss of its safe answers rises by "
         f"{difference(own['safe_target_loss'].mean(), 'nats/token').without_unit()} and of the others' by "
-        f"{difference(others['safe_target_loss'].mean(), 'nats/token')}. It reaches furthest from "
-        f"{printable(str(furthest['trained']))} to {printable(str(furthest['tested']))}: "
-        f"{rate(figure_in_columns(cast('Mapping[str, Any]', furthest.to_dict()), 'unsafe_refusal_rate'))}."
+        f"{difference(others['safe_target_loss'].mean(), 'nats/token')}. {reach}"
     )
 
 

@@ -66,12 +66,14 @@ class Ranked:
 
     def masks_of_union(self, num_experts: int) -> ExpertMasks:
         """The masks whose union is as near as possible to so many experts: all batches take more, or fewer, alike."""
-        low, high = 0.0, float(self.place_BLE[0].size)
         tried = {1.0: self.union_size(1.0)}
-        for _ in range(40):
-            middle = (low + high) / 2
-            tried[middle] = self.union_size(middle)
-            low, high = (middle, high) if tried[middle] < num_experts else (low, middle)
+        # The union grows with every batch's number, in steps: the first that is so large, and the last that is no larger.
+        for reached in (num_experts, num_experts + 1):
+            low, high = 0.0, float(self.place_BLE[0].size)
+            for _ in range(40):
+                middle = (low + high) / 2
+                tried[middle] = self.union_size(middle)
+                low, high = (middle, high) if tried[middle] < reached else (low, middle)
         # Of equally near ones, that which is nearest to as many experts as the batches have.
         growth = min(tried, key=lambda growth: (abs(tried[growth] - num_experts), abs(growth - 1)))
         return self.masks(growth)

@@ -164,6 +164,7 @@ def test_transfer_is_told_in_one_sentence_with_where_it_reaches_furthest():
         [
             {"trained": one, "tested": other, "is_own": one == other, "safe_target_loss": 0.5 * (one == other)}
             | figure("unsafe_refusal_rate", rate, rate - 0.1, rate + 0.1)
+            | figure("unsafe_rise", rate - 0.0625, rate - 0.125, rate)
             for (one, other), rate in rates.items()
         ]
     )
@@ -171,6 +172,8 @@ def test_transfer_is_told_in_one_sentence_with_where_it_reaches_furthest():
     assert said == (
         "Trained on one category alone (mean over 2), the model refuses 75.0% of that category's unsafe prompts and 12.5% "
         "of the others'; the loss of its safe answers rises by +0.500 and of the others' by 0.000 nats/token. It reaches "
-        "furthest from a to b: 25.0% [15.0%, 35.0%]."
+        "furthest from a to b: +18.8 points [+12.5, +25.0] above the base model."
     )
     assert verdict(TABLE, table).endswith(said)
+    level = table.assign(unsafe_rise_low=-0.1)
+    assert describe_transfer(level).endswith("No other category's refusals rise significantly.")
