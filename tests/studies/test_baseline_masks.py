@@ -101,6 +101,9 @@ def test_the_global_mask_is_the_same_for_all_and_holds_the_largest_mean_differen
     means = risk.groupby(["layer", "expert"])["risk_diff"].mean().sort_values(ascending=False)
     expected = {Expert(*pair) for pair in means.index[:3]}
     assert all(set(masks.selected[batch]) == expected for batch in (3, 8, 9))
+    by_rate = global_masks(ours, risk, num_experts=3, column="a_unsafe_n")
+    means = risk.groupby(["layer", "expert"])["a_unsafe_n"].mean().sort_values(ascending=False)
+    assert set(by_rate.selected[3]) == {Expert(*pair) for pair in means.index[:3]}
 
 
 def test_esft_takes_the_largest_shares_of_a_layer_and_as_many_per_batch():
