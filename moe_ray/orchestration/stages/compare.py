@@ -79,5 +79,5 @@ def compare(run: Context) -> Comparison:
     folder.remove(TRANSFER_TABLE)
     if found.transfer is not None:
         folder.write_table(TRANSFER_TABLE, found.transfer)
-    folder.write_json(VERDICT, verdict(found.arms, found.transfer))
+    folder.write_json(VERDICT, verdict(found.arms, found.transfer, budget=settings.budget))
     return found
