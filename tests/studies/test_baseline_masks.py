@@ -119,7 +119,7 @@ def test_esft_takes_the_largest_shares_of_a_layer_and_as_many_per_batch():
     assert masks.selected[3] == (Expert(4, 2), Expert(1, 0))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(masks_of_batches(), st.integers(0, 5), st.sampled_from(["a_unsafe", "reap_unsafe"]))
 def test_the_largest_of_a_layer_are_as_many_of_each_layer_and_none_that_is_left_out_is_larger(ours, seed, column):
     risk = risk_table(ours.batch_idx, seed, weights=True)
@@ -132,6 +132,7 @@ def test_the_largest_of_a_layer_are_as_many_of_each_layer_and_none_that_is_left_
                 assert value_E[taken_E].min() >= value_E[~taken_E].max()
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(masks_of_batches(), st.integers(0, 5), st.integers(1, len(EVERYTHING)))
 def test_a_ranking_reaches_a_union_as_well_as_growing_all_batches_alike_can(ours, seed, target):
