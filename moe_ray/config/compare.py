@@ -18,7 +18,8 @@ POLICIES: tuple[str, ...] = get_args(field_types(FinetuneConfig)["routing"])
 
 _MEANINGS: Mapping[str, str] = {
     "mask_only": "nothing learns: prompts are routed around the unsafe experts of their batch",
-    "global": "one list for all batches, of the largest mean risk differences, as many as the average batch has",
+    "global": "one list for all batches, of the largest means of what the masks were chosen by, as many as the average "
+    "batch has",
     "global_union": "one list for all batches, as many experts as the union has",
     "random": "experts drawn at random, as many of each layer and batch",
     "shuffled": "each batch gets the mask of a batch of another category",

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from moe_ray.config.finetune import FinetuneConfig
@@ -154,19 +154,16 @@ class _Masters:
 
 
 @contextmanager
-def model_restored(model: nn.Module) -> Iterator[None]:
-    """Whatever happens to the model's parameters and buffers inside the context, they are back, bit for bit, after it.
+def parameters_restored(model: nn.Module, chosen: Parameters) -> Iterator[None]:
+    """Whatever happens to these parameters and to buffers inside the context, they are back, bit for bit, after it.
 
-    The copy is kept in main memory.
+    The copy is kept in main memory, which is why it is of no more than trains.
     """
-    original = {id(tensor): tensor.detach().cpu().clone() for tensor in _tensors(model)}
+    tensors = [*chosen.values(), *model.buffers()]
+    original = [tensor.detach().cpu().clone() for tensor in tensors]
     try:
         yield
     finally:
         with torch.no_grad():
-            for tensor in _tensors(model):
-                tensor.copy_(original[id(tensor)])
-
-
-def _tensors(model: nn.Module) -> list[Tensor]:
-    return [*model.parameters(), *model.buffers()]
+            for tensor, before in zip(tensors, original, strict=True):
+                tensor.copy_(before)

@@ -51,8 +51,9 @@ def parameters_of(model: nn.Module, group: ParameterGroup) -> dict[str, nn.Param
 def nearest_in_number(parameters: Parameters, target: int) -> dict[str, nn.Parameter]:
     """Some of the parameters whose numbers together are about as many as `target`; all of them where they are too few.
 
-    Tensors of all depths are taken: first the middle of the model, then the middles of its halves, and so on, each where
-    it brings the sum nearer to the target. The sum is then off by at most half a tensor, and there is at least one.
+    Tensors of all depths are taken: first the first one, then the one in the middle, then those in the middle of either
+    half, and so on, each where it brings the sum nearer to the target. The sum is then off by at most half a tensor, and
+    there is at least one.
 
     Args:
         parameters: to choose from.

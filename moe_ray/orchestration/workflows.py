@@ -181,7 +181,8 @@ def _show_ablation(notes: Mapping[str, Any]) -> None:
 def _compare_last(run: Run, tracker: MlflowTracker) -> dict[str, Any]:
     """Per-batch masks against the baselines; what the summary says of it."""
     found = run.compare()
-    words, budget = verdict(found.arms, found.transfer), run.config.compare.budget
+    budget = run.config.compare.budget
+    words = verdict(found.arms, found.transfer, budget=budget)
     share, _ = share_to_judge(found.arms)
     title = f"Baselines at equal {budget} (held out, natural routing, after {share:.0%} of the steps)"
     if found.arms["share"].nunique() > 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import pandas as pd
 
@@ -12,8 +12,14 @@ from moe_ray.report.printable import printable
 from moe_ray.studies.baselines import BASE, OURS
 from moe_ray.studies.comparison import CEILING, figure_in_columns, share_to_judge
 
+Budget = Literal["steps", "parameters"]
+"""Of `compare.budget`."""
 
-def verdict(table: pd.DataFrame, transfer: pd.DataFrame | None = None) -> str:
+_NEARLY_EQUAL = 0.1
+"""Shares of the parameters within this of 1 count as equal: what a rank or an expert more or less makes."""
+
+
+def verdict(table: pd.DataFrame, transfer: pd.DataFrame | None = None, *, budget: Budget = "steps") -> str:
     """What a comparison says about per-batch masks: which differences are significant, and which are not.
 
     Where several arms refuse nearly everything at the end, it says so and judges them at an earlier share of the steps.
@@ -21,13 +27,17 @@ def verdict(table: pd.DataFrame, transfer: pd.DataFrame | None = None) -> str:
     Args:
         table: from `comparison_table`.
         transfer: from `transfer_table`, which gets a sentence; None = it was not asked for.
+        budget: what was made equal: where it was the parameters, those arms are named in which it could not be.
     """
     share, at_ceiling = share_to_judge(table)
     arms = _baselines(table[table["share"] == share])
     if arms.empty:
         lines = ["No baseline was run, so nothing is said about per-batch masks."]
     else:
-        lines = [*_ceiling(table, share, at_ceiling), *_judged(arms), _caution(arms)]
+        first, *others = _judged(arms)
+        # In one line with what it is about: whoever quotes the first line alone quotes both.
+        lines = [" ".join([*_ceiling(table, share, at_ceiling), first]), *others]
+        lines += [*(_unequal(arms) if budget == "parameters" else ()), _caution(arms)]
     return "\n".join(lines if transfer is None else [*lines, describe_transfer(transfer)])
 
 
@@ -44,6 +54,23 @@ def _ceiling(table: pd.DataFrame, share: float, at_ceiling: list[str]) -> list[s
             f"{opening} So it is {where} too, so that what follows says little; train fewer steps, or set compare.at."
         ]
     return [f"{opening} What follows is {where}."]
+
+
+def _unequal(arms: pd.DataFrame) -> list[str]:
+    """Arms in which the number of parameters that train could not be made about that of per-batch masks."""
+    is_off = (arms["parameters_share"] - 1).abs() > _NEARLY_EQUAL
+    off = [
+        f"{arm['arm']} ({arm['parameters_share']:.2f})"
+        if arm["trainable_parameters"]
+        else f"{arm['arm']} (trains nothing)"
+        for arm in arms[is_off].to_dict("records")
+    ]
+    if not off:
+        return []
+    return [
+        f"Not of as many parameters as per-batch masks, which they cannot be brought to (their share in brackets): "
+        f"{', '.join(off)}."
+    ]
 
 
 def _refuses(table: pd.DataFrame, share: float) -> float:
@@ -92,15 +119,20 @@ def describe_transfer(transfer: pd.DataFrame) -> str:
         transfer: from `transfer_table`.
     """
     own, others = transfer[transfer["is_own"]], transfer[~transfer["is_own"]]
-    furthest = others.sort_values("unsafe_refusal_rate", ascending=False, kind="stable").iloc[0]
+    furthest = others.sort_values("unsafe_rise", ascending=False, kind="stable").iloc[0]
+    rise = figure_in_columns(cast("Mapping[str, Any]", furthest.to_dict()), "unsafe_rise")
+    reach = (
+        f"It reaches furthest from {printable(str(furthest['trained']))} to {printable(str(furthest['tested']))}: "
+        f"{difference(rise, 'points')} above the base model."
+        if is_significant(rise)
+        else "No other category's refusals rise significantly."
+    )
     return (
         f"Trained on one category alone (mean over {transfer['trained'].nunique()}), the model refuses "
         f"{rate(own['unsafe_refusal_rate'].mean())} of that category's unsafe prompts and "
         f"{rate(others['unsafe_refusal_rate'].mean())} of the others'; the loss of its safe answers rises by "
         f"{difference(own['safe_target_loss'].mean(), 'nats/token').without_unit()} and of the others' by "
-        f"{difference(others['safe_target_loss'].mean(), 'nats/token')}. It reaches furthest from "
-        f"{printable(str(furthest['trained']))} to {printable(str(furthest['tested']))}: "
-        f"{rate(figure_in_columns(cast('Mapping[str, Any]', furthest.to_dict()), 'unsafe_refusal_rate'))}."
+        f"{difference(others['safe_target_loss'].mean(), 'nats/token')}. {reach}"
     )
 
 

@@ -18,8 +18,8 @@ import pandas as pd
 
 from moe_ray.errors import InputError
 from moe_ray.experts import Expert, ExpertMasks, Mask, mask_to_experts, masks_from_experts
-from moe_ray.identification.risk_tables import Risk, aggregate_risk, batch_tables
-from moe_ray.identification.selection import as_experts, draw_experts
+from moe_ray.identification.risk_tables import Risk, batch_tables
+from moe_ray.identification.selection import draw_experts
 
 SIEVE_SHARE = 0.25
 """Of a layer's experts that MoE-Sieve trains: what its authors recommend."""
@@ -66,12 +66,14 @@ class Ranked:
 
     def masks_of_union(self, num_experts: int) -> ExpertMasks:
         """The masks whose union is as near as possible to so many experts: all batches take more, or fewer, alike."""
-        low, high = 0.0, float(self.place_BLE[0].size)
         tried = {1.0: self.union_size(1.0)}
-        for _ in range(40):
-            middle = (low + high) / 2
-            tried[middle] = self.union_size(middle)
-            low, high = (middle, high) if tried[middle] < num_experts else (low, middle)
+        # The union grows with every batch's number, in steps: the first that is so large, and the last that is no larger.
+        for reached in (num_experts, num_experts + 1):
+            low, high = 0.0, float(self.place_BLE[0].size)
+            for _ in range(40):
+                middle = (low + high) / 2
+                tried[middle] = self.union_size(middle)
+                low, high = (middle, high) if tried[middle] < reached else (low, middle)
         # Of equally near ones, that which is nearest to as many experts as the batches have.
         growth = min(tried, key=lambda growth: (abs(tried[growth] - num_experts), abs(growth - 1)))
         return self.masks(growth)
@@ -92,10 +94,21 @@ def only_batches(ours: ExpertMasks, batches: Collection[int]) -> ExpertMasks:
     return _like(ours, {batch: ours.selected[batch] for batch in ours.batch_idx if batch in batches})
 
 
-def global_masks(ours: ExpertMasks, risk: Risk, *, num_experts: int) -> ExpertMasks:
-    """The same experts for every batch: those with the largest risk difference, averaged over batches."""
-    table = aggregate_risk(risk).head(num_experts)
-    return _same_for_all(ours, as_experts(table["layer"], table["expert"]))
+def global_masks(ours: ExpertMasks, risk: Risk, *, num_experts: int, column: str = "risk_diff") -> ExpertMasks:
+    """The same experts for every batch: those with the largest value of the column, averaged over batches.
+
+    Args:
+        ours: the per-batch masks.
+        risk: from `identify`.
+        num_experts: of the list.
+        column: that the per-batch masks were chosen by.
+    """
+    sums_LE, num_batches = np.zeros(ours.masks_BLE.shape[1:]), 0
+    for _, table in batch_tables(risk, [column]):
+        sums_LE += _by_expert(table, column, ours)
+        num_batches += 1
+    taken_LE = _places(sums_LE / num_batches, by_layer=False) < num_experts
+    return _same_for_all(ours, mask_to_experts(taken_LE, ours.layers))
 
 
 def random_masks(ours: ExpertMasks, *, seed: int) -> ExpertMasks:
@@ -244,9 +257,9 @@ def _ranked(
 
 
 def _by_expert(table: pd.DataFrame, column: str, ours: ExpertMasks) -> npt.NDArray[np.float64]:
-    """(L, E) values of a batch's rows."""
-    ordered = table.sort_values(["layer", "expert"])
-    return ordered[column].to_numpy(dtype=np.float64).reshape(ours.masks_BLE.shape[1:])
+    """(L, E) values of a batch's rows; what was not measured of an expert speaks neither for it nor against it."""
+    ordered = table.sort_values(["layer", "expert"])[column].fillna(0.0)
+    return ordered.to_numpy(dtype=np.float64).reshape(ours.masks_BLE.shape[1:])
 
 
 def _places(values_LE: npt.NDArray[np.float64], *, by_layer: bool) -> npt.NDArray[np.int32]:

@@ -8,7 +8,7 @@ equal and what cannot be.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -104,7 +104,13 @@ def masks_to_compare(ours: ExpertMasks, compare: CompareConfig, category_of: Map
 
 
 def plan_arms(
-    ours: ExpertMasks, risk: Risk, train: FinetuneConfig, compare: CompareConfig, category_of: Mapping[int, str]
+    ours: ExpertMasks,
+    risk: Risk,
+    train: FinetuneConfig,
+    compare: CompareConfig,
+    category_of: Mapping[int, str],
+    *,
+    column: str = "risk_diff",
 ) -> list[Arm]:
     """The per-batch masks first, then the baselines asked for; no names = all that the risk table allows.
 
@@ -116,57 +122,18 @@ def plan_arms(
         train: of the per-batch masks.
         compare: the section `compare`.
         category_of: per `batch_idx`.
+        column: of the risk table, that the per-batch masks were chosen by.
 
     Raises:
         InputError: a baseline is named that the risk table has no column for, that one batch cannot have, or that is what
             the run does anyway.
     """
     train = replace(train, patience=0)
-    plan = _Plan(ours, risk, train, compare, category_of)
+    plan = _Plan(ours, risk, train, compare, category_of, column)
     arms = [Arm(name=OURS, kind=OURS, masks=ours, train=train)]
     for kind in compare.names or plan.possible():
         arms += plan.arms_of(kind)
     return arms
-
-
-def plan_transfer(
-    ours: ExpertMasks,
-    train: FinetuneConfig,
-    compare: CompareConfig,
-    category_of: Mapping[int, str],
-    *,
-    tested: Collection[str],
-) -> list[Arm]:
-    """An arm for each category, in which only its own batches train, each under its own mask.
-
-    Args:
-        ours: the per-batch masks of all categories.
-        train: of the per-batch masks.
-        compare: the section `compare`.
-        category_of: per `batch_idx`.
-        tested: categories of held-out examples.
-
-    Raises:
-        InputError: the batches with unsafe experts are of fewer than two categories, or no held-out example has one.
-    """
-    names = sorted({category_of.get(batch, "") for batch in ours.trained_batches} - {""})
-    known = sorted(set(tested) - {""})
-    if len(names) < 2 or not known:
-        raise InputError(
-            f"compare.transfer: got batches of the categories {names} and held-out examples of {known}, expected two or "
-            "more of batches and one of examples; give the prompts categories, or set compare.transfer=false"
-        )
-    train = replace(train, patience=0, epochs=compare.transfer_epochs or train.epochs)
-    return [
-        Arm(
-            name=f"{TRANSFER}_{number:03d}",
-            kind=TRANSFER,
-            masks=only_batches(ours, {batch for batch in ours.batch_idx if category_of.get(batch) == name}),
-            train=train,
-            category=name,
-        )
-        for number, name in enumerate(names)
-    ]
 
 
 class _Plan:
@@ -179,8 +146,10 @@ class _Plan:
         train: FinetuneConfig,
         compare: CompareConfig,
         category_of: Mapping[int, str],
+        column: str,
     ) -> None:
-        self.ours, self.risk, self.train, self.compare, self.category_of = ours, risk, train, compare, category_of
+        self.ours, self.risk, self.train, self.compare = ours, risk, train, compare
+        self.category_of, self.column = category_of, column
         self.matches = compare.budget == "parameters"
 
     def possible(self) -> tuple[str, ...]:
@@ -266,8 +235,8 @@ class _Plan:
         if kind == "all_experts":
             return all_experts_masks(self.ours)
         if kind in ("global", "global_union"):
-            is_large = self.matches or kind == "global_union"
-            return global_masks(self.ours, self.risk, num_experts=num_union if is_large else average_size(self.ours))
+            size = num_union if self.matches or kind == "global_union" else average_size(self.ours)
+            return global_masks(self.ours, self.risk, num_experts=size, column=self.column)
         ranked = self._ranked(kind)
         return ranked.masks_of_union(num_union) if self.matches else ranked.masks()
 

@@ -100,18 +100,20 @@ def comparison_table(results: Sequence[ArmResult], *, trained: Collection[str] |
                     "parameters_share": result.trainable_parameters / budget if budget else None,
                     "rank": result.rank,
                     "train_seconds": result.train_seconds,
-                    **_figures(seen, ours, num_seeds),
+                    **_figures(seen, arm, ours, num_seeds),
                     **_seeds_apart(seen, num_seeds),
-                    **_forgotten(base, arm, seen, ours, num_seeds),
+                    **_forgotten(base, arm, seen, num_seeds),
                     **_others(base, others, num_seeds),
                 }
             )
     return pd.DataFrame(rows)
 
 
-def _figures(answers: pd.DataFrame, ours: Measured, num_seeds: int) -> dict[str, Any]:
-    rates, to_ours = summarise(_plain(answers)), paired_changes(_plain(answers), _same_rows(ours.answers, answers))
-    row: dict[str, Any] = {}
+def _figures(answers: pd.DataFrame, arm: Measured, ours: Measured, num_seeds: int) -> dict[str, Any]:
+    neutral = {"neutral_before": arm.neutral, "neutral_after": ours.neutral}
+    to_ours = paired_changes(_plain(answers), _same_rows(ours.answers, answers), **neutral)
+    rates = summarise(_plain(answers))
+    row = columns_of("ours_minus_neutral_loss", to_ours["neutral_loss"])
     for name in ("unsafe_refusal_rate", "safe_refusal_rate"):
         row |= columns_of(name, rates[name], num_seeds) | columns_of(f"ours_minus_{name}", to_ours[name], num_seeds)
     return row
@@ -124,19 +126,14 @@ def _seeds_apart(answers: pd.DataFrame, num_seeds: int) -> dict[str, float]:
     return {"unsafe_refusal_rate_smallest": rates.min(), "unsafe_refusal_rate_largest": rates.max()}
 
 
-def _forgotten(
-    base: Measured, arm: Measured, seen: pd.DataFrame, ours: Measured, num_seeds: int
-) -> dict[str, float | int | None]:
+def _forgotten(base: Measured, arm: Measured, seen: pd.DataFrame, num_seeds: int) -> dict[str, float | int | None]:
     """What the arm lost on safe examples' targets and neutral text, as differences to the base model."""
     safe = seen[seen["label"] == "safe"]
     neutral = {"neutral_before": base.neutral, "neutral_after": arm.neutral}
     lost = paired_changes(_same_rows(base.answers, safe), _plain(safe), **neutral)
-    between = {"neutral_before": arm.neutral, "neutral_after": ours.neutral}
-    to_ours = paired_changes(_plain(safe), _plain(safe), **between)
     return {
         **columns_of("safe_target_loss", lost["target_loss"], num_seeds),
-        **columns_of("neutral_loss", lost["neutral_loss"], 1),
-        **columns_of("ours_minus_neutral_loss", to_ours["neutral_loss"], 1),
+        **columns_of("neutral_loss", lost["neutral_loss"]),
     }
 
 

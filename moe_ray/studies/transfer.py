@@ -2,13 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
+from moe_ray.config.compare import CompareConfig
+from moe_ray.config.finetune import FinetuneConfig
+from moe_ray.errors import InputError
 from moe_ray.evaluation.metrics import paired_changes, summarise
+from moe_ray.experts import ExpertMasks
+from moe_ray.studies.baseline_masks import only_batches
+from moe_ray.studies.baselines import TRANSFER, Arm
 from moe_ray.studies.comparison import ArmResult, columns_of
+
+
+def plan_transfer(
+    ours: ExpertMasks,
+    train: FinetuneConfig,
+    compare: CompareConfig,
+    category_of: Mapping[int, str],
+    *,
+    tested: Collection[str],
+) -> list[Arm]:
+    """An arm for each category, in which only its own batches train, each under its own mask.
+
+    Args:
+        ours: the per-batch masks of all categories.
+        train: of the per-batch masks.
+        compare: the section `compare`.
+        category_of: per `batch_idx`.
+        tested: categories of held-out examples.
+
+    Raises:
+        InputError: the batches with unsafe experts are of fewer than two categories, or no held-out example has one.
+    """
+    names = sorted({category_of.get(batch, "") for batch in ours.trained_batches} - {""})
+    known = sorted(set(tested) - {""})
+    if len(names) < 2 or not known:
+        raise InputError(
+            f"compare.transfer: got batches of the categories {names} and held-out examples of {known}, expected two or "
+            "more of batches and one of examples; give the prompts categories, or set compare.transfer=false"
+        )
+    train = replace(train, patience=0, epochs=compare.transfer_epochs or train.epochs)
+    return [
+        Arm(
+            name=f"{TRANSFER}_{number:03d}",
+            kind=TRANSFER,
+            masks=only_batches(ours, {batch for batch in ours.batch_idx if category_of.get(batch) == name}),
+            train=train,
+            category=name,
+        )
+        for number, name in enumerate(names)
+    ]
 
 
 def transfer_table(base: ArmResult, by_category: Mapping[str, ArmResult]) -> pd.DataFrame:

@@ -23,7 +23,7 @@ from moe_ray.experts import ExpertMasks
 from moe_ray.finetuning.adapter import experts_restored
 from moe_ray.finetuning.batch_rows import BatchesInMemory, BatchSource, learning_rows
 from moe_ray.finetuning.fine_tune import FineTuned, configured_weights, fine_tune
-from moe_ray.finetuning.full_fine_tune import model_restored, tune_parameters
+from moe_ray.finetuning.full_fine_tune import parameters_restored, tune_parameters
 from moe_ray.finetuning.parameter_groups import Parameters
 from moe_ray.finetuning.step_report import StepReport
 from moe_ray.finetuning.trainable_experts import Parametrisation, whole_experts
@@ -251,7 +251,7 @@ def run_trial_of(
         for batch in batches
         if batch.batch_idx in only
     }
-    with model_restored(model):
+    with parameters_restored(model, chosen):
         started = time.perf_counter()
         tuned = tune_parameters(
             model,

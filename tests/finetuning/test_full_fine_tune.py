@@ -9,7 +9,7 @@ from families import build, rows
 
 from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.errors import FrozenChanged
-from moe_ray.finetuning.full_fine_tune import model_restored, tune_parameters
+from moe_ray.finetuning.full_fine_tune import parameters_restored, tune_parameters
 from moe_ray.finetuning.parameter_groups import parameters_of
 from moe_ray.finetuning.schedule import plan_steps
 from moe_ray.models.loss import answer_loss
@@ -67,7 +67,7 @@ def test_the_model_is_back_bit_for_bit_also_after_an_error():
     before = copy.deepcopy(model.state_dict())
 
     def train_and_fail():
-        with model_restored(model):
+        with parameters_restored(model, parameters_of(model, "all")):
             tuned(model=model)
             with torch.no_grad():
                 for buffer in model.buffers():

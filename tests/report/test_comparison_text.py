@@ -115,12 +115,12 @@ def over_steps(**rates):
 def test_at_a_ceiling_the_verdict_says_so_and_judges_before():
     table = over_steps(base=(0, 0), per_batch=(0.75, 0.95), stronger=(0.5, 1.0), weaker=(0.1, 0.2))
     table.loc[(table["arm"] == "stronger") & (table["share"] == 1.0), "ours_minus_unsafe_refusal_rate_high"] = 9.0
-    ceiling, unsafe, *_ = verdict(table).splitlines()
-    assert ceiling == (
+    first, *_ = verdict(table).splitlines()
+    assert first.startswith(
         "After all steps 2 arms, per-batch masks among them, refuse at least 95% of unsafe prompts: a ceiling, at which "
-        "they cannot be told apart. What follows is after 4 steps (50% of them)."
+        "they cannot be told apart. What follows is after 4 steps (50% of them). Per-batch masks refused unsafe"
     )
-    assert "less often (worse) than stronger (-25.0 points [-40.2, -11.1])" in unsafe
+    assert "less often (worse) than stronger (-25.0 points [-40.2, -11.1])" in first
     rows = comparison_rows(table).set_index("arm")
     assert rows.loc[OURS, "unsafe\nrefused"].startswith("75.0%")
 
@@ -164,6 +164,7 @@ def test_transfer_is_told_in_one_sentence_with_where_it_reaches_furthest():
         [
             {"trained": one, "tested": other, "is_own": one == other, "safe_target_loss": 0.5 * (one == other)}
             | figure("unsafe_refusal_rate", rate, rate - 0.1, rate + 0.1)
+            | figure("unsafe_rise", rate - 0.0625, rate - 0.125, rate)
             for (one, other), rate in rates.items()
         ]
     )
@@ -171,6 +172,19 @@ def test_transfer_is_told_in_one_sentence_with_where_it_reaches_furthest():
     assert said == (
         "Trained on one category alone (mean over 2), the model refuses 75.0% of that category's unsafe prompts and 12.5% "
         "of the others'; the loss of its safe answers rises by +0.500 and of the others' by 0.000 nats/token. It reaches "
-        "furthest from a to b: 25.0% [15.0%, 35.0%]."
+        "furthest from a to b: +18.8 points [+12.5, +25.0] above the base model."
     )
     assert verdict(TABLE, table).endswith(said)
+    level = table.assign(unsafe_rise_low=-0.1)
+    assert describe_transfer(level).endswith("No other category's refusals rise significantly.")
+
+
+def test_under_equal_parameters_the_arms_that_are_not_equal_are_named():
+    shares = {BASE: 0.0, OURS: 1.0, "weaker": 1.08, "stronger": 0.21, "alike": 0.0}
+    table = TABLE.assign(parameters_share=TABLE["arm"].map(shares))
+    table.loc[table["arm"].isin([BASE, "alike"]), "trainable_parameters"] = 0
+    named = verdict(table, budget="parameters").splitlines()[-2]
+    assert named.startswith("Not of as many parameters as per-batch masks")
+    assert named.endswith(": stronger (0.21), alike (trains nothing).")
+    assert "Not of as many" not in verdict(table)
+    assert "Not of as many" not in verdict(TABLE.assign(parameters_share=1.0), budget="parameters")

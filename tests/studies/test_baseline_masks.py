@@ -101,6 +101,9 @@ def test_the_global_mask_is_the_same_for_all_and_holds_the_largest_mean_differen
     means = risk.groupby(["layer", "expert"])["risk_diff"].mean().sort_values(ascending=False)
     expected = {Expert(*pair) for pair in means.index[:3]}
     assert all(set(masks.selected[batch]) == expected for batch in (3, 8, 9))
+    by_rate = global_masks(ours, risk, num_experts=3, column="a_unsafe_n")
+    means = risk.groupby(["layer", "expert"])["a_unsafe_n"].mean().sort_values(ascending=False)
+    assert set(by_rate.selected[3]) == {Expert(*pair) for pair in means.index[:3]}
 
 
 def test_esft_takes_the_largest_shares_of_a_layer_and_as_many_per_batch():
@@ -116,7 +119,7 @@ def test_esft_takes_the_largest_shares_of_a_layer_and_as_many_per_batch():
     assert masks.selected[3] == (Expert(4, 2), Expert(1, 0))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(masks_of_batches(), st.integers(0, 5), st.sampled_from(["a_unsafe", "reap_unsafe"]))
 def test_the_largest_of_a_layer_are_as_many_of_each_layer_and_none_that_is_left_out_is_larger(ours, seed, column):
     risk = risk_table(ours.batch_idx, seed, weights=True)
@@ -129,6 +132,7 @@ def test_the_largest_of_a_layer_are_as_many_of_each_layer_and_none_that_is_left_
                 assert value_E[taken_E].min() >= value_E[~taken_E].max()
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(masks_of_batches(), st.integers(0, 5), st.integers(1, len(EVERYTHING)))
 def test_a_ranking_reaches_a_union_as_well_as_growing_all_batches_alike_can(ours, seed, target):
@@ -138,6 +142,12 @@ def test_a_ranking_reaches_a_union_as_well_as_growing_all_batches_alike_can(ours
     reached = abs(len(masks.union_experts) - target)
     tried = [abs(ranked.union_size(growth) - target) for growth in np.linspace(0, len(EVERYTHING), 200)]
     assert reached <= min(tried)
+    # Of the numbers for each batch that give this union, those that are nearest to ours.
+    alike = [growth for growth in np.linspace(0, 3, 300) if abs(ranked.union_size(growth) - target) == reached]
+    sizes_of = [len(ranked.masks(growth).selected[ours.trained_batches[0]]) for growth in alike]
+    own = len(ours.selected[ours.trained_batches[0]])
+    got = len(masks.selected[ours.trained_batches[0]])
+    assert all(abs(got - own) <= abs(size - own) + 1 for size in sizes_of)
 
 
 def test_the_sieve_takes_a_quarter_of_each_layer_by_all_tokens_of_all_trained_batches():

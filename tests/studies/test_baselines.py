@@ -12,7 +12,7 @@ from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.config.keys import keys_of
 from moe_ray.errors import InputError
 from moe_ray.experts import masks_from_experts
-from moe_ray.studies.baselines import OURS, masks_to_compare, plan_arms, plan_transfer
+from moe_ray.studies.baselines import OURS, masks_to_compare, plan_arms
 
 TRAIN = FinetuneConfig()
 NAMES = {3: "fraud", 8: "theft", 9: "fraud"}
@@ -117,16 +117,6 @@ def test_some_categories_alone_can_be_compared():
     assert masks_to_compare(three_batches(), CompareConfig(), NAMES).trained_batches == (3, 8, 9)
     with pytest.raises(InputError, match=r"compare\.categories: got 'arson', expected .*\['fraud', 'theft'\]"):
         masks_to_compare(three_batches(), CompareConfig(categories=("arson",)), NAMES)
-
-
-def test_transfer_has_an_arm_for_every_category_with_its_own_batches():
-    arms = plan_transfer(three_batches(), TRAIN, CompareConfig(transfer_epochs=7), NAMES, tested={"fraud", ""})
-    assert [(arm.category, arm.masks.trained_batches) for arm in arms] == [("fraud", (3, 9)), ("theft", (8,))]
-    assert {arm.train.epochs for arm in arms} == {7}
-    with pytest.raises(InputError, match=r"compare\.transfer: got batches of the categories \['fraud'\]"):
-        plan_transfer(three_batches(), TRAIN, CompareConfig(), dict.fromkeys(NAMES, "fraud"), tested={"fraud"})
-    with pytest.raises(InputError, match=r"held-out examples of \[\], expected"):
-        plan_transfer(three_batches(), TRAIN, CompareConfig(), NAMES, tested={""})
 
 
 def test_every_baseline_is_described_where_it_is_chosen():

@@ -120,6 +120,7 @@ def test_several_seeds_are_averaged_and_a_prompt_counts_once():
     assert table.loc[BASE, "unsafe_refusal_rate_n"] == N
 
 
+@pytest.mark.slow
 def test_as_many_copies_of_one_seed_say_no_more_than_it_does_alone():
     once = comparison_table([arm(BASE, []), arm(OURS, range(20)), arm("other", range(10))]).set_index("arm")
     copies = [result(name, *[measured(range(size))] * 3) for name, size in ((OURS, 20), ("other", 10))]
@@ -152,6 +153,7 @@ def test_the_budget_is_stated_as_a_share_of_our_parameters():
     assert table["parameters_share"].tolist() == [0.0, 1.0, 4.0]
 
 
+@pytest.mark.slow
 def test_categories_that_did_not_train_have_figures_of_their_own():
     def both(refused, loss):
         seen, other = measured(refused, loss=loss), measured(range(4), loss=loss + 0.5, category="d")

@@ -5,13 +5,22 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+from risk_tables import EVERYTHING, LAYERS, NUM_EXPERTS
 
+from moe_ray.config.compare import CompareConfig
+from moe_ray.config.finetune import FinetuneConfig
+from moe_ray.errors import InputError
+from moe_ray.experts import masks_from_experts
 from moe_ray.studies.baselines import BASE
 from moe_ray.studies.comparison import ArmResult
 from moe_ray.studies.measured import Measured
-from moe_ray.studies.transfer import transfer_matrix, transfer_table
+from moe_ray.studies.transfer import plan_transfer, transfer_matrix, transfer_table
 
 N = 20
+NAMES = {3: "fraud", 8: "theft", 9: "fraud"}
+MASKS = masks_from_experts(
+    {3: EVERYTHING[:2], 8: EVERYTHING[:5], 9: EVERYTHING[3:6]}, layers=LAYERS, num_experts=NUM_EXPERTS
+)
 
 
 def answers(refused, lost):
@@ -77,3 +86,13 @@ def test_examples_without_a_category_are_left_out():
     plain = answers({"a": 1, "": 3}, {})
     table = transfer_table(result(BASE, plain), {"a": result("transfer_000", replace(plain))})
     assert table["tested"].tolist() == ["a"]
+
+
+def test_transfer_has_an_arm_for_every_category_with_its_own_batches():
+    arms = plan_transfer(MASKS, FinetuneConfig(), CompareConfig(transfer_epochs=7), NAMES, tested={"fraud", ""})
+    assert [(arm.category, arm.masks.trained_batches) for arm in arms] == [("fraud", (3, 9)), ("theft", (8,))]
+    assert {arm.train.epochs for arm in arms} == {7}
+    with pytest.raises(InputError, match=r"compare\.transfer: got batches of the categories \['fraud'\]"):
+        plan_transfer(MASKS, FinetuneConfig(), CompareConfig(), dict.fromkeys(NAMES, "fraud"), tested={"fraud"})
+    with pytest.raises(InputError, match=r"held-out examples of \[\], expected"):
+        plan_transfer(MASKS, FinetuneConfig(), CompareConfig(), NAMES, tested={""})

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from moe_ray.identification.selection import ranking_column
 from moe_ray.orchestration.jobs.compare import CompareJob, run_arms
 from moe_ray.orchestration.stages.context import Context
 from moe_ray.report.comparison_text import verdict
 from moe_ray.run_directory import CAPTURE, COMPARE, COMPARISON, PROMPTS, TRANSFER_TABLE, VERDICT
-from moe_ray.studies.baselines import BASE, masks_to_compare, plan_arms, plan_transfer
+from moe_ray.studies.baselines import BASE, masks_to_compare, plan_arms
 from moe_ray.studies.comparison import comparison_table
-from moe_ray.studies.transfer import transfer_table
+from moe_ray.studies.transfer import plan_transfer, transfer_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,8 @@ def compare(run: Context) -> Comparison:
     measured = {"test": run.made(PROMPTS, "test"), **run.measurement()}
     trained = {"targets": run.made(PROMPTS, "targets"), "left_out": run.made(CAPTURE, "left_out")}
     folder = run.directory.sub(COMPARE)
-    arms = plan_arms(masks, run.directory.risk, train, settings, category_of)
+    column = ranking_column(run.directory.identify_config)
+    arms = plan_arms(masks, run.directory.risk, train, settings, category_of, column=column)
     alone = []
     if settings.transfer:
         tested = set(run.directory.test["category"].dropna())
@@ -77,5 +79,5 @@ def compare(run: Context) -> Comparison:
     folder.remove(TRANSFER_TABLE)
     if found.transfer is not None:
         folder.write_table(TRANSFER_TABLE, found.transfer)
-    folder.write_json(VERDICT, verdict(found.arms, found.transfer))
+    folder.write_json(VERDICT, verdict(found.arms, found.transfer, budget=settings.budget))
     return found
