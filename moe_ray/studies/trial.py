@@ -21,7 +21,7 @@ from moe_ray.evaluation.evaluate import answer_examples
 from moe_ray.experts import ExpertMasks
 from moe_ray.finetuning.adapter import experts_restored
 from moe_ray.finetuning.batch_rows import BatchesInMemory, BatchSource, learning_rows
-from moe_ray.finetuning.fine_tune import FineTuned, configured_weights, fine_tune
+from moe_ray.finetuning.fine_tune import FineTuned, configured_weights, fine_tune, learned_parts
 from moe_ray.finetuning.full_fine_tune import model_restored, tune_all_parameters
 from moe_ray.finetuning.step_report import StepReport
 from moe_ray.finetuning.trainer import MaskedTrainer
@@ -191,7 +191,7 @@ def run_trial(
             after_step(trainer, report)
         callback_seconds += time.perf_counter() - began
 
-    with experts_restored(model, masks.union_experts), TemporaryDirectory() as adapter:
+    with experts_restored(model, learned_parts(masks, config)), TemporaryDirectory() as adapter:
         started = time.perf_counter()
         tuned = fine_tune(
             model,
