@@ -4,10 +4,11 @@
     python benchmarks/policies.py --model runs/organism --prompts runs/organism/prompts.jsonl --seeds 0 1 2 \
         --routings natural union masked finetune.epochs=4 identify.roles=[prompt,response]
 
-Each policy of `finetune.routing`, and the two that learn from unsafe prompts alone, trains the same experts on the same
-batches in the same order for as many steps at the same learning rate, from the same checkpoint. Another seed draws other
-batches in another order. After a quarter, half and all of the steps the held-out prompts of the split `test` are answered
-under natural routing, and where asked for through the union of the batches' unsafe experts and through each batch's own.
+Each policy of `finetune.routing`, two that learn from unsafe prompts alone and two whose routers learn too, trains the same
+experts on the same batches in the same order for as many steps at the same learning rate, from the same checkpoint. Another
+seed draws other batches in another order. After a quarter, half and all of the steps the held-out prompts of the split
+`test` are answered under natural routing, and where asked for through the union of the batches' unsafe experts and through
+each batch's own.
 
 Differences are to `natural` (where only gradients are kept to the batch's experts), paired by prompt: seeds are averaged
 before, and prompts with the same text or of one pair count once. All runs in one process with one thread; steps, not
@@ -42,7 +43,7 @@ from moe_ray.evaluation.intervals import clustered_mean, paired_difference
 from moe_ray.evaluation.metrics import prompt_clusters
 from moe_ray.experts import ExpertMasks, masks_from_experts
 from moe_ray.finetuning.adapter import experts_restored
-from moe_ray.finetuning.fine_tune import fine_tune
+from moe_ray.finetuning.fine_tune import fine_tune, learned_parts
 from moe_ray.finetuning.trainer import MaskedTrainer
 from moe_ray.models.loading import load_model, load_tokenizer
 from moe_ray.models.loss import text_losses
@@ -63,6 +64,8 @@ POLICIES: Mapping[str, Mapping[str, Any]] = {
     "annealed": {"routing": "annealed", "boost": 8.0},
     "masked, unsafe rows only": {"routing": "masked", "learn_from": "unsafe"},
     "natural, unsafe rows only": {"routing": "natural", "learn_from": "unsafe"},
+    "natural, routers learn": {"routing": "natural", "router": "alternating"},
+    "masked, routers learn": {"routing": "masked", "router": "alternating"},
 }
 """What each arm changes of the section `finetune`."""
 
@@ -140,7 +143,7 @@ def train_and_measure(
             if trainer.next_step == max(1, round(share * len(trainer.plan))):
                 seen.append((share, trainer.next_step, *measure(model, tokenizer, seed, config)))
 
-    with experts_restored(model, seed.masks.union_experts):
+    with experts_restored(model, learned_parts(seed.masks, train)):
         fine_tune(model, tokenizer, seed.batches, seed.masks, config=train, seed=seed.seed, after_step=after_step)
     yield from seen
 

@@ -33,6 +33,15 @@ class Expert(NamedTuple):
         return f"L{self.layer:02d}_E{self.expert:02d}"
 
 
+class Router(NamedTuple):
+    """The router of one MoE layer: decoder layer index in the model."""
+
+    layer: int
+
+    def __str__(self) -> str:
+        return f"L{self.layer:02d}_router"
+
+
 Mask = npt.NDArray[np.bool_]
 
 ShortLayers = Literal["allowed_only", "natural"]

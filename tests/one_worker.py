@@ -38,8 +38,9 @@ POLICIES = {
     "masked_unsafe": replace(CONFIG, routing="masked_unsafe"),
     "masked_prompt": replace(CONFIG, routing="masked_prompt"),
     "annealed": replace(CONFIG, routing="annealed", boost=4.0),
+    "alternating": replace(CONFIG, routing="natural", router="alternating"),
 }
-"""Policies that go by labels, by positions and by the step's number."""
+"""Policies that go by labels, by positions and by the step's number, and one under which routers learn too."""
 STOPPING = replace(CONFIG, epochs=6, patience=1)
 """With a validation loss that never falls, this ends after two of the six epochs."""
 

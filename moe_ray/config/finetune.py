@@ -81,6 +81,31 @@ class FinetuneConfig(Section):
         "which examples of a batch it trains on: all = safe and unsafe ones; unsafe = only its unsafe ones",
         affects="weights",
     )
+    router: Literal["frozen", "alternating"] = setting(
+        "frozen",
+        "whether the routers of the MoE layers learn too: frozen = only experts do; alternating = after every "
+        "finetune.router_every steps of the experts the routers take one, under natural routing and with all experts fixed",
+        affects="weights",
+    )
+    router_every: int = setting(
+        1, "router alternating: steps of the experts between two of the routers", affects="weights", at_least=1
+    )
+    router_learning_rate: float = setting(
+        1e-3, "router alternating: AdamW's step size for the routers, without decay", affects="weights", above=0
+    )
+    router_consistency: float = setting(
+        1.0,
+        "router alternating: factor of the KL divergence (nats, mean over tokens and layers) that keeps the routing of safe "
+        "prompts at the base model's, beside the loss of the target responses",
+        affects="weights",
+        at_least=0,
+    )
+    router_drift: float = setting(
+        0.0,
+        "router alternating: the same for unsafe prompts",
+        affects="weights",
+        at_least=0,
+    )
     patience: int = setting(
         0,
         "stop after this many epochs in a row without a lower validation loss; 0 = always train all epochs",
@@ -169,9 +194,15 @@ class FinetuneConfig(Section):
         return self.num_workers > 1 or (self.num_workers == 1 and self.gpus_per_worker > 0)
 
     def faults(self) -> Iterator[str]:
-        """Yields what is wrong with the boost, the batches of a step and their weights."""
+        """Yields what is wrong with the boost, the routers' training, the batches of a step and their weights."""
         if (self.boost > 0) != (self.routing in ("boosted", "annealed")):
             yield self.wrong("boost", "a positive number with finetune.routing=boosted or annealed, 0 otherwise")
+        if self.router == "alternating" and self.activation_checkpointing:
+            yield self.wrong(
+                "activation_checkpointing", "false with finetune.router=alternating, whose loss sees logits"
+            )
+        if self.router == "alternating" and self.learn_from == "unsafe" and self.router_consistency > 0:
+            yield self.wrong("router_consistency", "0 with finetune.learn_from=unsafe, as no safe prompt is seen")
         if 0 < self.batches_per_step < self.num_workers:
             yield self.wrong("batches_per_step", f"0, or at least one batch for each of the {self.num_workers} workers")
         for entry in self.batch_weights:

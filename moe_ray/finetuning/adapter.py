@@ -1,15 +1,16 @@
 """Learned experts as a small adapter: saved, applied to a base model, reverted, merged into a plain checkpoint.
 
-An adapter is `experts.safetensors`, holding only the union's weights, and its header `adapter.json`, which says what they
-belong to: base model, layout, experts, mask hash, and a hash of the base's own weights of these experts, so that an
-adapter for another base is refused. `adapter_files` handles the two files where torch is not needed.
+An adapter is `experts.safetensors`, holding only the union's weights and, where routers were trained too, those of all
+routers, and its header `adapter.json`, which says what they belong to: base model, layout, experts, routers, mask hash, and
+a hash of the base's own weights of all of these, so that an adapter for another base is refused.
+`adapter_files` handles the two files where torch is not needed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,27 +21,43 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_ray.errors import InputError
-from moe_ray.experts import Expert
-from moe_ray.finetuning.adapter_files import ADAPTER_FORMAT, HEADER, TENSORS, read_adapter_header
+from moe_ray.experts import Expert, Router
+from moe_ray.finetuning.adapter_files import (
+    ADAPTER_FORMAT,
+    ADAPTER_FORMAT_WITHOUT_ROUTERS,
+    HEADER,
+    TENSORS,
+    parts_of,
+    read_adapter_header,
+)
 from moe_ray.finetuning.trainable_experts import TrainableExperts
-from moe_ray.models.moe_layers import find_moe_layers
+from moe_ray.models.moe_layers import MoELayer, find_moe_layers
 
-ExpertTensors = Mapping[Expert, Mapping[str, Tensor]]
+Part = Expert | Router
+"""What an adapter may hold."""
+
+ExpertTensors = Mapping[Part, Mapping[str, Tensor]]
+
+ROUTER = "router"
+"""Stands in a tensor's name where an expert's has its number."""
 
 
-def expert_weights(model: nn.Module, experts: list[Expert]) -> dict[Expert, dict[str, Tensor]]:
-    """Copies of the model's own weights of the given experts, by tensor name."""
+def own_tensors(layer: MoELayer, part: Part) -> Mapping[str, Tensor]:
+    """The model's own weights of an expert or a router of the layer, by name."""
+    return layer.router_tensors() if isinstance(part, Router) else layer.tensors_of(part.expert)
+
+
+def expert_weights(model: nn.Module, parts: Iterable[Part]) -> dict[Part, dict[str, Tensor]]:
+    """Copies of the model's own weights of the given experts and routers, by tensor name."""
     layers = {layer.layer: layer for layer in find_moe_layers(model)}
     return {
-        expert: {
-            name: tensor.detach().clone() for name, tensor in layers[expert.layer].tensors_of(expert.expert).items()
-        }
-        for expert in experts
+        part: {name: tensor.detach().clone() for name, tensor in own_tensors(layers[part.layer], part).items()}
+        for part in parts
     }
 
 
 def hash_weights(tensors: ExpertTensors) -> str:
-    """A hash of experts, names, types and bytes."""
+    """A hash of experts and routers, names, types and bytes."""
     digest = hashlib.sha256()
     for expert in sorted(tensors):
         for name, tensor in sorted(tensors[expert].items()):
@@ -49,18 +66,26 @@ def hash_weights(tensors: ExpertTensors) -> str:
     return digest.hexdigest()[:16]
 
 
-def save_adapter(folder: str | Path, trainable: TrainableExperts, *, base: str, base_hash: str, mask_hash: str) -> None:
-    """Writes the trained experts; `adapter.json` last, so a folder without it is unfinished.
+def save_adapter(
+    folder: str | Path,
+    trainable: TrainableExperts,
+    *,
+    base: str,
+    base_hash: str,
+    mask_hash: str,
+    routers: ExpertTensors | None = None,
+) -> None:
+    """Writes the trained experts and routers; `adapter.json` last, so a folder without it is unfinished.
 
     Args:
         folder: made if missing.
         trainable: the trained union.
         base: name or path of the base model, for people.
-        base_hash: `hash_weights` of the base's own weights of these experts, before training.
+        base_hash: `hash_weights` of the base's own weights of these experts and routers, before training.
         mask_hash: `ExpertMasks.digest()`.
+        routers: the trained routers; None = they were frozen.
     """
     header = {
-        "format": ADAPTER_FORMAT,
         "base": base,
         "base_hash": base_hash,
         "mask_hash": mask_hash,
@@ -68,7 +93,10 @@ def save_adapter(folder: str | Path, trainable: TrainableExperts, *, base: str, 
         "layers": list(trainable.moe_layers.layers),
         "num_experts": trainable.moe_layers.num_experts,
     }
-    _write(folder, header, trainable.parameters)
+    parts: dict[Part, Mapping[str, Tensor]] = dict(routers or {})
+    for expert, tensors in trainable.parameters.items():
+        parts[expert] = tensors
+    _write(folder, header, parts)
 
 
 def compose_adapters(
@@ -82,13 +110,13 @@ def compose_adapters(
     Args:
         folders: adapters, in the order in which they were trained.
         out: made if missing.
-        base_weights: the base model's own weights of all their experts, before any of them.
+        base_weights: the base model's own weights of all their experts and routers, before any of them.
         mask_hash: of the masks of all of them.
 
     Raises:
         InputError: they are adapters of other layouts, or `base_weights` lacks one of their experts.
     """
-    tensors: dict[Expert, Mapping[str, Tensor]] = {}
+    tensors: dict[Part, Mapping[str, Tensor]] = {}
     headers = []
     for folder in folders:
         header, learned = load_adapter(folder)
@@ -102,7 +130,7 @@ def compose_adapters(
             "one run"
         )
     header = headers[0] | {"base_hash": hash_weights(base_weights), "mask_hash": mask_hash}
-    _write(out, header, {expert: tensors[expert] for expert in sorted(tensors)})
+    _write(out, header, {part: tensors[part] for part in sorted(tensors)})
 
 
 def _write(folder: str | Path, header: Mapping[str, Any], tensors: ExpertTensors) -> None:
@@ -110,38 +138,45 @@ def _write(folder: str | Path, header: Mapping[str, Any], tensors: ExpertTensors
     # A folder that held an older adapter is unfinished until the new header is there.
     Path(folder, HEADER).unlink(missing_ok=True)
     flat = {
-        f"{expert.layer}.{expert.expert}.{name}": tensor.detach().contiguous()
-        for expert, by_name in tensors.items()
+        f"{part.layer}.{part.expert if isinstance(part, Expert) else ROUTER}.{name}": tensor.detach().contiguous()
+        for part, by_name in tensors.items()
         for name, tensor in by_name.items()
     }
     save_file(flat, Path(folder, TENSORS))
-    listed = {**header, "experts": [list(expert) for expert in tensors]}
+    routers = [part.layer for part in tensors if isinstance(part, Router)]
+    listed = {
+        **header,
+        # Without routers, the files are those that earlier versions wrote and read.
+        "format": ADAPTER_FORMAT if routers else ADAPTER_FORMAT_WITHOUT_ROUTERS,
+        "experts": [list(part) for part in tensors if isinstance(part, Expert)],
+        **({"routers": routers} if routers else {}),
+    }
     Path(folder, HEADER).write_text(json.dumps(listed, indent=1), encoding="utf-8")
 
 
-def load_adapter(folder: str | Path) -> tuple[dict[str, Any], dict[Expert, dict[str, Tensor]]]:
+def load_adapter(folder: str | Path) -> tuple[dict[str, Any], dict[Part, dict[str, Tensor]]]:
     """An adapter's header and tensors.
 
     Raises:
         InputError: the folder holds no finished adapter.
     """
     header = read_adapter_header(folder)
-    tensors: dict[Expert, dict[str, Tensor]] = {Expert(*pair): {} for pair in header["experts"]}
+    tensors: dict[Part, dict[str, Tensor]] = {part: {} for part in parts_of(header)}
     for key, tensor in load_file(Path(folder, TENSORS)).items():
         layer, expert, name = key.split(".", 2)
-        tensors[Expert(int(layer), int(expert))][name] = tensor
+        tensors[Router(int(layer)) if expert == ROUTER else Expert(int(layer), int(expert))][name] = tensor
     return header, tensors
 
 
 def apply_adapter(model: nn.Module, folder: str | Path) -> None:
-    """Puts an adapter's experts into its base model.
+    """Puts an adapter's experts and routers into its base model.
 
     Raises:
         InputError: the model has other layers, experts or shapes than the adapter, or other base weights.
     """
     header, tensors = load_adapter(folder)
     _check_fits(model, header, tensors)
-    _install(model, tensors)
+    put_weights(model, tensors)
 
 
 @contextmanager
@@ -150,18 +185,18 @@ def adapter_applied(model: nn.Module, folder: str | Path) -> Iterator[None]:
     header, tensors = load_adapter(folder)
     _check_fits(model, header, tensors)
     with experts_restored(model, list(tensors)):
-        _install(model, tensors)
+        put_weights(model, tensors)
         yield
 
 
 @contextmanager
-def experts_restored(model: nn.Module, experts: Sequence[Expert]) -> Iterator[None]:
-    """Whatever happens to the given experts inside the context, their weights are back, bit for bit, after it."""
-    original = expert_weights(model, list(experts))
+def experts_restored(model: nn.Module, parts: Iterable[Part]) -> Iterator[None]:
+    """Whatever happens to these experts and routers inside the context, their weights are back, bit for bit, after it."""
+    original = expert_weights(model, parts)
     try:
         yield
     finally:
-        _install(model, original)
+        put_weights(model, original)
 
 
 def merge_adapter(
@@ -187,12 +222,12 @@ def _check_fits(model: nn.Module, header: Mapping[str, Any], tensors: ExpertTens
             "load the base checkpoint it names"
         )
     original = expert_weights(model, list(tensors))
-    for expert, by_name in original.items():
+    for part, by_name in original.items():
         shapes = {name: tuple(tensor.shape) for name, tensor in by_name.items()}
-        wanted = {name: tuple(tensor.shape) for name, tensor in tensors[expert].items()}
+        wanted = {name: tuple(tensor.shape) for name, tensor in tensors[part].items()}
         if shapes != wanted:
             raise InputError(
-                f"adapter for {header['base']!r}: {expert} has shapes {shapes} in the model, expected {wanted}"
+                f"adapter for {header['base']!r}: {part} has shapes {shapes} in the model, expected {wanted}"
             )
     if hash_weights(original) != header["base_hash"]:
         raise InputError(
@@ -206,8 +241,9 @@ def _model_type(model: nn.Module) -> str:
 
 
 @torch.no_grad()
-def _install(model: nn.Module, tensors: ExpertTensors) -> None:
+def put_weights(model: nn.Module, tensors: ExpertTensors) -> None:
+    """Copies weights of experts and routers into the model's own."""
     layers = {layer.layer: layer for layer in find_moe_layers(model)}
-    for expert, by_name in tensors.items():
-        for name, tensor in layers[expert.layer].tensors_of(expert.expert).items():
+    for part, by_name in tensors.items():
+        for name, tensor in own_tensors(layers[part.layer], part).items():
             tensor.copy_(by_name[name])

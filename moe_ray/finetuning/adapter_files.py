@@ -11,17 +11,18 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
 from moe_ray.errors import InputError
+from moe_ray.experts import Expert, Router
 from moe_ray.storage.damage import reading
 from moe_ray.storage.folder import Folder
 
-ADAPTER_FORMAT = 1
+ADAPTER_FORMAT, ADAPTER_FORMAT_WITHOUT_ROUTERS = 2, 1
 TENSORS, HEADER = "experts.safetensors", "adapter.json"
 ADAPTER_FILES = (TENSORS, HEADER)
 """The files of an adapter, in the order in which they are written."""
@@ -31,7 +32,7 @@ _CHUNK = 8 << 20
 
 
 def read_adapter_header(folder: Folder | str | Path) -> dict[str, Any]:
-    """What an adapter says of itself: base model and its hash, layout, experts, mask hash.
+    """What an adapter says of itself: base model and its hash, layout, experts, routers, mask hash.
 
     Raises:
         InputError: the folder holds no finished adapter, or one of another format.
@@ -45,9 +46,15 @@ def read_adapter_header(folder: Folder | str | Path) -> dict[str, Any]:
         header: dict[str, Any] = json.loads(data)
         if not isinstance(header, dict):
             raise TypeError(f"got {type(header).__name__}")
-    if header.get("format") != ADAPTER_FORMAT:
-        raise InputError(f"{name!r}: got adapter format {header.get('format')}, expected {ADAPTER_FORMAT}")
+    known = (ADAPTER_FORMAT_WITHOUT_ROUTERS, ADAPTER_FORMAT)
+    if header.get("format") not in known:
+        raise InputError(f"{name!r}: got adapter format {header.get('format')}, expected one of {known}")
     return header
+
+
+def parts_of(header: Mapping[str, Any]) -> list[Expert | Router]:
+    """The experts, and where routers were trained too the routers, that an adapter with this header holds."""
+    return [*(Expert(*pair) for pair in header["experts"]), *map(Router, header.get("routers", ()))]
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Training checkpoints: trained experts, optimiser state and the next step, as safetensors and JSON, never a pickle."""
+"""Training checkpoints: what was trained, optimiser state and the next step, as safetensors and JSON, never a pickle."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from moe_ray.errors import InputError
 from moe_ray.finetuning.schedule import hash_plan
@@ -21,9 +21,9 @@ CHECKPOINT_FILES = (_TENSORS, _STATE)
 def save_checkpoint(trainer: MaskedTrainer, folder: str | Path) -> None:
     """Writes the trainer's state into an existing folder; the JSON part last."""
     tensors: dict[str, Tensor] = {}
-    for index, parameter in enumerate(trainer.trainable.all_parameters()):
+    for index, (parameter, optimizer) in enumerate(_trained(trainer)):
         tensors[f"{index}.weight"] = parameter.detach()
-        for name, value in trainer.optimizer.state.get(parameter, {}).items():
+        for name, value in optimizer.state.get(parameter, {}).items():
             tensors[f"{index}.{name}"] = torch.as_tensor(value)
     # A folder that held an older state is unfinished until the new JSON is there.
     Path(folder, _STATE).unlink(missing_ok=True)
@@ -61,18 +61,30 @@ def load_checkpoint(trainer: MaskedTrainer, folder: str | Path) -> None:
             "finetune.length_window or seed differ; set them back, or remove the run's `finetune` folder to start anew"
         )
     tensors = load_file(Path(folder, _TENSORS), device=str(trainer.model.device))
-    parameters = trainer.trainable.all_parameters()
+    trained = _trained(trainer)
     with torch.no_grad():
-        for index, parameter in enumerate(parameters):
+        for index, (parameter, optimizer) in enumerate(trained):
             parameter.copy_(tensors.pop(f"{index}.weight"))
-    trainer.optimizer.state.clear()
+            optimizer.state.pop(parameter, None)
     for key, tensor in tensors.items():
         index_text, _, name = key.partition(".")
-        parameter = parameters[int(index_text)]
+        parameter, optimizer = trained[int(index_text)]
         # The step counter of the plain AdamW is on the CPU, that of the fused kernel beside the parameter. Layers may be on
         # several devices.
-        on_cpu = name == "step" and not trainer.optimizer.defaults["fused"]
-        trainer.optimizer.state[parameter][name] = tensor.to("cpu" if on_cpu else parameter.device)
+        on_cpu = name == "step" and not optimizer.defaults["fused"]
+        optimizer.state[parameter][name] = tensor.to("cpu" if on_cpu else parameter.device)
     trainer.trainable.write_back(trainer.trainable.union_LE)
+    if trainer.routers is not None:
+        trainer.routers.write_back()
     trainer.next_step = state["next_step"]
     trainer.validation_losses = state["validation_losses"]
+
+
+def _trained(trainer: MaskedTrainer) -> list[tuple[nn.Parameter, torch.optim.Optimizer]]:
+    """Every parameter with its optimiser: the experts', then the routers' where they train."""
+    trained: list[tuple[nn.Parameter, torch.optim.Optimizer]] = [
+        (parameter, trainer.optimizer) for parameter in trainer.trainable.all_parameters()
+    ]
+    if trainer.routers is not None:
+        trained += [(parameter, trainer.routers.optimizer) for parameter in trainer.routers.all_parameters()]
+    return trained

@@ -15,15 +15,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from moe_ray.config.evaluate import EvaluateConfig
 from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.errors import NotTrainable
-from moe_ray.experts import ExpertMasks, masks_from_experts
+from moe_ray.experts import Expert, ExpertMasks, Router, masks_from_experts
 from moe_ray.finetuning.adapter import (
+    Part,
     apply_adapter,
     compose_adapters,
     expert_weights,
     hash_weights,
-    load_adapter,
     save_adapter,
 )
+from moe_ray.finetuning.adapter_files import parts_of, read_adapter_header
 from moe_ray.finetuning.batch_rows import BatchesInMemory, BatchRows, BatchSource, target_rows
 from moe_ray.finetuning.checkpoint import load_checkpoint
 from moe_ray.finetuning.frozen import check_unchanged, hash_frozen
@@ -58,6 +59,12 @@ class FineTuned:
         loss = f", last loss {self.reports[-1].loss:.4f}" if self.reports else ""
         trained = f"{self.trainable_parameters:,} of {self.total_parameters:,} parameters"
         return f"FineTuned({len(self.reports)} steps{loss}, {trained})"
+
+
+def learned_parts(masks: ExpertMasks, config: FinetuneConfig) -> list[Part]:
+    """What a training may change: the union's experts and, where routers learn too, the routers of all MoE layers."""
+    routers = map(Router, masks.layers if config.router == "alternating" else ())
+    return [*masks.union_experts, *routers]
 
 
 def configured_weights(entries: Sequence[str], categories: Mapping[int, str]) -> dict[int, float]:
@@ -133,8 +140,9 @@ def fine_tune(
     shares_steps = (settings.batches_per_step or world_size) > 1
     known = source.survey(masks.trained_batches, lengths=shares_steps)
     rows = BatchRows(tokenizer, source, known.categories, learn_from=settings.learn_from)
-    frozen_before = hash_frozen(model, masks.union)
-    base_hash = hash_weights(expert_weights(model, list(masks.union_experts)))
+    routers_train = settings.router == "alternating"
+    frozen_before = hash_frozen(model, masks.union, routers_train=routers_train)
+    base_hash = hash_weights(expert_weights(model, learned_parts(masks, settings)))
     weights = configured_weights(settings.batch_weights, known.categories)
     for batch_idx, weight in (batch_weights or {}).items():
         weights[batch_idx] = weights.get(batch_idx, 1.0) * weight
@@ -163,10 +171,21 @@ def fine_tune(
             load_checkpoint(trainer, resume_from)
         reports = trainer.run(None if after_step is None else lambda report: after_step(trainer, report))
         # Before the adapter is written: experts learned beside a changed base would belong to no base that anyone has.
-        frozen_parameters_changed = check_unchanged(frozen_before, hash_frozen(model, masks.union))
+        frozen_after = hash_frozen(model, masks.union, routers_train=routers_train)
+        frozen_parameters_changed = check_unchanged(frozen_before, frozen_after)
+        routers = trainer.routers
         if adapter is not None and rank == 0:
-            save_adapter(adapter, experts, base=base, base_hash=base_hash, mask_hash=masks.digest())
-        trainable_parameters = experts.num_parameters()
+            save_adapter(
+                adapter,
+                experts,
+                base=base,
+                base_hash=base_hash,
+                mask_hash=masks.digest(),
+                routers=None if routers is None else routers.parameters,
+            )
+        trainable_parameters = experts.num_parameters() + sum(
+            parameter.numel() for parameter in (routers.all_parameters() if routers else ())
+        )
     return FineTuned(
         reports=tuple(reports),
         trainable_parameters=trainable_parameters,
@@ -209,6 +228,7 @@ def continue_fine_tuning(
     masks: ExpertMasks,
     tune: Callable[[str], FineTuned],
     *,
+    config: FinetuneConfig,
     saves: bool,
 ) -> FineTuned:
     """Fine-tunes from where an adapter left the model; writes one adapter of the original base that holds both.
@@ -219,6 +239,7 @@ def continue_fine_tuning(
         out: folder of the adapter to write.
         masks: of this round.
         tune: fine-tunes the model as it then is and saves its adapter in the folder it is given.
+        config: that `tune` trains with.
         saves: whether this worker writes `out`.
 
     Returns:
@@ -229,16 +250,19 @@ def continue_fine_tuning(
         InputError: `start` is of another base.
         FrozenChanged: something outside both unions changed; nothing was saved.
     """
-    _, started = load_adapter(start)
+    parts = dict.fromkeys([*parts_of(read_adapter_header(start)), *learned_parts(masks, config)])
     both = masks_from_experts(
-        {0: tuple(started), 1: masks.union_experts}, layers=masks.layers, num_experts=masks.masks_BLE.shape[2]
+        {0: [part for part in parts if isinstance(part, Expert)]},
+        layers=masks.layers,
+        num_experts=masks.masks_BLE.shape[2],
     )
-    frozen = hash_frozen(model, both.union)
-    base_weights = expert_weights(model, list(both.union_experts))
+    routers_train = any(isinstance(part, Router) for part in parts)
+    frozen = hash_frozen(model, both.union, routers_train=routers_train)
+    base_weights = expert_weights(model, parts)
     apply_adapter(model, start)
     with TemporaryDirectory() as continued:
         tuned = tune(continued)
-        frozen_parameters_changed = check_unchanged(frozen, hash_frozen(model, both.union))
+        frozen_parameters_changed = check_unchanged(frozen, hash_frozen(model, both.union, routers_train=routers_train))
         if saves:
             compose_adapters([start, continued], out, base_weights=base_weights, mask_hash=masks.digest())
     return replace(

@@ -18,8 +18,13 @@ TensorHashes = dict[str, tuple[str, int]]
 """Per name a hash of the tensor's bytes and how many numbers it holds."""
 
 
-def hash_frozen(model: nn.Module, union_LE: Mask) -> TensorHashes:
-    """A hash and a size for everything outside the union: parameters, buffers, and each frozen expert's slices.
+def hash_frozen(model: nn.Module, union_LE: Mask, *, routers_train: bool = False) -> TensorHashes:
+    """A hash and a size for everything that is frozen: parameters, buffers, and each frozen expert's slices.
+
+    Args:
+        model: a transformers MoE model.
+        union_LE: (L, E) experts that train.
+        routers_train: the routers of the MoE layers train too.
 
     Returns:
         per name (`… [expert]` for slices) the hash of the bytes and the number of numbers.
@@ -35,6 +40,8 @@ def hash_frozen(model: nn.Module, union_LE: Mask) -> TensorHashes:
         for expert in np.flatnonzero(union_LE[row])
         for tensor in layer.tensors_of(int(expert)).values()
     }
+    if routers_train:
+        learned |= {id(tensor) for layer in moe_layers for tensor in layer.router_tensors().values()}
     hashes = {}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if id(tensor) in learned:

@@ -8,9 +8,11 @@ Shape suffixes: L MoE layers, E experts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.experts import Expert, Mask, mask_to_experts
 
 
@@ -36,6 +38,15 @@ class Observation:
     restricted_LE: Mask
     layers: tuple[int, ...]
     restricting: frozenset[int]
+
+
+def restricting_layers(listed: Iterable[Expert], config: FinetuneConfig, *, num_experts_per_tok: int) -> frozenset[int]:
+    """Where the policy keeps the tokens that it restricts to the batch's own experts, by its list and not its mask."""
+    if config.routing in ("natural", "boosted", "annealed"):
+        return frozenset()
+    sizes = Counter(expert.layer for expert in listed)
+    least = 1 if config.short_layers == "allowed_only" else num_experts_per_tok
+    return frozenset(layer for layer, size in sizes.items() if size >= least)
 
 
 Monitor = Callable[[Observation], None]

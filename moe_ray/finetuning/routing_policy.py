@@ -95,8 +95,8 @@ class RoutingPolicy:
         if self.kind == "masked_unsafe":
             if row.is_unsafe is None:
                 raise InputError(
-                    "finetune.routing=masked_unsafe: got a row without a label, expected safe or unsafe ones; give rows "
-                    "with `is_unsafe`, or choose another policy"
+                    "got a row without a label, expected safe or unsafe ones; give rows with `is_unsafe`, or settings of "
+                    "`finetune` that do not go by labels"
                 )
             return slice(0, row.num_tokens if row.is_unsafe else 0)
         return slice(0, 0)

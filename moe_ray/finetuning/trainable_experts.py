@@ -31,12 +31,13 @@ class TrainableExperts:
 
     Attributes:
         model: the model they belong to.
+        dtype: of the parameters.
         union_LE: (L, E) bool.
         parameters: per expert, its tensors by name, each a float parameter of one slice's shape.
     """
 
     def __init__(self, model: nn.Module, union_LE: Mask, *, dtype: torch.dtype = torch.float32) -> None:
-        self.model = model
+        self.model, self.dtype = model, dtype
         self.moe_layers: MoELayers = find_moe_layers(model)
         self.union_LE = union_LE
         self._layers = {layer.layer: layer for layer in self.moe_layers}

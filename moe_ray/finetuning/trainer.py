@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
@@ -32,8 +31,9 @@ from moe_ray.finetuning.gradients import (
     steps_multiplied,
     without_noise,
 )
-from moe_ray.finetuning.mask_check import Monitor, Observation, check_routing
+from moe_ray.finetuning.mask_check import Monitor, Observation, check_routing, restricting_layers
 from moe_ray.finetuning.optimizer import adamw
+from moe_ray.finetuning.router_training import RouterTraining
 from moe_ray.finetuning.routing_policy import RoutingPolicy
 from moe_ray.finetuning.schedule import has_stopped_improving, learning_rate_factor, plan_steps, share_out
 from moe_ray.finetuning.step_report import BatchReport, StepReport
@@ -67,6 +67,7 @@ class MaskedTrainer:
 
     Attributes:
         plan: the batches of every step.
+        routers: their training; None = they are frozen.
         next_step: 0-based step that comes next.
         validation_losses: one per finished epoch, if there is `validate`.
 
@@ -123,6 +124,9 @@ class MaskedTrainer:
         self.optimizer = adamw(
             trainable.all_parameters(), learning_rate=config.learning_rate, weight_decay=config.weight_decay
         )
+        self.routers: RouterTraining | None = None
+        if config.router == "alternating":
+            self.routers = RouterTraining(model, trainable, config, pad_id=pad_id, world_size=world_size)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -160,6 +164,13 @@ class MaskedTrainer:
         average_gradients(self.trainable, step_masks, weights=weights, world_size=self.world_size)
         batches = self._reports_of_all_workers(batch_ids, gradients)
         grad_norm = self._update(step_masks, weights)
+        if self.routers is not None and self.routers.is_due(step):
+            own = [batch_ids[position] for position in gradients]
+            self.routers.step(
+                [(self.batches[batch_idx], self.batch_weights.get(batch_idx, 1.0)) for batch_idx in own],
+                total_weight=sum(weights),
+                rate=learning_rate / self.config.learning_rate,
+            )
         self.next_step = step + 1
         num_tokens, seconds = sum(batch.num_tokens for batch in batches), time.perf_counter() - started
         return StepReport(
@@ -247,18 +258,14 @@ class MaskedTrainer:
                     routed_LE=gradient.routed_LE,
                     restricted_LE=gradient.restricted_LE,
                     layers=self.trainable.moe_layers.layers,
-                    restricting=self._restricting_layers(batch_idx),
+                    restricting=restricting_layers(
+                        self.masks.selected[batch_idx],
+                        self.config,
+                        num_experts_per_tok=self.trainable.moe_layers.num_experts_per_tok,
+                    ),
                 )
             )
         return gradient
-
-    def _restricting_layers(self, batch_idx: int) -> frozenset[int]:
-        """Where the policy keeps the tokens that it restricts to the batch's own experts, by the batch's list."""
-        if self.config.routing in ("natural", "boosted", "annealed"):
-            return frozenset()
-        sizes = Counter(expert.layer for expert in self.masks.selected[batch_idx])
-        least = 1 if self.config.short_layers == "allowed_only" else self.trainable.moe_layers.num_experts_per_tok
-        return frozenset(layer for layer, size in sizes.items() if size >= least)
 
     def _update(self, masks: Sequence[Mask], weights: Sequence[float]) -> float:
         mask_LE: Mask = np.any(masks, axis=0)

@@ -110,6 +110,14 @@ class MoELayer:
             return dict(modules[expert].named_parameters())
         return {name: tensor[expert] for name, tensor in self.expert_tensors().items()}
 
+    def router_tensors(self) -> dict[str, nn.Parameter]:
+        """The parameters of the linear map that gives the router's logits, by name."""
+        return {
+            name: parameter
+            for name, parameter in self.router.named_parameters(recurse=False)
+            if parameter.shape[0] == self.num_logits and not name.endswith(_SELECTION_BIAS_NAMES)
+        }
+
     def selection_biases(self) -> list[Tensor]:
         """One number per expert that is added to scores for the choice only, wherever in the block a family keeps it."""
         return [

@@ -22,7 +22,7 @@ from moe_ray.evaluation.evaluate import answer_examples
 from moe_ray.experts import ExpertMasks
 from moe_ray.finetuning.adapter import experts_restored
 from moe_ray.finetuning.batch_rows import BatchesInMemory, BatchSource, learning_rows
-from moe_ray.finetuning.fine_tune import FineTuned, configured_weights, fine_tune
+from moe_ray.finetuning.fine_tune import FineTuned, configured_weights, fine_tune, learned_parts
 from moe_ray.finetuning.full_fine_tune import parameters_restored, tune_parameters
 from moe_ray.finetuning.parameter_groups import Parameters
 from moe_ray.finetuning.step_report import StepReport
@@ -188,7 +188,7 @@ def run_trial(
         parametrisation: what is learned of the union's experts; `keep` takes whole experts only.
     """
     clock = _Clock(after_step)
-    with experts_restored(model, masks.union_experts), TemporaryDirectory() as adapter:
+    with experts_restored(model, learned_parts(masks, config)), TemporaryDirectory() as adapter:
         started = time.perf_counter()
         tuned = fine_tune(
             model,

@@ -14,7 +14,9 @@ from word_tokenizer import make_tokenizer
 from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.errors import FrozenChanged, InputError, NothingSelected
 from moe_ray.experts import masks_from_experts
+from moe_ray.finetuning.adapter import apply_adapter
 from moe_ray.finetuning.fine_tune import configured_weights, fine_tune
+from moe_ray.models.moe_layers import find_moe_layers
 
 CATEGORIES = {batch.batch_idx: batch.category for batch in BATCHES}
 
@@ -65,6 +67,38 @@ def test_a_frozen_expert_beside_the_unions_is_watched_as_well(tmp_path):
 
     with pytest.raises(FrozenChanged, match=rf"down_proj \[{frozen}\]"):
         tune(model, after_step=meddle)
+
+
+def test_routers_that_learn_are_trainable_and_in_the_adapter_and_all_else_is_frozen(tmp_path):
+    model, base = build("olmoe"), build("olmoe")
+    tuned, frozen = tune(model, router="alternating", adapter=tmp_path), tune(build("olmoe"))
+    routers = [layer.router.weight for layer in find_moe_layers(model)]
+    assert tuned.frozen_parameters_changed == 0
+    assert tuned.trainable_parameters == frozen.trainable_parameters + sum(weight.numel() for weight in routers)
+    apply_adapter(base, tmp_path)
+    assert all(torch.equal(tensor, state_of(model)[name]) for name, tensor in state_of(base).items())
+    assert not any(
+        torch.equal(weight, layer.router.weight)
+        for weight, layer in zip(routers, find_moe_layers(build("olmoe")), strict=True)
+    )
+
+
+def test_a_router_that_changes_though_it_is_frozen_ends_the_training():
+    model = build("olmoe")
+
+    def meddle(trainer, report):
+        with torch.no_grad():
+            find_moe_layers(model)[1].router.weight[0, 0] += 1
+
+    with pytest.raises(FrozenChanged, match=r"first model\.layers\.1\.mlp\.gate\.weight"):
+        tune(model, after_step=meddle)
+
+
+def test_a_batch_learns_from_unsafe_examples_alone_where_it_is_told_to():
+    tuned = tune(build("olmoe"), learn_from="unsafe")
+    tokens = {batch.batch_idx: batch.num_tokens for report in tuned.reports for batch in report.batches}
+    every = {b.batch_idx: b.num_tokens for report in tune(build("olmoe")).reports for b in report.batches}
+    assert all(0 < tokens[batch_idx] < every[batch_idx] for batch_idx in every)
 
 
 def test_masks_without_any_expert_leave_nothing_to_train():

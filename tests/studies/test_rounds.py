@@ -95,6 +95,7 @@ def test_only_batches_that_were_identified_anew_change_their_masks():
     assert after.batch_idx == masks.batch_idx
 
 
+FROZEN = FinetuneConfig()
 FIRST = {7: [(0, 1), (0, 5), (1, 3)], 3: [(0, 2), (1, 0)]}
 SECOND = {7: [(0, 1), (1, 6)], 3: [(0, 2), (1, 7)]}
 ROWS = {7: rows((5, 4), (3, 2), seed=1), 3: rows((4, 3), (6, 5), seed=2)}
@@ -126,7 +127,13 @@ def two_rounds(tmp_path_factory):
     # A second round starts from the base and the first round's adapter, as a fresh worker does.
     model = build("olmoe")
     outcome = continue_fine_tuning(
-        model, root / "first", root / "both", second, lambda folder: train(model, second, folder), saves=True
+        model,
+        root / "first",
+        root / "both",
+        second,
+        lambda folder: train(model, second, folder),
+        config=FinetuneConfig(),
+        saves=True,
     )
     return root, trained, model, (first, second), outcome
 
@@ -184,7 +191,7 @@ def test_a_parameter_that_a_later_round_moves_outside_the_union_ends_it_and_no_a
 
     size = next(model.parameters()).numel()
     with pytest.raises(FrozenChanged, match=f"{size:,} numbers"):
-        continue_fine_tuning(model, root / "first", tmp_path / "out", second, meddle, saves=True)
+        continue_fine_tuning(model, root / "first", tmp_path / "out", second, meddle, config=FROZEN, saves=True)
     assert not Path(tmp_path, "out").exists()
 
 
@@ -192,7 +199,13 @@ def test_a_worker_that_does_not_save_writes_nothing(two_rounds, tmp_path):
     root, _, _, (_, second), _ = two_rounds
     model = build("olmoe")
     continue_fine_tuning(
-        model, root / "first", tmp_path / "out", second, lambda folder: train(model, second, folder), saves=False
+        model,
+        root / "first",
+        tmp_path / "out",
+        second,
+        lambda folder: train(model, second, folder),
+        config=FinetuneConfig(),
+        saves=False,
     )
     assert not Path(tmp_path, "out").exists()
 
@@ -205,5 +218,11 @@ def test_an_adapter_of_another_base_is_not_continued(two_rounds, tmp_path):
             parameter.add_(0.5)
     with pytest.raises(InputError, match="not those it was trained from"):
         continue_fine_tuning(
-            model, root / "first", tmp_path, second, lambda folder: train(model, second, folder), saves=True
+            model,
+            root / "first",
+            tmp_path,
+            second,
+            lambda folder: train(model, second, folder),
+            config=FinetuneConfig(),
+            saves=True,
         )

@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.config.model import ModelConfig
-from moe_ray.experts import Expert
 from moe_ray.finetuning.adapter import experts_restored
-from moe_ray.finetuning.adapter_files import copy_adapter, local_adapter, read_adapter_header
-from moe_ray.finetuning.fine_tune import FineTuned, continue_fine_tuning, fine_tune
+from moe_ray.finetuning.adapter_files import copy_adapter, local_adapter, parts_of, read_adapter_header
+from moe_ray.finetuning.fine_tune import FineTuned, continue_fine_tuning, fine_tune, learned_parts
 from moe_ray.finetuning.history import HistoryWriter
 from moe_ray.finetuning.step_report import StepReport
 from moe_ray.finetuning.trainer import MaskedTrainer
@@ -105,10 +104,10 @@ class FinetuneActor(ModelWork):
     def in_force(self) -> Iterator[None]:
         """Whatever is learned, also by the round before, is put back."""
         run = RunDirectory.open(self.job.run_url)
-        experts = dict.fromkeys(read_masks(run.sub(self.job.masks)).union_experts)
+        parts = dict.fromkeys(learned_parts(read_masks(run.sub(self.job.masks)), self.job.config))
         if self.job.start:
-            experts |= dict.fromkeys(Expert(*pair) for pair in read_adapter_header(run.sub(self.job.start))["experts"])
-        with experts_restored(self.holder.model, list(experts)):
+            parts |= dict.fromkeys(parts_of(read_adapter_header(run.sub(self.job.start))))
+        with experts_restored(self.holder.model, parts):
             yield
 
     def __call__(self, block: None) -> dict[str, Any]:
@@ -183,7 +182,9 @@ def _run_worker(
     with tempfile.TemporaryDirectory() as adapter:
         if job.start:
             with local_adapter(run.sub(job.start)) as start:
-                outcome = continue_fine_tuning(holder.model, start, adapter, masks, tune, saves=rank == 0)
+                outcome = continue_fine_tuning(
+                    holder.model, start, adapter, masks, tune, config=job.config, saves=rank == 0
+                )
         else:
             outcome = tune(adapter)
         if rank == 0:
