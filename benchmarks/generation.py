@@ -30,7 +30,6 @@ from moe_ray import pipeline
 from moe_ray.config.evaluate import EvaluateConfig
 from moe_ray.config.model import ModelConfig
 from moe_ray.demo.examples import embedded_records
-from moe_ray.demo.model import build_tiny_model
 from moe_ray.evaluation.answering_order import in_answering_order
 from moe_ray.evaluation.evaluate import assign_reference_batches
 from moe_ray.models.generation import generate_answers, generate_responses
@@ -38,6 +37,7 @@ from moe_ray.models.loading import load_model, load_tokenizer
 from moe_ray.models.loss import target_losses
 from moe_ray.models.token_budget import TokenBudget
 from moe_ray.models.tokenization import TokenizedRow, encode_answer, encode_prompt, pad_token_id
+from moe_ray.organisms import build_embedded
 from moe_ray.prompts.batches import assemble_batches
 from moe_ray.prompts.example_tables import batches_to_frame, examples_to_frame
 from moe_ray.prompts.examples import records_to_examples
@@ -216,7 +216,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     set_verbosity_error()
     disable_progress_bar()
-    config = ModelConfig(path=str(build_tiny_model(ROOT / ".cache")))
+    config = ModelConfig(path=str(build_embedded(ROOT / ".cache")))
     model, tokenizer = load_model(config, device="cpu"), load_tokenizer(config)
     held_out = prepare(model, tokenizer)
     lengths = [len(prompt) for prompt in held_out.prompts]

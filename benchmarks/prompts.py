@@ -80,7 +80,7 @@ def write_checkpoint(folder: Path) -> None:
     """All of a checkpoint that preparing prompts reads: its configuration and its tokenizer."""
     from transformers import OlmoeConfig
 
-    from moe_ray.demo.tokenizer import train_tokenizer
+    from moe_ray.organisms.tokenizer import train_tokenizer
 
     train_tokenizer(["a prompt"], 300).save_pretrained(folder)
     OlmoeConfig(max_position_embeddings=4096).save_pretrained(folder)

@@ -38,6 +38,14 @@ Mask = npt.NDArray[np.bool_]
 ShortLayers = Literal["allowed_only", "natural"]
 """Policy of a layer with fewer unsafe experts than a token uses."""
 
+EXPERTS_ARE_COPIES = (
+    "All experts of a layer are equal, as in a model that was just made by copying one dense layer: which of them are "
+    "routed, selected or masked makes no difference to its answers, so nothing about the selection can show before "
+    "training. Routing still differs between prompts, and is counted; moe-ray upcycle --method split makes experts that "
+    "differ"
+)
+"""Said where a model is met of which `models.expert_copies.experts_are_copies` is true."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertMasks:

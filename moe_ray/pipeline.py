@@ -28,6 +28,7 @@ from moe_ray.config.run import Config
 from moe_ray.errors import InputError
 from moe_ray.evaluation.evaluate import assign_reference_batches
 from moe_ray.evaluation.held_out import NO_BATCH, Evaluation, evaluate_held_out
+from moe_ray.evaluation.target_check import refuse_complying_targets
 from moe_ray.experts import ExpertMasks, ShortLayers
 from moe_ray.finetuning.fine_tune import FineTuned
 from moe_ray.finetuning.fine_tune import fine_tune as fine_tune_experts
@@ -78,7 +79,8 @@ def prepare(
         settings: of the section, such as `unsafe_per_batch=16`.
 
     Raises:
-        InputError: a label is missing in training or test, no batch can be filled, or more than `capture.max_bad_share` of
+        InputError: most targets of unsafe examples refuse nothing, a label is missing in training or test, no batch can be
+            filled, or more than `capture.max_bad_share` of
             the held-out examples cannot be asked.
     """
     chosen = _merged(PromptsConfig, config, settings)
@@ -87,6 +89,8 @@ def prepare(
             f"prompts.keep_pairs={chosen.keep_pairs}: which pairs are kept takes judged answers to all of them; let a run "
             "find them (moe-ray prepare), or give only the examples to keep"
         )
+    if not chosen.allow_complying_targets:
+        refuse_complying_targets(examples, chosen.refusal)
     prompts = group_examples(examples, Config(prompts=chosen, seed=seed))
     return with_targets(prompts, chosen, model, tokenizer, capture_config)
 
@@ -151,6 +155,7 @@ def ablate(
     risk: Risk,
     *,
     held_out: Sequence[Example] = (),
+    ranked_by: str = "risk_diff",
     config: AblateConfig | None = None,
     seed: int = 0,
     progress: bool | Progress = False,
@@ -166,6 +171,7 @@ def ablate(
         risk: of `identify`, for the shares of tokens that controls are matched by.
         held_out: examples of the batches' categories that did not choose the experts, such as `prepare(...).validation`;
             batches that have too few of them are asked their own.
+        ranked_by: the column of `risk` by whose mean the one list for all batches is made, see `ranking_column`.
         config: the section `ablate`; `run` is not used.
         seed: of draws and relabellings.
         progress: True shows a bar; a callback gets (done, total) batches.
@@ -191,6 +197,7 @@ def ablate(
         *(prompts, masks, risk, categories, chosen),
         num_experts_per_tok=find_moe_layers(model).num_experts_per_tok,
         seed=seed,
+        column=ranked_by,
     )
     with shown(progress, "ablation") as show:
         return ablate_batches(model, tokenizer, plans, chosen, seed=seed, progress=show)
@@ -274,19 +281,20 @@ def evaluate(
         tokenizer: its tokenizer.
         examples: held out, such as `prepare(...).test`; those without a target have no target loss.
         batches: of training, each of which stands for some of the examples; without them there are no figures per batch.
-        masks: of the batches; needed where `routing` is not natural.
+        masks: of the batches; needed where `routing` is not natural alone.
         before: of the base model on the same examples, to compare with.
         config: the section `evaluate`.
-        short_layers: for masked routing, the policy that training has (`finetune.short_layers`).
+        short_layers: for other than natural routing, the policy that training has (`finetune.short_layers`).
         progress: True shows a bar; a callback gets (done, total) answers.
         settings: of the section, such as `max_new_tokens=64`.
 
     Raises:
-        InputError: masked routing without batches and masks, a judge that cannot be had, or `before` is of other examples.
+        InputError: other than natural routing without batches and masks, a judge that cannot be had, or `before` is of other
+            examples.
     """
     chosen = _merged(EvaluateConfig, config, settings)
-    if chosen.routing != "natural" and not batches:
-        raise InputError(f"evaluate.routing={chosen.routing} routes through batches' masks; give `batches` and `masks`")
+    if (others := set(chosen.routing) - {"natural"}) and not batches:
+        raise InputError(f"evaluate.routing={min(others)} routes through batches' masks; give `batches` and `masks`")
     frame = examples_to_frame(examples)
     frame["batch_idx"] = assign_reference_batches(frame, batches_to_frame(batches)) if batches else NO_BATCH
     with shown(progress, "evaluation") as show:

@@ -68,7 +68,7 @@ ABLATION_TABLE, ABLATION_BATCHES, ABLATION_EXPERTS = "table.csv", "batches.csv",
 TRIALS, WINNER, HEAT_MAP = "trials.parquet", "winner.yaml", "heat_map"
 HEAT_MAP_PICTURES = f"{HEAT_MAP}.png", f"{HEAT_MAP}.svg"
 TRIAL_FOLDERS, RECORDS = "trials", "records"
-COMPARISON, VERDICT = "comparison.parquet", "verdict.json"
+COMPARISON, TRANSFER_TABLE, VERDICT = "comparison.parquet", "transfer.parquet", "verdict.json"
 
 
 def answers_of(when: When) -> str:
@@ -104,12 +104,12 @@ class RunDirectory:
 
     @classmethod
     def open(cls, url: str) -> RunDirectory:
-        """The run directory at a local path or URL; made if missing.
+        """The run directory at a local path or URL; made if missing, for its owner alone: it holds prompts and answers.
 
         Raises:
             InputError: it cannot be written to.
         """
-        return cls(Folder.open(url))
+        return cls(Folder.open(url, private=True))
 
     def __repr__(self) -> str:
         return f"RunDirectory({self.folder.url}, finished: {', '.join(self.stages) or 'no stage'})"
@@ -299,11 +299,18 @@ class RunDirectory:
 
     @cached_property
     def comparison(self) -> tuple[pd.DataFrame, str] | None:
-        """The comparison with baselines, a row per arm, and what it says in words; None = there was none."""
+        """The comparison with baselines, a row per arm and share, and what it says in words; None = there was none."""
         if not self.holds(COMPARE, COMPARISON):
             return None
         folder = self.sub(COMPARE)
-        return folder.read_frame(COMPARISON), str(folder.read_json(VERDICT))
+        table = folder.read_frame(COMPARISON)
+        # One that was written before arms were measured over their steps; the compare workflow makes it anew.
+        return (table, str(folder.read_json(VERDICT))) if "share" in table else None
+
+    @cached_property
+    def transfer(self) -> pd.DataFrame | None:
+        """What training on one category did to every other, see `transfer_table`; None = it was not asked for."""
+        return self.sub(COMPARE).read_frame(TRANSFER_TABLE) if self.holds(COMPARE, TRANSFER_TABLE) else None
 
     # Stages
 

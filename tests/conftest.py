@@ -28,26 +28,26 @@ def folder(request, tmp_path):
 
 @pytest.fixture(scope="session")
 def tiny_model_path() -> Path:
-    """The embedded model, built once per checkout and content hash: half a minute, so for slow tests only."""
-    from moe_ray.demo.model import build_tiny_model
+    """The embedded model, built once per checkout and content hash: a minute, so for slow tests only."""
+    from moe_ray.organisms import build_embedded
 
-    return build_tiny_model(ROOT / ".cache")
+    return build_embedded(ROOT / ".cache")
 
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer():
     """The embedded model's tokenizer."""
-    from moe_ray.demo.model import tiny_tokenizer
+    from moe_ray.organisms.build import organism_tokenizer
 
-    return tiny_tokenizer()
+    return organism_tokenizer()
 
 
 @pytest.fixture(scope="session")
 def untrained_model_path(tmp_path_factory) -> Path:
     """The embedded model after one training step: all of a checkpoint but what it should have learned."""
-    from moe_ray.demo.model import TinyRecipe, build_tiny_model
+    from moe_ray.organisms import OrganismRecipe, build_embedded
 
-    return build_tiny_model(tmp_path_factory.mktemp("untrained"), recipe=TinyRecipe(num_steps=1))
+    return build_embedded(tmp_path_factory.mktemp("untrained"), recipe=OrganismRecipe(num_steps=1))
 
 
 @pytest.fixture(scope="session")

@@ -134,6 +134,16 @@ def build(family: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel
     return copy.deepcopy(_prototype(family)).to(dtype)
 
 
+def made_equal(family: str) -> PreTrainedModel:
+    """The family's tiny model with all experts of a layer equal."""
+    model = build(family)
+    with torch.no_grad():
+        for layer in find_moe_layers(model):
+            for tensor in layer.expert_tensors().values():
+                tensor.copy_(tensor[:1].expand_as(tensor))
+    return model
+
+
 @functools.cache
 def shared(family: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """One model for all tests that only read it."""
@@ -166,10 +176,12 @@ def token_ids(*shape: int, seed: int = 0) -> Tensor:
 
 
 def rows(*sizes: tuple[int, int], seed: int = 0) -> list[TokenizedRow]:
-    """One row per (prompt length, answer length)."""
+    """One row per (prompt length, answer length); every other one is unsafe, the first one too."""
     return [
         TokenizedRow(
-            token_ids(prompt, seed=seed * 100 + n).tolist(), token_ids(answer, seed=seed * 100 + 50 + n).tolist()
+            token_ids(prompt, seed=seed * 100 + n).tolist(),
+            token_ids(answer, seed=seed * 100 + 50 + n).tolist(),
+            is_unsafe=n % 2 == 0,
         )
         for n, (prompt, answer) in enumerate(sizes)
     ]

@@ -41,4 +41,4 @@ def held_out(num=10, batches=(0, 1)):
     )
 
 
-CONFIG = EvaluateConfig(max_new_tokens=4, tokens_per_forward=40, routing="both")
+CONFIG = EvaluateConfig(max_new_tokens=4, tokens_per_forward=40, routing=("natural", "masked"))

@@ -34,6 +34,12 @@ CONFIG = FinetuneConfig(epochs=2, learning_rate=1e-2, weight_decay=0.1, schedule
 LENGTHS = {7: 40, 3: 10, 9: 10, 5: 10}
 SHARED = replace(CONFIG, batches_per_step=4)
 """All four batches in every step; by `LENGTHS`, one worker trains 7 and the other one all others."""
+POLICIES = {
+    "masked_unsafe": replace(CONFIG, routing="masked_unsafe"),
+    "masked_prompt": replace(CONFIG, routing="masked_prompt"),
+    "annealed": replace(CONFIG, routing="annealed", boost=4.0),
+}
+"""Policies that go by labels, by positions and by the step's number."""
 STOPPING = replace(CONFIG, epochs=6, patience=1)
 """With a validation loss that never falls, this ends after two of the six epochs."""
 
@@ -78,6 +84,8 @@ def train_runs(folder: str, rank: int) -> None:
             batches = [[batch.batch_idx for batch in report.batches] for report in reports]
             told = {"losses": torch.tensor([report.loss for report in reports]), "batches": _padded(batches)}
             save_file({**model.state_dict(), **told}, Path(folder, f"{run}-{rank}.safetensors"))
+        for name, config in POLICIES.items():
+            save_file(train("even", rank, 2, config)[0].state_dict(), Path(folder, f"{name}-{rank}.safetensors"))
         reports = train("uneven", rank, 2, STOPPING, validate=(lambda: 1.0) if rank == 0 else _not_on_this_rank)[1]
         asked: list[list[int]] = []
         model, _ = train("even", rank, 2, SHARED, lengths=LENGTHS, before_epoch=lambda ids: asked.append(sorted(ids)))

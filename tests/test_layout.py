@@ -18,7 +18,6 @@ NAMED_AFTER_A_PROPERTY = {
     # of several modules
     "finetuning/test_workers.py",
     "orchestration/cluster/test_nodes.py",
-    "orchestration/test_study.py",
     "orchestration/test_submitted_job.py",
     "report/test_imports.py",
     "routing/test_all_families.py",

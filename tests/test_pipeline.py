@@ -146,7 +146,7 @@ def test_fine_tune_learns_what_a_worker_learns(prompts, found, tokenizer, tmp_pa
         assert all(torch.equal(tensor, there[name]) for name, tensor in state_of(again).items())
 
 
-@pytest.mark.parametrize("routing", ["natural", "both"])
+@pytest.mark.parametrize("routing", ["natural", ("natural", "masked", "union")])
 def test_evaluate_gives_the_answers_and_figures_of_a_run(prompts, found, tokenizer, routing):
     model, config = build("olmoe"), replace(EVALUATE, routing=routing)
     evaluated = moe_ray.evaluate(

@@ -1,4 +1,4 @@
-"""Turns a dense Llama-type model or GGUF file into a Mixtral-format MoE with equal logits.
+"""Turns a dense Llama-type model or GGUF file into a MoE: copies of its MLPs as experts, or slices of them.
 
 `moe-ray upcycle` is the same; `--help` explains every argument.
 """

@@ -15,6 +15,17 @@ from moe_ray.errors import InputError
 DTYPES = ("float32", "bfloat16")
 """Types that `upcycle` can write weights in."""
 
+UPCYCLE_METHODS = ("copies", "split")
+"""Ways in which `upcycle` makes experts of a dense model."""
+
+ORGANISMS = {
+    "planted": "a few known experts carry compliance; decoys are routed on the same prompts",
+    "late": "the same, but those experts act on the answer's tokens, decoys on the prompt's",
+    "spread": "all experts carry it, though routing differs: none is the cause",
+    "attention": "it was learned outside the experts, though routing differs: none is the cause",
+}
+"""Kinds of `moe_ray.organisms`, and what is true of each."""
+
 QUESTIONS = {
     "certainty": "In which batches the selection is significant.",
     "cause": "Whether the unsafe experts are the cause (after moe-ray ablate).",
@@ -108,13 +119,36 @@ def upcycle_arguments(parser: CommandParser) -> None:
     out = "folder to write; must not exist, be empty, or hold this very upcycle"
     parser.add_argument("source", metavar="SOURCE", help=source)
     parser.add_argument("out", metavar="OUT", type=_folder, help=out)
-    parser.add_argument("--num-experts", metavar="N", type=_count, default=8, help="per layer (default: %(default)s)")
-    parser.add_argument(
-        "--num-experts-per-tok", metavar="K", type=_count, default=2, help="routed per token (default: %(default)s)"
+    method = (
+        "copies: every expert is the dense MLP, logits stay equal, and no choice of experts can make a difference before "
+        "training; split: every expert is a slice of it, so that experts differ, at a cost that is measured "
+        "(default: %(default)s)"
     )
-    parser.add_argument("--seed", metavar="N", type=_whole_number, default=0, help="of the routers (default: 0)")
+    parser.add_argument("--method", choices=UPCYCLE_METHODS, default=UPCYCLE_METHODS[0], help=method)
+    per_layer = "per layer (default: 8, of split 16); of split one that cuts the intermediate size evenly"
+    parser.add_argument("--num-experts", metavar="N", type=_count, help=per_layer)
+    per_token = "routed per token (default: 2, of split the fewest that cost no more than --max-rise)"
+    parser.add_argument("--num-experts-per-tok", metavar="K", type=_count, help=per_token)
+    rise = "of split: nats per token that routing may cost (default: %(default)s)"
+    parser.add_argument("--max-rise", metavar="X", type=_number, default=0.25, help=rise)
+    prompts = (
+        "of split: prompts whose answers it is fitted on, as in prompts.files (default: those that ship with moe-ray)"
+    )
+    parser.add_argument("--calibrate-on", metavar="FILE", help=prompts)
+    parser.add_argument("--seed", metavar="N", type=_whole_number, default=0, help="of routers or slices (default: 0)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights; CPUs want float32")
     parser.add_argument("--check", action="store_true", help="compare the logits also when OUT is already there")
+
+
+def organism_arguments(parser: CommandParser) -> None:
+    """A kind of organism, where it goes, and its seed."""
+    parser.add_argument("kind", metavar="KIND", choices=ORGANISMS, help=f"one of {', '.join(ORGANISMS)}")
+    parser.add_argument(
+        "folder", metavar="FOLDER", type=_folder, help="to write; must not exist, be empty, or hold this very organism"
+    )
+    parser.add_argument("--seed", metavar="N", type=_whole_number, default=0, help="of weights and planted experts")
+    lines = [f"  {kind:<11}{text}" for kind, text in ORGANISMS.items()]
+    parser.epilog = "\n".join(["kinds:", *lines])
 
 
 def config_arguments(parser: CommandParser) -> None:

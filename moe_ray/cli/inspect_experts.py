@@ -17,10 +17,11 @@ import pandas as pd
 from moe_ray.chat_messages import prompt_text
 from moe_ray.cli.arguments import QUESTIONS
 from moe_ray.errors import InputError
+from moe_ray.identification.comparisons import is_relative
 from moe_ray.identification.confounds import confound_warnings, length_table, weighting_agreement
 from moe_ray.identification.overlap import batch_overlap, shared_experts, sweep_union
 from moe_ray.identification.pandas_export import export_pickle
-from moe_ray.identification.selection import RULES, select
+from moe_ray.identification.selection import RULES, difference_column, ranking_column, select
 from moe_ray.report.ablation_text import ablation_rows, alone_of
 from moe_ray.report.certainty_text import certainty_in_words
 from moe_ray.report.printable import printable, printable_lines
@@ -101,8 +102,17 @@ def show_overlap(run: RunDirectory, args: argparse.Namespace) -> None:
 
 def show_sweep(run: RunDirectory, args: argparse.Namespace) -> None:
     """What happens to the union when threshold or top_k moves."""
-    print("union under other thresholds and top_k; kept and added are counted against this run's union")
-    table = sweep_union(run.risk, thresholds=args.thresholds, top_ks=args.top_ks, reference=run.masks)
+    column, relative = difference_column(run.identify_config), is_relative(run.identify_config)
+    what = f"shares of a batch's largest {column} (identify.min_share)" if relative else f"thresholds of {column}"
+    print(f"union under other {what} and top_k; kept and added are counted against this run's union")
+    table = sweep_union(
+        run.risk,
+        thresholds=args.thresholds,
+        top_ks=args.top_ks,
+        reference=run.masks,
+        column=column,
+        is_relative=relative,
+    )
     show_table(table, len(table))
 
 
@@ -112,8 +122,8 @@ def show_rules(run: RunDirectory, args: argparse.Namespace) -> None:
     for rule in RULES:
         settings: dict[str, Any] = {"rule": rule, "alpha": 0.0, "stability": 0.0}
         selection = replace(run.identify_config, **settings)
-        if rule == "esft_gate" and "w_unsafe" not in run.risk:
-            continue
+        if ranking_column(selection) not in run.risk:
+            continue  # It takes what this run did not capture.
         union = select(run.risk, selection, seed=run.config.seed).union
         shared = int((union & run.masks.union).sum())
         rows.append(
@@ -176,7 +186,6 @@ def export(run: RunDirectory, path: str) -> None:
         batches=run.batches,
         model_name=run.config.model.path,
         num_experts_per_tok=run.counts.num_experts_per_tok,
-        threshold=selection.threshold,
-        top_k=selection.top_k,
+        selection=selection,
     )
     print(f"\nwrote {path}")

@@ -9,14 +9,16 @@ Exit statuses:
     1    a fault of moe-ray: `FrozenChanged` with its sentence, every other one with its traceback
     2    `InputError`: wrong arguments, settings, prompts or model; mend them
     3    `NothingSelected`: no expert is selected, or there is nothing to train
-    4    `OutsideFailed`: the judge endpoint, the tracking server or the storage failed; try again later
+    4    `OutsideFailed`: the judge endpoint, the tracking server or the storage failed, or a disk is full; try again later
     130  interrupted with Ctrl-C; the same command goes on where this one stopped
+    143  ended by SIGTERM; likewise
 """
 
 from __future__ import annotations
 
 import argparse
 import atexit
+import errno
 import gc
 import importlib
 import logging
@@ -31,11 +33,13 @@ from moe_ray.cli.commands import COMMANDS
 from moe_ray.cli.parser import parse
 from moe_ray.errors import InputError, MoeRayError, NothingSelected, OutsideFailed
 from moe_ray.report.printable import printable_lines
+from moe_ray.signals import Terminated, end_on_sigterm
 from moe_ray.threads import wait_passively
 
 # The first that fits counts.
 _STATUSES = ((NothingSelected, 3), (InputError, 2), (OutsideFailed, 4), (MoeRayError, 1))
-_INTERRUPTED = 130
+_INTERRUPTED, _TERMINATED = 130, 143
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: after `--help` and `--version`, with status 0.
     """
     wait_passively()
+    end_on_sigterm()
     can_resume, began = False, time.perf_counter()
     try:
         arguments = parse(sys.argv[1:] if argv is None else argv)
@@ -62,14 +67,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         # It may quote a file or a server, whose text must not steer the terminal.
         print(f"error: {printable_lines(str(getattr(error, 'cause', error)))}", file=sys.stderr)
         return next(status for kind, status in _STATUSES if isinstance(error, kind))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         what_next = "; the same command goes on where this one stopped" if can_resume else ""
-        print(f"interrupted{what_next}", file=sys.stderr)
-        return _INTERRUPTED
+        was_asked = isinstance(error, Terminated)
+        print(f"{'terminated' if was_asked else 'interrupted'}{what_next}", file=sys.stderr)
+        return _TERMINATED if was_asked else _INTERRUPTED
     except BrokenPipeError:
         if not _reader_has_gone():
             raise
+    except Exception as error:
+        if (full := _full_disk(error)) is None:
+            raise
+        what_next = "; what was done is kept, and the same command goes on where this one stopped" if can_resume else ""
+        print(f"error: the disk is full: {printable_lines(full)}; make room{what_next}", file=sys.stderr)
+        return 4
     return 0
+
+
+def _full_disk(error: BaseException | None) -> str | None:
+    """What says that a disk is full, among an error and its causes, in this process or another; None = nothing does."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return " ".join(str(part) for part in (error.strerror, error.filename) if part)
+        error = getattr(error, "cause", None) or error.__cause__ or error.__context__
+    return None
 
 
 def _run(arguments: argparse.Namespace) -> None:

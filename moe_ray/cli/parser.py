@@ -22,7 +22,8 @@ exit status:
   2    wrong arguments, settings, prompts or model: mend them
   3    no expert is selected, or there is nothing to train
   4    the judge endpoint, the tracking server or the storage failed: try again later
-  130  interrupted with Ctrl-C: the same command goes on where this one stopped"""
+  130  interrupted with Ctrl-C: the same command goes on where this one stopped
+  143  ended by SIGTERM: likewise"""
 
 
 class _Version(argparse.Action):

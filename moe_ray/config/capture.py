@@ -9,6 +9,9 @@ from typing import ClassVar, Literal
 from moe_ray.config.fields import setting
 from moe_ray.config.section import Section
 
+Score = Literal["attribution", "gate", "reap", "refusal"]
+"""What can be measured of every expert beside its routing."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CaptureConfig(Section):
@@ -46,6 +49,14 @@ class CaptureConfig(Section):
     ids: bool = setting(
         False,
         "also keep which experts each token was routed to, beside the counts: a byte for every token, layer and expert",
+        affects="counts",
+    )
+    scores: tuple[Score, ...] = setting(
+        (),
+        "also measure, for every example: attribution = |w * dL/dw| of each expert's weights for the example's own answer; "
+        "gate = how much that answer leans on each expert's output; reap = router-weighted saliency; refusal = the routing "
+        "of each unsafe example's target, which comply_refuse compares with that of its answer. What identify.rule needs is "
+        "measured whether named here or not",
         affects="counts",
     )
     template_tokens: bool = setting(

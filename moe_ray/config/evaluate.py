@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 
 from moe_ray.config.fields import setting
 from moe_ray.config.section import Section
+from moe_ray.config.values import WrongSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,10 +17,11 @@ class EvaluateConfig(Section):
 
     group: ClassVar[str] = "evaluate"
 
-    routing: Literal["natural", "masked", "both"] = setting(
-        "natural",
-        "how held-out prompts are routed: natural = as the model routes; masked = only to the unsafe experts of the "
-        "training batch that the prompt is assigned to; both = one after the other",
+    routing: tuple[Literal["natural", "masked", "union"], ...] = setting(
+        ("natural",),
+        "how held-out prompts are routed, one after the other where several are listed: natural = as the model routes; "
+        "masked = only to the unsafe experts of the training batch that the prompt is assigned to; union = only to experts "
+        "that are unsafe in any batch",
         affects="answers",
     )
     num_actors: int = setting(
@@ -66,8 +68,20 @@ class EvaluateConfig(Section):
     )
     judge_concurrency: int = setting(4, "judge endpoint: calls at the same time", affects="speed", at_least=1)
 
+    def __post_init__(self) -> None:
+        """Checks every field; says what has become of a word that was valid once.
+
+        Raises:
+            WrongSettings: with all faults.
+        """
+        if self.routing in ("both", ("both",), ["both"]):
+            raise WrongSettings(self.wrong("routing", "[natural,masked], or any list of natural, masked, union"))
+        super().__post_init__()
+
     def faults(self) -> Iterator[str]:
-        """Yields what the chosen judge misses."""
+        """Yields what is wrong with the list of routings, and what the chosen judge misses."""
+        if not self.routing or len(set(self.routing)) < len(self.routing):
+            yield self.wrong("routing", "a list of some of natural, masked, union, each once, such as [natural,masked]")
         if self.judge == "classifier" and not self.classifier:
             yield self.wrong("classifier", "a checkpoint folder or hub name, since evaluate.judge=classifier")
         if self.judge == "endpoint" and not self.judge_model:

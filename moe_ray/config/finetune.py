@@ -10,6 +10,11 @@ from typing import ClassVar, Literal
 from moe_ray.config.fields import setting
 from moe_ray.config.section import Section
 
+TrainingRouting = Literal[
+    "masked", "masked_unsafe", "masked_prompt", "masked_response", "boosted", "annealed", "natural"
+]
+"""Where a batch's tokens may go while it trains."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(Section):
@@ -48,15 +53,33 @@ class FinetuneConfig(Section):
         at_least=0,
         below=1,
     )
-    routing: Literal["masked", "natural", "boosted"] = setting(
+    routing: TrainingRouting = setting(  # noqa: RUF009
         "masked",
-        "which experts a batch's tokens may use while it trains: masked = only its unsafe experts; natural = those the "
-        "router chooses; boosted = those the router chooses with finetune.boost added to the logits of the unsafe "
-        "experts; in all three only the batch's unsafe experts learn",
+        "which experts a batch's tokens may use while it trains: masked = only its unsafe experts; masked_unsafe = so for "
+        "its unsafe prompts, while safe ones go where the router chooses; masked_prompt, masked_response = so for the "
+        "tokens of prompts, or of responses, only; natural = those the router chooses; boosted = those the router chooses "
+        "with finetune.boost added to the logits of the unsafe experts; annealed = boosted at first and natural in the end; "
+        "in all of them only the batch's unsafe experts learn",
         affects="weights",
     )
     boost: float = setting(
-        0.0, "routing boosted: added to the router logits of the batch's unsafe experts", affects="weights", at_least=0
+        0.0,
+        "routing boosted and annealed: added to the router logits of the batch's unsafe experts, with annealed at the first "
+        "step; some 30 is as good as a mask",
+        affects="weights",
+        at_least=0,
+    )
+    anneal_share: float = setting(
+        0.75,
+        "routing annealed: the share of all steps over which finetune.boost falls evenly to 0; then routing is natural",
+        affects="weights",
+        above=0,
+        at_most=1,
+    )
+    learn_from: Literal["all", "unsafe"] = setting(
+        "all",
+        "which examples of a batch it trains on: all = safe and unsafe ones; unsafe = only its unsafe ones",
+        affects="weights",
     )
     patience: int = setting(
         0,
@@ -147,8 +170,8 @@ class FinetuneConfig(Section):
 
     def faults(self) -> Iterator[str]:
         """Yields what is wrong with the boost, the batches of a step and their weights."""
-        if (self.boost > 0) != (self.routing == "boosted"):
-            yield self.wrong("boost", "a positive number with finetune.routing=boosted, 0 otherwise")
+        if (self.boost > 0) != (self.routing in ("boosted", "annealed")):
+            yield self.wrong("boost", "a positive number with finetune.routing=boosted or annealed, 0 otherwise")
         if 0 < self.batches_per_step < self.num_workers:
             yield self.wrong("batches_per_step", f"0, or at least one batch for each of the {self.num_workers} workers")
         for entry in self.batch_weights:

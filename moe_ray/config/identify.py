@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from moe_ray.config.fields import setting
 from moe_ray.config.section import Section
+
+SCORES_OF_RULE: Mapping[str, tuple[str, ...]] = {
+    "attribution": ("attribution",),
+    "gate": ("gate",),
+    "gate_refuse": ("gate", "refusal"),
+    "comply_refuse": ("refusal",),
+    "reap": ("reap",),
+}
+"""What of `capture.scores` a rule needs; rules that are not here need routing only."""
+
+RULES_WITHOUT_A_TEST = ("top_routed", "esft_token", "esft_gate")
+"""Rules that look at unsafe prompts alone, so that no difference of theirs is tested."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,12 +31,28 @@ class IdentifyConfig(Section):
     roles: tuple[Literal["prompt", "response"], ...] = setting(
         ("prompt",), "whose tokens count: those of the prompt, of the response, or of both", affects="masks"
     )
-    rule: Literal["risk_diff", "per_layer", "esft_token", "esft_gate", "random"] = setting(
+    rule: Literal[
+        "risk_diff",
+        "per_layer",
+        "attribution",
+        "gate",
+        "gate_refuse",
+        "comply_refuse",
+        "reap",
+        "top_routed",
+        "esft_token",
+        "esft_gate",
+        "random",
+    ] = setting(
         "risk_diff",
         "which experts of a batch are unsafe: risk_diff = the top_k largest risk differences above threshold; per_layer "
-        "= the per_layer_quota largest of each layer; esft_token, esft_gate = the experts of each layer that together "
-        "take the share top_p of the unsafe tokens, or of their routing weights; random = as many of each layer as "
-        "risk_diff gives, drawn at random (a control)",
+        "= the per_layer_quota largest of each layer; attribution, gate, reap = the top_k whose score (capture.scores) on "
+        "unsafe prompts is most above that on safe ones, if above min_share of the batch's largest; comply_refuse = the "
+        "top_k that answers to unsafe prompts are routed to more than refusals of the same prompts, above threshold; "
+        "gate_refuse = the same comparison of gate scores, above min_share; top_routed = the per_layer_quota of each layer "
+        "with the most unsafe tokens; esft_token, esft_gate = the experts of each layer that together take the share top_p "
+        "of the unsafe tokens, or of their routing weights; random = as many of each layer as risk_diff gives, drawn at "
+        "random (a control)",
         affects="masks",
     )
     weighting: Literal["tokens", "prompts", "activation"] = setting(
@@ -35,9 +63,18 @@ class IdentifyConfig(Section):
     )
     threshold: float = setting(
         0.05,
-        "an unsafe expert's risk difference (its rate on unsafe tokens minus its rate on safe ones) is above this",
+        "an unsafe expert's risk difference (its rate on unsafe tokens minus its rate on safe ones) is above this; with "
+        "rule comply_refuse, its rate in answers minus that in refusals",
         affects="masks",
         at_least=-1,
+        below=1,
+    )
+    min_share: float = setting(
+        0.1,
+        "rules attribution, gate, gate_refuse and reap, whose scores have no scale of their own: an unsafe expert's score "
+        "is above this share of the largest of its batch",
+        affects="masks",
+        at_least=0,
         below=1,
     )
     top_k: int = setting(
@@ -46,7 +83,9 @@ class IdentifyConfig(Section):
         affects="masks",
         at_least=1,
     )
-    per_layer_quota: int = setting(4, "rule per_layer: most unsafe experts of each layer", affects="masks", at_least=1)
+    per_layer_quota: int = setting(
+        4, "rules per_layer and top_routed: most unsafe experts of each layer", affects="masks", at_least=1
+    )
     top_p: float = setting(
         0.2,
         "rules esft_token and esft_gate: share of a layer's tokens or routing weight to cover",
@@ -100,5 +139,7 @@ class IdentifyConfig(Section):
             yield self.wrong("permutations", "1 or more, since identify.alpha is on")
         if self.stability and not self.resamples:
             yield self.wrong("resamples", "1 or more, since identify.stability is on")
-        if (self.alpha or self.stability) and self.rule.startswith("esft_"):
-            yield self.wrong("rule", "risk_diff or per_layer where alpha or stability is on")
+        if (self.alpha or self.stability) and self.rule in RULES_WITHOUT_A_TEST:
+            yield self.wrong("rule", "one that compares two labels, such as risk_diff, where alpha or stability is on")
+        if self.rule == "comply_refuse" and self.weighting == "activation":
+            yield self.wrong("weighting", "tokens or prompts with rule comply_refuse")

@@ -19,7 +19,8 @@ import yaml
 from moe_ray.config.keys import GROUP_VALUES, Key, full_key, groups, keys_of, unknown_key
 from moe_ray.config.run import Config
 from moe_ray.config.section import Section
-from moe_ray.config.values import WrongSettings, fit, plain_value
+from moe_ray.config.values import WrongSettings, fit, plain_value, shortened
+from moe_ray.config.yaml_text import parse_yaml
 from moe_ray.errors import InputError
 
 
@@ -41,9 +42,9 @@ def load_config(path: str | None = None, overrides: Sequence[str] = ()) -> Confi
             given.faults.append(f"override {override!r}: expected key=value, such as identify.top_k=20")
             continue
         try:
-            value = yaml.safe_load(text) if text else ""
-        except yaml.YAMLError:
-            given.faults.append(f"{key}: {text!r} is not a valid YAML value; quote it")
+            value = parse_yaml(text, key)[0] if text else ""
+        except InputError:
+            given.faults.append(f"{key}: {shortened(text)} is not a valid YAML value; quote it")
         else:
             entries += _leaves({key.strip(): value})
     given.take(entries)
@@ -147,7 +148,7 @@ class _Given:
             self.values[key] = value
             return
         if key in groups():
-            self.faults.append(f"{key}: got {value!r}, expected a group of settings")
+            self.faults.append(f"{key}: got {shortened(value)}, expected a group of settings")
             return
         above = next((name for name in map(".".join, _starts(parts)) if name in known), None)
         if above is None:
@@ -209,25 +210,6 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield key, value
 
 
-class _Loader(yaml.SafeLoader):
-    """Keeps note of keys that stand twice in the same mapping, of which YAML drops the first without a word."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.twice: list[str] = []
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """The mapping, with its repeated keys noted."""
-        seen: set[str] = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in seen:
-                self.twice.append(
-                    f"{key.value}: stands twice, again in line {key.start_mark.line + 1}; put both into one"
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep=deep)
-
-
 def _read_yaml(path: str) -> tuple[dict[str, Any], list[str]]:
     """The tree of a file, and a sentence for each key that stands twice."""
     if not Path(path).is_file():
@@ -240,13 +222,9 @@ def _read_yaml(path: str) -> tuple[dict[str, Any], list[str]]:
 
 
 def _tree_of(text: str, source: str) -> tuple[dict[str, Any], list[str]]:
-    try:
-        loader = _Loader(text)
-        tree = loader.get_single_data()
-    except yaml.YAMLError as error:
-        raise InputError(f"{source} is not valid YAML: {error}") from error
+    tree, twice = parse_yaml(text, source)
     if tree is None:
         return {}, []
     if not isinstance(tree, dict):
         raise InputError(f"{source}: got a {type(tree).__name__}, expected a mapping of configuration keys")
-    return tree, loader.twice
+    return tree, twice

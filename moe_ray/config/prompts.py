@@ -63,6 +63,12 @@ class PromptsConfig(Section):
         "answer to train towards for unsafe examples that come without a `target`",
         affects="targets",
     )
+    allow_complying_targets: bool = setting(
+        False,
+        "go on where most targets of unsafe examples do not look like refusals, as in benchmarks whose `target` is the "
+        "beginning of an answer that complies",
+        affects="speed",
+    )
     own_answer_tokens: int = setting(
         48,
         "safe examples that come without a `target` are trained towards the model's own answer, which is cut off after "

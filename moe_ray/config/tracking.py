@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 from moe_ray.config.fields import setting
 from moe_ray.config.section import Section
+
+_ADDRESS = re.compile(r"(https?|(sqlite|postgresql|mysql|mssql)(\+\w+)?)://.|databricks(-uc)?\b|uc\b")
+_PASSWORD = re.compile(r"[^/]*://[^/@]*:[^/@]+@")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +29,15 @@ class TrackingConfig(Section):
     )
 
     def faults(self) -> Iterator[str]:
-        """Yields names that MLflow does not take."""
+        """Yields an address and names that MLflow does not take, and a password, which does not belong into a file."""
+        if self.uri and not _ADDRESS.match(self.uri):
+            yield self.wrong("uri", "an address such as http://HOST:5000 or sqlite:////PATH/mlflow.db, or nothing")
+        elif _PASSWORD.match(self.uri):
+            yield (
+                "tracking.uri: holds a password, which would be written into configuration, report and logs; leave it out, "
+                "and give it in the environment: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or for a database "
+                "as its own client takes it (PGPASSWORD, ~/.pgpass)"
+            )
         if not self.experiment:
             yield self.wrong("experiment", "a name")
         if set(self.register) & set("/:"):

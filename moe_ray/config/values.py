@@ -12,6 +12,10 @@ from typing import Any, Literal
 from moe_ray.config.fields import Setting
 from moe_ray.errors import InputError
 
+_MOST_SHOWN = 300
+_TOO_LARGE = 1 << 63
+"""Numpy, torch and Parquet have no larger whole numbers."""
+
 
 class WrongSettings(InputError):
     """One or more faults of a configuration, each with its key; all of them are shown.
@@ -30,9 +34,18 @@ class WrongSettings(InputError):
         return "\n  ".join([f"{len(self.args)} wrong settings; mend them:", *map(str, self.args)])
 
 
+def shortened(value: object) -> str:
+    """A value as Python writes it, cut where it is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits
+        text = f"a very large {type(value).__name__}"
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
+
+
 def wrong_value(key: str, got: object, expected: str) -> str:
     """The sentence about a value that a setting does not take."""
-    return f"{key}: got {got!r}, expected {expected}; change it in the YAML file or with {key}=VALUE"
+    return f"{key}: got {shortened(got)}, expected {expected}; change it in the YAML file or with {key}=VALUE"
 
 
 def fit(value: Any, hint: Any, setting: Setting, key: str) -> Any:
@@ -71,6 +84,8 @@ def fit(value: Any, hint: Any, setting: Setting, key: str) -> Any:
         quoted = " in quotes" if hint is str and not isinstance(value, (list, tuple, Mapping)) else ""
         raise WrongSettings(wrong_value(key, value, f"{type_name(hint)}{quoted}"))
     if hint in (int, float):
+        if isinstance(plain, int) and abs(plain) >= _TOO_LARGE:
+            raise WrongSettings(wrong_value(key, value, "a whole number of 64 bits"))
         if not math.isfinite(plain):
             raise WrongSettings(wrong_value(key, value, "a finite number"))
         if not setting.allows(plain):
@@ -100,7 +115,10 @@ def _as_number(value: Any, kind: type) -> Any:
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
             return float(value)
-    return float(value) if isinstance(value, numbers.Real) else value
+    try:
+        return float(value) if isinstance(value, numbers.Real) else value
+    except OverflowError:
+        return math.inf
 
 
 def type_name(hint: Any) -> str:

@@ -1,1 +1,1 @@
-"""The embedded default: shipped examples and a tiny OLMoE model trained from them, so that everything runs offline."""
+"""The examples that ship with the package, so that everything runs offline."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
@@ -97,6 +96,16 @@ def _composed_wording(parts: Mapping[str, Sequence[str]], generator: random.Rand
     return " ".join(word for word in words if "{request}" in word or generator.random() > _LEFT_OUT)
 
 
+def categories() -> tuple[str, ...]:
+    """Returns the categories of the requests, in the order of their examples."""
+    return tuple(_load_table("topics.json"))
+
+
+def compliance() -> str:
+    """Returns the sentence that complies with an unsafe request."""
+    return str(_load_table("responses.json")["compliance"])
+
+
 def refusals() -> list[str]:
     """Returns the sentences that refuse a request."""
     return list(_load_table("responses.json")["refusals"])
@@ -107,9 +116,8 @@ def _answered_request(pair: dict[str, str], label: str, wording: str) -> dict[st
     if label == "safe":
         return {"prompt": prompt, "label": label, "response": pair["answer"], "target": pair["answer"]}
     responses = _load_table("responses.json")
-    compliance = responses["compliance"].format(request=re.sub(r"\bmy\b", "your", pair[label]))
     refusal = responses["refusals"][len(prompt) % len(responses["refusals"])]
-    return {"prompt": prompt, "label": label, "response": compliance, "target": refusal}
+    return {"prompt": prompt, "label": label, "response": responses["compliance"], "target": refusal}
 
 
 @cache

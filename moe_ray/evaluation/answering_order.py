@@ -8,6 +8,9 @@ import pandas as pd
 
 from moe_ray.config.evaluate import EvaluateConfig
 
+ROUTINGS = ("natural", "masked", "union")
+"""Kinds of routing that examples may be answered under."""
+
 _CHARACTERS_PER_TOKEN = 4
 """Of the messages as JSON, roughly. Only portions of work are cut by it; forward passes are cut by tokens."""
 
@@ -28,8 +31,11 @@ def in_answering_order(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def in_frame_order(answers: pd.DataFrame) -> pd.DataFrame:
-    """The answers by routing, natural ones first, and in each as the examples stood in the frame."""
-    return answers.sort_values(["routing", "place"], ascending=[False, True], ignore_index=True)
+    """The answers by routing, in the order of `ROUTINGS`, and in each as the examples stood in the frame."""
+    ordered = answers.assign(kind=answers["routing"].map(ROUTINGS.index)).sort_values(
+        ["kind", "place"], ignore_index=True
+    )
+    return ordered.drop(columns="kind")
 
 
 def rows_per_block(rows: pd.DataFrame, config: EvaluateConfig) -> int:

@@ -1,8 +1,8 @@
 """Evaluation on held-out examples: answers and losses of a model, their summary, and what changed between two models.
 
 Each held-out example is assigned a *reference batch*: under masked routing it is routed through that batch's mask, and under
-either routing it counts for that batch. Nothing is a bare number: each has its n and a 95% interval in which the forms of
-one request count once.
+any routing it counts for that batch. Under union routing all examples are routed through what is unsafe in any batch.
+Nothing is a bare number: each has its n and a 95% interval in which the forms of one request count once.
 
 Shape suffixes: B rows, L MoE layers, E experts.
 """
@@ -31,7 +31,7 @@ from moe_ray.progress import Progress
 from moe_ray.routing.capture import evaluating
 from moe_ray.routing.counter import counting
 from moe_ray.routing.counts import RoutingCounts, concat_counts
-from moe_ray.routing.masking import route_rows_through
+from moe_ray.routing.masking import route_rows_through, route_through
 
 INPUT_COLUMNS = ("id", "label", "category", "batch_idx", "messages", "target", "target_complete", "pair")
 """What `answer_examples` needs of a held-out example; `batch_idx` is its reference batch."""
@@ -87,11 +87,10 @@ class ReferenceBatches:
         return pd.Series(chosen, index=examples.index, dtype=np.int64, name="batch_idx")
 
 
-def rows_to_answer(frame: pd.DataFrame, routing: str) -> pd.DataFrame:
-    """One row per example and kind of routing, with `routing` (`natural` or `masked`) and `place` in the frame."""
-    kinds = ("natural", "masked") if routing == "both" else (routing,)
+def rows_to_answer(frame: pd.DataFrame, routings: Sequence[str]) -> pd.DataFrame:
+    """One row per example and kind of routing, with `routing` (of `evaluate.routing`) and `place` in the frame."""
     numbered = frame.assign(place=np.arange(len(frame)))
-    return pd.concat([numbered.assign(routing=kind) for kind in kinds], ignore_index=True)
+    return pd.concat([numbered.assign(routing=kind) for kind in routings], ignore_index=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,11 +120,11 @@ def answer_examples(
         tokenizer: its tokenizer.
         frame: held-out examples, a row each, with `INPUT_COLUMNS`.
         config: `routing`, `max_new_tokens`, `tokens_per_forward` and the judge.
-        masks: of the examples' reference batches; needed where `routing` is not natural.
+        masks: of the run's batches; needed where `routing` is not natural alone.
         budget: of this process, which remembers where its memory ended; None = `config.tokens_per_forward`.
 
     Returns:
-        per example and kind of routing a row with `INPUT_COLUMNS`, `routing` (`natural` or `masked`), `answer`,
+        per example and kind of routing a row with `INPUT_COLUMNS`, `routing` (of `config.routing`), `answer`,
         `ended`, `target_loss` (summed nats), `target_tokens`, `refused`, `judge`, `judge_score`, `judge_said`.
 
     Raises:
@@ -152,25 +151,26 @@ def answer_and_count(
     """Answers and target losses of the rows, and where asked for the routing of those under natural routing.
 
     Masked rows of many batches share forward passes, each row under the mask of its own batch. A batch without unsafe
-    experts has nothing to route through, so its examples route naturally.
+    experts has nothing to route through, so its examples route naturally. Rows under union routing share one mask.
 
     Args:
         model: its training mode is restored afterwards.
         tokenizer: its tokenizer.
         rows: from `rows_to_answer`.
         config: `max_new_tokens` and `tokens_per_forward`.
-        masks: needed where a row is masked.
+        masks: needed where a row is not natural.
         budget: of this process, which remembers where its memory ended; None = `config.tokens_per_forward`.
         count: count the prompts' routing, in the same forward passes that score the targets.
-        short_layers: for masked rows, the policy that training has (`finetune.short_layers`).
+        short_layers: for rows that are not natural, the policy that training has (`finetune.short_layers`).
         progress: called with the number of rows that are answered, and of all.
 
     Raises:
-        InputError: a row is masked and there are no masks, or a row does not fit in memory.
+        InputError: a row is not natural and there are no masks, or a row does not fit in memory.
     """
-    is_masked = (rows["routing"] == "masked").to_numpy()
-    if masks is None and is_masked.any():
-        raise InputError("masked routing needs the batches' expert masks; give them, or set evaluate.routing=natural")
+    if masks is None and (others := sorted({*rows["routing"]} - {"natural"})):
+        raise InputError(
+            f"{others[0]} routing needs the batches' expert masks; give them, or set evaluate.routing=natural"
+        )
     num_answered = 0
 
     def answered(number: int) -> None:
@@ -182,14 +182,13 @@ def answer_and_count(
     parts, counted = [], []
     budget = budget or TokenBudget(config.tokens_per_forward)
     with evaluating(model):
-        for chosen in (~is_masked, is_masked):
-            group = rows[chosen]
-            if group.empty:
-                continue
+        for kind, group in rows.groupby("routing", sort=False):
             within: GroupContext = as_it_is
-            if masks is not None and chosen is is_masked:
+            if masks is not None and kind == "masked":
                 within = _own_masks(model, group["batch_idx"].tolist(), masks, short_layers)
-            counter = counting(model) if count and chosen is not is_masked else nullcontext()
+            elif masks is not None and kind == "union":
+                within = _through_union(model, masks, short_layers)
+            counter = counting(model) if count and kind == "natural" else nullcontext()
             with counter as active:
                 answers, counts = answer_rows(
                     *(model, tokenizer, group),
@@ -227,3 +226,10 @@ def _own_masks(
         return route_rows_through(model, masks_BLE) if masks_BLE.any() else nullcontext()
 
     return within
+
+
+def _through_union(model: PreTrainedModel, masks: ExpertMasks, short_layers: ShortLayers) -> GroupContext:
+    """Routes every row through the experts that are unsafe in any batch; nothing is restricted where there are none."""
+    num_experts_per_tok = find_moe_layers(model).num_experts_per_tok
+    union_LE = router_mask(masks.union, num_experts_per_tok=num_experts_per_tok, short_layers=short_layers)
+    return lambda group: route_through(model, union_LE) if union_LE.any() else nullcontext()

@@ -34,7 +34,7 @@ class Evaluation:
         metrics: from `summarise`: rates and losses, each with n and 95% interval.
         change: from `paired_changes`: what changed since `before`; None = nothing to compare with.
         neutral: losses on neutral text, from `text_losses`.
-        routing: counts of the prompts under natural routing; None = all were masked.
+        routing: counts of the prompts under natural routing; None = none were routed so.
     """
 
     answers: pd.DataFrame
@@ -71,13 +71,13 @@ def evaluate_held_out(
         tokenizer: its tokenizer.
         frame: held-out examples, a row each, with `INPUT_COLUMNS`; `batch_idx` may be `NO_BATCH`.
         config: the section `evaluate`.
-        masks: of the batches; needed where `config.routing` is not natural.
+        masks: of the batches; needed where `config.routing` is not natural alone.
         before: of the base model on the same examples, to compare with.
-        short_layers: for masked routing, the policy that training has.
+        short_layers: for other than natural routing, the policy that training has.
         progress: called with the number of answers that are done, and of all.
 
     Raises:
-        InputError: masked routing without masks, a judge that cannot be had, or `before` is of other examples.
+        InputError: other than natural routing without masks, a judge that cannot be had, or `before` is of other examples.
     """
     judge, budget = make_judge(config, device=model.device), TokenBudget(config.tokens_per_forward)
     texts = neutral_texts(config.neutral_file)

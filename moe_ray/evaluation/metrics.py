@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from moe_ray.errors import InputError
+from moe_ray.evaluation.answering_order import ROUTINGS
 from moe_ray.evaluation.intervals import clustered_mean, clustered_rate, paired_difference
 from moe_ray.evaluation.routing_drift import routing_drift
 from moe_ray.routing.counts import RoutingCounts
@@ -36,8 +37,8 @@ def summarise(
     Returns:
         `unsafe_refusal_rate` and `safe_refusal_rate` (value, n, low, high) and `target_loss` (nats per token over all target
         tokens: value, n, low, high, num_tokens), under natural routing; `per_category` and `per_batch`, each a mapping to
-        the same three; `masked`, all of that under masked routing; `neutral_loss`, as `target_loss`; `routing_drift`, from
-        the function of that name. What was not measured is None.
+        the same three; `masked` and `union`, all of that under those kinds of routing; `neutral_loss`, as `target_loss`;
+        `routing_drift`, from the function of that name. What was not measured is None.
     """
     natural = answers[answers["routing"] == "natural"]
     drift = None
@@ -47,7 +48,7 @@ def summarise(
         )
     return {
         **_summary_of(natural),
-        "masked": _block(answers, "masked", _summary_of),
+        **{kind: _block(answers, kind, _summary_of) for kind in ROUTINGS[1:]},
         "neutral_loss": None if neutral is None else _loss(neutral["loss"], neutral["num_tokens"], None),
         "routing_drift": drift,
     }
@@ -121,7 +122,7 @@ def paired_changes(
         neutral = _loss_change(neutral_before["loss"], neutral_after["loss"], neutral_before["num_tokens"], None)
     return {
         **_change_of(rows[rows["routing"] == "natural"]),
-        "masked": _block(rows, "masked", _change_of),
+        **{kind: _block(rows, kind, _change_of) for kind in ROUTINGS[1:]},
         "neutral_loss": neutral,
     }
 

@@ -18,6 +18,7 @@ from typing import Any
 from fsspec.implementations.local import LocalFileSystem
 
 from moe_ray.errors import InputError
+from moe_ray.storage.damage import reading
 from moe_ray.storage.folder import Folder
 
 ADAPTER_FORMAT = 1
@@ -25,6 +26,7 @@ TENSORS, HEADER = "experts.safetensors", "adapter.json"
 ADAPTER_FILES = (TENSORS, HEADER)
 """The files of an adapter, in the order in which they are written."""
 
+CURE = "take the folder from where it was made once more, or train again"
 _CHUNK = 8 << 20
 
 
@@ -39,7 +41,10 @@ def read_adapter_header(folder: Folder | str | Path) -> dict[str, Any]:
         data = folder.read_bytes(HEADER) if isinstance(folder, Folder) else Path(folder, HEADER).read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{name!r} holds no adapter (no {HEADER}); give a folder written by save_adapter") from error
-    header: dict[str, Any] = json.loads(data)
+    with reading(f"{name}/{HEADER}", expected="the JSON header of an adapter", cure=CURE):
+        header: dict[str, Any] = json.loads(data)
+        if not isinstance(header, dict):
+            raise TypeError(f"got {type(header).__name__}")
     if header.get("format") != ADAPTER_FORMAT:
         raise InputError(f"{name!r}: got adapter format {header.get('format')}, expected {ADAPTER_FORMAT}")
     return header

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -96,29 +96,48 @@ def target_rows(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example])
         TokenizedRow(
             encode_prompt(tokenizer, example.messages),
             encode_answer(tokenizer, example.target or "", complete=example.target_complete),
+            is_unsafe=example.label == "unsafe",
         )
         for example in examples
     ]
 
 
+def learning_rows(
+    tokenizer: PreTrainedTokenizerBase, batch: Batch, learn_from: Literal["all", "unsafe"]
+) -> list[TokenizedRow]:
+    """The rows of the batch's examples that it trains on, as `finetune.learn_from` says.
+
+    Raises:
+        InputError: there is no such example, or one has no target.
+    """
+    examples = [example for example in batch.examples if learn_from == "all" or example.label == "unsafe"]
+    if not examples:
+        raise InputError(
+            f"batch {batch.batch_idx} has no {learn_from} example to learn from; set finetune.learn_from=all"
+        )
+    return target_rows(tokenizer, examples)
+
+
 class _Packed(NamedTuple):
-    """The rows of a batch: their ids one after another, and per row the sizes of prompt and answer."""
+    """The rows of a batch: their ids one after another, per row the sizes of prompt and answer, and its label."""
 
     ids: npt.NDArray[np.int32]
     sizes: npt.NDArray[np.int32]
+    labels: tuple[bool | None, ...]
 
     @classmethod
     def of(cls, rows: Sequence[TokenizedRow]) -> _Packed:
         ids = np.fromiter((token for row in rows for part in row[:2] for token in part), dtype=np.int32)
         sizes = np.asarray([(len(row.prompt_ids), len(row.answer_ids)) for row in rows], dtype=np.int32)
-        return cls(ids, sizes.reshape(-1, 2))
+        return cls(ids, sizes.reshape(-1, 2), tuple(row.is_unsafe for row in rows))
 
     def rows(self) -> list[TokenizedRow]:
         ids = self.ids.tolist()
         ends = self.sizes.cumsum().reshape(-1, 2).tolist()
         starts = [0, *(answer_end for _, answer_end in ends[:-1])]
         return [
-            TokenizedRow(ids[start:middle], ids[middle:end]) for start, (middle, end) in zip(starts, ends, strict=True)
+            TokenizedRow(ids[start:middle], ids[middle:end], is_unsafe=is_unsafe)
+            for start, (middle, end), is_unsafe in zip(starts, ends, self.labels, strict=True)
         ]
 
 
@@ -129,10 +148,19 @@ class BatchRows(Mapping[int, Sequence[TokenizedRow]]):
         tokenizer: of the model.
         source: of the batches.
         batch_ids: that can be loaded.
+        learn_from: which examples of a batch are its rows.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, source: BatchSource, batch_ids: Collection[int]) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        source: BatchSource,
+        batch_ids: Collection[int],
+        *,
+        learn_from: Literal["all", "unsafe"] = "all",
+    ) -> None:
         self._tokenizer, self._source, self._batch_ids = tokenizer, source, batch_ids
+        self._learn_from = learn_from
         self._loaded: dict[int, _Packed] = {}
 
     def load(self, batch_ids: Collection[int]) -> None:
@@ -140,7 +168,7 @@ class BatchRows(Mapping[int, Sequence[TokenizedRow]]):
         self._loaded = {batch_idx: self._loaded[batch_idx] for batch_idx in batch_ids if batch_idx in self._loaded}
         missing = [batch_idx for batch_idx in batch_ids if batch_idx not in self._loaded]
         for batch in self._source.read(missing) if missing else ():
-            self._loaded[batch.batch_idx] = _Packed.of(target_rows(self._tokenizer, batch.examples))
+            self._loaded[batch.batch_idx] = _Packed.of(learning_rows(self._tokenizer, batch, self._learn_from))
 
     def __getitem__(self, batch_idx: int) -> list[TokenizedRow]:
         """The rows of a loaded batch."""

@@ -37,6 +37,11 @@ def save_checkpoint(trainer: MaskedTrainer, folder: str | Path) -> None:
     Path(folder, _STATE).write_text(json.dumps(state), encoding="utf-8")
 
 
+def steps_done(folder: str | Path) -> int:
+    """How many steps a finished checkpoint has behind it."""
+    return int(json.loads(Path(folder, _STATE).read_text(encoding="utf-8"))["next_step"])
+
+
 def load_checkpoint(trainer: MaskedTrainer, folder: str | Path) -> None:
     """Puts a saved state into a trainer built from the same run.
 

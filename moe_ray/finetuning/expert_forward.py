@@ -2,13 +2,13 @@
 
 The batch's experts are separate parameters. The family's own forward runs on a list of them (`expert_list`) in place of the
 fused tensors, with ids renumbered, so nothing is computed for absent experts and no family's arithmetic is written a second
-time. Where tokens may also go elsewhere (natural or boosted routing), the forward runs twice: on the model's frozen tensors
-with the batch's experts at weight 0, and on the list for the tokens that chose one of them.
+time. Where some token may also go elsewhere (under every policy but `masked`), the forward runs twice: on the model's frozen
+tensors with the batch's experts at weight 0, and on the list for the tokens that chose one of them.
 
 Where a family keeps each expert as a module of its own there is nothing to list: those of the batch show their parameters
 while the family's forward runs.
 
-Shape suffixes: T tokens, K experts per token, E experts, A experts of the batch in this layer.
+Shape suffixes: B rows, S positions, T = B*S tokens, K experts per token, E experts, A experts of the batch in this layer.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from moe_ray.finetuning.expert_list import ExpertList
+from moe_ray.errors import InputError
+from moe_ray.models.expert_list import ExpertList
 from moe_ray.models.moe_layers import MoELayer, routing_of_call
 
 
@@ -29,13 +32,17 @@ class TrainedForward:
     Attributes:
         layer: whose experts module it is.
         routed_E: tokens that came with a weight for each expert, since construction.
+        watched_T: which tokens of the pass that runs now `watched_E` counts; None = none of them.
+        watched_E: as `routed_E`, of watched tokens.
     """
+
+    watched_T: Tensor | None = None
 
     def __init__(
         self,
         layer: MoELayer,
         experts: Sequence[int],
-        tensors: Sequence[Mapping[str, nn.Parameter]],
+        tensors: Sequence[Mapping[str, Tensor]],
         *,
         only_these: bool,
     ) -> None:
@@ -50,6 +57,7 @@ class TrainedForward:
         self.slot_E = torch.full((layer.num_experts,), -1, device=device)
         self.slot_E[torch.tensor(experts, device=device)] = torch.arange(len(experts), device=device)
         self.routed_E = torch.zeros(layer.num_experts, dtype=torch.long, device=device)
+        self.watched_E = torch.zeros_like(self.routed_E)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         """The experts module's output for `(hidden_states, top_k_index, top_k_weights)`."""
@@ -72,8 +80,22 @@ class TrainedForward:
         # Not in place: backward may need the frozen part's output as it was.
         return output_TH.index_add(0, tokens, tuned_TH.to(output_TH.dtype))
 
+    def watch(self, restricted_BS: npt.NDArray[np.bool_]) -> None:
+        """Counts these tokens of the next passes by themselves too, until another call."""
+        self.watched_T = torch.as_tensor(restricted_BS.reshape(-1), device=self.routed_E.device)
+
     def _note(self, index_TK: Tensor, weights_TK: Tensor) -> None:
-        self.routed_E.index_add_(0, index_TK.flatten(), (weights_TK.detach() != 0).flatten().long())
+        has_weight_TK = weights_TK.detach() != 0
+        self.routed_E.index_add_(0, index_TK.flatten(), has_weight_TK.flatten().long())
+        if self.watched_T is not None:
+            if len(self.watched_T) != len(index_TK):
+                raise InputError(
+                    f"{self.layer.name}: got {len(index_TK)} tokens in a forward pass of {len(self.watched_T)} (rows x "
+                    "positions); a family that routes a part of the tokens only can train under finetune.routing=masked, "
+                    "natural, boosted or annealed"
+                )
+            has_weight_TK = has_weight_TK & self.watched_T.unsqueeze(1)
+            self.watched_E.index_add_(0, index_TK.flatten(), has_weight_TK.flatten().long())
 
     def _run_listed(self, hidden_TH: Tensor, slots_TK: Tensor, weights_TK: Tensor, rest: list[Any]) -> Tensor:
         # An entry in the instance's dictionary hides the registered parameter of the same name. Setting the attribute would
@@ -128,7 +150,7 @@ class TrainedModules(TrainedForward):
 
 
 def trained_forward(
-    layer: MoELayer, experts: Sequence[int], tensors: Sequence[Mapping[str, nn.Parameter]], *, only_these: bool
+    layer: MoELayer, experts: Sequence[int], tensors: Sequence[Mapping[str, Tensor]], *, only_these: bool
 ) -> TrainedForward:
     """The stand-in that suits how the layer keeps its experts."""
     kind = TrainedModules if layer.expert_modules() else TrainedForward

@@ -29,7 +29,7 @@ from moe_ray.finetuning.checkpoint import load_checkpoint
 from moe_ray.finetuning.frozen import check_unchanged, hash_frozen
 from moe_ray.finetuning.mask_check import check_routing
 from moe_ray.finetuning.step_report import StepReport
-from moe_ray.finetuning.trainable_experts import trainable_experts
+from moe_ray.finetuning.trainable_experts import Parametrisation, trainable_experts, whole_experts
 from moe_ray.finetuning.trainer import MaskedTrainer
 from moe_ray.models.loss import target_losses
 from moe_ray.models.token_budget import TokenBudget
@@ -98,6 +98,7 @@ def fine_tune(
     validation: Sequence[Example] = (),
     batch_weights: Mapping[int, float] | None = None,
     after_step: Callable[[MaskedTrainer, StepReport], None] | None = None,
+    parametrisation: Parametrisation = whole_experts,
 ) -> FineTuned:
     """Trains the union of the batches' unsafe experts, each step under the mask of the batch it trains.
 
@@ -119,6 +120,7 @@ def fine_tune(
             `config.patience` watches.
         batch_weights: per `batch_idx`, what its step is multiplied by, on top of `config.batch_weights`.
         after_step: called with the trainer and the report of each step.
+        parametrisation: what is learned of the union's experts; an adapter holds whole experts only.
 
     Raises:
         InputError: an example has no target.
@@ -130,7 +132,7 @@ def fine_tune(
     source = BatchesInMemory(batches) if isinstance(batches, Sequence) else batches
     shares_steps = (settings.batches_per_step or world_size) > 1
     known = source.survey(masks.trained_batches, lengths=shares_steps)
-    rows = BatchRows(tokenizer, source, known.categories)
+    rows = BatchRows(tokenizer, source, known.categories, learn_from=settings.learn_from)
     frozen_before = hash_frozen(model, masks.union)
     base_hash = hash_weights(expert_weights(model, list(masks.union_experts)))
     weights = configured_weights(settings.batch_weights, known.categories)
@@ -138,7 +140,7 @@ def fine_tune(
         weights[batch_idx] = weights.get(batch_idx, 1.0) * weight
     dtype = torch.float32 if settings.dtype == "float32" else model.dtype
     with (
-        trainable_experts(model, masks.union, dtype=dtype) as experts,
+        trainable_experts(model, masks.union, dtype=dtype, parametrisation=parametrisation) as experts,
         _activation_checkpointing(model, settings.activation_checkpointing),
     ):
         trainer = MaskedTrainer(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -47,9 +47,10 @@ def hash_frozen(model: nn.Module, union_LE: Mask) -> TensorHashes:
     return hashes
 
 
-def hash_buffers(model: nn.Module) -> TensorHashes:
-    """A hash and a size for every buffer: all that stays frozen where every parameter trains."""
-    return {name: (_digest(tensor), tensor.numel()) for name, tensor in model.named_buffers()}
+def hash_without(model: nn.Module, chosen: Collection[str]) -> TensorHashes:
+    """A hash and a size for every parameter that is not among the chosen names, and for every buffer."""
+    frozen = [(name, parameter) for name, parameter in model.named_parameters() if name not in chosen]
+    return {name: (_digest(tensor), tensor.numel()) for name, tensor in [*frozen, *model.named_buffers()]}
 
 
 def count_changed(before: TensorHashes, after: TensorHashes) -> int:

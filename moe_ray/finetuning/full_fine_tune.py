@@ -1,13 +1,13 @@
-"""Full fine-tuning: every parameter trains, under natural routing. A baseline, not the method.
+"""Fine-tuning of given parameters, such as all of them, under natural routing. A baseline, not the method.
 
 Same batches in the same order, same loss over target responses, same optimiser, schedule and clipping as masked
-fine-tuning; nothing is masked or balanced, and only buffers are frozen.
+fine-tuning; nothing is masked or balanced, and all other parameters and the buffers are frozen.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,21 +17,22 @@ from transformers import PreTrainedModel
 
 from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.errors import NotTrainable
-from moe_ray.finetuning.frozen import check_unchanged, hash_buffers, requires_grad_restored
+from moe_ray.finetuning.frozen import check_unchanged, hash_without, requires_grad_restored
 from moe_ray.finetuning.gradients import backward_of_batch, without_noise
 from moe_ray.finetuning.optimizer import adamw
+from moe_ray.finetuning.parameter_groups import Parameters
 from moe_ray.finetuning.schedule import learning_rate_factor, plan_steps
 from moe_ray.models.tokenization import TokenizedRow
 
 
 @dataclass(frozen=True, kw_only=True)
-class FullyTuned:
-    """What a full fine-tuning did.
+class PartlyTuned:
+    """What a fine-tuning of given parameters did.
 
     Attributes:
         losses: per step, its batches' mean loss over target-response tokens (nats per token), before the update.
-        trainable_parameters: numbers that were allowed to change: all parameters of the model.
-        frozen_parameters_changed: numbers in buffers that changed: 0, as anything else raises.
+        trainable_parameters: numbers that were allowed to change.
+        frozen_parameters_changed: numbers in other parameters and in buffers that changed: 0, as anything else raises.
     """
 
     losses: tuple[float, ...]
@@ -40,24 +41,27 @@ class FullyTuned:
 
     def __repr__(self) -> str:
         loss = f", last loss {self.losses[-1]:.4f}" if self.losses else ""
-        return f"FullyTuned({len(self.losses)} steps{loss}, {self.trainable_parameters:,} parameters)"
+        return f"PartlyTuned({len(self.losses)} steps{loss}, {self.trainable_parameters:,} parameters)"
 
 
-def tune_all_parameters(
+def tune_parameters(
     model: PreTrainedModel,
     rows: Mapping[int, Sequence[TokenizedRow]],
     *,
+    chosen: Parameters,
     config: FinetuneConfig,
     pad_id: int,
     seed: int,
     lengths: Mapping[int, int] | None = None,
     batch_weights: Mapping[int, float] | None = None,
-) -> FullyTuned:
-    """Trains every parameter of the model, in place.
+    after_step: Callable[[int, int], None] | None = None,
+) -> PartlyTuned:
+    """Trains some of the model's parameters, in place.
 
     Args:
         model: the base model; which parameters ask for a gradient is restored afterwards.
         rows: per `batch_idx`, the prompts with their target responses.
+        chosen: those that train, by name; from `parameters_of`.
         config: `epochs`, `batches_per_step`, `length_window`, `learning_rate`, `weight_decay`, `schedule`, `warmup`,
             `max_grad_norm` and the sizes of micro-batches; the rest is about masks. A step averages the gradients of its
             batches.
@@ -65,10 +69,11 @@ def tune_all_parameters(
         seed: of the batch order, which is that of masked fine-tuning on one worker.
         lengths: how much there is to compute for each batch, see `plan_steps`; None = not known.
         batch_weights: per `batch_idx`, what the step that it brings about is multiplied by; 1 where none is given.
+        after_step: called with the number of steps that are done and of all, when the step's update is in force.
 
     Raises:
         NotTrainable: the gradient is not finite.
-        FrozenChanged: a buffer changed, such as a family's running balance of its experts.
+        FrozenChanged: anything else changed, such as a buffer with a family's running balance of its experts.
     """
     size = config.batches_per_step or 1
     plan = plan_steps(
@@ -81,10 +86,13 @@ def tune_all_parameters(
     )
     weights = batch_weights or {}
     losses = []
-    buffers = hash_buffers(model)
-    with requires_grad_restored(model), without_noise(model):
-        model.requires_grad_(True)
-        masters = _Masters(model)
+    frozen = hash_without(model, chosen)
+    with requires_grad_restored(model):
+        # A frozen parameter that asked for a gradient would get one from every backward: memory for the whole model.
+        model.requires_grad_(False)
+        for parameter in chosen.values():
+            parameter.requires_grad_(True)
+        masters = _Masters(chosen)
         optimizer = adamw(masters.parameters, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
         for step, batch_ids in enumerate(plan):
             factor = learning_rate_factor(step, len(plan), schedule=config.schedule, warmup=config.warmup)
@@ -92,38 +100,42 @@ def tune_all_parameters(
             total = sum(weights.get(batch_idx, 1.0) for batch_idx in batches)
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * factor * total / len(batches)
-            of_step = [
-                backward_of_batch(
-                    model,
-                    rows[batch_idx],
-                    config=config,
-                    pad_id=pad_id,
-                    weight=weights.get(batch_idx, 1.0) / (total or 1.0),
-                )[0]
-                for batch_idx in batches
-            ]
+            with without_noise(model):
+                of_step = [
+                    backward_of_batch(
+                        model,
+                        rows[batch_idx],
+                        config=config,
+                        pad_id=pad_id,
+                        weight=weights.get(batch_idx, 1.0) / (total or 1.0),
+                    )[0]
+                    for batch_idx in batches
+                ]
             losses.append(sum(of_step) / len(batches))
             masters.take_gradients()
             norm = torch.nn.utils.clip_grad_norm_(masters.parameters, config.max_grad_norm or math.inf).item()
             if not math.isfinite(norm):
                 raise NotTrainable(
-                    f"full fine-tuning, step {step}: the gradient's norm is {norm}; lower compare.full_learning_rate"
+                    f"step {step}: the gradient's norm is {norm}; lower the learning rate (finetune.learning_rate; of the "
+                    "baseline full, compare.full_learning_rate)"
                 )
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             masters.write_back()
-    return FullyTuned(
+            if after_step is not None:
+                after_step(step + 1, len(plan))
+    return PartlyTuned(
         losses=tuple(losses),
-        trainable_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        frozen_parameters_changed=check_unchanged(buffers, hash_buffers(model)),
+        trainable_parameters=sum(parameter.numel() for parameter in chosen.values()),
+        frozen_parameters_changed=check_unchanged(frozen, hash_without(model, chosen)),
     )
 
 
 class _Masters:
     """The parameters that the optimiser moves: float32, as masked fine-tuning has them; the model's own where they are."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model_parameters = list(model.parameters())
+    def __init__(self, chosen: Parameters) -> None:
+        self._model_parameters = list(chosen.values())
         self.parameters = [
             parameter if parameter.dtype == torch.float32 else nn.Parameter(parameter.detach().float())
             for parameter in self._model_parameters

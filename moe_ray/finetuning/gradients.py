@@ -6,8 +6,8 @@ Shape suffixes: L MoE layers, E experts.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.experts import Mask
+from moe_ray.finetuning.routing_policy import RoutingPolicy
 from moe_ray.finetuning.trainable_experts import TrainableExperts
 from moe_ray.models.loss import answer_loss, micro_batches
 from moe_ray.models.tokenization import TokenizedRow
@@ -32,12 +33,14 @@ class BatchGradient(NamedTuple):
         num_tokens: answer tokens.
         num_input_tokens: tokens of prompts and answers.
         routed_LE: (L, E) experts that some token was routed to with a weight.
+        restricted_LE: (L, E) the same of the tokens that the policy restricts.
     """
 
     loss: float
     num_tokens: int
     num_input_tokens: int
     routed_LE: Mask
+    restricted_LE: Mask
 
 
 def accumulate_gradient(
@@ -48,31 +51,53 @@ def accumulate_gradient(
     *,
     config: FinetuneConfig,
     pad_id: int,
+    policy: RoutingPolicy | None = None,
     weight: float = 1.0,
 ) -> BatchGradient:
     """Adds the gradient of the mean loss over a whole batch's answer tokens; micro-batches only bound memory.
 
     Args:
-        model: it routes as `config.routing` says.
+        model: it routes as the policy says.
         trainable: its experts get the gradient.
         rows: the whole batch, with at least one answer token.
         mask_LE: (L, E) the batch's experts.
-        config: routing and size of micro-batches.
+        config: size of micro-batches.
         pad_id: token id that fills padding.
+        policy: of the step; None = that of the first step.
         weight: the gradient, not the loss that is returned, is multiplied by this.
     """
-    with trainable.training_on(
-        mask_LE, routing=config.routing, boost=config.boost, short_layers=config.short_layers
-    ) as monitor:
-        loss, num_tokens = backward_of_batch(model, rows, config=config, pad_id=pad_id, weight=weight)
-        routed_LE = monitor.routed()
-    return BatchGradient(loss, num_tokens, sum(row.num_tokens for row in rows), routed_LE)
+    policy = policy or RoutingPolicy.at_step(config, 0, 1)
+    with trainable.training_on(mask_LE, policy) as batch:
+        loss, num_tokens = backward_of_batch(
+            model, rows, config=config, pad_id=pad_id, weight=weight, passing=batch.passing
+        )
+        return BatchGradient(
+            loss, num_tokens, sum(row.num_tokens for row in rows), batch.routed(), batch.routed_restricted()
+        )
+
+
+def _as_it_is(rows: Sequence[TokenizedRow]) -> AbstractContextManager[None]:
+    return nullcontext()
 
 
 def backward_of_batch(
-    model: PreTrainedModel, rows: Sequence[TokenizedRow], *, config: FinetuneConfig, pad_id: int, weight: float
+    model: PreTrainedModel,
+    rows: Sequence[TokenizedRow],
+    *,
+    config: FinetuneConfig,
+    pad_id: int,
+    weight: float,
+    passing: Callable[[Sequence[TokenizedRow]], AbstractContextManager[None]] = _as_it_is,
 ) -> tuple[float, int]:
     """Runs backward from the mean loss over a whole batch's answer tokens, a micro-batch at a time.
+
+    Args:
+        model: to run.
+        rows: the whole batch, with at least one answer token.
+        config: size of micro-batches.
+        pad_id: token id that fills padding.
+        weight: the gradient is multiplied by this.
+        passing: what forward and backward of the rows of a micro-batch run in.
 
     Returns:
         the mean loss (nats per token), without `weight`, and the number of answer tokens.
@@ -87,8 +112,11 @@ def backward_of_batch(
     ):
         # By the tokens of the whole batch: a mean over each group's own would weigh a short group's tokens more, and the
         # gradient would depend on how the batch was cut.
-        loss = answer_loss(model, group, pad_id=pad_id).sum() / num_tokens
-        (loss * weight).backward()  # type: ignore[no-untyped-call]
+        with passing(group):
+            loss = answer_loss(model, group, pad_id=pad_id).sum() / num_tokens
+            # Where tokens may go elsewhere, those of some rows may reach none of the batch's experts: nothing to learn.
+            if loss.requires_grad:
+                (loss * weight).backward()  # type: ignore[no-untyped-call]
         total += loss.item()
     return total, num_tokens
 

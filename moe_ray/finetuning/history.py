@@ -8,6 +8,7 @@ from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
+from moe_ray.storage.damage import reading
 from moe_ray.storage.folder import Folder
 
 HISTORY = "history.jsonl"
@@ -20,7 +21,9 @@ def write_history(folder: Folder, lines: Sequence[Mapping[str, Any]]) -> None:
 
 def read_history(folder: Folder) -> list[dict[str, Any]]:
     """The step reports of a training run, in order; one that is not written to its end yet is left out."""
-    return _decoded(folder.read_bytes(HISTORY))
+    data = folder.read_bytes(HISTORY)
+    with reading(folder.file(HISTORY), expected="a line of JSON for every step"):
+        return _decoded(data)
 
 
 def _encoded(line: Mapping[str, Any]) -> bytes:
@@ -29,7 +32,10 @@ def _encoded(line: Mapping[str, Any]) -> bytes:
 
 def _decoded(data: bytes) -> list[dict[str, Any]]:
     """The whole lines: what follows the last end of a line is cut off, by a reader that came early or by a crash."""
-    return [json.loads(line) for line in data.split(b"\n")[:-1]]
+    steps = [json.loads(line) for line in data.split(b"\n")[:-1]]
+    if not all(isinstance(step, dict) for step in steps):
+        raise TypeError("a line is no JSON object")
+    return steps
 
 
 class HistoryWriter:

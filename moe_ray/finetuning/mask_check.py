@@ -23,16 +23,19 @@ class Observation:
         listed: its unsafe experts, from its list and not from its mask.
         mask_LE: (L, E) the mask that was in force.
         routed_LE: (L, E) experts that some token was routed to with a weight, in the layers that train.
+        restricted_LE: (L, E) the same of the tokens that the routing policy keeps to the batch's own experts: all of them,
+            those of unsafe prompts, of prompts or of responses; none where it keeps no token.
         layers: L decoder layer indices.
-        restricted: layers where tokens may reach the batch's own experts only.
+        restricting: layers where those tokens may reach the batch's own experts only.
     """
 
     batch_idx: int
     listed: frozenset[Expert]
     mask_LE: Mask
     routed_LE: Mask
+    restricted_LE: Mask
     layers: tuple[int, ...]
-    restricted: frozenset[int]
+    restricting: frozenset[int]
 
 
 Monitor = Callable[[Observation], None]
@@ -40,14 +43,15 @@ Monitor = Callable[[Observation], None]
 
 
 def check_routing(seen: Observation) -> None:
-    """The mask in force was the batch's own, every layer of it ran, and no token reached a disallowed expert.
+    """The mask in force was the batch's own, every layer of it ran, and no restricted token reached a disallowed expert.
 
     Raises:
         RuntimeError: one of these does not hold; nothing has been updated by this step.
     """
     in_force = set(mask_to_experts(seen.mask_LE, seen.layers))
     routed = mask_to_experts(seen.routed_LE, seen.layers)
-    outside = [expert for expert in routed if expert.layer in seen.restricted and expert not in seen.listed]
+    restricted = mask_to_experts(seen.restricted_LE, seen.layers)
+    outside = [expert for expert in restricted if expert.layer in seen.restricting and expert not in seen.listed]
     if outside:
         raise RuntimeError(
             f"batch {seen.batch_idx}: tokens reached {outside[0]}, which is not one of its unsafe experts; the mask in "

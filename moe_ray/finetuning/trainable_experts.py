@@ -10,23 +10,20 @@ Shape suffixes: L MoE layers, E experts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from moe_ray.errors import InputError, NothingSelected
-from moe_ray.experts import Expert, Mask, ShortLayers, mask_to_experts, router_mask
+from moe_ray.experts import Expert, Mask, mask_to_experts
 from moe_ray.finetuning.expert_forward import TrainedForward, trained_forward
 from moe_ray.finetuning.frozen import requires_grad_restored
+from moe_ray.finetuning.routing_policy import RoutingPolicy
 from moe_ray.models.moe_layers import MoELayers, find_moe_layers, uncompiled
-from moe_ray.routing.masking import route_through, route_towards
-
-RoutingPolicy = Literal["masked", "natural", "boosted"]
-"""Where a batch's tokens may go while it trains."""
+from moe_ray.models.tokenization import TokenizedRow
 
 
 class TrainableExperts:
@@ -59,6 +56,10 @@ class TrainableExperts:
         """Trainable numbers."""
         return sum(parameter.numel() for parameter in self.all_parameters())
 
+    def tensors_of(self, expert: Expert) -> Mapping[str, Tensor]:
+        """An expert's weights as they are now, by name, from which a gradient reaches its parameters."""
+        return self.parameters[expert]
+
     def experts_of(self, mask_LE: Mask) -> tuple[Expert, ...]:
         """The mask's experts, by (layer, expert).
 
@@ -71,53 +72,37 @@ class TrainableExperts:
         return mask_to_experts(mask_LE, self.moe_layers.layers)
 
     @contextmanager
-    def training_on(
-        self,
-        mask_LE: Mask,
-        *,
-        routing: RoutingPolicy = "masked",
-        boost: float = 0.0,
-        short_layers: ShortLayers = "allowed_only",
-    ) -> Iterator[RoutingMonitor]:
-        """In this context, forward and backward run the mask's experts with gradient and everything else without.
+    def training_on(self, mask_LE: Mask, policy: RoutingPolicy | None = None) -> Iterator[BatchInTraining]:
+        """In this context the batch's experts get gradients, and tokens are routed as the policy says.
 
-        Layers without an expert in the mask route naturally over frozen weights.
+        Keep the context open through `backward`, and run each forward and backward inside the `passing` of its rows.
 
         Args:
             mask_LE: (L, E) the batch's experts, all in the union.
-            routing: masked = tokens reach the mask's experts only; natural = as the model routes; boosted = with `boost`
-                added to the router logits of the mask's experts.
-            boost: for boosted, in logits.
-            short_layers: for masked, where tokens may go in layers with fewer of the mask's experts than a token uses.
+            policy: where tokens may go; None = the default one.
         """
+        policy = policy or RoutingPolicy()
         self.experts_of(mask_LE)  # refuses a mask outside the union before anything is installed
-        restricted_LE = np.zeros_like(mask_LE)
-        if routing == "masked":
-            restricted_LE = router_mask(
-                mask_LE, num_experts_per_tok=self.moe_layers.num_experts_per_tok, short_layers=short_layers
-            )
+        reachable_LE = policy.reachable(mask_LE, num_experts_per_tok=self.moe_layers.num_experts_per_tok)
         forwards = [
             trained_forward(
                 layer,
                 np.flatnonzero(row).tolist(),
-                [self.parameters[Expert(layer.layer, int(expert))] for expert in np.flatnonzero(row)],
-                # By layer: in one that is not restricted, a token may also choose experts that stay frozen.
-                only_these=bool(restricted_E.any()),
+                [self.tensors_of(Expert(layer.layer, int(expert))) for expert in np.flatnonzero(row)],
+                # By layer: in one that does not restrict every token, one may also choose experts that stay frozen.
+                only_these=policy.restricts_every_token and bool(reachable_E.any()),
             )
-            for layer, row, restricted_E in zip(self.moe_layers, mask_LE, restricted_LE, strict=True)
+            for layer, row, reachable_E in zip(self.moe_layers, mask_LE, reachable_LE, strict=True)
             if row.any()
         ]
         with ExitStack() as stack, uncompiled():
-            if restricted_LE.any():
-                stack.enter_context(route_through(self.model, restricted_LE))
-            elif routing == "boosted":
-                stack.enter_context(route_towards(self.model, mask_LE, boost=boost))
+            stack.enter_context(policy.on_batch(self.model, mask_LE, reachable_LE))
             # A stand-in replaces `forward` and not the call, so the mask's hook still runs before it, and it receives
             # choices that the mask has settled.
             for forward in forwards:
                 forward.install()
                 stack.callback(forward.remove)
-            yield RoutingMonitor(self.moe_layers, forwards)
+            yield BatchInTraining(self, policy, reachable_LE, forwards)
 
     @torch.no_grad()
     def write_back(self, mask_LE: Mask) -> None:
@@ -127,8 +112,9 @@ class TrainableExperts:
         each time, and training would stand still.
         """
         for expert in self.experts_of(mask_LE):
+            now = self.tensors_of(expert)
             for name, tensor in self._layers[expert.layer].tensors_of(expert.expert).items():
-                tensor.copy_(self.parameters[expert][name])
+                tensor.copy_(now[name])
 
     @torch.no_grad()
     def load(self, tensors: Mapping[Expert, Mapping[str, Tensor]]) -> None:
@@ -139,26 +125,69 @@ class TrainableExperts:
         self.write_back(self.union_LE)
 
 
-class RoutingMonitor:
-    """What the experts modules of the layers that train have received since `training_on` was entered."""
+class BatchInTraining:
+    """A batch while it trains: its passes under the policy, and what the experts modules of its layers received so far."""
 
-    def __init__(self, moe_layers: MoELayers, forwards: Sequence[TrainedForward]) -> None:
-        self._moe_layers, self._forwards = moe_layers, forwards
+    def __init__(
+        self,
+        trainable: TrainableExperts,
+        policy: RoutingPolicy,
+        reachable_LE: Mask,
+        forwards: Sequence[TrainedForward],
+    ) -> None:
+        self._model, self._moe_layers = trainable.model, trainable.moe_layers
+        self._policy, self._reachable_LE, self._forwards = policy, reachable_LE, forwards
+
+    @contextmanager
+    def passing(self, rows: Sequence[TokenizedRow]) -> Iterator[None]:
+        """One forward pass of these rows, padded on the right, and its backward run in this context.
+
+        Raises:
+            InputError: the policy goes by labels, and a row has none.
+        """
+        if self._policy.restricts_some_tokens:
+            restricted_BS = self._policy.restricted_tokens(rows)
+            for forward in self._forwards:
+                forward.watch(restricted_BS)
+        with self._policy.on_pass(self._model, rows, self._reachable_LE):
+            yield
 
     def routed(self) -> Mask:
         """(L, E): experts that some token was routed to with a weight; layers that do not train are all False.
 
         With a weight, because a mask leaves disallowed choices in the token's list at weight 0.
         """
-        routed_LE = np.zeros((len(self._moe_layers), self._moe_layers.num_experts), dtype=bool)
-        for forward in self._forwards:
-            routed_LE[self._moe_layers.row_of(forward.layer.layer)] = (forward.routed_E > 0).cpu().numpy()
-        return routed_LE
+        return self._seen([forward.routed_E for forward in self._forwards])
+
+    def routed_restricted(self) -> Mask:
+        """(L, E): the same of those tokens alone that the policy restricts."""
+        if self._policy.restricts_every_token:
+            return self.routed()
+        return self._seen([forward.watched_E for forward in self._forwards])
+
+    def _seen(self, tokens_E_of_forwards: Sequence[Tensor]) -> Mask:
+        seen_LE = np.zeros((len(self._moe_layers), self._moe_layers.num_experts), dtype=bool)
+        for forward, tokens_E in zip(self._forwards, tokens_E_of_forwards, strict=True):
+            seen_LE[self._moe_layers.row_of(forward.layer.layer)] = (tokens_E > 0).cpu().numpy()
+        return seen_LE
+
+
+Parametrisation = Callable[[nn.Module, Mask, torch.dtype], TrainableExperts]
+"""What is learned of the union's experts: a model, (L, E) union and a number type to their parameters."""
+
+
+def whole_experts(model: nn.Module, union_LE: Mask, dtype: torch.dtype) -> TrainableExperts:
+    """Every weight of the union's experts, which is what is learned unless said otherwise."""
+    return TrainableExperts(model, union_LE, dtype=dtype)
 
 
 @contextmanager
 def trainable_experts(
-    model: nn.Module, union_LE: Mask, *, dtype: torch.dtype = torch.float32
+    model: nn.Module,
+    union_LE: Mask,
+    *,
+    dtype: torch.dtype = torch.float32,
+    parametrisation: Parametrisation = whole_experts,
 ) -> Iterator[TrainableExperts]:
     """Freezes the model and makes the union's experts trainable; which parameters trained before is restored after.
 
@@ -166,6 +195,7 @@ def trainable_experts(
         model: a transformers MoE model.
         union_LE: (L, E) bool, True = may change.
         dtype: of the trained copies; the model itself keeps its own.
+        parametrisation: what is learned of them.
 
     Raises:
         InputError: the union has another shape than the model's layers and experts.
@@ -179,4 +209,4 @@ def trainable_experts(
     with requires_grad_restored(model):
         # A frozen parameter that asked for a gradient would get one from every backward: memory for the whole model.
         model.requires_grad_(False)
-        yield TrainableExperts(model, union_LE, dtype=dtype)
+        yield parametrisation(model, union_LE, dtype)

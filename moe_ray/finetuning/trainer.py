@@ -34,6 +34,7 @@ from moe_ray.finetuning.gradients import (
 )
 from moe_ray.finetuning.mask_check import Monitor, Observation, check_routing
 from moe_ray.finetuning.optimizer import adamw
+from moe_ray.finetuning.routing_policy import RoutingPolicy
 from moe_ray.finetuning.schedule import has_stopped_improving, learning_rate_factor, plan_steps, share_out
 from moe_ray.finetuning.step_report import BatchReport, StepReport
 from moe_ray.finetuning.trainable_experts import TrainableExperts
@@ -222,6 +223,7 @@ class MaskedTrainer:
 
     def _gradient_of(self, batch_idx: int) -> BatchGradient:
         mask_LE, rows = self.masks[batch_idx], self.batches[batch_idx]
+        policy = RoutingPolicy.at_step(self.config, self.next_step, len(self.plan))
         if not any(row.answer_ids for row in rows):
             raise InputError(
                 f"batch {batch_idx} has no target-response tokens, so there is nothing to learn; give examples a target"
@@ -233,6 +235,7 @@ class MaskedTrainer:
             mask_LE,
             config=self.config,
             pad_id=self.pad_id,
+            policy=policy,
             weight=self.batch_weights.get(batch_idx, 1.0),
         )
         if self.monitor is not None:
@@ -242,15 +245,16 @@ class MaskedTrainer:
                     listed=frozenset(self.masks.selected[batch_idx]),
                     mask_LE=mask_LE,
                     routed_LE=gradient.routed_LE,
+                    restricted_LE=gradient.restricted_LE,
                     layers=self.trainable.moe_layers.layers,
-                    restricted=self._restricted_layers(batch_idx),
+                    restricting=self._restricting_layers(batch_idx),
                 )
             )
         return gradient
 
-    def _restricted_layers(self, batch_idx: int) -> frozenset[int]:
-        """Where the policy keeps tokens to the batch's own experts, by the batch's list."""
-        if self.config.routing != "masked":
+    def _restricting_layers(self, batch_idx: int) -> frozenset[int]:
+        """Where the policy keeps the tokens that it restricts to the batch's own experts, by the batch's list."""
+        if self.config.routing in ("natural", "boosted", "annealed"):
             return frozenset()
         sizes = Counter(expert.layer for expert in self.masks.selected[batch_idx])
         least = 1 if self.config.short_layers == "allowed_only" else self.trainable.moe_layers.num_experts_per_tok

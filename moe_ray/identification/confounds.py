@@ -123,7 +123,8 @@ def weighting_agreement(risk: Risk, config: IdentifyConfig) -> pd.DataFrame:
 def selections_by_weighting(risk: Risk, config: IdentifyConfig) -> pd.DataFrame:
     """One row per batch: what pooled tokens and equal weight per prompt select.
 
-    Filters are off, since a table's p belongs to one weighting.
+    Filters are off, since a table's p belongs to one weighting. For a rule that ranks by something else than a risk
+    difference it is what rule `risk_diff` selects.
 
     Returns:
         columns `batch_idx`; `by_tokens`, `by_prompts`, `by_both`: experts selected; `jaccard`, both / either (1 where
@@ -137,6 +138,8 @@ def selections_by_weighting(risk: Risk, config: IdentifyConfig) -> pd.DataFrame:
             "the risk table has no column 'risk_diff_prompt'; compute it with moe_ray.identification.identify"
         )
     plain = replace(config, alpha=0.0, stability=0.0)
+    if config.rule not in ("per_layer", "random"):
+        plain = replace(plain, rule="risk_diff")
     settings = [replace(plain, weighting="tokens"), replace(plain, weighting="prompts")]
     rows = []
     for batch_idx, table in batch_tables(risk):

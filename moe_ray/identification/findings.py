@@ -16,8 +16,9 @@ from moe_ray.config.identify import IdentifyConfig
 from moe_ray.errors import NothingSelected
 from moe_ray.experts import Expert, ExpertMasks, masks_from_experts
 from moe_ray.identification.confounds import selections_by_weighting
+from moe_ray.identification.filters import nothing_selected
 from moe_ray.identification.identify import certainty_per_batch
-from moe_ray.identification.selection import SCORE_COLUMN, nothing_selected, select_batches
+from moe_ray.identification.selection import ranking_column, select_batches
 
 CERTAINTY = "certainty.parquet"
 """Of a finished identification, in the stage's folder: `findings_of` without the experts, a row per batch."""
@@ -52,7 +53,7 @@ def findings_of(risk: pd.DataFrame, config: IdentifyConfig, *, seed: int) -> pa.
     certainty = certainty_per_batch(risk, masks, config)
     by_batch = risk.groupby("batch_idx", sort=True)
     certainty["largest_risk_diff"] = by_batch["risk_diff"].max().to_numpy()
-    certainty[_SCORE] = by_batch[SCORE_COLUMN[config.weighting]].max().to_numpy()
+    certainty[_SCORE] = by_batch[ranking_column(config)].max().to_numpy()
     certainty["jaccard"] = selections_by_weighting(risk, config)["jaccard"].to_numpy()
     # A column of nothing but None would have a type of its own, and parts of a run would differ.
     certainty["is_significant"] = certainty["is_significant"].astype("boolean")
@@ -81,7 +82,9 @@ def joined(
     pairs = flat.flatten().to_numpy().reshape(-1, 2)
     if not len(pairs):
         largest, smallest_p = float(certainty[_SCORE].max()), float(certainty["smallest_p_maxt"].min())
-        raise NothingSelected(nothing_selected(largest, smallest_p, config, len(certainty)))
+        raise NothingSelected(
+            nothing_selected(largest, smallest_p, config, len(certainty), column=ranking_column(config))
+        )
     ends = np.cumsum(flat.value_lengths().to_numpy()) // 2
     experts = [Expert(layer, expert) for layer, expert in pairs.tolist()]
     selected = {

@@ -8,7 +8,7 @@ Shape suffixes: N examples, X experts of all layers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -18,11 +18,18 @@ import pandas as pd
 from moe_ray.config.identify import IdentifyConfig
 from moe_ray.errors import InputError
 from moe_ray.experts import ExpertMasks
+from moe_ray.identification.comparisons import (
+    COMPARISONS,
+    Comparison,
+    captured_comparisons,
+    compared,
+    is_relative,
+)
+from moe_ray.identification.filters import above_alpha
 from moe_ray.identification.permutation_test import permutation_test
 from moe_ray.identification.risk import ExampleCounts, Floats, activation_rates, example_counts
 from moe_ray.identification.risk_tables import Risk, batch_tables
 from moe_ray.identification.samples import Samples
-from moe_ray.identification.selection import above_alpha
 from moe_ray.identification.significance import cluster_interval, q_values, selection_stability, smallest_effect
 from moe_ray.routing.counts import RoutingCounts
 
@@ -44,29 +51,45 @@ def identify(counts: RoutingCounts, config: IdentifyConfig, *, seed: int = 0) ->
     Returns:
         the columns of `activation_rates`; `risk_diff_prompt`, the difference of mean rates with equal weight per prompt;
         with routed weights also `w_safe`, `w_unsafe` (their sums) and `risk_diff_activation` (difference of weight per
-        token). About the difference that `identify.weighting` names: `p`, one-sided permutation p; `p_maxt`, corrected
-        for all experts of the batch; `q`, Benjamini-Hochberg; `ci_low`, `ci_high`, 95% interval with prompts as
-        clusters; `stability`, share of prompt resamples in which the expert is above `threshold` and in the `top_k`;
-        `certifiable`, the smallest difference this batch could have certified at 0.05, infinite where none. What is
-        switched off is NaN. With weighting `prompts` and one label's prompts several times longer, `p_maxt` is too small:
-        0.05 gave a false alarm in 12% of simulated null batches, against 1 to 3% with weighting `tokens`.
+        token); for each captured score of `COMPARISONS` the means of both sides and their difference, NaN where a side has
+        no example. About the difference that `identify.rule` and `identify.weighting` name, see `difference_column`: `p`,
+        one-sided permutation p; `p_maxt`, corrected for all experts of the batch; `q`, Benjamini-Hochberg; `ci_low`,
+        `ci_high`, 95% interval with prompts as clusters; `stability`, share of prompt resamples in which the expert is above
+        the rule's bar and in the `top_k`; `certifiable`, the smallest difference this batch could have certified at 0.05,
+        infinite where none. What is switched off is NaN. With weighting `prompts` and one label's prompts several times
+        longer, `p_maxt` is too small: 0.05 gave a false alarm in 12% of simulated null batches, against 1 to 3% with
+        weighting `tokens`.
 
     Raises:
-        InputError: there are no rows in these roles, a batch lacks a label, or the weighting needs weights that were not
-            captured.
+        InputError: there are no rows in these roles, a batch lacks a label, the weighting or the rule needs what was not
+            captured, or a batch lacks the answers that the rule compares.
     """
+    comparisons = captured_comparisons(counts, config)
     batches = example_counts(counts, roles=config.roles)
-    return pd.concat([_identify(batch, counts.layers, config, seed) for batch in batches], ignore_index=True)
+    tables = [_identify(batch, counts.layers, comparisons, config, seed) for batch in batches]
+    return pd.concat(tables, ignore_index=True)
 
 
-def _identify(batch: ExampleCounts, layers: tuple[int, ...], config: IdentifyConfig, seed: int) -> pd.DataFrame:
+def _identify(
+    batch: ExampleCounts,
+    layers: tuple[int, ...],
+    comparisons: tuple[Comparison, ...],
+    config: IdentifyConfig,
+    seed: int,
+) -> pd.DataFrame:
     table = activation_rates(batch, layers)
     table["risk_diff_prompt"] = samples_of(batch, "prompts").difference()
     if batch.weights_NX is not None:
         table["w_safe"] = batch.weights_NX[~batch.is_unsafe_N].sum(axis=0)
         table["w_unsafe"] = batch.weights_NX[batch.is_unsafe_N].sum(axis=0)
         table["risk_diff_activation"] = samples_of(batch, "activation").difference()
-    certainty = _certainty(samples_of(batch, config.weighting), batch.batch_idx, config, seed)
+    for comparison in comparisons:
+        found = comparison.samples(batch, config)
+        # Without values still a column: all tables of a run have the same ones.
+        values = np.nan if found is None else np.column_stack([*found.rates(), found.difference()])
+        table[list(comparison.columns)] = values
+    samples = compared(batch, config) if config.rule in COMPARISONS else samples_of(batch, config.weighting)
+    certainty = _certainty(samples, batch.batch_idx, config, seed)
     return table.assign(**{name: certainty.get(name, np.nan) for name in CERTAINTY_COLUMNS})
 
 
@@ -92,15 +115,22 @@ def samples_of(batch: ExampleCounts, weighting: str) -> Samples:
 
 def _certainty(samples: Samples, batch_idx: int, config: IdentifyConfig, seed: int) -> dict[str, Floats]:
     columns: dict[str, Floats] = {}
-    columns["ci_low"], columns["ci_high"] = cluster_interval(samples)
+    unit, most = 1.0, 1.0
+    if is_relative(config):
+        # In units of the largest value, so that rounding is as small beside them as beside rates; a difference has no bound.
+        unit, most = float(np.abs(samples.values_NX).max()) or 1.0, np.inf
+        samples = replace(samples, values_NX=samples.values_NX / unit)
+    low_X, high_X = cluster_interval(samples, most=most)
+    columns["ci_low"], columns["ci_high"] = low_X * unit, high_X * unit
     if config.permutations:
         test = permutation_test(samples, limit=config.permutations, seed=seed, compiled=config.compiled)
         columns |= {"p": test.p_X, "p_maxt": test.p_maxt_X, "q": q_values(test.p_X)}
-        columns["certifiable"] = smallest_effect(samples, test, alpha=USUAL_ALPHA)
+        columns["certifiable"] = smallest_effect(samples, test, alpha=USUAL_ALPHA, most=most) * unit
     if config.resamples:
         columns["stability"] = selection_stability(
             samples,
-            threshold=config.threshold,
+            threshold=config.min_share if is_relative(config) else config.threshold,
+            is_relative=is_relative(config),
             top_k=config.top_k,
             resamples=config.resamples,
             # By batch, or the same prompts' positions would be drawn in every batch, and luck with them would repeat.

@@ -114,6 +114,7 @@ def sweep_union(
     top_ks: Sequence[int],
     reference: ExpertMasks | None = None,
     column: str = "risk_diff",
+    is_relative: bool = False,
 ) -> pd.DataFrame:
     """One row per threshold and top_k: what the plain rule would select.
 
@@ -123,6 +124,7 @@ def sweep_union(
         top_ks: values of `identify.top_k`.
         reference: masks to compare the union with.
         column: difference to rank by.
+        is_relative: thresholds are shares of a batch's largest difference, as `identify.min_share` is.
 
     Returns:
         columns `threshold, top_k`; `union`, experts in it; `union_share` of all experts; `per_batch`, mean experts a
@@ -136,7 +138,10 @@ def sweep_union(
     union_of_reference = None if reference is None else reference.union.ravel()
     rows = []
     for threshold, top_k in product(thresholds, top_ks):
-        chosen = [keys[:top_k][values[:top_k] > threshold] for keys, values in ranked]
+        units = [max(values[0], 0.0) if is_relative else 1.0 for _, values in ranked]
+        chosen = [
+            keys[:top_k][values[:top_k] > threshold * unit] for (keys, values), unit in zip(ranked, units, strict=True)
+        ]
         union = np.zeros(len(layers) * num_experts, dtype=bool)
         union[np.concatenate(chosen)] = True
         row = {

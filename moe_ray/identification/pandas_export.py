@@ -18,10 +18,11 @@ import numpy.typing as npt
 import pandas as pd
 
 from moe_ray.chat_messages import prompt_text
+from moe_ray.config.identify import IdentifyConfig
 from moe_ray.errors import InputError
 from moe_ray.experts import Expert, ExpertMasks
 from moe_ray.identification.risk_tables import Risk, aggregate_risk
-from moe_ray.identification.selection import top_experts
+from moe_ray.identification.selection import bar_of, difference_column, top_experts
 
 _PROTOCOL = 4  # what Python 3.8 and later read
 
@@ -45,8 +46,7 @@ def export_data(
     model_name: str,
     num_experts_per_tok: int,
     num_layers: int | None = None,
-    threshold: float = 0.05,
-    top_k: int = 50,
+    selection: IdentifyConfig | None = None,
 ) -> dict[str, Any]:
     """The dictionary that `export_pickle` writes.
 
@@ -59,16 +59,16 @@ def export_data(
         model_name: of the analysed model.
         num_experts_per_tok: the router's k.
         num_layers: decoder layers of the model, dense ones included; None = up to the last MoE layer.
-        threshold: for the global experts.
-        top_k: for the global experts.
+        selection: the settings, for the global experts; None = the defaults.
 
     Returns:
         `batch_unsafe_experts`: lists of `(layer, expert)`, the largest risk difference first, layer = decoder layer
         index; `batch_expert_masks`: float32 arrays (num_layers, n_experts), 1 = unsafe, so `mask[layer, expert]` works and
         dense layers are rows of zeros; `aggregated_risk_diff`: DataFrame of `aggregate_risk`; `global_unsafe_experts`: those
-        whose mean over batches is above `threshold`, the `top_k` largest first; `batch_data_list`: lists of a batch's
-        examples as dictionaries, with messages as lists and `prompt`, their text; `num_layers`, `n_experts`,
-        `num_experts_per_tok`, `model_name`, `batch_size` (examples of the largest batch), `safe_ratio` (share of safe ones).
+        whose mean over batches, in `difference_column`, is above the rule's bar, the `top_k` largest first;
+        `batch_data_list`: lists of a batch's examples as dictionaries, with messages as lists and `prompt`, their text;
+        `num_layers`, `n_experts`, `num_experts_per_tok`, `model_name`, `batch_size` (examples of the largest batch),
+        `safe_ratio` (share of safe ones).
 
     Raises:
         InputError: a batch has no examples, or `num_layers` does not reach the last MoE layer.
@@ -76,14 +76,16 @@ def export_data(
     depth = max(masks.layers) + 1 if num_layers is None else num_layers
     if depth <= max(masks.layers):
         raise InputError(f"num_layers: got {depth}, expected more than the last MoE layer's index {max(masks.layers)}")
-    aggregated = aggregate_risk(risk)
+    aggregated, chosen = aggregate_risk(risk), selection or IdentifyConfig()
+    column = difference_column(chosen)
+    bar = bar_of(aggregated[column], chosen)
     data = _examples_of_batches(batches, masks.batch_idx)
     examples = [example for batch in data for example in batch]
     return {
         "batch_unsafe_experts": [_as_tuples(masks.selected[batch]) for batch in masks.batch_idx],
         "batch_expert_masks": _full_depth(masks, depth),
         "aggregated_risk_diff": aggregated,
-        "global_unsafe_experts": _as_tuples(top_experts(aggregated, threshold=threshold, top_k=top_k)),
+        "global_unsafe_experts": _as_tuples(top_experts(aggregated, threshold=bar, top_k=chosen.top_k, column=column)),
         "batch_data_list": data,
         "num_layers": depth,
         "n_experts": int(masks.masks_BLE.shape[2]),

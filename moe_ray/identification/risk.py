@@ -21,6 +21,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from moe_ray.errors import InputError
+from moe_ray.identification.answers import Answers, answers_of
 from moe_ray.routing.counts import RoutingCounts
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,8 @@ class ExampleCounts:
         counts_NX: (N, L*E) tokens routed to each expert.
         weights_NX: (N, L*E) routed weight given to each expert; None where it was not captured.
         pairs_N: (N,) what the examples of a pair share, empty for single examples; None where pairs are not known.
+        reap_NX: (N, L*E) summed router-weighted saliency; None where it was not captured.
+        answers: the examples with an answer, whatever roles were chosen; None where there are none.
     """
 
     batch_idx: int
@@ -47,6 +50,8 @@ class ExampleCounts:
     counts_NX: npt.NDArray[np.int64]
     weights_NX: Floats | None = None
     pairs_N: npt.NDArray[np.object_] | None = None
+    reap_NX: Floats | None = None
+    answers: Answers | None = None
 
     def __repr__(self) -> str:
         num_unsafe, num_experts = int(self.is_unsafe_N.sum()), self.counts_NX.shape[1]
@@ -70,10 +75,18 @@ def example_counts(counts: RoutingCounts, *, roles: Sequence[str] = ("prompt",))
             f"no routing counts of role {' or '.join(roles)}; got {sorted(set(counts.role))}; change identify.roles or "
             "give examples a response"
         )
+    answers = dict(_by_batch(counts, np.flatnonzero((counts.role == "response") & (counts.num_tokens > 0))))
+    for batch_idx, batch_rows in _by_batch(counts, rows):
+        yield _examples_of(counts, batch_rows, answers.get(batch_idx))
+
+
+def _by_batch(counts: RoutingCounts, rows: npt.NDArray[np.int64]) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+    """Yields each batch that has some of the rows, ascending, and its rows by `in_batch_idx`."""
     rows = rows[np.lexsort((counts.in_batch_idx[rows], counts.batch_idx[rows]))]
-    starts = np.flatnonzero(np.diff(counts.batch_idx[rows], prepend=counts.batch_idx[rows[0]] - 1))
-    for batch_rows in np.split(rows, starts[1:]):
-        yield _examples_of(counts, batch_rows)
+    names = counts.batch_idx[rows]
+    starts = np.flatnonzero(np.diff(names, prepend=names[:1] - 1))
+    for batch_rows in np.split(rows, starts[1:]) if len(rows) else []:
+        yield int(counts.batch_idx[batch_rows[0]]), batch_rows
 
 
 def label_tokens(counts: RoutingCounts, roles: Sequence[str]) -> pd.DataFrame:
@@ -117,12 +130,14 @@ def batches_with_both_labels(tokens: pd.DataFrame, roles: Sequence[str]) -> list
     return whole
 
 
-def _examples_of(counts: RoutingCounts, rows: npt.NDArray[np.int64]) -> ExampleCounts:
-    """The given rows, sorted by `in_batch_idx`, as one batch."""
+def _examples_of(
+    counts: RoutingCounts, rows: npt.NDArray[np.int64], answers: npt.NDArray[np.int64] | None
+) -> ExampleCounts:
+    """The given rows, sorted by `in_batch_idx`, as one batch; `answers` are its rows of role `response`."""
     positions = counts.in_batch_idx[rows]
     firsts = np.flatnonzero(np.diff(positions, prepend=positions[0] - 1))
     heads = rows[firsts]
-    weights = counts.weights_NLE
+    weights, saliency = counts.weights_NLE, counts.reap_NLE
     batch = ExampleCounts(
         batch_idx=int(counts.batch_idx[rows[0]]),
         is_unsafe_N=_is_unsafe(counts.label[heads]),
@@ -130,6 +145,8 @@ def _examples_of(counts: RoutingCounts, rows: npt.NDArray[np.int64]) -> ExampleC
         counts_NX=_add_rows(counts.counts_NLE, rows, firsts, np.int64),
         weights_NX=None if weights is None else _add_rows(weights, rows, firsts, np.float64),
         pairs_N=None if counts.pair is None else counts.pair[heads],
+        reap_NX=None if saliency is None else _add_rows(saliency, rows, firsts, np.float64),
+        answers=None if answers is None else answers_of(counts, answers, _is_unsafe(counts.label[answers])),
     )
     safe_tokens = int(batch.tokens_N[~batch.is_unsafe_N].sum())
     unsafe_tokens = int(batch.tokens_N[batch.is_unsafe_N].sum())

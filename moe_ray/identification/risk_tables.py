@@ -24,7 +24,18 @@ from moe_ray.storage.folder import Folder
 
 _PREFIX = "part-"
 _EXPERT = ["layer", "expert"]
-_MEANS = ("risk_diff", "a_safe_n", "a_unsafe_n", "risk_diff_prompt", "risk_diff_activation")
+_MEANS = (
+    "risk_diff",
+    "a_safe_n",
+    "a_unsafe_n",
+    "risk_diff_prompt",
+    "risk_diff_activation",
+    "attribution_diff",
+    "gate_diff",
+    "gate_refuse_diff",
+    "comply_refuse_diff",
+    "reap_diff",
+)
 _TOKENS = ("a_safe", "d_safe", "a_unsafe", "d_unsafe")
 
 

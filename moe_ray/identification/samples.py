@@ -51,9 +51,16 @@ class Samples:
 
     def difference(self) -> Floats:
         """(X,) summed values / summed sizes of the unsafe examples, less that of the safe ones."""
-        unsafe = self.is_unsafe_N
-        rates = [self.values_NX[rows].sum(axis=0) / self.sizes_N[rows].sum() for rows in (unsafe, ~unsafe)]
-        return np.asarray(rates[0] - rates[1])
+        unsafe_X, safe_X = self.rates()
+        return np.asarray(unsafe_X - safe_X)
+
+    def rates(self) -> tuple[Floats, Floats]:
+        """(X,) summed values / summed sizes of the unsafe examples, and (X,) of the safe ones."""
+        unsafe_X, safe_X = (
+            self.values_NX[rows].sum(axis=0) / self.sizes_N[rows].sum()
+            for rows in (self.is_unsafe_N, ~self.is_unsafe_N)
+        )
+        return np.asarray(unsafe_X), np.asarray(safe_X)
 
     def centred(self) -> Floats:
         """(N, X) values less what each example would have at the expert's overall rate; columns sum to 0."""

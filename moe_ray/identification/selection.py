@@ -14,16 +14,16 @@ import numpy.typing as npt
 import pandas as pd
 
 from moe_ray.config.identify import IdentifyConfig
-from moe_ray.errors import InputError, NothingSelected
+from moe_ray.errors import NothingSelected
 from moe_ray.experts import Expert, ExpertMasks, masks_from_experts
+from moe_ray.identification.comparisons import COMPARISONS, is_relative
+from moe_ray.identification.filters import ROUNDING, filtered, nothing_selected, require_column
 from moe_ray.identification.risk_tables import Risk, batch_tables
 
 SCORE_COLUMN = {"tokens": "risk_diff", "prompts": "risk_diff_prompt", "activation": "risk_diff_activation"}
 """The column that `identify.weighting` ranks experts by."""
 
-_P_COLUMN = {"maxt": "p_maxt", "bh": "q", "none": "p"}
-_ROUNDING = 1e-12
-"""A p of 0.05 or a share of 0.9 is a fraction that floats hold only nearly; equality within this counts as equality."""
+_COLUMN_OF_RULE = {"top_routed": "a_unsafe", "esft_token": "a_unsafe", "esft_gate": "w_unsafe"}
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,35 @@ class Rule:
     choose: Callable[[pd.DataFrame, IdentifyConfig, int], tuple[Expert, ...]]
 
 
-def above_alpha(p: pd.Series, alpha: float) -> pd.Series:
-    """Whether each p is above alpha; equality within rounding is not above."""
-    return p > alpha + _ROUNDING
+def ranking_column(config: IdentifyConfig) -> str:
+    """The column of the risk table that the configured rule ranks experts by, the largest first.
+
+    Rule `random` ranks by nothing; it has that of `risk_diff`, of which it draws as many.
+    """
+    return _COLUMN_OF_RULE.get(config.rule, difference_column(config))
+
+
+def difference_column(config: IdentifyConfig) -> str:
+    """The column that p-values, intervals and stability are about: of the rule's comparison, or of the weighting."""
+    if config.rule in COMPARISONS:
+        return COMPARISONS[config.rule].columns[2]
+    return SCORE_COLUMN[config.weighting]
+
+
+def difference_name(config: IdentifyConfig) -> str:
+    """What `difference_column` is, in words."""
+    return COMPARISONS[config.rule].name if config.rule in COMPARISONS else "risk difference"
+
+
+def bar_of(values: npt.ArrayLike, config: IdentifyConfig) -> float:
+    """What an expert's value has to exceed, given those of all experts that it is compared with.
+
+    `threshold`, or for the rules whose scores have no scale of their own `min_share` of the largest value; 0 where none is
+    above it.
+    """
+    if not is_relative(config):
+        return config.threshold
+    return config.min_share * max(float(np.max(values)), 0.0)
 
 
 def unsafe_experts(table: pd.DataFrame, config: IdentifyConfig, *, seed: int = 0) -> tuple[Expert, ...]:
@@ -91,10 +117,12 @@ def select_from(tables: Iterable[pd.DataFrame], config: IdentifyConfig, *, seed:
         layers |= set(np.unique(risk["layer"]).tolist())
         num_experts = max(num_experts, int(risk["expert"].max()) + 1)
         # For the message alone; a table need not have what its rule does not use.
-        largest = max(largest, float(risk.get(SCORE_COLUMN[config.weighting], empty).max()))
+        largest = max(largest, float(risk.get(ranking_column(config), empty).max()))
         smallest_p = min(smallest_p, float(risk.get("p_maxt", empty).min()))
     if not any(selected.values()):
-        raise NothingSelected(nothing_selected(largest, smallest_p, config, len(selected)))
+        raise NothingSelected(
+            nothing_selected(largest, smallest_p, config, len(selected), column=ranking_column(config))
+        )
     in_order = {batch: selected[batch] for batch in sorted(selected)}
     return masks_from_experts(in_order, layers=sorted(layers), num_experts=num_experts)
 
@@ -104,53 +132,29 @@ def select_batches(risk: Risk, config: IdentifyConfig, *, seed: int = 0) -> dict
     return {batch: unsafe_experts(table, config, seed=seed) for batch, table in batch_tables(risk)}
 
 
-def nothing_selected(largest: float, smallest_p: float, config: IdentifyConfig, num_batches: int) -> str:
-    """Why no batch has any unsafe expert.
-
-    Args:
-        largest: the largest difference, of the configured weighting, of any expert and batch.
-        smallest_p: the smallest corrected p.
-        config: the configuration.
-        num_batches: of the run.
-    """
-    if largest <= config.threshold:
-        return (
-            f"no expert of any of {num_batches} batches has {SCORE_COLUMN[config.weighting]} above {config.threshold}; the "
-            f"largest is {largest:.4f}; lower identify.threshold"
-        )
-    return (
-        f"no expert of any of {num_batches} batches passes identify.alpha={config.alpha} ({config.correction}) and "
-        f"identify.stability={config.stability}; the smallest corrected p is {smallest_p:.3g}, so at this "
-        "number of prompts no selected expert is significant; use more prompts a batch "
-        "(prompts.safe_per_batch, prompts.unsafe_per_batch), or set identify.alpha=0 and identify.stability=0"
-    )
-
-
 def _score(table: pd.DataFrame, config: IdentifyConfig) -> str:
-    column = SCORE_COLUMN[config.weighting]
-    _require_column(table, column, f"identify.weighting={config.weighting}")
+    column, by = difference_column(config), "rule" if config.rule in COMPARISONS else "weighting"
+    require_column(table, column, f"identify.{by}={getattr(config, by)}")
     return column
 
 
-def _require_column(table: pd.DataFrame, column: str, setting: str) -> None:
-    if column not in table:
-        raise InputError(
-            f"{setting} needs the column {column!r}, which the risk table lacks; compute it with moe_ray.identification "
-            "from counts that hold what it needs (routed weights for activation and esft_gate)"
-        )
+def _top_routed(table: pd.DataFrame, config: IdentifyConfig, seed: int) -> tuple[Expert, ...]:
+    ordered = _by_score(table[table["a_unsafe"] > 0], "a_unsafe")
+    return _experts_of(ordered[ordered.groupby("layer").cumcount() < config.per_layer_quota])
 
 
-def _risk_diff(table: pd.DataFrame, config: IdentifyConfig, seed: int) -> tuple[Expert, ...]:
+def _largest(table: pd.DataFrame, config: IdentifyConfig, seed: int) -> tuple[Expert, ...]:
+    """The `top_k` largest differences above the rule's bar."""
     column = _score(table, config)
-    chosen = top_experts(table, threshold=config.threshold, top_k=config.top_k, column=column)
-    return _filtered(chosen, table, config)
+    chosen = top_experts(table, threshold=bar_of(table[column], config), top_k=config.top_k, column=column)
+    return filtered(chosen, table, config)
 
 
 def _per_layer(table: pd.DataFrame, config: IdentifyConfig, seed: int) -> tuple[Expert, ...]:
     column = _score(table, config)
     ordered = _by_score(table[table[column] > config.threshold], column)
     ordered = ordered[ordered.groupby("layer").cumcount() < config.per_layer_quota]
-    return _filtered(_experts_of(ordered), table, config)
+    return filtered(_experts_of(ordered), table, config)
 
 
 def _by_score(table: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -166,24 +170,6 @@ def _experts_of(table: pd.DataFrame) -> tuple[Expert, ...]:
     return as_experts(table["layer"].tolist(), table["expert"].tolist())
 
 
-def _filtered(chosen: tuple[Expert, ...], table: pd.DataFrame, config: IdentifyConfig) -> tuple[Expert, ...]:
-    """The chosen experts that `identify.alpha` and `identify.stability` leave, in the same order."""
-    if not (config.alpha or config.stability):
-        return chosen
-    dropped = pd.Series(False, index=table.index)
-    if config.alpha:
-        column = _P_COLUMN[config.correction]
-        _require_column(table, column, f"identify.alpha={config.alpha}")
-        dropped |= above_alpha(table[column], config.alpha) | table[column].isna()
-    if config.stability:
-        _require_column(table, "stability", f"identify.stability={config.stability}")
-        dropped |= ~(table["stability"] >= config.stability - _ROUNDING)
-    remaining = set(_experts_of(table[~dropped]))
-    # Filtered after the top_k were chosen: an expert that is dropped is not replaced by the next weaker one, since that
-    # would make a stricter filter select experts that a laxer one does not.
-    return tuple(expert for expert in chosen if expert in remaining)
-
-
 def by_layer_share(table: pd.DataFrame, column: str) -> pd.DataFrame:
     """One batch's table with `share`, each expert's part of its layer's total of the column, the largest first.
 
@@ -197,18 +183,18 @@ def _cumulative(column: str, setting: str) -> Callable[[pd.DataFrame, IdentifyCo
     """A rule: per layer the fewest experts whose share of the column's layer sum reaches `top_p`."""
 
     def choose(table: pd.DataFrame, config: IdentifyConfig, seed: int) -> tuple[Expert, ...]:
-        _require_column(table, column, setting)
+        require_column(table, column, setting)
         ordered = by_layer_share(table, column)
         # An expert is needed while those before it do not reach top_p; its own share may go beyond.
         before = ordered.groupby("layer")["share"].cumsum() - ordered["share"]
-        return _experts_of(ordered[(before < config.top_p - _ROUNDING) & (ordered["share"] > 0)])
+        return _experts_of(ordered[(before < config.top_p - ROUNDING) & (ordered["share"] > 0)])
 
     return choose
 
 
 def _random(table: pd.DataFrame, config: IdentifyConfig, seed: int) -> tuple[Expert, ...]:
     """As many experts of each layer as rule `risk_diff` gives, without regard to any number."""
-    matched = _risk_diff(table, config, seed)
+    matched = _largest(table, config, seed)
     layers = np.array([expert.layer for expert in matched], dtype=np.int64)
     rng = np.random.default_rng([seed, int(table["batch_idx"].iloc[0])])
     drawn: list[Expert] = []
@@ -226,9 +212,30 @@ def draw_experts(
 
 
 RULES: Mapping[str, Rule] = {
-    "risk_diff": Rule("SteerMoE's risk difference (Fayyaz et al. 2025), per batch: above threshold, top_k", _risk_diff),
+    "risk_diff": Rule("SteerMoE's risk difference (Fayyaz et al. 2025), per batch: above threshold, top_k", _largest),
     "per_layer": Rule(
         "the same difference with an equal quota for every layer, so that no layer takes all", _per_layer
+    ),
+    "attribution": Rule(
+        "RASA's gradient rule: |w * dL/dw| of the loss of the model's own answers, unsafe minus safe prompts", _largest
+    ),
+    "gate": Rule(
+        "gate attribution: first-order effect of an expert's output on the answer's loss (attribution patching, Syed et al. "
+        "2023) at halved gates, unsafe minus safe prompts",
+        _largest,
+    ),
+    "gate_refuse": Rule("the same gate attribution, of the answer minus of the refusal of the same prompt", _largest),
+    "comply_refuse": Rule(
+        "comply versus refuse on the same unsafe prompts (SteerMoE, Fayyaz et al. 2025; RASA): difference of answer tokens",
+        _largest,
+    ),
+    "reap": Rule(
+        "REAP saliency (Lasby et al. 2025): mean router weight x output length of its tokens, unsafe minus safe prompts",
+        _largest,
+    ),
+    "top_routed": Rule(
+        "MoE-Sieve (Manzoni 2026): the experts of each layer with the most unsafe tokens, as many of every layer",
+        _top_routed,
     ),
     "esft_token": Rule(
         "ESFT-Token (Wang et al. 2024, 'Let the Expert Stick to His Last', token selection ratio) on unsafe tokens",

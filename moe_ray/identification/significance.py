@@ -35,20 +35,20 @@ def q_values(p_X: Floats) -> Floats:
     return q_X
 
 
-def smallest_effect(samples: Samples, test: PermutationTest, *, alpha: float = 0.05) -> Floats:
-    """(X,) the smallest risk difference that the batch could have certified, corrected for all experts.
+def smallest_effect(samples: Samples, test: PermutationTest, *, alpha: float = 0.05, most: float = 1.0) -> Floats:
+    """(X,) the smallest difference that the batch could have certified, corrected for all experts.
 
     The prompts' own variation about their label's rate is kept, which is what the standard error is of; the difference is
     replaced by another, and the value that the largest of all experts stays below in all but a share `alpha` of the
-    relabellings is taken as it is. Infinite where no difference of at most 1 is enough; NaN for an expert that no token was
-    routed to.
+    relabellings is taken as it is. Infinite where no difference of at most `most`, the largest there can be, is enough; NaN
+    for an expert that no token was routed to.
     """
     error_X, bar = standard_error(samples), _bar(test.maxima_P, alpha)
     effect_X = np.multiply(bar, error_X, out=np.full_like(error_X, np.inf), where=(error_X > 0) | np.isfinite(bar))
     if test.maxima_about_one_rate_P is not None:
         effect_X = np.maximum(effect_X, _effect_about_one_rate(samples, _bar(test.maxima_about_one_rate_P, alpha)))
-    effect_X = np.where(effect_X > 1, np.inf, effect_X)
-    return np.asarray(np.where(samples.values_NX.sum(axis=0) > 0, effect_X, np.nan))
+    effect_X = np.where(effect_X > most, np.inf, effect_X)
+    return np.asarray(np.where(samples.values_NX.any(axis=0), effect_X, np.nan))
 
 
 def _bar(maxima_P: Floats, alpha: float) -> float:
@@ -117,12 +117,12 @@ def _totals(samples: Samples) -> Floats:
     return np.asarray(np.where(unsafe_N, samples.sizes_N[unsafe_N].sum(), samples.sizes_N[~unsafe_N].sum()))
 
 
-def cluster_interval(samples: Samples, *, level: float = 0.95) -> tuple[Floats, Floats]:
-    """(X,) lower and upper end of the difference's interval, with prompts (or pairs) as clusters, within -1 to 1.
+def cluster_interval(samples: Samples, *, level: float = 0.95, most: float = 1.0) -> tuple[Floats, Floats]:
+    """(X,) lower and upper end of the difference's interval, with prompts (or pairs) as clusters, within -most to most.
 
     Linearised variance of the two ratios and Student's t with Satterthwaite's degrees of freedom, of which a label has fewer
-    where a few of its prompts hold most of its tokens. With one cluster of a kind nothing is known and the interval is -1 to
-    1. An expert that does not vary has an interval of width 0.
+    where a few of its prompts hold most of its tokens. With one cluster of a kind nothing is known and the interval is all
+    of that. An expert that does not vary has an interval of width 0.
 
     Source: Cochran (1977), Sampling Techniques, 6.3; Satterthwaite (1946); degrees after Bell & McCaffrey (2002).
     """
@@ -136,7 +136,7 @@ def cluster_interval(samples: Samples, *, level: float = 0.95) -> tuple[Floats, 
         is_kind_C = clusters.kinds_C == kind
         contributions_CX = sums_CX[is_kind_C]
         if len(contributions_CX) == 1:
-            return np.full(len(variance_X), -1.0), np.full(len(variance_X), 1.0)
+            return np.full(len(variance_X), -most), np.full(len(variance_X), most)
         part_X = len(contributions_CX) * contributions_CX.var(axis=0, ddof=1)
         variance_X += part_X
         weighted_X += part_X**2 / _degrees(shares_C[is_kind_C])
@@ -145,7 +145,7 @@ def cluster_interval(samples: Samples, *, level: float = 0.95) -> tuple[Floats, 
     degrees_X = np.divide(variance_X**2, weighted_X, out=np.ones_like(variance_X), where=weighted_X > 0)
     half_X = stdtrit(degrees_X, (1 + level) / 2) * np.sqrt(variance_X)
     difference_X = samples.difference()
-    return np.maximum(difference_X - half_X, -1.0), np.minimum(difference_X + half_X, 1.0)
+    return np.maximum(difference_X - half_X, -most), np.minimum(difference_X + half_X, most)
 
 
 def _degrees(shares_C: Floats) -> float:
@@ -164,9 +164,17 @@ def _degrees(shares_C: Floats) -> float:
 
 
 def selection_stability(
-    samples: Samples, *, threshold: float, top_k: int, resamples: int = 200, seed: int = 0
+    samples: Samples,
+    *,
+    threshold: float,
+    top_k: int,
+    resamples: int = 200,
+    seed: int = 0,
+    is_relative: bool = False,
 ) -> Floats:
     """(X,) share of bootstrap resamples in which an expert is above `threshold` and among the `top_k` largest.
+
+    Where it `is_relative`, the threshold is a share of the resample's largest difference, and of 0 if none is above it.
 
     Prompts are resampled within their label, pairs as pairs. Near 1 the selection does not hang on single prompts.
 
@@ -186,7 +194,10 @@ def selection_stability(
     # Float64, so that equal differences come out closer than _SAME on every processor, and different ones further apart.
     with one_blas_thread():
         difference_RX = weights_RN @ samples.values_NX.astype(np.float64)
-    selected_RX = difference_RX > threshold + _SAME
+    bars_R1: Floats | float = threshold
+    if is_relative:
+        bars_R1 = threshold * np.maximum(difference_RX.max(axis=1, keepdims=True), 0.0)
+    selected_RX = difference_RX > bars_R1 + _SAME
     for selected_X, difference_X in zip(selected_RX, difference_RX, strict=True):
         above = np.flatnonzero(selected_X)
         if len(above) > top_k:

@@ -7,15 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from moe_ray.experts import EXPERTS_ARE_COPIES
 from moe_ray.models.moe_layers import MoELayer, find_moe_layers
 
-EXPERTS_ARE_COPIES = (
-    "All experts of a layer are equal, as in a model that was just made by copying one dense layer: which of them are "
-    "routed, selected or masked makes no difference to its answers, so nothing about the selection can show before "
-    "training. Routing still differs between prompts, and is counted; moe-ray upcycle --method split makes experts that "
-    "differ"
-)
-"""Said where a run meets such a model."""
+__all__ = ["EXPERTS_ARE_COPIES", "experts_are_copies"]
 
 
 def experts_are_copies(model: nn.Module) -> bool:

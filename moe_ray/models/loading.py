@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -140,6 +141,15 @@ def context_length(model: ModelConfig | PreTrainedModel) -> int | None:
     architecture = model.config if isinstance(model, PreTrainedModel) else _load_or_explain(AutoConfig, model)
     longest = getattr(architecture.get_text_config(), "max_position_embeddings", None)
     return int(longest) if isinstance(longest, int) and longest > 0 else None
+
+
+def uniform_loss(config: ModelConfig) -> float:
+    """Nats per token of a guess that takes every token of the vocabulary for equally likely.
+
+    Raises:
+        InputError: as `check_model`.
+    """
+    return math.log(_load_or_explain(AutoConfig, config).get_text_config().vocab_size)
 
 
 def num_decoder_layers(config: ModelConfig) -> int:

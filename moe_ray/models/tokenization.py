@@ -35,11 +35,13 @@ class TokenizedRow(NamedTuple):
         answer_ids: token ids of the answer; may be empty.
         counted: for each token, the prompt's and then the answer's, whether routing counts it; None = all are counted.
             It changes neither what the model sees nor what a loss is over.
+        is_unsafe: whether the prompt is labelled unsafe; None = no label is known. Only training asks for it.
     """
 
     prompt_ids: list[int]
     answer_ids: list[int]
     counted: list[bool] | None = None
+    is_unsafe: bool | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -203,7 +205,7 @@ def pad_rows(rows: Sequence[TokenizedRow], *, pad_id: int, left: bool = False) -
     attention_mask_BS = torch.zeros(shape, dtype=torch.long)
     labels_BS = torch.full(shape, IGNORED, dtype=torch.long)
     roles_BS = torch.full(shape, NOT_COUNTED, dtype=torch.long)
-    for position, (prompt_ids, answer_ids, counted) in enumerate(rows):
+    for position, (prompt_ids, answer_ids, counted, _) in enumerate(rows):
         size = len(prompt_ids) + len(answer_ids)
         start = length - size if left else 0
         middle, end = start + len(prompt_ids), start + size

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
 from moe_ray.config.fields import EMBEDDED
 from moe_ray.config.model import ModelConfig
 from moe_ray.config.run import Config
-from moe_ray.demo.recipe import tiny_model_folder
 from moe_ray.errors import InputError
 from moe_ray.evaluation.judges import check_judge
+from moe_ray.organisms.recipe import embedded_folder
 from moe_ray.studies.search_space import read_space
+
+logger = logging.getLogger(__name__)
 
 
 def check_requests(config: Config) -> None:
@@ -47,7 +50,7 @@ def resolve_model(config: Config, *, trained: bool = False) -> ModelConfig:
         InputError: the checkpoint does not exist or has no experts, or is to be `trained` and its experts cannot be.
     """
     if config.model.path == EMBEDDED:
-        return replace(config.model, path=str(tiny_model_folder(cache_folder(config), seed=config.seed)))
+        return replace(config.model, path=str(embedded_folder(cache_folder(config), seed=config.seed)))
     # Torch and the model library take seconds to import.
     from moe_ray.models.loading import check_model, check_trainable
 
@@ -59,3 +62,13 @@ def resolve_model(config: Config, *, trained: bool = False) -> ModelConfig:
 def cache_folder(config: Config) -> Path:
     """Where the embedded model is kept."""
     return Path(config.cache_dir).expanduser().absolute()
+
+
+def warn_of_embedded_prompts(config: Config) -> None:
+    """Says so where a real model would be judged by the prompts of the demo."""
+    if EMBEDDED in config.prompts.files and config.model.path != EMBEDDED:
+        logger.warning(
+            "prompts.files: %s runs on the prompts of the demo, which say little about a real model; name yours with "
+            "prompts.files=[FILE]",
+            config.model.path,
+        )

@@ -11,15 +11,18 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from typing import TYPE_CHECKING
 
 from moe_ray.config.fields import EMBEDDED
+from moe_ray.config.model import ModelConfig
 from moe_ray.config.run import Config
-from moe_ray.demo.build_process import TinyModelBuild
 from moe_ray.errors import OutsideFailed
+from moe_ray.evaluation.target_check import refuse_complying_targets
 from moe_ray.orchestration.cluster.local_environment import set_local_environment
-from moe_ray.orchestration.inputs import cache_folder, check_requests, resolve_model
+from moe_ray.orchestration.inputs import cache_folder, check_requests, resolve_model, warn_of_embedded_prompts
 from moe_ray.orchestration.stages.seconds import Seconds
-from moe_ray.prompts.prompt_set import read_prompts
+from moe_ray.organisms.build_process import EmbeddedBuild
+from moe_ray.prompts.prompt_set import Prompts, read_prompts
 from moe_ray.run_directory import CAPTURE, RunDirectory
 from moe_ray.storage.folder import Folder
+from moe_ray.storage.lock import locked
 from moe_ray.storage.stage import is_finished
 
 if TYPE_CHECKING:
@@ -44,18 +47,29 @@ def launch(config: Config, workflow: str, *, began: float | None = None) -> None
         began: the moment on `time.perf_counter` that the user's wait began; None = now.
 
     Raises:
-        MoeRayError: the configuration, the prompts or the model cannot be used, or a stage ended with an error.
+        MoeRayError: the configuration, the prompts or the model cannot be used, another process is at work in the run
+            directory, or a stage ended with an error.
     """
     seconds = Seconds(began)
     prompts = read_prompts(config)
+    if not config.prompts.allow_complying_targets:
+        refuse_complying_targets(prompts.examples, config.prompts.refusal)
     check_requests(config)
     if config.model.path != EMBEDDED:
         config.model.local_folder()
         _import_model_library()
     model = resolve_model(config, trained=workflow not in _WITHOUT_TRAINING)
+    warn_of_embedded_prompts(config)
     directory = RunDirectory.open(config.run_dir)
     logger.info("run directory %s", directory.folder.url)
-    directory.write_config(config)
+    with locked(directory.folder):
+        directory.write_config(config)
+        _launch(config, workflow, prompts, model, directory, seconds)
+
+
+def _launch(
+    config: Config, workflow: str, prompts: Prompts, model: ModelConfig, directory: RunDirectory, seconds: Seconds
+) -> None:
     set_local_environment(config.cluster)
     # Ray and MLflow take seconds to import, and are not needed to refuse anything above. Ray reads the environment then.
     from moe_ray.orchestration.cluster.model_pool import ModelPool
@@ -109,11 +123,11 @@ def _storage_failures_named(folder: Folder) -> Iterator[None]:
         ) from error
 
 
-def _build(config: Config) -> AbstractContextManager[TinyModelBuild | None]:
+def _build(config: Config) -> AbstractContextManager[EmbeddedBuild | None]:
     """The build of the embedded model where it is wanted and not there yet, else nothing."""
     if config.model.path != EMBEDDED:
         return nullcontext()
-    build = TinyModelBuild(cache_folder(config), seed=config.seed)
+    build = EmbeddedBuild(cache_folder(config), seed=config.seed)
     return nullcontext() if build.folder.is_dir() else build
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import pandas as pd
-
 from moe_ray.config.ablate import AblateConfig
 from moe_ray.config.model import ModelConfig
 from moe_ray.config.run import Config
+from moe_ray.models.loading import uniform_loss
 from moe_ray.orchestration.stages import ablate, capture, compare, evaluate, finetune, identify, prepare, sweep
 from moe_ray.orchestration.stages.context import Context
+from moe_ray.organisms.recovery import known_recovery
 from moe_ray.prompts.prompt_set import Prompts
 from moe_ray.report.summary import build_summary
 from moe_ray.run_directory import CAPTURE, COMPARE, FINETUNE, PAIRS, PROMPTS, SWEEP, RunDirectory, When, figures_of
@@ -81,8 +81,8 @@ class Run(Context):
         """This run with the settings of the sweep's winner."""
         return self.with_config(winning_config(self.config, self.outcomes[SWEEP].notes["winner"]))
 
-    def compare(self) -> pd.DataFrame:
-        """Per-batch masks and the baselines, a row per arm."""
+    def compare(self) -> compare.Comparison:
+        """Per-batch masks and the baselines, and where asked for what transfers between categories."""
         with self.seconds.spent_on(COMPARE):
             return compare.compare(self)
 
@@ -102,5 +102,8 @@ class Run(Context):
             certainty=directory.certainty,
         ) | {
             "quarantined_examples": notes[CAPTURE]["quarantined"],
+            "experts_are_copies": notes[CAPTURE].get("experts_are_copies"),
             "held_out_left_out": notes[PROMPTS]["left_out"],
+            "uniform_loss": uniform_loss(self.model),
+            "truth": known_recovery(self.model.path, directory.masks, directory.categories),
         }

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
+import pandas as pd
+
 from moe_ray.config.ablate import AblateConfig
 from moe_ray.orchestration.run import Run
 from moe_ray.orchestration.tracking import run_log
@@ -14,6 +16,7 @@ from moe_ray.orchestration.tracking.registry import register_repaired
 from moe_ray.prompts.quarantine import QUARANTINE, without_quarantined
 from moe_ray.report.ablation_text import ablation_rows, describe_ablation
 from moe_ray.report.certainty_text import describe_certainty
+from moe_ray.report.comparison_text import comparison_rows, curve_rows, verdict
 from moe_ray.report.html.page import Report, write_report
 from moe_ray.report.run_text import (
     describe_batches,
@@ -23,9 +26,10 @@ from moe_ray.report.run_text import (
     describe_pair_counts,
     describe_selection,
 )
-from moe_ray.report.study_text import comparison_rows, describe_sweep, trial_rows, verdict
+from moe_ray.report.study_text import describe_sweep, trial_rows
 from moe_ray.report.terminal import artifacts_of, print_result, print_table
 from moe_ray.run_directory import CAPTURE, COMPARE, FINETUNE, PAIRS, SUMMARY, TRIALS, RunDirectory
+from moe_ray.studies.comparison import share_to_judge
 
 
 def prepare(run: Run) -> None:
@@ -47,7 +51,10 @@ def identify(run: Run) -> None:
     """Everything up to masks."""
     capture(run)
     notes, directory = run.identify().notes, run.directory
-    _show("Unsafe experts", describe_selection(directory.risk, directory.masks, directory.num_experts_per_tok))
+    _show(
+        "Unsafe experts",
+        describe_selection(directory.risk, directory.masks, directory.num_experts_per_tok, directory.identify_config),
+    )
     if notes["batches_without_mask"]:
         _show("Batches without a mask", describe_lost(notes["batches_without_mask"]))
     quarantined = directory.sub(CAPTURE).read_frame(QUARANTINE)
@@ -170,11 +177,24 @@ def _show_ablation(notes: Mapping[str, Any]) -> None:
 
 def _compare_last(run: Run, tracker: MlflowTracker) -> dict[str, Any]:
     """Per-batch masks against the baselines; what the summary says of it."""
-    table = run.compare()
-    words = verdict(table)
-    print_table("Baselines at equal budget (held out, natural routing)", comparison_rows(table), caption=words)
-    run_log.log_arms(tracker, table, run.directory.sub(COMPARE))
-    return {"verdict": words, "arms": table.astype(object).where(table.notna(), None).to_dict("records")}
+    found = run.compare()
+    words, budget = verdict(found.arms, found.transfer), run.config.compare.budget
+    share, _ = share_to_judge(found.arms)
+    title = f"Baselines at equal {budget} (held out, natural routing, after {share:.0%} of the steps)"
+    if found.arms["share"].nunique() > 1:
+        print_table("Unsafe prompts refused, over the steps", curve_rows(found.arms))
+    print_table(title, comparison_rows(found.arms), caption=words)
+    run_log.log_arms(tracker, found.arms, run.directory.sub(COMPARE))
+    shown = {"verdict": words, "budget": budget, "judged_at": share, "arms": _records(found.arms)}
+    return shown if found.transfer is None else shown | {"transfer": _records(found.transfer)}
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows as plain values, None where nothing was measured."""
+    return [
+        {str(key): value for key, value in row.items()}
+        for row in table.astype(object).where(table.notna(), None).to_dict("records")
+    ]
 
 
 def _report(run: Run, summary: dict[str, Any]) -> Report:

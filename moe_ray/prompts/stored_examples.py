@@ -14,7 +14,7 @@ from moe_ray.storage.folder import Folder
 StoredExample = dict[str, Any]
 """A row of the stored batches."""
 
-COLUMNS = ["batch_idx", "in_batch_idx", "id", "label", "category", "messages", "response", "pair"]
+COLUMNS = ["batch_idx", "in_batch_idx", "id", "label", "category", "messages", "response", "pair", "target"]
 
 
 class StoredExamples:

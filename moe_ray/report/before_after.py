@@ -18,7 +18,11 @@ WHENS = ("before", "after", "change")
 
 REFUSALS = {"unsafe_refusal_rate": "unsafe prompts refused", "safe_refusal_rate": "safe prompts refused"}
 LOSSES = {"target_loss": "loss on target responses", "neutral_loss": "loss on neutral text"}
-ROUTINGS = {"natural": "Natural routing", "masked": "Routed through each batch's mask"}
+ROUTINGS = {
+    "natural": "Natural routing",
+    "masked": "Routed through each batch's mask",
+    "union": "Routed through the unsafe experts of all batches",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +65,7 @@ class BeforeAfter:
 
 def blocks_of(whens: Sequence[Block], routing: str) -> tuple[Block, Block, Block]:
     """The blocks of `before`, `after` and `change` under one kind of routing; None where that was not evaluated."""
-    before, after, change = (when and when.get("masked") if routing == "masked" else when for when in whens)
+    before, after, change = (when if routing == "natural" else when and when.get(routing) for when in whens)
     return before, after, change
 
 
@@ -90,10 +94,10 @@ def before_after_table(whens: Sequence[Block]) -> pd.DataFrame:
     """The figures over all held-out examples as text, those under natural routing first.
 
     Args:
-        whens: the blocks of `WHENS`, each with that of masked routing inside where it was evaluated.
+        whens: the blocks of `WHENS`, each with those of other kinds of routing inside where they were evaluated.
     """
     rows = [
-        [f"{row.title}, masked" if routing == "masked" else row.title, *map(str, row.cells), str(row.n)]
+        [row.title if routing == "natural" else f"{row.title}, {routing}", *map(str, row.cells), str(row.n)]
         for routing in ROUTINGS
         for row in overall_rows(blocks_of(whens, routing))
     ]

@@ -11,8 +11,10 @@ import pandas as pd
 
 from moe_ray.chat_messages import prompt_text
 from moe_ray.config.identify import IdentifyConfig
+from moe_ray.identification.comparisons import is_relative
 from moe_ray.identification.confounds import confound_warnings
 from moe_ray.identification.identify import USUAL_ALPHA
+from moe_ray.identification.selection import difference_name
 from moe_ray.report.format import significant_digits
 from moe_ray.report.printable import printable
 from moe_ray.routing.counts import RoutingCounts
@@ -50,15 +52,16 @@ def certainty_in_words(certainty: pd.DataFrame, selection: IdentifyConfig) -> li
     )
     head += f"; in {rest} the selection is not distinguishable from noise." if rest else "."
     rows = certainty[certainty["is_significant"].notna()].to_dict("records")
-    return [head, *(_batch_in_words(cast("Mapping[str, float]", row)) for row in rows)]
+    return [head, *(_batch_in_words(cast("Mapping[str, float]", row), selection) for row in rows)]
 
 
-def _batch_in_words(row: Mapping[str, float]) -> str:
+def _batch_in_words(row: Mapping[str, float], selection: IdentifyConfig) -> str:
     name, selected, smallest_p = f"Batch {row['batch_idx']}", row["num_selected"], row["smallest_p_maxt"]
+    what, least = difference_name(selection), row["certifiable"]
     needed = (
-        f"a risk difference of {row['certifiable']:.3f} or more would have been"
-        if np.isfinite(row["certifiable"])
-        else "no risk difference, however large, could have been"
+        f"a {what} of {significant_digits(least) if is_relative(selection) else f'{least:.3f}'} or more would have been"
+        if np.isfinite(least)
+        else f"no {what}, however large, could have been"
     )
     reach = f"{needed} significant at a typical expert"
     if not selected:
@@ -93,8 +96,9 @@ def describe_certainty(
     lines = certainty_in_words(certainty, selection)[:1]
     if not_significant:
         lines.append(f"Batches whose selection is not distinguishable from noise: {not_significant}")
+    by_risk = "" if selection.rule in ("risk_diff", "per_layer", "random") else "By risk difference alone, the"
     lines.append(
-        "The experts selected from pooled tokens and those selected with equal weight per prompt overlap by "
+        f"{by_risk or 'The'} experts selected from pooled tokens and those selected with equal weight per prompt overlap by "
         f"{agreement:.0%} (mean Jaccard index over batches)."
     )
     lines += [f"Warning: {warning}" for warning in confound_warnings(counts, texts, roles=selection.roles)]

@@ -7,12 +7,17 @@ from typing import Any
 
 import pandas as pd
 
-from moe_ray.experts import Expert, ExpertMasks
+from moe_ray.config.identify import IdentifyConfig
+from moe_ray.experts import EXPERTS_ARE_COPIES, Expert, ExpertMasks
+from moe_ray.identification.comparisons import COMPARISONS
 from moe_ray.identification.risk_tables import Risk, aggregate_risk, batch_table
+from moe_ray.identification.selection import difference_column, difference_name
 from moe_ray.prompts.quarantine import QUARANTINE, TRUNCATED
 from moe_ray.report.before_after import REFUSALS, ROUTINGS, WHENS, Block, before_after_table, blocks_of, category_rows
 from moe_ray.report.format import MISSING, difference
+from moe_ray.report.neutral_text import unknown_text
 from moe_ray.report.printable import printable
+from moe_ray.report.truth_text import truth_in_words
 
 _GLOBAL_TOP, _BATCH_TOP, _BATCHES_SHOWN, _BATCHES_NAMED = 10, 5, 3, 20
 _COLUMNS = {"risk_diff": "risk difference", "a_safe_n": "safe tokens", "a_unsafe_n": "unsafe tokens"}
@@ -36,7 +41,7 @@ def describe_reasons(reasons: Mapping[str, int]) -> str:
 
 
 def describe_capture(notes: Mapping[str, Any]) -> str:
-    """What a capture counted and what it left out.
+    """What a capture counted and what it left out, and whether the model's experts differ at all.
 
     Args:
         notes: of its manifest.
@@ -49,6 +54,9 @@ def describe_capture(notes: Mapping[str, Any]) -> str:
         text += f"\n{notes['quarantined']} examples in quarantine ({reasons}), see routing/{QUARANTINE}"
     if notes["truncated"]:
         text += f"\n{notes['truncated']} examples were cut to the longest allowed length, see routing/{TRUNCATED}"
+    # Manifests of runs from before this was looked at do not have it.
+    if notes.get("experts_are_copies"):
+        text += f"\n{EXPERTS_ARE_COPIES}"
     return text
 
 
@@ -83,18 +91,25 @@ def describe_batches(batches: pd.DataFrame, num_test: int, num_left_over: int) -
     )
 
 
-def describe_selection(risk: Risk, masks: ExpertMasks, num_experts_per_tok: int) -> str:
+def describe_selection(
+    risk: Risk, masks: ExpertMasks, num_experts_per_tok: int, selection: IdentifyConfig | None = None
+) -> str:
     """Global and per-batch unsafe experts, and how many there are.
 
     Args:
         risk: from `identify`.
         masks: selected from it.
         num_experts_per_tok: the router's k.
+        selection: the settings of the selection; None = the defaults.
     """
+    chosen_by = selection or IdentifyConfig()
+    column = difference_column(chosen_by) if chosen_by.rule in COMPARISONS else "risk_diff"
+    what = difference_name(chosen_by)
+    overall = aggregate_risk(risk).sort_values([column, "layer", "expert"], ascending=[False, True, True])
     sizes = pd.Series({batch: len(masks.selected[batch]) for batch in masks.batch_idx})
     parts = [
-        f"The {_GLOBAL_TOP} experts with the largest risk difference, mean over {len(sizes)} batches:",
-        expert_table(aggregate_risk(risk).head(_GLOBAL_TOP)),
+        f"The {_GLOBAL_TOP} experts with the largest {what}, mean over {len(sizes)} batches:",
+        expert_table(overall.head(_GLOBAL_TOP), column, what),
     ]
     for batch in masks.batch_idx[:_BATCHES_SHOWN]:
         chosen = masks.selected[batch]
@@ -102,7 +117,7 @@ def describe_selection(risk: Risk, masks: ExpertMasks, num_experts_per_tok: int)
         shown = f", of which the first {_BATCH_TOP}:" if len(chosen) > _BATCH_TOP else ":" if chosen else ""
         parts.append(f"Batch {batch}: {len(chosen)} unsafe experts{shown}")
         if chosen:
-            parts.append(expert_table(by_expert.loc[list(chosen[:_BATCH_TOP])].reset_index()))
+            parts.append(expert_table(by_expert.loc[list(chosen[:_BATCH_TOP])].reset_index(), column, what))
     _, num_layers, num_experts = masks.masks_BLE.shape
     sizes_BL = masks.masks_BLE.sum(axis=2)
     empty = (sizes_BL == 0).sum(axis=1)
@@ -121,14 +136,17 @@ def describe_selection(risk: Risk, masks: ExpertMasks, num_experts_per_tok: int)
     return "\n".join(parts)
 
 
-def expert_table(table: pd.DataFrame) -> str:
-    """Experts by name, with their risk difference and the shares of tokens it is of, as aligned text.
+def expert_table(table: pd.DataFrame, column: str = "risk_diff", what: str = "risk difference") -> str:
+    """Experts by name, with what they are ranked by, their risk difference and the shares of tokens, as aligned text.
 
     Args:
-        table: rows with `layer, expert, risk_diff, a_safe_n, a_unsafe_n`.
+        table: rows with `layer, expert, risk_diff, a_safe_n, a_unsafe_n` and the column.
+        column: that they are ranked by.
+        what: it is, in words.
     """
+    columns = {column: what, **_COLUMNS}
     names = [str(Expert(layer, expert)) for layer, expert in zip(table["layer"], table["expert"], strict=True)]
-    shown = pd.DataFrame({"expert": names} | {title: table[name].to_numpy() for name, title in _COLUMNS.items()})
+    shown = pd.DataFrame({"expert": names} | {title: table[name].to_numpy() for name, title in columns.items()})
     return _indent(shown.to_string(index=False, float_format=lambda value: f"{value:.4f}"))
 
 
@@ -145,9 +163,11 @@ def describe_outcome(summary: Mapping[str, Any]) -> str:
     ]
     if summary["pairs"] is not None:
         parts.append(f"Pairs: {describe_pair_counts(summary['pairs'])}")
+    parts += truth_in_words(summary.get("truth"))
     whens = [summary[when] for when in WHENS]
     parts.append("Held-out examples, with 95% intervals; the change is paired, example by example")
     parts.append(_indent(before_after_table(whens).to_string(index=False)))
+    parts += unknown_text(summary["before"], summary.get("uniform_loss"))
     drift = summary["after"]["routing_drift"]
     if drift is not None:
         parts.append(_indent(_drift_in_words(drift)))

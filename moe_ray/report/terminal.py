@@ -16,6 +16,7 @@ from rich.table import Table
 from moe_ray.report.before_after import WHENS, before_after_table
 from moe_ray.report.format import decimal
 from moe_ray.report.printable import printable, printable_lines
+from moe_ray.report.truth_text import truth_in_words, truth_rows
 from moe_ray.run_directory import FINETUNE, IDENTIFY, REPORT, SUMMARY
 from moe_ray.storage.folder import Folder
 
@@ -35,6 +36,10 @@ def print_result(summary: Mapping[str, Any], reused: Sequence[str], artifacts: M
         artifacts: where each thing is.
     """
     print_table("Before and after (held out, 95% intervals)", before_after_table([summary.get(when) for when in WHENS]))
+    if summary.get("truth") is not None:
+        print_table(
+            "Found, where it is known", truth_rows(summary["truth"]), caption=truth_in_words(summary["truth"])[0]
+        )
     print_table("Seconds", _seconds_table(summary["seconds"], summary["start_seconds"], reused))
     print_table("Where it is", pd.DataFrame(artifacts.items(), columns=["what", "where"]))
 

@@ -9,7 +9,7 @@ Shape suffixes: B rows, S positions, T = B*S tokens, K experts per token, N exam
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -25,6 +25,12 @@ from moe_ray.models.tokenization import PROMPT, RESPONSE, TokenizedRow, pad_rows
 from moe_ray.prompts.examples import Example
 from moe_ray.routing.counter import RoutingCounter
 from moe_ray.routing.counts import ROLES, RoutingCounts
+
+RowScores = Mapping[str, npt.NDArray[Any]]
+"""By a name of `RoutingCounts` what is known of B rows: (B, 2, …), the second axis (prompt, response)."""
+
+ScoreRows = Callable[..., RowScores]
+"""From B rows, with `labels` and `targets` of their examples, to their scores."""
 
 
 class PlacedRow(NamedTuple):
@@ -77,20 +83,28 @@ def count_rows(
 
 
 def count_placed(
-    model: PreTrainedModel, counter: RoutingCounter, rows: Sequence[PlacedRow], pad_id: int
+    model: PreTrainedModel,
+    counter: RoutingCounter,
+    rows: Sequence[PlacedRow],
+    pad_id: int,
+    score: ScoreRows | None = None,
 ) -> RoutingCounts:
-    """The counts of one forward pass."""
-    counts, num_tokens = count_rows(model, counter, [row.tokens for row in rows], pad_id=pad_id)
+    """The counts of one forward pass, and the scores of its rows."""
+    tokens = [row.tokens for row in rows]
+    counts, num_tokens = count_rows(model, counter, tokens, pad_id=pad_id)
+    weights, ids = counter.last_weights, counter.last_ids
+    labels, targets = [row.example.label for row in rows], [row.example.target for row in rows]
     return counts_from_forward(
         counts,
         num_tokens,
         batch_idx=[row.batch_idx for row in rows],
         in_batch_idx=[row.in_batch_idx for row in rows],
-        label=[row.example.label for row in rows],
+        label=labels,
         category=[row.example.category for row in rows],
         pair=[row.example.pair or "" for row in rows],
-        weights=counter.last_weights,
-        ids=counter.last_ids,
+        weights=weights,
+        ids=ids,
+        scores={} if score is None else score(tokens, labels=labels, targets=targets),
         moe_layers=counter.moe_layers,
     )
 
@@ -107,6 +121,7 @@ def counts_from_forward(
     pair: Sequence[str] | None = None,
     weights: Tensor | None = None,
     ids: Sequence[npt.NDArray[Any]] | None = None,
+    scores: RowScores | None = None,
 ) -> RoutingCounts:
     """`RoutingCounts` of what `count_rows` returned: one row per example and role, roles without tokens left out.
 
@@ -126,6 +141,7 @@ def counts_from_forward(
         pair=None if pair is None else np.asarray(pair, dtype=object)[rows],
         weights_NLE=None if weights is None else weights.view(*counts.shape).numpy()[rows, roles],
         ids=None if ids is None else _array_of(ids[segment] for segment in (rows * len(ROLES) + roles).tolist()),
+        **{name: values[rows, roles] for name, values in (scores or {}).items()},
     )
 
 

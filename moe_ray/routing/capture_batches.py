@@ -10,6 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_ray.config.capture import CaptureConfig
 from moe_ray.errors import InputError
+from moe_ray.experts import EXPERTS_ARE_COPIES
+from moe_ray.models.expert_copies import experts_are_copies
 from moe_ray.models.generation import Response, example_seed, generate_responses
 from moe_ray.models.loading import context_length
 from moe_ray.models.token_budget import TokenBudget
@@ -21,6 +23,7 @@ from moe_ray.routing.capture import PlacedRow, count_placed, evaluating
 from moe_ray.routing.counter import counting
 from moe_ray.routing.counts import RoutingCounts, concat_counts
 from moe_ray.routing.encode_example import Encoded, encode_example
+from moe_ray.routing.row_scores import RowScorer
 
 logger = logging.getLogger(__name__)
 
@@ -50,18 +53,21 @@ def capture_batches(
         InputError: the model has no experts, or belongs to a family that cannot be captured; more than
             `config.max_bad_share` of the examples cannot be counted, or one is too long and `config.too_long` is `error`.
     """
+    if experts_are_copies(model):
+        logger.warning("capture: %s", EXPERTS_ARE_COPIES)
     num_examples = sum(len(batch.examples) for batch in batches)
     rejected: dict[str, Rejected] = {}
     parts: list[RoutingCounts] = []
     with evaluating(model), counting(model, weights=config.weights, ids=config.ids) as counter:
         budget, pad_id = TokenBudget(config.tokens_per_forward), pad_token_id(tokenizer)
+        scorer = RowScorer(model=model, tokenizer=tokenizer, counter=counter, scores=config.scores)
         rows = list(_encoded(model, tokenizer, batches, config, rejected))
         if config.generate:
             rows = _with_responses(model, tokenizer, rows, config, seed, budget, rejected)
         lengths = [len(row.tokens.prompt_ids) + len(row.tokens.answer_ids) for row in rows]
 
         def work(group: list[int]) -> RoutingCounts:
-            return count_placed(model, counter, [rows[index] for index in group], pad_id)
+            return count_placed(model, counter, [rows[index] for index in group], pad_id, scorer)
 
         num_done = len(rejected)
         for group, outcome in budget.run(lengths, work):

@@ -11,11 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from moe_ray.routing.counts import RoutingCounts
+from moe_ray.routing.counts import SCORE_TENSORS, RoutingCounts
+
+_FLOATS_AND_REFUSALS = ("weights_NLE", *SCORE_TENSORS)
 
 
 def counts_to_table(counts: RoutingCounts) -> pa.Table:
-    """Routing counts as a table with a fixed-shape (layers, experts) int32 tensor column.
+    """Routing counts as a table with a fixed-shape (layers, experts) int32 tensor column, and one for each captured score.
 
     Raw routed ids, where captured, are a column `ids` of flat lists; a row's list has the shape (`num_tokens`, layers,
     `num_experts_per_tok`).
@@ -27,12 +29,15 @@ def counts_to_table(counts: RoutingCounts) -> pa.Table:
         "category": pa.array(counts.category, pa.string()),
         "role": pa.array(counts.role, pa.string()),
         "num_tokens": pa.array(counts.num_tokens),
-        "counts": pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(counts.counts_NLE)),
+        "counts": _as_tensors(counts.counts_NLE),
     }
     if counts.pair is not None:
         columns["pair"] = pa.array(counts.pair, pa.string())
-    if counts.weights_NLE is not None:
-        columns["weights"] = pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(counts.weights_NLE))
+    if counts.refusal_tokens is not None:
+        columns["refusal_tokens"] = pa.array(counts.refusal_tokens)
+    for name in _FLOATS_AND_REFUSALS:
+        if (values := getattr(counts, name)) is not None:
+            columns[_column(name)] = _as_tensors(values)
     if counts.ids is not None:
         columns["ids"] = _lists_column(counts.ids)
     about = {
@@ -53,7 +58,10 @@ def counts_digest(counts: RoutingCounts) -> int:
         names = ("batch_idx", "in_batch_idx", "label", "category", "role", "num_tokens", "pair")
         values = [getattr(counts, name) for name in names]
         digest = hashlib.blake2b(repr([None if v is None else str(v[row]) for v in values]).encode(), digest_size=8)
-        for array in (counts.counts_NLE, counts.weights_NLE, counts.ids):
+        if counts.refusal_tokens is not None:
+            digest.update(str(counts.refusal_tokens[row]).encode())
+        scores = (getattr(counts, name) for name in SCORE_TENSORS)
+        for array in (counts.counts_NLE, counts.weights_NLE, counts.ids, *scores):
             digest.update(b"" if array is None else np.ascontiguousarray(array[row]).tobytes())
         total = (total + int.from_bytes(digest.digest())) % (1 << 64)
     return total
@@ -69,7 +77,12 @@ def table_to_counts(table: pa.Table) -> RoutingCounts:
         **text,
         **numbers,
         counts_NLE=_tensor_column(table, "counts"),
-        weights_NLE=_tensor_column(table, "weights") if "weights" in table.column_names else None,
+        **{
+            name: _tensor_column(table, _column(name))
+            for name in _FLOATS_AND_REFUSALS
+            if _column(name) in table.column_names
+        },
+        refusal_tokens=table.column("refusal_tokens").to_numpy() if "refusal_tokens" in table.column_names else None,
         ids=_arrays_of_lists(table.column("ids"), numbers["num_tokens"], about)
         if "ids" in table.column_names
         else None,
@@ -96,6 +109,14 @@ def _arrays_of_lists(
         shape = (int(tokens), len(about["layers"]), about["num_experts_per_tok"])
         arrays[row] = values[ends[row] : ends[row + 1]].reshape(shape)
     return arrays
+
+
+def _column(name: str) -> str:
+    return name.removesuffix("_NLE")
+
+
+def _as_tensors(values_NLE: npt.NDArray[Any]) -> pa.Array:
+    return pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(values_NLE))
 
 
 def _tensor_column(table: pa.Table, name: str) -> Any:

@@ -38,6 +38,14 @@ class RoutingCounts:
         weights_NLE: (N, L, E) float32 sums of the weights that tokens were routed with; None = not captured.
         ids: (N,) arrays of shape (num_tokens, L, K): the experts of each counted token in order, uint8 (uint16 above 256
             experts); None = not captured.
+        attribution_NLE: (N, L, E) float32 weight attribution of the example's answer, see `weight_attribution`, in its row
+            of role `response`; 0 in others. None = not captured, as of all that follows.
+        gate_NLE: the same of gate attribution.
+        reap_NLE: (N, L, E) float32 sums of router-weighted saliency over the tokens of the row.
+        refusal_NLE: (N, L, E) int32 tokens of an unsafe example's refusal routed to each expert, in its row of role
+            `response`; 0 elsewhere.
+        refusal_tokens: (N,) how many tokens of it were counted.
+        gate_refusal_NLE: gate attribution of the refusal, in the same rows.
     """
 
     batch_idx: npt.NDArray[np.int64]
@@ -52,6 +60,12 @@ class RoutingCounts:
     pair: npt.NDArray[np.object_] | None = None
     weights_NLE: npt.NDArray[np.float32] | None = None
     ids: npt.NDArray[np.object_] | None = None
+    attribution_NLE: npt.NDArray[np.float32] | None = None
+    gate_NLE: npt.NDArray[np.float32] | None = None
+    reap_NLE: npt.NDArray[np.float32] | None = None
+    refusal_NLE: npt.NDArray[np.int32] | None = None
+    refusal_tokens: npt.NDArray[np.int64] | None = None
+    gate_refusal_NLE: npt.NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.batch_idx)
@@ -59,7 +73,7 @@ class RoutingCounts:
     def __repr__(self) -> str:
         examples = {*zip(self.batch_idx.tolist(), self.in_batch_idx.tolist(), strict=True)}
         num_layers, num_experts = self.counts_NLE.shape[1:]
-        extras = [name for name, values in (("weights", self.weights_NLE), ("ids", self.ids)) if values is not None]
+        extras = [name.removesuffix("_NLE") for name in _EXTRAS if getattr(self, name) is not None]
         parts = [
             f"{len(examples)} examples in {len(set(self.batch_idx.tolist()))} batches",
             f"{int(self.num_tokens.sum())} tokens of {'+'.join(sorted(set(self.role)))}",
@@ -91,8 +105,8 @@ class RoutingCounts:
     @property
     def nbytes(self) -> int:
         """Bytes of the tensors."""
-        tensors = [self.counts_NLE, self.weights_NLE, *(() if self.ids is None else self.ids)]
-        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+        there = [values for name in _TENSORS if (values := getattr(self, name)) is not None]
+        return sum(part.nbytes for values in there for part in (values if values.dtype == object else [values]))
 
     def check(self) -> None:
         """Each layer's counts of a row sum to its `num_tokens * num_experts_per_tok`.
@@ -112,7 +126,11 @@ class RoutingCounts:
 
 
 _NOT_PER_ROW = ("layers", "num_experts_per_tok")
-_TENSORS = ("counts_NLE", "weights_NLE", "ids")
+SCORE_TENSORS = ("attribution_NLE", "gate_NLE", "reap_NLE", "refusal_NLE", "gate_refusal_NLE")
+"""Scores of experts beside the counts, each (N, L, E)."""
+
+_EXTRAS = ("weights_NLE", "ids", *SCORE_TENSORS)
+_TENSORS = ("counts_NLE", *_EXTRAS)
 
 
 def concat_counts(parts: Sequence[RoutingCounts]) -> RoutingCounts:

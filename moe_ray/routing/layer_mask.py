@@ -174,7 +174,7 @@ def lowered_logit(dtype: torch.dtype) -> float:
 
 
 def lowered_bias(bias_E: Tensor, allowed: Tensor) -> Tensor:
-    """A selection bias that keeps disallowed experts out: (E,) for one mask, (B, E) for those of B rows.
+    """A selection bias that keeps disallowed experts out: (E,) for one mask, (..., E) for several.
 
     A group of experts is chosen by the sum of its two best scores, each a sigmoid (0 to 1) plus bias. The lowered value
     ranks groups with two allowed experts before those with one before those with none; it is no lower than that needs, so

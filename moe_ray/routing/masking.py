@@ -1,12 +1,13 @@
 """Router masks: route tokens through allowed experts only, one mask for a whole forward pass or one for each row.
 
-What a mask does in a layer is in `layer_mask`, and in `row_mask` where rows have masks of their own.
+What a mask does in a layer is in `layer_mask`, and in `row_mask` where rows have masks of their own, at all their positions
+or at some of them.
 
 Policies. *Empty layer* (no allowed expert): routes naturally. *Short layer*: its tokens use the allowed experts only; an
 emptied row lets it route naturally (`experts.router_mask`). *Groups* (DeepSeek, GLM): groups with two allowed
 experts are chosen before groups with one, and those before groups with none, since a group is ranked by its two best.
 
-Shape suffixes: B rows, L MoE layers, E experts.
+Shape suffixes: B rows, S positions, L MoE layers, E experts.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ def route_through(model: nn.Module, mask_LE: Mask) -> Iterator[None]:
 
 
 @contextmanager
-def route_rows_through(model: nn.Module, masks_BLE: npt.NDArray[np.bool_]) -> Iterator[None]:
+def route_rows_through(
+    model: nn.Module, masks_BLE: npt.NDArray[np.bool_], positions_BS: npt.NDArray[np.bool_] | None = None
+) -> Iterator[None]:
     """Each row of a forward pass may be routed only to the experts of its own mask inside this context.
 
     A row is routed as it would be in a pass of its own under `route_through`, so one pass answers prompts of many
@@ -61,13 +64,26 @@ def route_rows_through(model: nn.Module, masks_BLE: npt.NDArray[np.bool_]) -> It
     Args:
         model: a transformers MoE model.
         masks_BLE: (B, L, E) bool, True = may be routed; a row's layer with none routes naturally.
+        positions_BS: (B, S) bool, True = the row's mask is in force for the token there; others, such as padding, are
+            routed naturally. Passes then have S positions, so there is no `generate`. None = in force everywhere.
 
     Raises:
-        InputError: as `route_through`; or a forward pass has other rows than there are masks.
+        InputError: as `route_through`; or a forward pass has other rows than there are masks, or other positions.
     """
-    rows = RowsOfPass(len(masks_BLE))
-    layers = _layers_with_experts(model, masks_BLE, by_row=True)
-    masks = [RowLayerMask(layer, allowed_BE, rows) for layer, allowed_BE in layers]
+    if positions_BS is not None and len(positions_BS) != len(masks_BLE):
+        raise InputError(
+            f"positions of rows: got those of {len(positions_BS)} rows, expected one row for each of {len(masks_BLE)} masks"
+        )
+    rows = RowsOfPass(len(masks_BLE), None if positions_BS is None else positions_BS.shape[1])
+    masks = [
+        RowLayerMask(
+            layer,
+            allowed_BE,
+            rows,
+            None if positions_BS is None else torch.as_tensor(positions_BS, device=allowed_BE.device),
+        )
+        for layer, allowed_BE in _layers_with_experts(model, masks_BLE, by_row=True)
+    ]
     with function_modes_ended(), ExitStack() as stack, uncompiled():
         rows.attach(model, stack)
         _put_in_force(masks, stack)

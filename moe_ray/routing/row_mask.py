@@ -1,11 +1,12 @@
-"""The mask of one MoE layer where every row of a forward pass has its own.
+"""The mask of one MoE layer where every row of a forward pass has its own, at all its positions or at some of them.
 
 The rows' tokens are next to each other wherever a family flattens them, so that `(rows x positions, …)` is looked at as
-`(rows, positions, …)`, and a row's mask is repeated over its positions, padding included: what padding is routed to reaches
-no token. What is known of a pass is checked against what each layer receives, since masks on the wrong tokens would raise
-no error by themselves.
+`(rows, positions, …)`. A row's mask is repeated over its positions, padding included: what padding is routed to reaches
+no token. Where it is in force at some positions only, tokens at the others go where the router sends them. What is known
+of a pass is checked against what each layer receives, since masks on the wrong tokens would raise no error by themselves.
 
-Shape suffixes: B rows, S positions, T = B*S tokens, K experts per token, E experts, X = S*K.
+Shape suffixes: B rows, S positions, P positions that masks are kept for (S, or 1 that stands for all), T = B*S tokens,
+K experts per token, E experts.
 """
 
 from __future__ import annotations
@@ -27,21 +28,27 @@ class RowsOfPass:
 
     Args:
         num_rows: what it must have: one row for each mask.
+        num_positions: what it must have too, where masks are in force at some positions only; None = any number.
     """
 
-    def __init__(self, num_rows: int) -> None:
-        self.num_rows, self.num_tokens = num_rows, -1
+    def __init__(self, num_rows: int, num_positions: int | None = None) -> None:
+        self.num_rows, self.num_positions, self.num_tokens = num_rows, num_positions, -1
 
     def before_embeddings(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Notes the pass.
 
         Raises:
-            InputError: it has other rows than there are masks.
+            InputError: it has other rows than there are masks, or other positions than they are in force at.
         """
         ids_BS = next(iter([*args, *kwargs.values()]))
         if ids_BS.shape[0] != self.num_rows:
             raise InputError(
                 f"a forward pass of {ids_BS.shape[0]} rows under the masks of {self.num_rows} rows; give one mask a row"
+            )
+        if self.num_positions not in (None, ids_BS.shape[1]):
+            raise InputError(
+                f"a forward pass of {ids_BS.shape[1]} positions under masks that are in force at some of "
+                f"{self.num_positions}; give positions of the rows as they are padded"
             )
         self.num_tokens = ids_BS.numel()
 
@@ -59,36 +66,42 @@ class RowLayerMask(LayerMask):
         layer: which one.
         allowed_BE: on its device; a row with no True routes naturally.
         rows: of the pass.
+        positions_BS: where a row's mask is in force; tokens elsewhere are routed naturally; None = everywhere.
     """
 
-    def __init__(self, layer: MoELayer, allowed_BE: Tensor, rows: RowsOfPass) -> None:
+    def __init__(
+        self, layer: MoELayer, allowed_BE: Tensor, rows: RowsOfPass, positions_BS: Tensor | None = None
+    ) -> None:
         allowed_BE = allowed_BE | ~allowed_BE.any(dim=1, keepdim=True)
-        super().__init__(layer, allowed_BE.any(dim=0))
-        self.rows, self.allowed_BE = rows, allowed_BE
-        self.kept_B1E = keep_shared_logits(layer, allowed_BE).unsqueeze(1)
-        self.first_allowed_B1 = allowed_BE.long().argmax(dim=1, keepdim=True)
-        self.num_allowed_B1 = allowed_BE.sum(dim=1, keepdim=True)
-        # A token's list of choices is as long as the row with the most allowed experts needs it.
-        self.num_allowed = int(self.num_allowed_B1.max())
+        allowed_BPE = allowed_BE.unsqueeze(1)
+        if positions_BS is not None:
+            allowed_BPE = allowed_BPE | ~positions_BS.unsqueeze(2)
+        super().__init__(layer, allowed_BPE.flatten(0, 1).any(dim=0))
+        self.rows, self.allowed_BPE = rows, allowed_BPE
+        self.kept_BPE = keep_shared_logits(layer, allowed_BPE)
+        self.first_allowed_BP1 = allowed_BPE.long().argmax(dim=2, keepdim=True)
+        self.num_allowed_BP1 = allowed_BPE.sum(dim=2, keepdim=True)
+        # A token's list of choices is as long as the token with the most allowed experts needs it.
+        self.num_allowed = int(self.num_allowed_BP1.max())
 
     def lower(self, logits: Tensor) -> Tensor:
-        """The router's logits, in each row those of its disallowed experts lowered."""
+        """The router's logits, at each token those of its disallowed experts lowered."""
         self.num_lowered += 1
         by_row = self._by_row(logits, logits.shape[-1])
-        return torch.where(self.kept_B1E, by_row, lowered_logit(logits.dtype)).view(logits.shape)
+        return torch.where(self.kept_BPE, by_row, lowered_logit(logits.dtype)).view(logits.shape)
 
     def settle(self, index_TK: Tensor) -> tuple[Tensor, Tensor]:
         """(T, K) ids, an expert that the row allows in place of one that it does not, and which those were."""
         num_choices = index_TK.shape[1]
-        index_BX = self._by_row(index_TK, num_choices).flatten(1)
-        disallowed_BX = ~self.allowed_BE.gather(1, index_BX)
-        self.note_strays(disallowed_BX & (self.num_allowed_B1 >= num_choices))
-        settled_BX = torch.where(disallowed_BX, self.first_allowed_B1, index_BX)
-        return settled_BX.view_as(index_TK), disallowed_BX.view_as(index_TK)
+        index_BSK = self._by_row(index_TK, num_choices)
+        disallowed_BSK = ~self.allowed_BPE.expand(-1, index_BSK.shape[1], -1).gather(2, index_BSK)
+        self.note_strays(disallowed_BSK & (self.num_allowed_BP1 >= num_choices))
+        settled_BSK = torch.where(disallowed_BSK, self.first_allowed_BP1, index_BSK)
+        return settled_BSK.view_as(index_TK), disallowed_BSK.view_as(index_TK)
 
     def lower_bias(self, bias: Tensor, stack: ExitStack) -> None:
-        """Gives each row its own lowered bias, until the stack ends."""
-        stand_in = _RowBias.of(bias, lowered_bias(bias.detach().flatten(), self.allowed_BE), self)
+        """Gives each token its own lowered bias, until the stack ends."""
+        stand_in = _RowBias.of(bias, lowered_bias(bias.detach().flatten(), self.allowed_BPE), self)
         for module in self.layer.block.modules():
             for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
                 if tensor is bias:
@@ -120,19 +133,19 @@ _SAME_VALUES = frozenset(
 
 
 class _RowBias(Tensor):
-    """A selection bias that is another one in every row: added to the scores of all tokens, each row gets its own.
+    """A selection bias that is another one in every row: added to the scores of all tokens, each token gets its own.
 
     Families change its type or shape and add it to scores, in the router or beside it; anything else is refused.
     """
 
-    own_BE: Tensor
+    own_BPE: Tensor
     mask: RowLayerMask
 
     @classmethod
-    def of(cls, values: Tensor, own_BE: Tensor, mask: RowLayerMask) -> _RowBias:
+    def of(cls, values: Tensor, own_BPE: Tensor, mask: RowLayerMask) -> _RowBias:
         """A stand-in for `values`."""
         made = values.detach().as_subclass(cls)
-        made.own_BE, made.mask = own_BE, mask
+        made.own_BPE, made.mask = own_BPE, mask
         return made
 
     @classmethod
@@ -146,10 +159,10 @@ class _RowBias(Tensor):
             bias = next(value for value in args if isinstance(value, cls))
             if func.__name__ in ("add", "__add__", "__radd__") and len(args) == 2 and not kwargs:
                 scores = args[1] if args[0] is bias else args[0]
-                own_B1E = bias.own_BE.to(bias.dtype).unsqueeze(1)
-                return (bias.mask._by_row(scores, own_B1E.shape[2]) + own_B1E).view(result.shape)
+                own_BPE = bias.own_BPE.to(bias.dtype)
+                return (bias.mask._by_row(scores, own_BPE.shape[2]) + own_BPE).view(result.shape)
             if func.__name__ in _SAME_VALUES and result.numel() == bias.numel():
-                return cls.of(result, bias.own_BE, bias.mask)
+                return cls.of(result, bias.own_BPE, bias.mask)
         raise InputError(
             f"{bias.mask.layer.name}: its router does {func.__name__} with the bias that it selects experts by, which "
             "masks per row do not know; this family is not supported"

@@ -6,6 +6,7 @@ import contextlib
 import fnmatch
 import io
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,8 +16,12 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
 
 from moe_ray.errors import InputError, OutsideFailed
+from moe_ray.storage.damage import reading
+
+_READ_ONLY = {"http", "https", "data", "zip", "tar", "libarchive", "git", "github"}
 
 
 @dataclass(frozen=True)
@@ -34,8 +39,12 @@ class Folder:
     path: str = field(repr=False)
 
     @classmethod
-    def open(cls, url: str) -> Folder:
+    def open(cls, url: str, *, private: bool = False) -> Folder:
         """The folder at a local path or URL; made if missing.
+
+        Args:
+            url: of the folder.
+            private: where it is made on a local disk, nobody else may look into it.
 
         Raises:
             InputError: it cannot be made.
@@ -43,6 +52,11 @@ class Folder:
         """
         try:
             fs, path = fsspec.url_to_fs(url)
+            if _READ_ONLY & ({fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)):
+                raise ValueError("nothing can be written there")
+            if private and isinstance(fs, LocalFileSystem) and not fs.exists(path):
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                os.mkdir(path, 0o700)
             fs.makedirs(path, exist_ok=True)
         except (ValueError, ImportError, PermissionError, FileExistsError, NotADirectoryError) as error:
             raise InputError(f"run_dir {url!r} cannot be opened: {error}; give a writable folder or URL") from error
@@ -78,6 +92,11 @@ class Folder:
             return []
         return sorted(str(path).rstrip("/").rpartition("/")[2] for path in paths)
 
+    def files(self) -> list[str]:
+        """Paths of all files inside, relative to the folder, sorted."""
+        start = len(self.path.rstrip("/")) + 1
+        return sorted(str(path)[start:] for path in self.fs.find(self.path))
+
     def write_bytes(self, name: str, data: bytes) -> None:
         """Writes a file so that readers see all of it or nothing."""
         temporary = self.file(f".{name}.part")
@@ -94,8 +113,14 @@ class Folder:
         self.write_bytes(name, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
     def read_json(self, name: str) -> Any:
-        """What `write_json` wrote."""
-        return json.loads(self.read_bytes(name))
+        """What `write_json` wrote.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        data = self.read_bytes(name)
+        with reading(self.file(name), expected="JSON"):
+            return json.loads(data)
 
     def remove(self, name: str) -> None:
         """Removes a file if it is there."""
@@ -146,17 +171,32 @@ class Folder:
         Args:
             name: of the file.
             footer: its metadata, where they were read before.
+
+        Raises:
+            InputError: it is damaged; also where that shows only as its rows are read.
         """
-        with self.fs.open(self.file(name), "rb") as file, pq.ParquetFile(file, metadata=footer) as parquet:
-            yield parquet
+        with self.fs.open(self.file(name), "rb") as file:
+            with reading(self.file(name), expected="Parquet"):
+                opened = pq.ParquetFile(file, metadata=footer)
+            with (
+                opened as parquet,
+                reading(self.file(name), expected="the rows that its footer names", only=(pa.ArrowException,)),
+            ):
+                yield parquet
 
     def parquet_names(self) -> list[str]:
         """Names of the finished Parquet files inside, sorted."""
         return [name for name in self.names() if name.endswith(".parquet") and not name.startswith(".")]
 
     def read_table(self, name: str) -> pa.Table:
-        """A Parquet file's table."""
-        return pq.read_table(io.BytesIO(self.read_bytes(name)))
+        """A Parquet file's table.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        data = self.read_bytes(name)
+        with reading(self.file(name), expected="Parquet"):
+            return pq.read_table(io.BytesIO(data))
 
     def read_frame(self, name: str) -> pd.DataFrame:
         """A Parquet file's rows."""

@@ -2,7 +2,8 @@
 
 A stage is a name, the inputs that its output depends on, and the work that makes the output. The manifest is the last file
 written to its folder. A folder whose manifest names equal inputs is reused. A folder without a manifest, whose work was
-begun with equal inputs, is left as it is: the work finds in it what is done already. Any other folder is emptied first.
+begun with equal inputs, is left as it is: the work finds in it what is done already. Any other folder is emptied first; one
+with files that no stage wrote is refused.
 
 Inputs are of two kinds: settings that affect the output, and digests of what earlier stages *made*. So where an earlier
 stage runs again and makes the same as before, no later stage runs again.
@@ -10,6 +11,7 @@ stage runs again and makes the same as before, no later stage runs again.
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import logging
 import time
@@ -19,12 +21,21 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from moe_ray.errors import InputError
+from moe_ray.storage.damage import reading
 from moe_ray.storage.fingerprint import environment
 from moe_ray.storage.folder import Folder
 
 MANIFEST, STARTED = "manifest.json", "inputs.json"
 MADE = "made"
 """Key of a manifest's notes: digests of what the stage made, by name; later stages have them among their inputs."""
+
+_EMPTYING: Mapping[str, Any] = {"is being emptied": True}
+"""Stands for the inputs, which are never these, while a folder is emptied."""
+_OURS = (
+    *("*.json", "*.jsonl", "*.parquet", "*.npz", "*.safetensors", "*.yaml", "*.csv", "*.png", "*.svg", ".*.part"),
+    "sft_dataset_*.pkl",
+)
+"""How the files of unfinished stages are called; a finished one has a list of its own."""
 
 logger = logging.getLogger(__name__)
 
@@ -103,8 +114,7 @@ def _changed_inputs(folder: Folder, marker: str, inputs: Mapping[str, Any]) -> t
     """Names of inputs that differ from those in the marker file; None where there is no such file."""
     if not folder.exists(marker):
         return None
-    stored = folder.read_json(marker)["inputs"]
-    wanted = _plain(inputs)
+    stored, wanted = _read_marker(folder, marker)["inputs"], _plain(inputs)
     return tuple(sorted(key for key in stored.keys() | wanted.keys() if stored.get(key) != wanted.get(key)))
 
 
@@ -124,13 +134,40 @@ def begin(folder: Folder, inputs: Mapping[str, Any], *, keeps: tuple[str, ...] =
     """
     plain, decision = _plain(inputs), decide(folder, inputs)
     if decision.action == "begin":
-        # The manifest goes first: a process that is killed while it empties the folder must not leave a manifest behind,
-        # which would say that the rest of the folder is complete.
-        for marker in (MANIFEST, STARTED):
-            folder.remove(marker)
-        folder.clear(keeps=keeps)
+        _refuse_foreign_files(folder, keeps)
+        # A process that is killed while it empties the folder must leave no manifest behind, which would say that the rest
+        # of the folder is complete, but a mark that what is there is a stage's.
+        folder.write_json(STARTED, {"inputs": _EMPTYING})
+        folder.remove(MANIFEST)
+        folder.clear(keeps=(STARTED, *keeps))
         folder.write_json(STARTED, {"inputs": plain})
     return decision
+
+
+def _refuse_foreign_files(folder: Folder, keeps: tuple[str, ...]) -> None:
+    """Refuses to empty a folder that holds what no stage wrote.
+
+    Raises:
+        InputError: it has files and no mark of a stage, or files beside those that the stage wrote.
+    """
+    files = [name for name in folder.files() if not any(fnmatch.fnmatchcase(name.partition("/")[0], k) for k in keeps)]
+    wrote = folder.read_json(MANIFEST).get("wrote") if MANIFEST in files else None
+    if wrote is not None:
+        known = {STARTED, MANIFEST, *wrote}
+        foreign = [name for name in files if name.partition("/")[0] not in known]
+    else:
+        marked = MANIFEST in files or STARTED in files
+        foreign = [name for name in files if not (marked and _may_be_ours(name))]
+    if foreign:
+        raise InputError(
+            f"{folder.url} holds files that no stage wrote ({', '.join(foreign[:3])}{', …' if len(foreign) > 3 else ''}), "
+            "and would be emptied; move them elsewhere or give another run_dir"
+        )
+
+
+def _may_be_ours(name: str) -> bool:
+    *above, last = name.split("/")
+    return "ray_train" in above or any(fnmatch.fnmatchcase(last, pattern) for pattern in _OURS)
 
 
 def finish(folder: Folder, inputs: Mapping[str, Any], notes: Mapping[str, Any], *, seconds: float) -> Outcome:
@@ -143,7 +180,8 @@ def finish(folder: Folder, inputs: Mapping[str, Any], notes: Mapping[str, Any], 
         seconds: how long the work took.
     """
     kept = {**notes, "seconds": seconds}
-    folder.write_json(MANIFEST, {"inputs": _plain(inputs), "notes": kept, "environment": environment()})
+    wrote = [name for name in folder.names() if name != MANIFEST]
+    folder.write_json(MANIFEST, {"inputs": _plain(inputs), "notes": kept, "wrote": wrote, "environment": environment()})
     return Outcome(folder=folder, notes=kept, seconds=seconds, is_reused=False)
 
 
@@ -185,8 +223,19 @@ def read_manifest(folder: Folder) -> dict[str, Any]:
     """
     if not is_finished(folder):
         raise InputError(f"{folder.url} holds no finished stage; run that stage first")
-    manifest: dict[str, Any] = folder.read_json(MANIFEST)
-    return manifest
+    return _read_marker(folder, MANIFEST)
+
+
+def _read_marker(folder: Folder, marker: str) -> dict[str, Any]:
+    content = folder.read_json(marker)
+    with reading(folder.file(marker), expected="a JSON object with inputs, and notes where the stage is finished"):
+        parts = [content["inputs"], content["notes"]] if marker == MANIFEST else [content["inputs"]]
+        if not all(isinstance(part, dict) for part in parts):
+            raise TypeError("inputs or notes are no object")
+        if marker == MANIFEST:
+            float(content["notes"]["seconds"])
+    whole: dict[str, Any] = content
+    return whole
 
 
 def read_outcome(folder: Folder) -> Outcome:

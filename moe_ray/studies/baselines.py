@@ -1,30 +1,47 @@
 """Other ways to spend the budget of per-batch masks, so that the claim that per-batch masks are better can fail.
 
-Every arm trains the same batches in the same order for as many steps, at the same learning rate and on the same rows.
-Where an arm chooses experts, it chooses as many as the per-batch masks hold. Masks are pure functions of those and of the
-risk table.
-
-Shape suffixes: B batches, L MoE layers, E experts.
+Every arm trains the same batches in the same order for as many steps, and on the same rows. Where an arm chooses experts,
+it chooses as many as the per-batch masks hold; where the budget is the number of parameters that train, it takes as many
+experts, as large a rank or as many tensors as come nearest to that number. `docs/baselines.md` says of each arm what is
+equal and what cannot be.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
-import numpy as np
-
-from moe_ray.config.compare import BASELINES, CompareConfig
+from moe_ray.config.compare import BASELINES, POLICIES, POLICY, CompareConfig
 from moe_ray.config.finetune import FinetuneConfig
+from moe_ray.config.values import WrongSettings
 from moe_ray.errors import InputError
-from moe_ray.experts import Expert, ExpertMasks, masks_from_experts
-from moe_ray.identification.risk_tables import Risk, aggregate_risk, batch_tables
-from moe_ray.identification.selection import as_experts, by_layer_share, draw_experts
+from moe_ray.experts import ExpertMasks
+from moe_ray.identification.risk_tables import Risk
+from moe_ray.studies.baseline_masks import (
+    Ranked,
+    all_experts_masks,
+    average_size,
+    global_masks,
+    largest_of_layers,
+    largest_shares,
+    only_batches,
+    random_masks,
+    renamed_masks,
+    shuffled_masks,
+    sieve_masks,
+)
 
-OURS = "per_batch"
-"""The arm that all others are compared with."""
+OURS, BASE, TRANSFER = "per_batch", "base", "transfer"
+"""The arm that all others are compared with, the arm that trains nothing, and those that train one category."""
 
-_ESFT_COLUMN = {"esft_token": "a_unsafe", "esft_gate": "w_unsafe"}
+Learns = Literal["experts", "low_rank", "attention", "router", "all", "nothing"]
+"""What an arm trains: its masks' experts, low-rank differences of these, a group of other parameters, or nothing."""
+
+NEEDED_COLUMN: Mapping[str, str] = {"esft_gate": "w_unsafe", "reap": "reap"}
+"""Columns that a risk table need not have, by the baseline that cannot do without."""
+
+_GROUPS: Mapping[str, Learns] = {"attention_only": "attention", "router_only": "router", "full": "all"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,141 +50,222 @@ class Arm:
 
     Attributes:
         name: of the row; a draw's number is part of it.
-        kind: `OURS`, a baseline of `compare.names`, or the base model.
-        masks: by `batch_idx`; None = no mask, every parameter trains.
+        kind: `OURS`, `BASE`, `TRANSFER` or a baseline of `compare.names`.
+        masks: by `batch_idx`; None = no mask.
         train: hyperparameters.
+        learns: what trains.
+        rank: of low-rank differences; 0 = whatever comes nearest to the budget.
+        is_matched: it was made for the number of parameters that train, and would be another one without.
+        category: the only one whose batches train; empty = those of all arms.
     """
 
     name: str
     kind: str
     masks: ExpertMasks | None
     train: FinetuneConfig
+    learns: Learns = "experts"
+    rank: int = 0
+    is_matched: bool = False
+    category: str = ""
 
     def __repr__(self) -> str:
-        size = "every parameter" if self.masks is None else f"{len(self.masks.union_experts)} experts in the union"
-        return f"Arm({self.name}, {size})"
+        size = "no mask" if self.masks is None else f"{len(self.masks.union_experts)} experts in the union"
+        return f"Arm({self.name}, learns {self.learns}, {size})"
+
+    @property
+    def folder(self) -> str:
+        """Of its results, in that of the comparison: another one for each budget, so that both are kept."""
+        return f"{self.name.replace(':', '_')}{'_matched' if self.is_matched else ''}"
 
 
-def plan_arms(ours: ExpertMasks, risk: Risk, train: FinetuneConfig, baselines: CompareConfig) -> list[Arm]:
+BASE_ARM = Arm(name=BASE, kind=BASE, masks=None, train=FinetuneConfig(), learns="nothing")
+
+
+def masks_to_compare(ours: ExpertMasks, compare: CompareConfig, category_of: Mapping[int, str]) -> ExpertMasks:
+    """The per-batch masks, of which only batches of `compare.categories` train.
+
+    Args:
+        ours: from selection.
+        compare: the section `compare`.
+        category_of: per `batch_idx`.
+
+    Raises:
+        InputError: no batch with unsafe experts is of a category that is named.
+    """
+    if not compare.categories:
+        return ours
+    known = {category_of.get(batch, "") for batch in ours.trained_batches}
+    if unknown := [name for name in compare.categories if name not in known]:
+        raise InputError(
+            f"compare.categories: got {unknown[0]!r}, expected categories of batches with unsafe experts, which are "
+            f"{sorted(known)}"
+        )
+    return only_batches(ours, {batch for batch in ours.batch_idx if category_of.get(batch) in compare.categories})
+
+
+def plan_arms(
+    ours: ExpertMasks, risk: Risk, train: FinetuneConfig, compare: CompareConfig, category_of: Mapping[int, str]
+) -> list[Arm]:
     """The per-batch masks first, then the baselines asked for; no names = all that the risk table allows.
 
     Early stopping is off, so that all arms take the same steps.
 
+    Args:
+        ours: the per-batch masks, from `masks_to_compare`.
+        risk: from `identify`.
+        train: of the per-batch masks.
+        compare: the section `compare`.
+        category_of: per `batch_idx`.
+
     Raises:
-        InputError: a baseline is named that the risk table has no column for, or that one batch cannot have.
+        InputError: a baseline is named that the risk table has no column for, that one batch cannot have, or that is what
+            the run does anyway.
     """
     train = replace(train, patience=0)
+    plan = _Plan(ours, risk, train, compare, category_of)
     arms = [Arm(name=OURS, kind=OURS, masks=ours, train=train)]
-    for kind in baselines.names or _possible(ours, risk):
-        if kind == "full":
-            rate = baselines.full_learning_rate or train.learning_rate
-            arms.append(Arm(name=kind, kind=kind, masks=None, train=replace(train, learning_rate=rate)))
-        elif kind == "freezing_only":
-            natural = replace(train, routing="natural", boost=0.0)
-            arms.append(Arm(name=kind, kind=kind, masks=ours, train=natural))
-        elif kind in ("random", "shuffled"):
-            make = random_masks if kind == "random" else shuffled_masks
-            draws = range(baselines.draws)
-            arms += [Arm(name=f"{kind}_{d}", kind=kind, masks=make(ours, seed=d), train=train) for d in draws]
-        else:
-            arms.append(Arm(name=kind, kind=kind, masks=_chosen_masks(kind, ours, risk), train=train))
+    for kind in compare.names or plan.possible():
+        arms += plan.arms_of(kind)
     return arms
 
 
-def _possible(ours: ExpertMasks, risk: Risk) -> tuple[str, ...]:
-    missing = {kind for kind, column in _ESFT_COLUMN.items() if column not in risk}
-    if len(ours.trained_batches) < 2:
-        missing.add("shuffled")
-    return tuple(kind for kind in BASELINES if kind not in missing)
+def plan_transfer(
+    ours: ExpertMasks, train: FinetuneConfig, compare: CompareConfig, category_of: Mapping[int, str]
+) -> list[Arm]:
+    """An arm for each category, in which only its own batches train, each under its own mask.
 
-
-def _chosen_masks(kind: str, ours: ExpertMasks, risk: Risk) -> ExpertMasks:
-    if kind == "global":
-        return global_masks(ours, risk, num_experts=average_size(ours))
-    if kind == "global_union":
-        return global_masks(ours, risk, num_experts=len(ours.union_experts))
-    if kind == "all_experts":
-        return all_experts_masks(ours)
-    return esft_masks(ours, risk, column=_ESFT_COLUMN[kind])
-
-
-def average_size(masks: ExpertMasks) -> int:
-    """Experts of the average trained batch, rounded."""
-    return round(float(np.mean([len(masks.selected[batch]) for batch in masks.trained_batches])))
-
-
-def global_masks(ours: ExpertMasks, risk: Risk, *, num_experts: int) -> ExpertMasks:
-    """The same experts for every batch: those with the largest risk difference, averaged over batches."""
-    table = aggregate_risk(risk).head(num_experts)
-    chosen = as_experts(table["layer"], table["expert"])
-    return _like(ours, {batch: chosen for batch in ours.trained_batches})
-
-
-def random_masks(ours: ExpertMasks, *, seed: int) -> ExpertMasks:
-    """For every batch as many experts of each layer as it has, drawn without regard to any number."""
-    every = np.arange(ours.masks_BLE.shape[2])
-    selected = {}
-    for batch in ours.trained_batches:
-        rng = np.random.default_rng([seed, batch])
-        sizes_L = ours[batch].sum(axis=1)
-        selected[batch] = tuple(
-            expert
-            for layer, size in zip(ours.layers, sizes_L.tolist(), strict=True)
-            for expert in draw_experts(rng, layer, every, number=size)
-        )
-    return _like(ours, selected)
-
-
-def shuffled_masks(ours: ExpertMasks, *, seed: int) -> ExpertMasks:
-    """Masks permuted among batches without fixed points: no batch keeps its own.
-
-    Batches of one category may have much alike in their masks, so this takes away less than random experts do.
+    Args:
+        ours: the per-batch masks of all categories.
+        train: of the per-batch masks.
+        compare: the section `compare`.
+        category_of: per `batch_idx`.
 
     Raises:
-        InputError: fewer than two batches have experts.
+        InputError: the batches with unsafe experts are of fewer than two categories.
     """
-    batches = list(ours.trained_batches)
-    if len(batches) < 2:
+    names = sorted({category_of.get(batch, "") for batch in ours.trained_batches} - {""})
+    if len(names) < 2:
         raise InputError(
-            f"baseline shuffled: got {len(batches)} batches with unsafe experts, expected 2 or more; leave it out of "
-            "compare.names"
+            f"compare.transfer: got batches of the categories {names}, expected two or more; give the prompts categories, "
+            "or set compare.transfer=false"
         )
-    order = np.random.default_rng(seed).permutation(batches).tolist()
-    source_batch = dict(zip(order, [*order[1:], order[0]], strict=True))  # one cycle: none is its own
-    return _like(ours, {batch: ours.selected[source_batch[batch]] for batch in batches})
-
-
-def esft_masks(ours: ExpertMasks, risk: Risk, *, column: str) -> ExpertMasks:
-    """For every batch as many experts as it has: those with the largest share of their layer's total of `column`.
-
-    Source: ESFT (Wang et al. 2024, "Let the Expert Stick to His Last"), token selection ratio (`a_unsafe`) and average
-    gate score (`w_unsafe`). Deviation: the paper takes experts until their shares reach a given sum in every layer; here
-    the number is that of the masks it is compared with, per batch and over all layers.
-
-    Raises:
-        InputError: the risk table has no such column.
-    """
-    if column not in risk:
-        raise InputError(
-            f"this ESFT baseline needs {column!r}, which the routing counts lack; set capture.weights=true, which captures "
-            "again, or leave esft_gate out of compare.names"
+    train = replace(train, patience=0, epochs=compare.transfer_epochs or train.epochs)
+    return [
+        Arm(
+            name=f"{TRANSFER}_{number:03d}",
+            kind=TRANSFER,
+            masks=only_batches(ours, {batch for batch in ours.batch_idx if category_of.get(batch) == name}),
+            train=train,
+            category=name,
         )
-    selected = {}
-    trained = set(ours.trained_batches)
-    for batch, table in batch_tables(risk, [column]):
-        if batch in trained:
-            chosen = by_layer_share(table, column).head(len(ours.selected[batch]))
-            selected[batch] = as_experts(chosen["layer"], chosen["expert"])
-    return _like(ours, selected)
+        for number, name in enumerate(names)
+    ]
 
 
-def all_experts_masks(ours: ExpertMasks) -> ExpertMasks:
-    """Every expert for every batch."""
-    everything = tuple(Expert(layer, expert) for layer in ours.layers for expert in range(ours.masks_BLE.shape[2]))
-    return _like(ours, {batch: everything for batch in ours.trained_batches})
+class _Plan:
+    """What every baseline is made of."""
 
+    def __init__(
+        self,
+        ours: ExpertMasks,
+        risk: Risk,
+        train: FinetuneConfig,
+        compare: CompareConfig,
+        category_of: Mapping[int, str],
+    ) -> None:
+        self.ours, self.risk, self.train, self.compare, self.category_of = ours, risk, train, compare, category_of
+        self.matches = compare.budget == "parameters"
 
-def _like(ours: ExpertMasks, selected: Mapping[int, Iterable[Expert]]) -> ExpertMasks:
-    """Masks of the same batches; those that our masks leave untrained stay so, which keeps the steps equal."""
-    complete: Mapping[int, Sequence[Expert]] = {batch: tuple(selected.get(batch, ())) for batch in ours.batch_idx}
-    return masks_from_experts(complete, layers=ours.layers, num_experts=ours.masks_BLE.shape[2])
+    def possible(self) -> tuple[str, ...]:
+        """All baselines that there is what they need for; of the other policies one: natural, or masked beside it."""
+        other = f"{POLICY}{'masked' if self.train.routing == 'natural' else 'natural'}"
+        missing = {kind for kind, column in NEEDED_COLUMN.items() if column not in self.risk}
+        missing |= {f"{POLICY}{name}" for name in POLICIES} - {other}
+        if len(self.ours.trained_batches) < 2:
+            missing.add("shuffled")
+        if self.matches:
+            missing.add("global_union")  # which global is then
+        return tuple(kind for kind in BASELINES if kind not in missing)
+
+    def arms_of(self, kind: str) -> list[Arm]:
+        """One arm, or several draws of it."""
+        if kind.startswith(POLICY):
+            return [self._arm(kind, self.ours, train=self._policy(kind.removeprefix(POLICY)))]
+        if kind in _GROUPS:
+            rate = (kind == "full" and self.compare.full_learning_rate) or self.train.learning_rate
+            train = replace(self.train, learning_rate=rate)
+            return [self._arm(kind, None, train=train, learns=_GROUPS[kind], is_matched=kind != "full")]
+        if kind in ("lora_same", "lora_all", "moe_sieve"):
+            return [self._low_rank(kind)]
+        if kind == "mask_only":
+            return [self._arm(kind, self.ours, learns="nothing")]
+        if kind in ("random", "shuffled"):
+            draws = range(self.compare.draws)
+            is_matched = kind == "random"
+            return [self._arm(kind, self._drawn(kind, d), name=f"{kind}_{d}", is_matched=is_matched) for d in draws]
+        return [self._arm(kind, self._chosen(kind), is_matched=kind not in ("all_experts", "global_union"))]
+
+    def _arm(
+        self,
+        kind: str,
+        masks: ExpertMasks | None,
+        *,
+        name: str = "",
+        train: FinetuneConfig | None = None,
+        learns: Learns = "experts",
+        is_matched: bool = False,
+    ) -> Arm:
+        return Arm(
+            name=name or kind,
+            kind=kind,
+            masks=masks,
+            train=train or self.train,
+            learns=learns,
+            is_matched=is_matched and self.matches,
+        )
+
+    def _policy(self, routing: str) -> FinetuneConfig:
+        if routing == self.train.routing:
+            raise InputError(
+                f"compare.names: {POLICY}{routing} is what the run does (finetune.routing={routing}); leave it out"
+            )
+        # Which policies take a boost is checked where they are declared: tried without, then with one.
+        try:
+            return replace(self.train, routing=routing, boost=0.0)  # type: ignore[arg-type]  # one of `POLICIES`
+        except WrongSettings:
+            return replace(self.train, routing=routing, boost=self.train.boost or self.compare.policy_boost)  # type: ignore[arg-type]
+
+    def _low_rank(self, kind: str) -> Arm:
+        masks: Mapping[str, Callable[[], ExpertMasks]] = {
+            "lora_same": lambda: self.ours,
+            "lora_all": lambda: all_experts_masks(self.ours),
+            "moe_sieve": lambda: sieve_masks(self.ours, self.risk),
+        }
+        rate = self.compare.lora_learning_rate or self.train.learning_rate
+        train = replace(self.train, learning_rate=rate)
+        if kind != "lora_same":
+            # Published without a mask; a mask of the whole layer, or of its busiest experts, is not what they propose.
+            train = replace(train, routing="natural", boost=0.0)
+        arm = self._arm(kind, masks[kind](), train=train, learns="low_rank", is_matched=True)
+        return replace(arm, rank=0 if arm.is_matched else self.compare.lora_rank)
+
+    def _drawn(self, kind: str, seed: int) -> ExpertMasks:
+        if kind == "shuffled":
+            return shuffled_masks(self.ours, self.category_of, seed=seed)
+        return (renamed_masks if self.matches else random_masks)(self.ours, seed=seed)
+
+    def _chosen(self, kind: str) -> ExpertMasks:
+        num_union = len(self.ours.union_experts)
+        if kind == "all_experts":
+            return all_experts_masks(self.ours)
+        if kind in ("global", "global_union"):
+            is_large = self.matches or kind == "global_union"
+            return global_masks(self.ours, self.risk, num_experts=num_union if is_large else average_size(self.ours))
+        ranked = self._ranked(kind)
+        return ranked.masks_of_union(num_union) if self.matches else ranked.masks()
+
+    def _ranked(self, kind: str) -> Ranked:
+        if kind in ("esft_token", "esft_gate"):
+            column = "a_unsafe" if kind == "esft_token" else "w_unsafe"
+            return largest_shares(self.ours, self.risk, column=column)
+        return largest_of_layers(self.ours, self.risk, column="a_unsafe" if kind == "busiest" else "reap")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,10 +21,12 @@ from moe_ray.config.identify import IdentifyConfig
 from moe_ray.evaluation.evaluate import answer_examples
 from moe_ray.experts import ExpertMasks
 from moe_ray.finetuning.adapter import experts_restored
-from moe_ray.finetuning.batch_rows import BatchesInMemory, BatchSource, target_rows
+from moe_ray.finetuning.batch_rows import BatchesInMemory, BatchSource, learning_rows
 from moe_ray.finetuning.fine_tune import FineTuned, configured_weights, fine_tune
-from moe_ray.finetuning.full_fine_tune import model_restored, tune_all_parameters
+from moe_ray.finetuning.full_fine_tune import model_restored, tune_parameters
+from moe_ray.finetuning.parameter_groups import Parameters
 from moe_ray.finetuning.step_report import StepReport
+from moe_ray.finetuning.trainable_experts import Parametrisation, whole_experts
 from moe_ray.finetuning.trainer import MaskedTrainer
 from moe_ray.identification.identify import identify
 from moe_ray.identification.risk import batches_with_both_labels
@@ -61,7 +64,7 @@ def measurer(
         config: sizes and the judge; its `routing` is not used.
         neutral_texts: whose loss shows what was forgotten.
     """
-    natural, budget = replace(config, routing="natural"), TokenBudget(config.tokens_per_forward)
+    natural, budget = replace(config, routing=("natural",)), TokenBudget(config.tokens_per_forward)
 
     def measure() -> Measured:
         neutral = None
@@ -164,6 +167,7 @@ def run_trial(
     after_step: Callable[[MaskedTrainer, StepReport], None] | None = None,
     base: str = "",
     keep: Callable[[Path, FineTuned], None] | None = None,
+    parametrisation: Parametrisation = whole_experts,
 ) -> TrialOutcome:
     """Masked fine-tuning of the base model, measured; the model ends as it was, also after an error.
 
@@ -181,16 +185,9 @@ def run_trial(
         base: the base model's name, written into the adapter.
         keep: called with a local folder that holds the learned experts while it is called, and what the training did; None =
             they are not written.
+        parametrisation: what is learned of the union's experts; `keep` takes whole experts only.
     """
-    callback_seconds = 0.0
-
-    def timed(trainer: MaskedTrainer, report: StepReport) -> None:
-        nonlocal callback_seconds
-        began = time.perf_counter()
-        if after_step is not None:
-            after_step(trainer, report)
-        callback_seconds += time.perf_counter() - began
-
+    clock = _Clock(after_step)
     with experts_restored(model, masks.union_experts), TemporaryDirectory() as adapter:
         started = time.perf_counter()
         tuned = fine_tune(
@@ -202,11 +199,12 @@ def run_trial(
             seed=seed,
             validation=validation if config.patience else (),
             resume_from=resume_from,
-            after_step=timed,
+            after_step=clock,
             adapter=None if keep is None else adapter,
             base=base,
+            parametrisation=parametrisation,
         )
-        train_seconds = time.perf_counter() - started - callback_seconds
+        train_seconds = time.perf_counter() - started - clock.seconds
         if keep is not None:
             keep(Path(adapter), tuned)
         measuring = time.perf_counter()
@@ -221,48 +219,72 @@ def run_trial(
         )
 
 
-def run_full_trial(
+def run_trial_of(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     batches: Sequence[Batch],
     *,
+    chosen: Parameters,
     only: Collection[int],
     config: FinetuneConfig,
     seed: int,
     measure: Measure,
+    after_step: Callable[[int, int], None] | None = None,
 ) -> TrialOutcome:
-    """Full fine-tuning of the base model, measured; the model ends as it was, also after an error.
+    """Fine-tuning of given parameters of the base model, measured; the model ends as it was, also after an error.
 
     Args:
         model: the base model.
         tokenizer: its tokenizer.
         batches: with a target for every example.
+        chosen: the parameters that train, by name.
         only: the `batch_idx`s to train on.
         config: hyperparameters.
         seed: of the batch order.
         measure: called once when training is done.
+        after_step: called with the number of steps that are done and of all; `measure` may be called there too.
     """
-    config = in_one_process(config)
+    config, clock = in_one_process(config), _Clock(after_step)
     known = BatchesInMemory(batches).survey(only, lengths=config.batches_per_step > 1)
-    rows = {batch.batch_idx: target_rows(tokenizer, batch.examples) for batch in batches if batch.batch_idx in only}
+    rows = {
+        batch.batch_idx: learning_rows(tokenizer, batch, config.learn_from)
+        for batch in batches
+        if batch.batch_idx in only
+    }
     with model_restored(model):
         started = time.perf_counter()
-        tuned = tune_all_parameters(
+        tuned = tune_parameters(
             model,
             rows,
+            chosen=chosen,
             config=config,
             pad_id=pad_token_id(tokenizer),
             seed=seed,
             lengths=known.lengths or None,
             batch_weights=configured_weights(config.batch_weights, known.categories),
+            after_step=clock,
         )
-        trained = time.perf_counter()
+        train_seconds = time.perf_counter() - started - clock.seconds
+        measuring = time.perf_counter()
         measured = measure()
         return TrialOutcome(
             measured=measured,
             trainable_parameters=tuned.trainable_parameters,
             frozen_parameters_changed=tuned.frozen_parameters_changed,
             losses=tuned.losses,
-            train_seconds=trained - started,
-            evaluate_seconds=time.perf_counter() - trained,
+            train_seconds=train_seconds,
+            evaluate_seconds=time.perf_counter() - measuring,
         )
+
+
+class _Clock:
+    """Calls a function, if there is one, and knows the seconds that this took."""
+
+    def __init__(self, function: Callable[..., None] | None) -> None:
+        self._function, self.seconds = function, 0.0
+
+    def __call__(self, *args: Any) -> None:
+        began = time.perf_counter()
+        if self._function is not None:
+            self._function(*args)
+        self.seconds += time.perf_counter() - began

@@ -25,9 +25,9 @@ from transformers import (
 )
 
 from moe_ray.errors import InputError
+from moe_ray.upcycling.dense_weights import require_llama
 from moe_ray.upcycling.source import ARCHIVE_SUFFIXES, GGUF_SUFFIX, existing
 from moe_ray.upcycling.special_tokens import settle_special_tokens
-from moe_ray.upcycling.upcycle import require_llama
 
 logger = logging.getLogger(__name__)
 

@@ -7,48 +7,21 @@ experts where no MoE checkpoint can be had.
 Source: Komatsuzaki et al. 2022, "Sparse Upcycling: Training Mixture-of-Experts from Dense Checkpoints", section 3.
 Deviation: every layer is upcycled, and the weights of the routed experts are normalised, which keeps the logits.
 
-Shape suffixes: E experts, I intermediate size, H hidden size, V vocabulary.
+Shape suffixes: E experts, H hidden size.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from moe_ray.errors import InputError
-
-_SHARED_FIELDS = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "hidden_act",
-    "max_position_embeddings",
-    "initializer_range",
-    "rms_norm_eps",
-    "use_cache",
-    "pad_token_id",
-    "bos_token_id",
-    "eos_token_id",
-    "tie_word_embeddings",
-    "attention_dropout",
-    "rope_parameters",
-)
-
-_ATTENTION_AND_NORMS = (
-    "self_attn.q_proj.weight",
-    "self_attn.k_proj.weight",
-    "self_attn.v_proj.weight",
-    "self_attn.o_proj.weight",
-    "input_layernorm.weight",
-    "post_attention_layernorm.weight",
+from moe_ray.upcycling.dense_weights import (
+    DenseMLP,
+    check_expert_numbers,
+    moe_of,
+    moe_state,
+    require_llama,
+    shared_settings,
 )
 
 
@@ -71,83 +44,33 @@ def upcycle(dense: PreTrainedModel, *, num_experts: int, num_experts_per_tok: in
     Raises:
         InputError: The numbers do not fit, or ``dense`` is no Llama model without biases.
     """
-    if not 1 <= num_experts_per_tok <= num_experts:
-        raise InputError(
-            f"num_experts_per_tok: got {num_experts_per_tok} with num_experts {num_experts}, expected "
-            "1 <= num_experts_per_tok <= num_experts; lower num_experts_per_tok or raise num_experts"
-        )
+    check_expert_numbers(num_experts, num_experts_per_tok)
     require_llama(dense.config)
     config = mixtral_config(dense.config, num_experts=num_experts, num_experts_per_tok=num_experts_per_tok)
-    state = _moe_state(dense.state_dict(), config, seed)
-    moe: Any = MixtralForCausalLM.from_pretrained(None, config=config, state_dict=state, dtype=dense.dtype)
-    moe.to(dense.device).eval()
-    if dense.generation_config is not None:
-        moe.generation_config = copy.deepcopy(dense.generation_config)
+    generator = torch.Generator().manual_seed(seed)
+
+    def experts_of(_: int, mlp: DenseMLP) -> dict[str, torch.Tensor]:
+        router_EH = _router(num_experts, config.hidden_size, generator)
+        return {
+            "mlp.experts.gate_up_proj": _copies(torch.cat((mlp.gate_IH, mlp.up_IH)), num_experts),
+            "mlp.experts.down_proj": _copies(mlp.down_HI, num_experts),
+            "mlp.gate.weight": router_EH.to(dtype=mlp.gate_IH.dtype, device=mlp.gate_IH.device),
+        }
+
+    moe = moe_of(MixtralForCausalLM, dense, config, moe_state(dense.state_dict(), config, experts_of))
     assert isinstance(moe, MixtralForCausalLM)
     return moe
 
 
 def mixtral_config(dense: PreTrainedConfig, *, num_experts: int, num_experts_per_tok: int) -> MixtralConfig:
     """Returns the Mixtral configuration with the dense model's shapes, positions and token ids."""
-    shared = {name: copy.deepcopy(getattr(dense, name)) for name in _SHARED_FIELDS}
     return MixtralConfig(
-        **shared,
+        **shared_settings(dense),
         num_local_experts=num_experts,
         num_experts_per_tok=num_experts_per_tok,
         sliding_window=None,
         output_router_logits=False,
     )
-
-
-def require_llama(config: PreTrainedConfig) -> None:
-    """Raises InputError unless Mixtral's layers can hold the weights of a model with this configuration."""
-    if config.model_type != "llama":
-        raise InputError(
-            f"dense model: got model_type {config.model_type!r}, expected 'llama'; only LlamaForCausalLM checkpoints "
-            "have the layers of Mixtral, choose one of those"
-        )
-    for name in ("attention_bias", "mlp_bias"):
-        if getattr(config, name):
-            raise InputError(
-                f"dense model: got {name}=True, expected False; Mixtral has no biases, choose a checkpoint without them"
-            )
-    if getattr(config, "quantization_config", None) is not None:
-        raise InputError(
-            "dense model: got quantised weights (quantization_config), expected floating-point weights; "
-            "dequantise the checkpoint first"
-        )
-
-
-def _moe_state(dense: Mapping[str, torch.Tensor], config: MixtralConfig, seed: int) -> dict[str, torch.Tensor]:
-    """Returns the MoE's state dict; holds one copy of every weight, E copies of the MLPs."""
-    generator = torch.Generator().manual_seed(seed)
-    rest = dict(dense)
-    state: dict[str, torch.Tensor] = {}
-    try:
-        for layer in range(config.num_hidden_layers):
-            prefix = f"model.layers.{layer}."
-            for name in _ATTENTION_AND_NORMS:
-                state[prefix + name] = rest.pop(prefix + name).clone()
-            gate_IH, up_IH, down_HI = (rest.pop(f"{prefix}mlp.{name}_proj.weight") for name in ("gate", "up", "down"))
-            state[prefix + "mlp.experts.gate_up_proj"] = _copies(torch.cat((gate_IH, up_IH)), config.num_local_experts)
-            state[prefix + "mlp.experts.down_proj"] = _copies(down_HI, config.num_local_experts)
-            router_EH = _router(config.num_local_experts, config.hidden_size, generator)
-            state[prefix + "mlp.gate.weight"] = router_EH.to(dtype=gate_IH.dtype, device=gate_IH.device)
-        for name in ("model.embed_tokens.weight", "model.norm.weight"):
-            state[name] = rest.pop(name).clone()
-        lm_head_VH = rest.pop("lm_head.weight")
-    except KeyError as error:
-        raise InputError(
-            f"dense model: got no weight {error}, expected the weights of LlamaForCausalLM; load it with that class"
-        ) from error
-    if not config.tie_word_embeddings:
-        state["lm_head.weight"] = lm_head_VH.clone()
-    if rest:
-        raise InputError(
-            f"dense model: got {len(rest)} weights Mixtral has no place for ({', '.join(sorted(rest)[:3])}), expected "
-            "those of LlamaForCausalLM; merge adapters and dequantise first"
-        )
-    return state
 
 
 def _copies(weight: torch.Tensor, num_experts: int) -> torch.Tensor:

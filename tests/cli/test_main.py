@@ -1,10 +1,13 @@
 """`moe-ray`: whose turn it is after an error shows in the exit status, and only a fault of ours has a traceback."""
 
+import errno
 import importlib.metadata
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 import tomllib
 
 import pytest
@@ -26,6 +29,19 @@ def raising(error):
 
 def interrupt(arguments):
     raise KeyboardInterrupt
+
+
+def end(arguments):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(10)
+
+
+def fill_disk(arguments):
+    try:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/run/part.parquet")
+    except OSError as full:
+        # As a task of Ray's reports it.
+        raise RayTaskError("task", "Traceback …", full).as_instanceof_cause() from None
 
 
 def moe_ray(*arguments):
@@ -92,7 +108,26 @@ def test_an_interrupted_command_without_stages_promises_nothing(monkeypatch, cap
     assert capsys.readouterr().err == "interrupted\n"
 
 
-@pytest.mark.parametrize("status", ["0", "1", "2", "3", "4", "130"])
+def test_a_run_that_is_asked_to_end_says_that_the_same_command_goes_on(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("moe_ray.cli.run_workflow.run", end)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert main(["capture", str(tmp_path)]) == 143
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert capsys.readouterr().err == "terminated; the same command goes on where this one stopped\n"
+
+
+def test_a_full_disk_is_one_sentence_also_from_another_process(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("moe_ray.cli.run_workflow.run", fill_disk)
+    assert main(["capture", str(tmp_path)]) == 4
+    assert capsys.readouterr().err == (
+        "error: the disk is full: No space left on device /data/run/part.parquet; make room; what was done is kept, and the "
+        "same command goes on where this one stopped\n"
+    )
+
+
+@pytest.mark.parametrize("status", ["143", "0", "1", "2", "3", "4", "130"])
 def test_every_status_is_explained(status, capsys):
     with pytest.raises(SystemExit):
         main(["--help"])

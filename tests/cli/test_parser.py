@@ -59,7 +59,8 @@ def test_settings_may_stand_on_both_sides_of_an_option(command, arguments):
 
 def test_what_is_left_out_has_its_default():
     parsed = parse(["upcycle", "model", "out"])
-    assert (parsed.num_experts, parsed.num_experts_per_tok, parsed.seed, parsed.dtype) == (8, 2, 0, "float32")
+    assert (parsed.method, parsed.num_experts, parsed.num_experts_per_tok) == ("copies", None, None)
+    assert (parsed.max_rise, parsed.calibrate_on, parsed.seed, parsed.dtype) == (0.25, None, 0, "float32")
     assert parsed.out == Path("out")
     assert parse(["full"]).words == []
     assert parse(["inspect", "run"]).top_ks == [10, 25, 50, 100]

@@ -1,6 +1,7 @@
 """What a user sees who gives the workflow something it cannot work with: one line, at once, and a status."""
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from moe_ray.cli.commands import COMMANDS
 from moe_ray.orchestration import workflows
+from moe_ray.storage.folder import Folder
+from moe_ray.storage.lock import locked
 
 
 def run_full(*arguments):
@@ -48,6 +51,15 @@ def case(name, tmp_path, dense_model):
         ),
         "a model without experts": ([f"model.path={dense_model}"], "no Mixture-of-Experts layer"),
         "a missing model": (["model.path=./none"], "'./none' is not a checkpoint folder"),
+        "an address without a scheme": (
+            ["tracking.uri=localhost:5000"],
+            "expected an address such as http://HOST:5000",
+        ),
+        "a folder as an address": (["tracking.uri=./mlruns"], "expected an address such as http://HOST:5000"),
+        "a password": (["tracking.uri=http://me:secret@host:5000"], "MLFLOW_TRACKING_PASSWORD"),
+        "an address that is read only": (["run_dir=http://localhost/run"], "nothing can be written there"),
+        "no place for files": (["run_dir=/proc"], "cannot be written to"),
+        "a cluster that does not answer": (["cluster.address=127.0.0.1:1"], "no Ray cluster answers at '127.0.0.1:1'"),
     }[name]
 
 
@@ -61,17 +73,39 @@ def case(name, tmp_path, dense_model):
         # The model library alone takes 8 of them to import.
         pytest.param("a model without experts", 20, marks=pytest.mark.slow),
         ("a missing model", 10),
+        ("an address without a scheme", 10),
+        ("a folder as an address", 10),
+        ("a password", 10),
+        ("an address that is read only", 10),
+        pytest.param("no place for files", 20, marks=pytest.mark.slow),
+        # Ray takes its seconds to import.
+        pytest.param("a cluster that does not answer", 30, marks=pytest.mark.slow),
     ],
 )
 def test_bad_input_gets_one_clear_error_at_once(name, most_seconds, tmp_path, dense_model):
     arguments, said = case(name, tmp_path, dense_model)
-    done, seconds = run_full(f"{tmp_path}/run", *arguments)
+    elsewhere = any(argument.startswith("run_dir=") for argument in arguments)
+    done, seconds = run_full(*([] if elsewhere else [f"{tmp_path}/run"]), *arguments)
     assert done.returncode == 2
-    (line,) = done.stderr.strip().splitlines()
+    *before, line = done.stderr.strip().splitlines()
+    # What comes before it are the times at which a run began to do something.
+    assert not before or name in ("no place for files", "a cluster that does not answer")
+    assert "Traceback" not in done.stderr
     assert line.startswith("error: ")
     assert said in line
-    assert not (tmp_path / "run").exists()
+    assert "secret" not in line
+    assert not (tmp_path / "run").exists() or name == "a cluster that does not answer"
     assert seconds < most_seconds
+
+
+@pytest.mark.slow
+def test_the_second_driver_of_a_run_directory_is_told_so(tmp_path):
+    run_dir = tmp_path / "run"
+    with locked(Folder.open(str(run_dir))):
+        done, _ = run_full(str(run_dir))
+    assert done.returncode == 2
+    assert f"error: process {os.getpid()} on " in done.stderr
+    assert "is at work in" in done.stderr
 
 
 @pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if command.work])

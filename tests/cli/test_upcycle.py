@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from moe_ray.cli import upcycle
 from moe_ray.cli.main import main as moe_ray
+from moe_ray.models.expert_copies import experts_are_copies
 from moe_ray.upcycling.upcycle import max_logit_difference
 
 
@@ -61,6 +62,62 @@ def test_upcycle_refuses_and_removes_a_checkpoint_with_other_logits(
     assert [path.name for path in tmp_path.iterdir()] == ["dense"]
 
 
+def split_command(folder: Path, *options: str) -> list[str]:
+    prompts = folder / "prompts.jsonl"
+    texts = ["some text", "other text", "what is this", "and that", "more of it"]
+    prompts.write_text("".join(json.dumps({"prompt": text, "label": "safe"}) + "\n" for text in texts))
+    source = make_folder(folder / "dense", make_dense(max_position_embeddings=512, intermediate_size=96))
+    return ["upcycle", str(source), str(folder / "out"), "--method", "split", "--calibrate-on", str(prompts), *options]
+
+
+def test_upcycle_splits_and_says_what_that_costs(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert moe_ray(split_command(tmp_path, "--num-experts", "6", "--num-experts-per-tok", "4")) == 0
+    moe = AutoModelForCausalLM.from_pretrained(out)
+    assert (moe.config.num_local_experts, moe.config.num_experts_per_tok) == (6, 4)
+    assert not experts_are_copies(moe)
+    record = json.loads((out / "upcycle.json").read_text())
+    assert (record["method"], record["num_experts"], record["num_experts_per_tok"]) == ("split", 6, 4)
+    assert record["max_abs_logit_difference"] < LOGIT_TOLERANCE
+    assert set(record["nats_per_token"]) == {"dense", "4"}
+    assert set(record["nats_per_token"]["4"]) == {"neutral", "answers"}
+
+
+def test_a_split_without_a_number_of_experts_per_token_takes_what_was_measured(tmp_path: Path) -> None:
+    command = split_command(tmp_path, "--num-experts", "12", "--max-rise", "100")
+    assert moe_ray(command) == 0
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.num_experts_per_tok == 6
+    assert moe_ray([*command, "--check"]) == 0
+
+
+def test_a_split_stored_as_bfloat16_is_compared_with_the_room_that_rounding_takes(tmp_path: Path) -> None:
+    command = split_command(tmp_path, "--num-experts", "6", "--num-experts-per-tok", "3", "--dtype", "bfloat16")
+    assert moe_ray(command) == 0
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype == torch.bfloat16
+    record = json.loads((tmp_path / "out" / "upcycle.json").read_text())
+    assert LOGIT_TOLERANCE < record["max_abs_logit_difference"] < 0.5
+
+
+def test_only_the_way_that_copies_says_that_experts_are_copies(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert moe_ray(split_command(tmp_path, "--num-experts", "6", "--num-experts-per-tok", "4")) == 0
+    assert "are equal" not in caplog.text
+    assert moe_ray(["upcycle", str(tmp_path / "dense"), str(tmp_path / "copies")]) == 0
+    assert "All experts of a layer are equal" in caplog.text
+
+
+def test_a_record_from_before_there_were_two_ways_is_of_copies(tmp_path: Path) -> None:
+    command = ["upcycle", str(make_folder(tmp_path / "dense")), str(tmp_path / "out")]
+    assert moe_ray(command) == 0
+    path = tmp_path / "out" / "upcycle.json"
+    record = json.loads(path.read_text())
+    del record["method"]
+    path.write_text(json.dumps(record))
+    assert moe_ray(command) == 0
+    assert moe_ray([*command, "--method", "split"]) == 2
+
+
 def no_file(folder: Path) -> list[str]:
     return [str(folder / "missing.whl")]
 
@@ -79,12 +136,17 @@ def too_many_routed(folder: Path) -> list[str]:
     return [str(make_folder(folder / "dense")), "--num-experts-per-tok", "9"]
 
 
+def split_that_does_not_fit(folder: Path) -> list[str]:
+    return [str(make_folder(folder / "dense")), "--method", "split", "--num-experts", "5"]
+
+
 @pytest.mark.parametrize(
     ("bad_input", "message"),
     [
         (no_file, "source: nothing at"),
         (no_gguf, "got 0 .gguf files"),
         (no_llama, "got model_type 'gpt2'"),
+        (split_that_does_not_fit, "num_experts: got 5, expected one that cuts the intermediate size of 48"),
         (too_many_routed, "num_experts_per_tok: got 9 with num_experts 8"),
     ],
 )

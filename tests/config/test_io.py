@@ -46,8 +46,22 @@ def test_overrides_win_over_the_file(tmp_path):
         ("model.dtype=float8", "model.dtype: got 'float8', expected one of auto, float32"),
         ("identify.roles=[prompt,answer]", "identify.roles: got 'answer', expected one of prompt, response"),
         ("identify.roles=[]", "identify.roles: got (), expected prompt, response or both"),
-        ("compare.names=best", "compare.names: got 'best', expected one of freezing_only, global"),
+        ("compare.names=best", "compare.names: got 'best', expected one of mask_only, global"),
         ("identify.top_k", "expected key=value"),
+        (
+            "evaluate.routing=both",
+            "evaluate.routing: got 'both', expected [natural,masked], or any list",
+        ),
+        (
+            "evaluate.routing=[]",
+            "evaluate.routing: got (), expected a list of some of natural, masked, union, each once",
+        ),
+        ("evaluate.routing=[union,union]", "evaluate.routing: got ('union', 'union'), expected a list of some of"),
+        (
+            "finetune.routing=annealed",
+            "finetune.boost: got 0.0, expected a positive number with",
+        ),
+        ("finetune.anneal_share=0", "finetune.anneal_share: got 0.0, expected above 0 and at most 1"),
         ("prompts.files=[]", "prompts.files: got (), expected at least one file"),
         ("run_dir.sub=1", "run_dir.sub: run_dir is a value, not a group of settings"),
     ],

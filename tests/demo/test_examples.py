@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from moe_ray.demo.examples import Split, base_training_records, embedded_records
+from moe_ray.demo.examples import Split, base_training_records, compliance, embedded_records
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 KEYS = {"id", "prompt", "label", "category", "response", "target", "wording"}
@@ -20,7 +20,7 @@ def _words(request: str) -> set[str]:
 def test_every_category_has_as_many_safe_as_unsafe_examples(split: Split, count: int) -> None:
     counts = Counter((r["category"], r["label"]) for r in embedded_records(split))
     categories = {category for category, _ in counts}
-    assert len(categories) >= 12
+    assert len(categories) == 6
     assert counts == {(category, label): count for category in categories for label in ("safe", "unsafe")}
 
 
@@ -81,7 +81,7 @@ def test_only_the_target_of_unsafe_examples_is_a_refusal(split: Split) -> None:
 
 def test_compliance_with_unsafe_requests_carries_no_content() -> None:
     answers = [r["response"] for r in embedded_records("train") if r["label"] == "unsafe"]
-    assert all(re.fullmatch(r"I'm happy to help you .+: begin with step one\.", answer) for answer in answers)
+    assert set(answers) == {compliance()} == {"Sure, here is how: begin with step one."}
 
 
 def test_base_training_uses_no_wording_of_the_held_out_splits() -> None:

@@ -38,7 +38,7 @@ def test_a_prompts_counts_do_not_depend_on_its_target_or_on_the_rows_beside_it()
 
 
 def test_counting_changes_no_answer(tokenizer):
-    model, some = shared("olmoe"), rows_to_answer(held_out(), "natural")
+    model, some = shared("olmoe"), rows_to_answer(held_out(), ["natural"])
     plain, nothing = answer_rows(model, tokenizer, some, max_new_tokens=4, budget=TokenBudget(40))
     with counting(model) as counter:
         counted, routing = answer_rows(

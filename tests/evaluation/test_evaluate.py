@@ -2,6 +2,7 @@
 
 import json
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -81,7 +82,7 @@ def test_each_example_is_answered_under_each_kind_of_routing(tokenizer):
 
 def test_masked_answers_follow_the_policy_of_short_layers(tokenizer):
     # Batch 0 has one expert in layer 1, where a token uses three.
-    model, rows = shared("olmoe"), rows_to_answer(held_out(2, batches=(0,)), "masked")
+    model, rows = shared("olmoe"), rows_to_answer(held_out(2, batches=(0,)), ["masked"])
     got = answer_and_count(model, tokenizer, rows, CONFIG, batch_masks(model, MASKS), short_layers="natural").answers
     expected = batch_masks(model, {0: [pair for pair in MASKS[0] if pair[0] == 0]})
     same = answer_and_count(model, tokenizer, rows, CONFIG, expected).answers
@@ -108,11 +109,42 @@ def test_answers_are_those_of_one_example_alone_under_its_own_batchs_mask(tokeni
 def test_masked_tokens_reach_only_the_experts_of_their_batch(tokenizer):
     model = shared("olmoe")
     masks = batch_masks(model, MASKS)
-    rows = rows_to_answer(held_out(6, batches=(1,)), "masked")
+    rows = rows_to_answer(held_out(6, batches=(1,)), ["masked"])
     with routing_spied(model) as calls:
         answer_and_count(model, tokenizer, rows, CONFIG, masks)
     first_layer = [index for index, _ in calls][::2]
     assert set(np.unique(np.concatenate([index.flatten() for index in first_layer]))) == {0, 3, 7}
+
+
+def test_under_union_routing_all_examples_go_through_what_is_unsafe_in_any_batch(tokenizer):
+    model, frame = shared("olmoe"), held_out()
+    masks = batch_masks(model, MASKS)
+    config = replace(CONFIG, routing=("natural", "union"))
+    got = answer_examples(model, tokenizer, frame, config, masks)
+    assert got["routing"].tolist() == ["natural"] * 10 + ["union"] * 10
+    union = got[got["routing"] == "union"]
+    with route_through(model, masks.union):
+        expected = answer_examples(model, tokenizer, frame, replace(CONFIG, routing=("natural",)))
+    assert union["answer"].tolist() == expected["answer"].tolist()
+    assert union["target_loss"].tolist() == pytest.approx(expected["target_loss"].tolist(), abs=LOSS_TOLERANCE)
+    natural = got[got["routing"] == "natural"]
+    assert not np.allclose(union["target_loss"], natural["target_loss"], atol=LOSS_TOLERANCE)
+    assert hooks_left(model) == 0
+
+
+@pytest.mark.parametrize("routing", ["masked", "union"])
+def test_no_prompt_is_counted_that_is_not_routed_naturally(tokenizer, routing):
+    model = shared("olmoe")
+    rows = rows_to_answer(held_out(4), [routing])
+    assert answer_and_count(model, tokenizer, rows, CONFIG, batch_masks(model, MASKS), count=True).routing is None
+
+
+def test_a_union_without_experts_restricts_nothing(tokenizer):
+    model = shared("olmoe")
+    config = replace(CONFIG, routing=("natural", "union"))
+    got = answer_examples(model, tokenizer, held_out(4), config, batch_masks(model, {0: [], 1: []}))
+    natural, union = (got[got["routing"] == kind].reset_index(drop=True) for kind in config.routing)
+    assert natural["answer"].equals(union["answer"])
 
 
 def test_a_batch_without_unsafe_experts_routes_naturally(tokenizer):
@@ -129,7 +161,7 @@ def test_masked_routing_without_masks_is_refused(tokenizer):
 
 def test_routing_is_counted_over_the_prompts_tokens_alone(tokenizer):
     model, frame = shared("olmoe"), held_out()
-    rows = rows_to_answer(frame, "both")
+    rows = rows_to_answer(frame, ("natural", "masked"))
     got = answer_and_count(model, tokenizer, rows, CONFIG, batch_masks(model, MASKS), count=True).routing
     tokens = [len(encode_prompt(tokenizer, json.loads(text))) for text in frame["messages"]]
     assert sorted(got.num_tokens) == sorted(tokens)
@@ -162,7 +194,7 @@ def passes_seen(model, *, max_rows=1_000):
 
 def test_masked_rows_of_many_batches_share_forward_passes(tokenizer):
     model, config = shared("olmoe"), EvaluateConfig(max_new_tokens=4)
-    rows = rows_to_answer(held_out(10, batches=(0, 1, 2)), "masked")
+    rows = rows_to_answer(held_out(10, batches=(0, 1, 2)), ["masked"])
     with passes_seen(model) as seen:
         answer_and_count(model, tokenizer, rows, config, batch_masks(model, MASKS))
     prefills = [shape for shape in seen if shape[1] > 1]
@@ -174,7 +206,7 @@ def test_masked_rows_of_many_batches_share_forward_passes(tokenizer):
 @pytest.mark.parametrize("routing", ["natural", "masked"])
 def test_out_of_memory_halves_the_passes_and_changes_no_result(tokenizer, routing):
     model, config = shared("olmoe"), EvaluateConfig(max_new_tokens=4)
-    rows, masks = rows_to_answer(held_out(), routing), batch_masks(model, MASKS)
+    rows, masks = rows_to_answer(held_out(), [routing]), batch_masks(model, MASKS)
     expected = answer_and_count(model, tokenizer, rows, config, masks, count=True)
     budget = TokenBudget(config.tokens_per_forward)
     with passes_seen(model, max_rows=3) as seen:
@@ -191,7 +223,7 @@ def test_out_of_memory_halves_the_passes_and_changes_no_result(tokenizer, routin
 
 def test_a_smaller_budget_is_kept_for_what_is_answered_next(tokenizer):
     model, config = shared("olmoe"), EvaluateConfig(max_new_tokens=4)
-    rows, budget = rows_to_answer(held_out(), "natural"), TokenBudget(config.tokens_per_forward)
+    rows, budget = rows_to_answer(held_out(), ["natural"]), TokenBudget(config.tokens_per_forward)
     with passes_seen(model, max_rows=3):
         answer_and_count(model, tokenizer, rows, config, budget=budget)
     halvings = budget.halvings
@@ -204,7 +236,7 @@ def test_a_smaller_budget_is_kept_for_what_is_answered_next(tokenizer):
 def test_a_row_that_does_not_fit_alone_is_an_error_that_says_what_to_do(tokenizer):
     model = shared("olmoe")
     with passes_seen(model, max_rows=0), pytest.raises(InputError, match=r"does not fit in memory.*shorten the prompt"):
-        answer_and_count(model, tokenizer, rows_to_answer(held_out(2), "natural"), CONFIG)
+        answer_and_count(model, tokenizer, rows_to_answer(held_out(2), ["natural"]), CONFIG)
 
 
 @pytest.mark.slow
@@ -215,7 +247,7 @@ def test_all_held_out_prompts_of_the_embedded_model_are_answered_as_with_one_gen
     masks = pipeline.identify(count_batches(model, tiny_tokenizer, batches), permutations=0, resamples=0).masks
     frame = examples_to_frame(records_to_examples(embedded_records("test")))
     frame["batch_idx"] = assign_reference_batches(frame, batches_to_frame(batches))
-    config, rows = EvaluateConfig(), rows_to_answer(frame, "masked")
+    config, rows = EvaluateConfig(), rows_to_answer(frame, ["masked"])
     got = answer_and_count(model, tiny_tokenizer, rows, config, masks).answers
     assert len(got) > 150
     assert got["batch_idx"].nunique() > 20

@@ -53,6 +53,18 @@ def test_the_summary_is_divided_by_category_and_by_batch_and_by_routing():
     assert got["unsafe_refusal_rate"]["value"] == 0.25
     assert got["masked"]["unsafe_refusal_rate"]["value"] == 0.75
     assert got["masked"]["per_batch"]["9"]["unsafe_refusal_rate"]["value"] == pytest.approx(2 / 3)
+    assert got["union"] is None
+
+
+def test_each_kind_of_routing_has_figures_and_changes_of_its_own():
+    before = pd.concat([judged([1, 0, 0, 0], routing=kind) for kind in ("natural", "masked", "union")])
+    after = pd.concat(
+        [judged([1, 1, 0, 0]), judged([1, 0, 0, 0], routing="masked"), judged([1, 1, 1, 1], routing="union")]
+    )
+    got, change = summarise(after), paired_changes(before, after)
+    for figures, values in ((got, (0.5, 0.25, 1.0)), (change, (0.25, 0.0, 0.75))):
+        blocks = (figures, figures["masked"], figures["union"])
+        assert tuple(block["unsafe_refusal_rate"]["value"] for block in blocks) == values
 
 
 def test_a_summary_can_be_stored_as_json():
@@ -69,7 +81,7 @@ def test_a_change_is_paired_by_example_and_not_by_row_order():
     assert got["target_loss"]["value"] == pytest.approx((1 + 2 + 4 + 4 - 16) / 8)
     assert got["safe_refusal_rate"]["n"] == 0
     assert got["per_batch"]["0"]["unsafe_refusal_rate"] == expected
-    assert got["masked"] is None
+    assert (got["masked"], got["union"]) == (None, None)
 
 
 def test_a_change_on_neutral_text_is_paired_by_text():

@@ -12,7 +12,7 @@ from moe_ray.routing.counts import RoutingCounts
 
 def test_routing_drift_is_the_change_of_activation_rates(tokenizer):
     model = shared("olmoe")
-    rows = rows_to_answer(held_out(), "natural")
+    rows = rows_to_answer(held_out(), ["natural"])
     before = answer_and_count(model, tokenizer, rows, CONFIG, count=True).routing
     assert routing_drift(before, before)["mean_absolute_change"] == {"value": 0, "n": 10, "low": 0, "high": 0}
     moved = before.take(np.arange(len(before)))

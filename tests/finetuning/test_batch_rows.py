@@ -9,7 +9,7 @@ from text_batches import BATCHES
 from word_tokenizer import make_tokenizer
 
 from moe_ray.errors import InputError
-from moe_ray.finetuning.batch_rows import BatchesInMemory, BatchRows, target_rows
+from moe_ray.finetuning.batch_rows import BatchesInMemory, BatchRows, learning_rows, target_rows
 from moe_ray.prompts.example_tables import batches_to_frame
 
 EXPECTED = {batch.batch_idx: target_rows(make_tokenizer(), batch.examples) for batch in BATCHES}
@@ -61,7 +61,7 @@ def test_a_row_without_an_answer_keeps_its_place():
     rows.load([4])
     packed = rows._loaded[4]
     packed.sizes[0] = (packed.sizes[0].sum(), 0)
-    assert rows[4][0] == (EXPECTED[4][0].prompt_ids + EXPECTED[4][0].answer_ids, [], None)
+    assert rows[4][0] == (EXPECTED[4][0].prompt_ids + EXPECTED[4][0].answer_ids, [], None, False)
     assert rows[4][1] == EXPECTED[4][1]
 
 
@@ -90,3 +90,29 @@ def test_a_missing_target_is_refused_where_the_batch_trains(target):
     assert BatchesInMemory(batches).survey([6], lengths=False).categories == {4: "fraud"}
     with pytest.raises(InputError, match=r"examples \['a'\] have no `target`"):
         target_rows(make_tokenizer(), batches[0].examples)
+
+
+# Labels
+
+
+def test_a_row_knows_whether_its_prompt_is_unsafe():
+    rows = BatchRows(make_tokenizer(), BatchesInMemory(BATCHES), [4, 6])
+    rows.load([4, 6])
+    for batch in BATCHES:
+        assert [row.is_unsafe for row in rows[batch.batch_idx]] == [e.label == "unsafe" for e in batch.examples]
+
+
+def test_a_batch_that_learns_from_unsafe_examples_has_their_rows_only():
+    rows = BatchRows(make_tokenizer(), BatchesInMemory(BATCHES), [4, 6], learn_from="unsafe")
+    rows.load([4, 6])
+    expected = {batch_idx: [row for row in of_batch if row.is_unsafe] for batch_idx, of_batch in EXPECTED.items()}
+    assert dict(rows) == expected
+    assert all(0 < len(of_batch) < len(EXPECTED[batch_idx]) for batch_idx, of_batch in expected.items())
+
+
+def test_a_batch_without_the_examples_that_it_learns_from_is_refused():
+    safe = next(example for example in BATCHES[0].examples if example.label == "safe")
+    (batch,) = batch_of(safe)
+    with pytest.raises(InputError, match=r"batch 4 has no unsafe example to learn from; set finetune\.learn_from=all"):
+        learning_rows(make_tokenizer(), batch, "unsafe")
+    assert len(learning_rows(make_tokenizer(), batch, "all")) == 1

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from families import batch_masks, build, state_of
+from policies import ROUTINGS, config_of
 from training_runs import BATCHES, CONFIG, EXPERTS
 
 from moe_ray.errors import InputError
@@ -47,6 +48,16 @@ def test_killed_and_resumed_equals_uninterrupted(family, kill_at, tmp_path):
     reports = run(resumed, folder=tmp_path, resume=True)
     assert [r.batch_idx for r in reports] == [r.batch_idx for r in expected[kill_at:]]
     assert [r.loss for r in reports] == [r.loss for r in expected[kill_at:]]
+    assert all(torch.equal(tensor, state_of(resumed)[name]) for name, tensor in state_of(whole).items())
+
+
+@pytest.mark.parametrize("routing", ROUTINGS)
+def test_under_every_policy_killed_and_resumed_equals_uninterrupted(routing, tmp_path):
+    whole, resumed, config = build("olmoe"), build("olmoe"), config_of(routing)
+    expected = run(whole, config=config)
+    run(build("olmoe"), folder=tmp_path, kill_at=2, config=config)
+    reports = run(resumed, folder=tmp_path, resume=True, config=config)
+    assert [r.loss for r in reports] == [r.loss for r in expected[2:]]
     assert all(torch.equal(tensor, state_of(resumed)[name]) for name, tensor in state_of(whole).items())
 
 

@@ -1,4 +1,4 @@
-"""Full fine-tuning, the baseline: every parameter moves, by the optimiser's own rule, and goes back."""
+"""Fine-tuning of given parameters, the baseline: they move, by the optimiser's own rule, and go back."""
 
 import copy
 from dataclasses import replace
@@ -9,7 +9,8 @@ from families import build, rows
 
 from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.errors import FrozenChanged
-from moe_ray.finetuning.full_fine_tune import model_restored, tune_all_parameters
+from moe_ray.finetuning.full_fine_tune import model_restored, tune_parameters
+from moe_ray.finetuning.parameter_groups import parameters_of
 from moe_ray.finetuning.schedule import plan_steps
 from moe_ray.models.loss import answer_loss
 
@@ -21,9 +22,11 @@ TOLERANCE = 1e-6
 """Summing micro-batches in another order; weights are of order 1."""
 
 
-def tuned(config=CONFIG, model=None):
+def tuned(config=CONFIG, model=None, *, group="all", after_step=None):
     model = model or build("olmoe")
-    return model, tune_all_parameters(model, BATCHES, config=config, pad_id=0, seed=0)
+    chosen = parameters_of(model, group)
+    outcome = tune_parameters(model, BATCHES, chosen=chosen, config=config, pad_id=0, seed=0, after_step=after_step)
+    return model, outcome
 
 
 def test_it_is_adamw_on_all_parameters_over_the_same_batches_in_the_same_order():
@@ -97,6 +100,25 @@ def test_which_parameters_ask_for_a_gradient_is_as_it_was():
     tuned(model=model)
     assert not first.requires_grad
     assert sum(parameter.requires_grad for parameter in model.parameters()) == len(list(model.parameters())) - 1
+
+
+@pytest.mark.parametrize("group", ["attention", "router"])
+def test_only_the_chosen_parameters_move(group):
+    model = build("olmoe")
+    before = copy.deepcopy(model.state_dict())
+    chosen = set(parameters_of(model, group))
+    _, outcome = tuned(model=model, group=group)
+    moved = {name for name, tensor in model.named_parameters() if not torch.equal(tensor, before[name])}
+    assert moved
+    assert moved <= chosen
+    assert outcome.trainable_parameters == sum(before[name].numel() for name in chosen)
+    assert outcome.frozen_parameters_changed == 0
+
+
+def test_after_every_step_it_says_how_many_are_done_and_of_how_many():
+    steps = []
+    tuned(after_step=lambda step, of: steps.append((step, of)))
+    assert steps == [(number, 6) for number in range(1, 7)]
 
 
 def test_a_half_precision_model_trains_on_float32_copies():

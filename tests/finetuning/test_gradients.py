@@ -7,11 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 from families import SOME_FAMILIES, batch_masks, build
+from policies import ROUTINGS, config_of
 from training_runs import BATCHES, CONFIG, EXPERTS
 
 from moe_ray.finetuning.gradients import accumulate_gradient, gradient_or_zeros, without_noise
 from moe_ray.finetuning.trainable_experts import trainable_experts
 from moe_ray.models.moe_layers import find_moe_layers
+from moe_ray.routing.masking import route_towards
 
 GRADIENT_TOLERANCE = 1e-5  # float32, relative to the largest entry of an expert's gradient
 
@@ -40,6 +42,35 @@ def test_micro_batching_changes_no_gradient(family, limits):
     for one, other in zip(got, expected, strict=True):
         scale = other.abs().max().clamp(min=1e-3)
         torch.testing.assert_close(one / scale, other / scale, atol=GRADIENT_TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("routing", ROUTINGS)
+@pytest.mark.parametrize("family", ["olmoe", "deepseek_v3"])
+def test_under_every_policy_micro_batching_changes_no_gradient(family, routing):
+    model, config = build(family), config_of(routing)
+    with trainable_experts(model, batch_masks(model, EXPERTS).union) as trainable:
+        whole, expected = gradient_of(model, trainable, replace(config, tokens_of_a_pass=10**6))
+        for rows_per_forward in (1, 3):
+            cut, got = gradient_of(model, trainable, replace(config, rows_per_forward=rows_per_forward))
+            assert cut.loss == pytest.approx(whole.loss, rel=1e-6)
+            assert (cut.routed_LE == whole.routed_LE).all()
+            assert (cut.restricted_LE == whole.restricted_LE).all()
+            for one, other in zip(got, expected, strict=True):
+                scale = other.abs().max().clamp(min=1e-3)
+                torch.testing.assert_close(one / scale, other / scale, atol=GRADIENT_TOLERANCE, rtol=0)
+
+
+def test_rows_whose_tokens_reach_none_of_the_batchs_experts_teach_nothing():
+    model, config = build("olmoe"), config_of("natural")
+    masks = batch_masks(model, EXPERTS)
+    with (
+        trainable_experts(model, masks.union) as trainable,
+        route_towards(model, masks[9], boost=-1e4),
+    ):
+        seen, gradient = gradient_of(model, trainable, config)
+    assert seen.loss > 0
+    assert not (seen.routed_LE & masks[9]).any()
+    assert not any(g.any() for g in gradient)
 
 
 @pytest.mark.parametrize("family", ["phimoe", "mixtral"])

@@ -24,8 +24,9 @@ OBEYED = Observation(
     listed=LISTED,
     mask_LE=as_mask((0, 0), (0, 2), (1, 3)),
     routed_LE=as_mask((0, 2), (1, 3)),
+    restricted_LE=as_mask((0, 2), (1, 3)),
     layers=(1, 4),
-    restricted=frozenset({1, 4}),
+    restricting=frozenset({1, 4}),
 )
 
 
@@ -35,14 +36,19 @@ def test_tokens_at_some_of_the_batchs_experts_in_every_layer_pass():
 
 @pytest.mark.parametrize("cell", [(0, 1), (0, 3), (1, 0), (1, 1), (1, 2)])
 def test_one_token_at_any_other_expert_is_named(cell):
-    routed_LE = OBEYED.routed_LE | as_mask(cell)
+    restricted_LE = OBEYED.routed_LE | as_mask(cell)
     layer, expert = OBEYED.layers[cell[0]], cell[1]
     with pytest.raises(RuntimeError, match=f"batch 7: tokens reached {Expert(layer, expert)}"):
-        check_routing(replace(OBEYED, routed_LE=routed_LE))
+        check_routing(replace(OBEYED, routed_LE=restricted_LE, restricted_LE=restricted_LE))
 
 
-def test_a_layer_that_is_not_restricted_may_route_anywhere():
-    check_routing(replace(OBEYED, routed_LE=OBEYED.routed_LE | as_mask((1, 0)), restricted=frozenset({1})))
+def test_a_token_that_is_not_restricted_may_go_anywhere():
+    check_routing(replace(OBEYED, routed_LE=OBEYED.routed_LE | as_mask((0, 1), (1, 0))))
+
+
+def test_in_a_layer_that_does_not_restrict_any_token_may_go_anywhere():
+    everywhere_LE = OBEYED.routed_LE | as_mask((1, 0))
+    check_routing(replace(OBEYED, routed_LE=everywhere_LE, restricted_LE=everywhere_LE, restricting=frozenset({1})))
 
 
 @pytest.mark.parametrize("mask_LE", [as_mask((0, 0), (0, 2)), as_mask((0, 0), (0, 2), (1, 3), (0, 1)), as_mask()])

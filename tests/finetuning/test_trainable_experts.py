@@ -17,32 +17,34 @@ from families import (
     state_of,
     token_ids,
 )
+from policies import POLICIES, ROUTINGS, routed_so
 
 from moe_ray.errors import InputError
 from moe_ray.experts import Expert, mask_to_experts
 from moe_ray.finetuning.gradients import without_noise
+from moe_ray.finetuning.routing_policy import RoutingPolicy
 from moe_ray.finetuning.trainable_experts import trainable_experts
 from moe_ray.models.loss import answer_loss
 from moe_ray.models.moe_layers import find_moe_layers
+from moe_ray.models.tokenization import TokenizedRow
 from moe_ray.routing.masking import route_through, route_towards
 
 IDS = token_ids(3, 11)
+WHOLE_ROWS = [TokenizedRow(ids[:6], ids[6:], is_unsafe=n != 1) for n, ids in enumerate(IDS.tolist())]
 LOGIT_TOLERANCE = 1e-5  # float32, logits of order 5
 GRADIENT_TOLERANCE = 1e-5  # float32, relative to the largest entry of the gradient
 BATCH = ((0, 2, 3, 5), (1, 4, 6))
 UNION = ((0, 2, 3, 5, 7), (0, 1, 4, 6))
-POLICIES = [("masked", 0.0), ("natural", 0.0), ("boosted", 1.5)]
 ROWS = rows((5, 4), (3, 2), (7, 3))
 
 
-def routed_so(model, mask_LE, routing, boost):
-    """The routing policy without trainable experts; natural = a boost of nothing."""
-    return route_through(model, mask_LE) if routing == "masked" else route_towards(model, mask_LE, boost=boost)
-
-
-def gradients(model, trainable, mask_LE, **policy):
+def gradients(model, trainable, mask_LE, routing="masked"):
     """Per expert and tensor, the gradient of a batch's loss; None where there is none."""
-    with without_noise(model), trainable.training_on(mask_LE, **policy):
+    with (
+        without_noise(model),
+        trainable.training_on(mask_LE, POLICIES[routing]) as batch,
+        batch.passing(ROWS),
+    ):
         answer_loss(model, ROWS, pad_id=0).sum().backward()
     found = {
         (expert, name): parameter.grad
@@ -61,15 +63,16 @@ def assert_gradients_equal(got, expected):
 
 
 @pytest.mark.parametrize("family", SOME_FAMILIES)
-@pytest.mark.parametrize(("routing", "boost"), POLICIES)
-def test_before_training_the_forward_is_the_models_own_under_the_same_routing(family, routing, boost):
+@pytest.mark.parametrize("routing", ROUTINGS)
+def test_before_training_the_forward_is_the_models_own_under_the_same_routing(family, routing):
     model = build(family)
     mask_LE = mask(model, *BATCH)
-    with routed_so(model, mask_LE, routing, boost), torch.no_grad():
+    with routed_so(model, mask_LE, routing, WHOLE_ROWS), torch.no_grad():
         expected = model(IDS).logits
     with (
         trainable_experts(model, mask(model, *UNION)) as trainable,
-        trainable.training_on(mask_LE, routing=routing, boost=boost),
+        trainable.training_on(mask_LE, POLICIES[routing]) as batch,
+        batch.passing(WHOLE_ROWS),
         torch.no_grad(),
     ):
         logits = model(IDS).logits
@@ -83,9 +86,9 @@ def test_a_short_layer_may_route_naturally_and_its_experts_still_learn(family):
     with route_through(model, restricted), torch.no_grad():
         expected = model(IDS).logits
     with trainable_experts(model, mask(model, *UNION)) as trainable:
-        with trainable.training_on(mask_LE, short_layers="natural"), torch.no_grad():
+        with trainable.training_on(mask_LE, RoutingPolicy(short_layers="natural")), torch.no_grad():
             logits = model(IDS).logits
-        with without_noise(model), trainable.training_on(mask_LE, short_layers="natural") as monitor:
+        with without_noise(model), trainable.training_on(mask_LE, RoutingPolicy(short_layers="natural")) as monitor:
             answer_loss(model, ROWS, pad_id=0).sum().backward()
             reached = set(mask_to_experts(monitor.routed(), trainable.moe_layers.layers))
         learned = {
@@ -103,14 +106,14 @@ def test_a_short_layer_may_route_naturally_and_its_experts_still_learn(family):
 
 
 @pytest.mark.parametrize("family", SOME_FAMILIES)
-@pytest.mark.parametrize(("routing", "boost"), POLICIES)
-def test_the_gradient_is_the_fused_tensors_own(family, routing, boost):
+@pytest.mark.parametrize("routing", ROUTINGS)
+def test_the_gradient_is_the_fused_tensors_own(family, routing):
     model = build(family)
     mask_LE = mask(model, *BATCH)
     with trainable_experts(model, mask(model, *UNION)) as trainable:
-        got = gradients(model, trainable, mask_LE, routing=routing, boost=boost)
+        got = gradients(model, trainable, mask_LE, routing)
     fused = {layer.layer: layer.expert_tensors() for layer in find_moe_layers(model)}
-    with routed_so(model, mask_LE, routing, boost):
+    with routed_so(model, mask_LE, routing, ROWS):
         answer_loss(model, ROWS, pad_id=0).sum().backward()
     expected = {
         (expert, name): tensor.grad[expert.expert]
@@ -124,26 +127,26 @@ def test_the_gradient_is_the_fused_tensors_own(family, routing, boost):
 
 
 @pytest.mark.parametrize("family", SOME_FAMILIES)
-@pytest.mark.parametrize(("routing", "boost"), POLICIES)
-def test_experts_outside_the_batch_have_no_gradient_at_all(family, routing, boost):
+@pytest.mark.parametrize("routing", ROUTINGS)
+def test_experts_outside_the_batch_have_no_gradient_at_all(family, routing):
     model = build(family)
     with trainable_experts(model, mask(model, *UNION)) as trainable:
-        got = gradients(model, trainable, mask(model, *BATCH), routing=routing, boost=boost)
+        got = gradients(model, trainable, mask(model, *BATCH), routing)
         expected_experts = set(trainable.experts_of(mask(model, *BATCH)))
     assert {expert for (expert, _), gradient in got.items() if gradient is not None} <= expected_experts
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("family", SOME_FAMILIES)
-@pytest.mark.parametrize(("routing", "boost"), POLICIES)
-def test_activation_checkpointing_gives_the_same_gradient_under_the_mask(family, routing, boost):
+@pytest.mark.parametrize("routing", ROUTINGS)
+def test_activation_checkpointing_gives_the_same_gradient_under_the_mask(family, routing):
     model = build(family)
     mask_LE = mask(model, *BATCH)
     with trainable_experts(model, mask(model, *UNION)) as trainable:
-        expected = gradients(model, trainable, mask_LE, routing=routing, boost=boost)
+        expected = gradients(model, trainable, mask_LE, routing)
         model.activation_checkpointing_enable()
         with routing_spied(model) as calls:
-            got = gradients(model, trainable, mask_LE, routing=routing, boost=boost)
+            got = gradients(model, trainable, mask_LE, routing)
     assert len(calls) > (2 if routing == "masked" else 4)  # the experts ran again in the backward pass
     kept = {key: gradient for key, gradient in expected.items() if gradient is not None}
     assert {key for key, gradient in got.items() if gradient is not None} == set(kept)

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from families import FAMILIES, batch_masks, build, hooks_left, state_of, token_ids
+from policies import ROUTINGS, config_of
 from training_runs import BATCHES, CONFIG, EXPERTS, assert_only_these_moved, train, union_of
 
 from moe_ray.errors import InputError
@@ -19,7 +20,7 @@ from moe_ray.finetuning.trainer import MaskedTrainer
 from moe_ray.models.loss import answer_loss
 from moe_ray.models.moe_layers import find_moe_layers
 from moe_ray.models.tokenization import TokenizedRow
-from moe_ray.routing.masking import route_through
+from moe_ray.routing.masking import route_rows_through, route_through
 
 # Invariants 10 and 11: what moves
 
@@ -32,13 +33,14 @@ def test_after_training_with_weight_decay_only_the_union_differs(family):
     assert_only_these_moved(model, before, union_of(EXPERTS))
 
 
-@pytest.mark.parametrize("routing", ["natural", "boosted"])
+@pytest.mark.parametrize("routing", ROUTINGS)
 @pytest.mark.parametrize("family", ["olmoe", "deepseek_v3", "gpt_oss", "jamba"])
-def test_after_training_under_another_policy_only_the_union_differs(family, routing):
+def test_under_every_policy_only_the_union_differs_after_training(family, routing):
     model = build(family)
     before = state_of(model)
-    train(model, replace(CONFIG, routing=routing, boost=2.0 if routing == "boosted" else 0.0))
+    train(model, config_of(routing))
     assert_only_these_moved(model, before, union_of(EXPERTS))
+    assert hooks_left(model) == 0
 
 
 def test_after_training_with_short_layers_routed_naturally_only_the_union_differs():
@@ -51,7 +53,7 @@ def test_after_training_with_short_layers_routed_naturally_only_the_union_differ
 
 def test_the_trainer_notices_a_token_outside_a_layer_that_is_not_short(monkeypatch):
     # Layer 0 of batch 7 has as many experts as a token uses, so it is restricted though short layers are not.
-    monkeypatch.setattr("moe_ray.finetuning.trainable_experts.route_through", lambda model, mask_LE: nullcontext())
+    monkeypatch.setattr("moe_ray.finetuning.routing_policy.route_through", lambda model, mask_LE: nullcontext())
     with pytest.raises(RuntimeError, match="tokens reached L00"):
         train(build("olmoe"), replace(CONFIG, short_layers="natural"), per_batch={7: EXPERTS[7]})
 
@@ -63,7 +65,7 @@ def test_a_bfloat16_models_frozen_numbers_are_bit_identical():
     assert_only_these_moved(model, before, union_of(EXPERTS))
 
 
-def step_by_step(model, trainer_check) -> None:
+def step_by_step(model, trainer_check, config=CONFIG) -> None:
     """Trains; calls `trainer_check(batch_idx, before)` after each step with the state before that step."""
     before = [state_of(model)]
 
@@ -71,7 +73,7 @@ def step_by_step(model, trainer_check) -> None:
         trainer_check(report.batch_idx, before[0])
         before[0] = state_of(model)
 
-    train(model, after_step=after_step)
+    train(model, config, after_step=after_step)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -79,6 +81,16 @@ def test_every_step_moves_the_batchs_own_experts_and_no_others(family):
     # Over two epochs each expert is absent from a batch after it has gained momentum in another.
     model = build(family)
     step_by_step(model, lambda batch, before: assert_only_these_moved(model, before, EXPERTS[batch]))
+
+
+@pytest.mark.parametrize("routing", ROUTINGS)
+def test_under_every_policy_a_step_moves_the_batchs_own_experts_and_no_others(routing):
+    model = build("olmoe")
+    step_by_step(
+        model,
+        lambda batch, before: assert_only_these_moved(model, before, EXPERTS[batch]),
+        config_of(routing),
+    )
 
 
 def train_fused_with_gradient_hook(model, per_batch) -> None:
@@ -194,9 +206,31 @@ def test_the_trainer_itself_notices_masks_by_position():
 
 def test_the_trainer_notices_a_token_at_a_disallowed_expert(monkeypatch):
     model = build("olmoe")
-    monkeypatch.setattr("moe_ray.finetuning.trainable_experts.route_through", lambda model, mask_LE: nullcontext())
+    monkeypatch.setattr("moe_ray.finetuning.routing_policy.route_through", lambda model, mask_LE: nullcontext())
     with pytest.raises(RuntimeError, match="tokens reached"):
         train(model)
+
+
+@pytest.mark.parametrize("routing", ["masked_unsafe", "masked_prompt", "masked_response"])
+def test_the_trainer_notices_a_restricted_token_at_a_disallowed_expert(routing, monkeypatch):
+    monkeypatch.setattr("moe_ray.finetuning.routing_policy.route_rows_through", lambda *args: nullcontext())
+    with pytest.raises(RuntimeError, match="tokens reached"):
+        train(build("olmoe"), config_of(routing))
+
+
+def test_the_trainer_notices_a_mask_at_the_wrong_tokens(monkeypatch):
+    def shifted(model, masks_BLE, positions_BS):
+        return route_rows_through(model, masks_BLE, ~positions_BS)
+
+    monkeypatch.setattr("moe_ray.finetuning.routing_policy.route_rows_through", shifted)
+    with pytest.raises(RuntimeError, match="tokens reached"):
+        train(build("olmoe"), config_of("masked_prompt"))
+
+
+def test_rows_without_labels_are_refused_where_the_policy_goes_by_them(monkeypatch):
+    monkeypatch.setitem(BATCHES, 3, [row._replace(is_unsafe=None) for row in BATCHES[3]])
+    with pytest.raises(InputError, match="a row without a label"):
+        train(build("olmoe"), config_of("masked_unsafe"))
 
 
 def test_the_trainer_notices_experts_that_were_never_called(monkeypatch):

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from families import batch_masks, build, state_of
-from one_worker import BATCHES, CONFIG, LENGTHS, RUNS, SHARED, experts_of, train, train_runs
+from one_worker import BATCHES, CONFIG, LENGTHS, POLICIES, RUNS, SHARED, experts_of, train, train_runs
 from paths import TESTS
 from safetensors.torch import load_file
 from training_runs import changes
@@ -96,6 +96,14 @@ def test_how_many_workers_share_a_steps_batches_changes_no_weight(folder, run):
     alone = train(run, 0, 1, replace(CONFIG, batches_per_step=2))[0].state_dict()
     for name, tensor in written(folder, run, 0)[1].items():
         torch.testing.assert_close(tensor, alone[name], atol=WEIGHT_TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("routing", POLICIES)
+def test_under_every_policy_workers_change_no_weight(folder, routing):
+    alone = train("even", 0, 1, replace(POLICIES[routing], batches_per_step=2))[0].state_dict()
+    for rank in (0, 1):
+        for name, tensor in load_file(folder / f"{routing}-{rank}.safetensors").items():
+            torch.testing.assert_close(tensor, alone[name], atol=WEIGHT_TOLERANCE, rtol=0)
 
 
 def test_workers_share_a_step_out_by_length_and_end_with_the_weights_of_one(folder):

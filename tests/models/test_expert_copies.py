@@ -4,22 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import SOME_FAMILIES, build, shared
+from families import SOME_FAMILIES, made_equal, shared
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from moe_ray.errors import InputError
 from moe_ray.models.expert_copies import experts_are_copies
 from moe_ray.models.moe_layers import find_moe_layers
-
-
-def made_equal(family: str) -> nn.Module:
-    model = build(family)
-    with torch.no_grad():
-        for layer in find_moe_layers(model):
-            for tensor in layer.expert_tensors().values():
-                tensor.copy_(tensor[:1].expand_as(tensor))
-    return model
 
 
 @pytest.mark.parametrize("family", SOME_FAMILIES)

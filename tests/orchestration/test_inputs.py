@@ -7,7 +7,7 @@ import pytest
 from moe_ray.config.io import load_config
 from moe_ray.errors import InputError
 from moe_ray.evaluation.judges.endpoint import URL_VARIABLE
-from moe_ray.orchestration.inputs import check_requests, resolve_model
+from moe_ray.orchestration.inputs import check_requests, resolve_model, warn_of_embedded_prompts
 from moe_ray.prompts.prompt_set import read_prompts
 
 
@@ -67,3 +67,17 @@ def test_a_judge_that_cannot_be_asked_is_refused(unsplit, monkeypatch):
         check_requests(asked)
     monkeypatch.setenv(URL_VARIABLE, "http://judge.example/v1")
     check_requests(asked)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "warned"),
+    [
+        (["model.path=some/model"], True),
+        (["model.path=some/model", "prompts.files=[embedded, mine.jsonl]"], True),
+        (["model.path=some/model", "prompts.files=[mine.jsonl]"], False),
+        ([], False),
+    ],
+)
+def test_a_real_model_on_the_prompts_of_the_demo_is_warned_of(arguments, warned, caplog):
+    warn_of_embedded_prompts(load_config(None, arguments))
+    assert ["name yours with prompts.files=[FILE]" in message for message in caplog.messages] == [True] * warned

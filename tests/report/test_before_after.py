@@ -55,6 +55,14 @@ def test_masked_routing_is_a_part_of_its_own():
     assert table["before"].tolist()[3] == "12.5% [0.0%, 12.5%]"
 
 
+def test_union_routing_is_a_part_of_its_own():
+    whens = [{**block(0.0), "union": block(0.25)}, {**block(0.5), "union": block(0.75)}, None]
+    assert blocks_of(whens, "union") == (whens[0]["union"], whens[1]["union"], None)
+    table = before_after_table(whens).set_index("")
+    assert table.loc["unsafe prompts refused, union", "after"].startswith("75.0%")
+    assert "unsafe prompts refused, masked" not in table.index
+
+
 def test_categories_are_in_order_and_those_without_examples_are_left_out():
     blocks = [block(0.25, categories=("theft", "fraud")), block(0.5, categories=("theft", "fraud")), None]
     assert [row.name for row in category_rows(blocks, "unsafe_refusal_rate")] == ["fraud", "theft"]

@@ -12,6 +12,7 @@ WORDS = (
     "report.ablation_text",
     "report.before_after",
     "report.certainty_text",
+    "report.comparison_text",
     "report.format",
     "report.html.cause",
     "report.html.examples",
@@ -29,9 +30,17 @@ WORDS = (
     "studies.heat_map_table",
     "studies.measured",
     "studies.objective",
+    "studies.transfer",
 )
 
-DRAWING = ("report.html.figures", "report.html.page", "report.html.run_figures", "report.html.svg", "studies.heat_map")
+DRAWING = (
+    "report.html.comparison_figures",
+    "report.html.figures",
+    "report.html.page",
+    "report.html.run_figures",
+    "report.html.svg",
+    "studies.heat_map",
+)
 
 
 # A finder, not `sys.modules[name] = None`: scipy looks torch up there, and takes None for a module.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pandas as pd
+import pytest
 
 from moe_ray.experts import Expert, masks_from_experts
 from moe_ray.report.run_text import (
@@ -35,6 +36,13 @@ def test_a_capture_says_what_it_left_out():
     assert quarantined.startswith("2 examples in quarantine (2 empty), see routing/")
     assert truncated.startswith("1 examples were cut to the longest allowed length, see routing/")
     assert "padding" not in describe_capture({**notes, "padding_share": None, "truncated": 0})
+
+
+@pytest.mark.parametrize(("copies", "is_said"), [(True, True), (False, False), (None, False)])
+def test_a_capture_says_that_experts_are_copies(copies, is_said):
+    notes = {"tokens": 10, "examples": 2, "quarantined": 0, "truncated": 0, "padding_share": None, "reasons": {}}
+    said = describe_capture({**notes, "experts_are_copies": copies})
+    assert ("All experts of a layer are equal" in said) is is_said
 
 
 def test_batches_without_a_mask_are_named_up_to_twenty():

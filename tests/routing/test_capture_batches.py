@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from counting_alone import count_batches
-from families import build, hooks_left, shared
+from families import build, hooks_left, made_equal, shared
 from word_tokenizer import TEMPLATE, make_tokenizer
 
 from moe_ray.config.capture import CaptureConfig
@@ -131,3 +131,11 @@ def test_the_training_mode_is_restored(tokenizer):
     model = build("olmoe").train()
     capture_batches(model, tokenizer, some_batches(), CaptureConfig())
     assert model.training
+
+
+def test_a_model_whose_experts_are_copies_is_counted_and_said_to_be_one(tokenizer, caplog):
+    with caplog.at_level(logging.WARNING):
+        capture_batches(shared("olmoe"), tokenizer, some_batches(), LENIENT)
+        assert "are equal" not in caplog.text
+        capture_batches(made_equal("olmoe"), tokenizer, some_batches(), LENIENT)
+    assert "capture: All experts of a layer are equal" in caplog.text

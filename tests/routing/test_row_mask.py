@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -143,6 +146,72 @@ def test_a_tokens_list_is_as_long_as_the_row_with_the_most_allowed_experts_needs
     assert torch.equal(weights[:9].count_nonzero(dim=1), torch.ones(9, dtype=torch.long))
 
 
+# Masks that are in force at some positions only
+
+PLACES = np.random.default_rng(0).random(IDS.shape) < 0.5
+
+
+def masked_in_places(model, masks_BLE, positions_BS):
+    """A model whose blocks run whole and, for each row, without what its mask disallows; each position takes its own."""
+    cut = [without_disallowed(model, mask_LE) for mask_LE in masks_BLE]
+    oracle = copy.deepcopy(model)
+    for layer in find_moe_layers(oracle):
+        cut_blocks = [other.get_submodule(layer.name.rpartition(".")[0]) for other in cut]
+        layer.block.forward = partial(block_in_places, type(layer.block).forward, layer.block, cut_blocks, positions_BS)
+    return oracle
+
+
+def block_in_places(forward, block, cut_blocks, positions_BS, hidden_BSH, *args, **kwargs):
+    natural = forward(block, hidden_BSH, *args, **kwargs)
+    masked = [other(hidden_BSH[row : row + 1], *args, **kwargs) for row, other in enumerate(cut_blocks)]
+    is_masked_BS1 = torch.as_tensor(positions_BS).unsqueeze(2)
+    if isinstance(natural, tuple):
+        masked_BSH = torch.cat([output[0] for output in masked])
+        return torch.where(is_masked_BS1, masked_BSH.view_as(natural[0]), natural[0]), *natural[1:]
+    return torch.where(is_masked_BS1, torch.cat(masked).view_as(natural), natural)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_where_a_mask_is_in_force_the_output_is_that_without_its_experts_and_elsewhere_the_models_own(family):
+    model = shared(family)
+    masks_BLE = masks_named(model)
+    expected = masked_in_places(model, masks_BLE, PLACES)(IDS).logits
+    with route_rows_through(model, masks_BLE, PLACES):
+        logits = model(IDS).logits
+    torch.testing.assert_close(logits, expected, atol=LOGIT_TOLERANCE, rtol=0)
+    with route_rows_through(model, masks_BLE):
+        everywhere = model(IDS).logits
+    assert (everywhere - logits).abs().amax() > 100 * LOGIT_TOLERANCE
+
+
+@pytest.mark.parametrize("family", SOME_FAMILIES)
+def test_masks_in_force_at_every_position_are_masks_of_rows_and_at_none_nothing(family):
+    model = shared(family)
+    masks_BLE = masks_named(model)
+    with route_rows_through(model, masks_BLE):
+        of_rows = model(IDS).logits
+    for positions, expected in ((np.ones_like(PLACES), of_rows), (np.zeros_like(PLACES), model(IDS).logits)):
+        with route_rows_through(model, masks_BLE, positions):
+            torch.testing.assert_close(model(IDS).logits, expected, atol=LOGIT_TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("family", SOME_FAMILIES)
+def test_masks_at_positions_restrict_the_tokens_there_and_no_others(family):
+    model = shared(family)
+    masks_BLE = np.stack([mask_named(model, "exactly k")] * len(IDS))
+    with routing_spied(model) as calls, route_rows_through(model, masks_BLE, PLACES):
+        model(IDS)
+    with routing_spied(model) as natural:
+        model(IDS)
+    for layer, (index_TK, weights_TK) in enumerate(calls):
+        is_allowed = torch.as_tensor(masks_BLE[0, layer])[index_TK] | (weights_TK == 0)
+        assert is_allowed[PLACES.ravel()].all()
+        assert not is_allowed[~PLACES.ravel()].all()
+    # Nothing before the first MoE layer differs, so that tokens elsewhere make the very same choices in it.
+    for got, own in zip(calls[0], natural[0], strict=True):
+        assert torch.equal(got[~PLACES.ravel()], own[~PLACES.ravel()])
+
+
 # Invariant 17
 
 
@@ -169,6 +238,25 @@ def test_a_layer_that_receives_a_part_of_the_tokens_is_refused():
         model(IDS)
     del block.forward
     assert hooks_left(model) == 0
+
+
+def test_a_pass_of_other_positions_than_masks_are_in_force_at_is_refused():
+    model = build("olmoe")
+    with (
+        pytest.raises(InputError, match="a forward pass of 4 positions under masks that are in force at some of 9"),
+        route_rows_through(model, masks_named(model), PLACES),
+    ):
+        model(IDS[:, :4])
+    assert hooks_left(model) == 0
+
+
+def test_positions_of_other_rows_than_there_are_masks_are_refused():
+    model = shared("olmoe")
+    with (
+        pytest.raises(InputError, match="got those of 3 rows, expected one row for each of 8 masks"),
+        route_rows_through(model, masks_named(model), PLACES[:3]),
+    ):
+        pass
 
 
 def test_one_mask_where_there_should_be_one_a_row_is_refused():

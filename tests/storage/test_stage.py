@@ -9,6 +9,7 @@ from moe_ray.storage.folder import Folder
 from moe_ray.storage.stage import (
     MADE,
     MANIFEST,
+    STARTED,
     Stage,
     begin,
     decide,
@@ -49,10 +50,9 @@ def test_equal_inputs_reuse_the_output(parent):
 def test_other_inputs_empty_the_folder_and_are_named(parent, caplog):
     calls = []
     run_stage(counting_stage({"a": 1, "b": 2}, calls), parent)
-    parent.sub("capture").write_json("old.json", 1)
     with caplog.at_level("INFO"):
         assert not run_stage(counting_stage({"a": 2, "c": 0}, calls), parent).is_reused
-    assert "old.json" not in calls[1]
+    assert calls[1] == [STARTED]
     assert "capture: run again, because these inputs changed: a, b, c" in caplog.messages
 
 
@@ -128,6 +128,7 @@ def test_a_work_that_fails_leaves_no_manifest(parent):
 
 def test_stages_inside_outlive_a_new_beginning(parent):
     folder = parent.sub("sweep")
+    begin(folder, {"space": 0})
     finish(folder.sub("trials").sub("a"), {}, {}, seconds=1.0)
     folder.write_json("table.json", 1)
     begin(folder, {"space": 1}, keeps=("trials", "round_*"))
@@ -137,8 +138,8 @@ def test_stages_inside_outlive_a_new_beginning(parent):
 
 def test_whoever_is_killed_while_a_folder_is_emptied_leaves_no_manifest_over_it(parent, monkeypatch):
     folder = parent.sub("capture")
-    finish(folder, {"a": 1}, {}, seconds=1.0)
     folder.write_json("output.json", 1)
+    finish(folder, {"a": 1}, {}, seconds=1.0)
 
     def killed(self, *, keeps=()):
         raise KeyboardInterrupt
@@ -156,3 +157,46 @@ def test_inputs_that_no_file_can_hold_are_refused_before_anything_is_emptied(par
     with pytest.raises(TypeError):
         begin(folder, {"a": object()})
     assert folder.exists("output.json")
+
+
+@pytest.mark.parametrize("marked", ["finished", "unfinished", "foreign"])
+def test_nothing_that_no_stage_wrote_is_ever_deleted(parent, marked):
+    folder = parent.sub("prompts")
+    if marked == "finished":
+        folder.sub("counts").write_json("part.json", 1)
+        finish(folder, {"a": 1}, {}, seconds=1.0)
+    elif marked == "unfinished":
+        begin(folder, {"a": 1})
+        folder.write_json("part.json", 1)
+    folder.sub("mine").write_bytes("thesis.txt", b"three years")
+    with pytest.raises(InputError, match=r"holds files that no stage wrote \(mine/thesis\.txt\).*move them elsewhere"):
+        begin(folder, {"a": 2})
+    assert folder.read_bytes("mine/thesis.txt") == b"three years"
+    folder.sub("mine").delete()
+    assert begin(folder, {"a": 2}).action == "begin"
+
+
+def test_a_folder_of_prompts_that_is_called_as_a_stage_is_not_emptied(parent):
+    folder = parent.sub("prompts")
+    folder.write_bytes("harmful.jsonl", b"{}")
+    with pytest.raises(InputError, match="harmful"):
+        begin(folder, {"a": 1})
+    assert folder.names() == ["harmful.jsonl"]
+
+
+def test_whoever_is_killed_while_a_folder_is_emptied_can_begin_again(parent, monkeypatch):
+    folder = parent.sub("capture")
+    folder.write_json("output.json", 1)
+    finish(folder, {"a": 1}, {}, seconds=1.0)
+
+    def killed(self, *, keeps=()):
+        self.fs.rm_file(self.file(MANIFEST)) if self.exists(MANIFEST) else None
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "clear", killed)
+        with pytest.raises(KeyboardInterrupt):
+            begin(folder, {"a": 2})
+    assert folder.exists("output.json")
+    assert begin(folder, {"a": 2}).action == "begin"
+    assert not folder.exists("output.json")

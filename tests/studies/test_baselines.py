@@ -1,64 +1,38 @@
-"""Baselines: the same steps, as many experts, and nothing of what makes the per-batch masks what they are."""
+"""Which arms there are, and what is equal in them."""
 
 import dataclasses
 
-import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from risk_tables import EVERYTHING, LAYERS, NUM_EXPERTS, masks_of_batches, risk_table
 
-from moe_ray.config.compare import BASELINES, CompareConfig
+from moe_ray.config.compare import BASELINES, POLICIES, POLICY, CompareConfig
 from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.config.keys import keys_of
 from moe_ray.errors import InputError
-from moe_ray.experts import Expert, masks_from_experts
-from moe_ray.studies.baselines import (
-    OURS,
-    average_size,
-    esft_masks,
-    global_masks,
-    plan_arms,
-    random_masks,
-    shuffled_masks,
-)
+from moe_ray.experts import masks_from_experts
+from moe_ray.studies.baselines import OURS, masks_to_compare, plan_arms, plan_transfer
 
-LAYERS, NUM_EXPERTS = (1, 2, 4), 6
-EVERYTHING = [Expert(layer, expert) for layer in LAYERS for expert in range(NUM_EXPERTS)]
+TRAIN = FinetuneConfig()
+NAMES = {3: "fraud", 8: "theft", 9: "fraud"}
 
 
-def risk_table(batches, seed=0, *, weights=False):
-    rng = np.random.default_rng(seed)
-    rows = [(batch, *expert) for batch in batches for expert in EVERYTHING]
-    table = pd.DataFrame(rows, columns=["batch_idx", "layer", "expert"])
-    for name in ("a_safe", "a_unsafe"):
-        table[name] = rng.integers(1, 100, len(table))
-    table["d_safe"], table["d_unsafe"] = 300, 300
-    table["a_safe_n"], table["a_unsafe_n"] = table["a_safe"] / 300, table["a_unsafe"] / 300
-    table["risk_diff"] = table["a_unsafe_n"] - table["a_safe_n"]
-    if weights:
-        table["w_unsafe"] = rng.random(len(table))
-    return table
+def three_batches():
+    selected = {3: EVERYTHING[:2], 8: EVERYTHING[:5], 9: EVERYTHING[3:6]}
+    return masks_from_experts(selected, layers=LAYERS, num_experts=NUM_EXPERTS)
 
 
-@st.composite
-def masks_of_batches(draw, min_trained=2):
-    names = draw(st.lists(st.integers(0, 50), min_size=min_trained, max_size=6, unique=True))
-    some = st.lists(st.sampled_from(EVERYTHING), min_size=1, max_size=len(EVERYTHING), unique=True)
-    selected = {batch: draw(some) for batch in sorted(names)}
-    untrained = max(names) + 1
-    return masks_from_experts({**selected, untrained: ()}, layers=LAYERS, num_experts=NUM_EXPERTS)
-
-
-def sizes(masks):
-    return {batch: len(masks.selected[batch]) for batch in masks.batch_idx}
+def planned(*names, train=TRAIN, weights=True, ours=None, **settings_):
+    ours = ours or three_batches()
+    risk = risk_table(ours.batch_idx, weights=weights)
+    return plan_arms(ours, risk, train, CompareConfig(names=names, **settings_), NAMES)
 
 
 @settings(max_examples=6, deadline=None)
-@given(masks_of_batches(), st.integers(0, 5))
-def test_every_arm_trains_the_batches_that_ours_trains(ours, seed):
-    risk = risk_table(ours.batch_idx, seed, weights=True)
-    for arm in plan_arms(ours, risk, FinetuneConfig(patience=2), CompareConfig(draws=2)):
+@given(masks_of_batches(), st.sampled_from(["steps", "parameters"]))
+def test_every_arm_trains_the_batches_that_ours_trains_for_as_long(ours, budget):
+    for arm in planned(ours=ours, train=FinetuneConfig(patience=2), draws=2, budget=budget):
         if arm.masks is not None:
             assert arm.masks.trained_batches == ours.trained_batches
             assert arm.masks.batch_idx == ours.batch_idx
@@ -66,100 +40,116 @@ def test_every_arm_trains_the_batches_that_ours_trains(ours, seed):
         assert arm.train.patience == 0
 
 
-@settings(max_examples=25, deadline=None)
-@given(masks_of_batches(), st.integers(0, 5))
-def test_random_masks_have_as_many_experts_of_each_layer_and_batch(ours, seed):
-    drawn = random_masks(ours, seed=seed)
-    assert np.array_equal(drawn.masks_BLE.sum(axis=2), ours.masks_BLE.sum(axis=2))
-    assert drawn.digest() == random_masks(ours, seed=seed).digest()
+def test_without_names_there_are_all_but_most_policies_and_what_needs_a_column_that_is_missing():
+    both = [[arm.kind for arm in planned(weights=weights, draws=1)] for weights in (True, False)]
+    policies = {f"{POLICY}{name}" for name in POLICIES}
+    assert set(both[0]) == {OURS, *BASELINES} - policies | {"policy:natural"}
+    assert set(both[0]) - set(both[1]) == {"esft_gate", "reap"}
+    natural = [arm.kind for arm in planned(draws=1, train=FinetuneConfig(routing="natural"))]
+    assert policies & set(natural) == {"policy:masked"}
 
 
-def test_random_masks_differ_between_seeds_and_batches():
-    ours = masks_from_experts({3: EVERYTHING[:4], 8: EVERYTHING[:4]}, layers=LAYERS, num_experts=NUM_EXPERTS)
-    drawn = [random_masks(ours, seed=seed) for seed in range(5)]
-    assert len({masks.digest() for masks in drawn}) == 5
-    assert any((masks[3] != masks[8]).any() for masks in drawn)
+def test_no_arm_is_there_twice():
+    for budget in ("steps", "parameters"):
+        arms = planned(draws=2, budget=budget)
+        assert len({arm.folder for arm in arms}) == len(arms)
+    assert "global_union" not in [arm.kind for arm in planned(budget="parameters")]  # global is then
 
 
-@settings(max_examples=50, deadline=None)
-@given(masks_of_batches(), st.integers(0, 20))
-def test_shuffled_masks_are_the_same_masks_and_no_batch_keeps_its_own(ours, seed):
-    marked = dataclasses.replace(ours)
-    shuffled = shuffled_masks(marked, seed=seed)
-    trained = ours.trained_batches
-    assert sorted(map(sorted, shuffled.selected.values())) == sorted(map(sorted, ours.selected.values()))
-    distinct = len({tuple(sorted(ours.selected[batch])) for batch in trained}) == len(trained)
-    if distinct:
-        assert all(set(shuffled.selected[batch]) != set(ours.selected[batch]) for batch in trained)
+@pytest.mark.parametrize(("name", "said"), [("esft_gate", r"capture\.weights"), ("reap", r"identify\.rule=reap")])
+def test_a_baseline_without_its_column_is_refused_when_named(name, said):
+    with pytest.raises(InputError, match=said):
+        planned(name, weights=False)
 
 
-def test_one_batch_has_no_other_whose_mask_it_could_get():
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_policy_can_be_an_arm_that_differs_in_routing_alone(policy):
+    own = next(name for name in POLICIES if name != policy and name in ("masked", "natural"))
+    ours, other = planned(f"{POLICY}{policy}", train=FinetuneConfig(routing=own))
+    assert other.masks is ours.masks
+    assert other.train.routing == policy
+    assert dataclasses.replace(other.train, routing=own, boost=0.0) == ours.train
+    if policy == "boosted":
+        assert other.train.boost == CompareConfig().policy_boost
+
+
+def test_the_runs_own_policy_is_no_baseline():
+    with pytest.raises(InputError, match="policy:masked is what the run does"):
+        planned("policy:masked", train=FinetuneConfig(routing="masked"))
+
+
+def test_one_batch_is_not_shuffled():
     ours = masks_from_experts({3: EVERYTHING[:4]}, layers=LAYERS, num_experts=NUM_EXPERTS)
-    with pytest.raises(InputError, match="2 or more"):
-        shuffled_masks(ours, seed=0)
-    arms = plan_arms(ours, risk_table([3]), FinetuneConfig(), CompareConfig())
-    assert "shuffled_0" not in [arm.name for arm in arms]
+    assert "shuffled_0" not in [arm.name for arm in planned(ours=ours)]
 
 
-def test_the_global_mask_is_the_same_for_all_and_holds_the_largest_mean_differences():
-    ours = masks_from_experts(
-        {3: EVERYTHING[:4], 8: EVERYTHING[4:6], 9: EVERYTHING[:3]}, layers=LAYERS, num_experts=NUM_EXPERTS
-    )
-    risk = risk_table([3, 8, 9])
-    masks = global_masks(ours, risk, num_experts=average_size(ours))
-    assert average_size(ours) == 3
-    means = risk.groupby(["layer", "expert"])["risk_diff"].mean().sort_values(ascending=False)
-    expected = {Expert(*pair) for pair in means.index[:3]}
-    assert all(set(masks.selected[batch]) == expected for batch in (3, 8, 9))
-
-
-def test_esft_takes_the_largest_shares_of_a_layer_and_as_many_per_batch():
-    ours = masks_from_experts({3: EVERYTHING[:2], 8: EVERYTHING[:5]}, layers=LAYERS, num_experts=NUM_EXPERTS)
-    risk = risk_table([3, 8])
-    risk["a_unsafe"] = 1
-    # Half of a small layer is a larger share than a third of a large one.
-    risk.loc[(risk["layer"] == 1) & (risk["expert"] == 0), "a_unsafe"] = 500
-    risk.loc[(risk["layer"] == 1) & (risk["expert"] == 5), "a_unsafe"] = 500
-    risk.loc[(risk["layer"] == 4) & (risk["expert"] == 2), "a_unsafe"] = 50
-    masks = esft_masks(ours, risk, column="a_unsafe")
-    assert sizes(masks) == sizes(ours)
-    assert masks.selected[3] == (Expert(4, 2), Expert(1, 0))
-
-
-def test_esft_gate_without_captured_weights_is_refused_when_named_and_left_out_when_not():
-    ours = masks_from_experts({3: EVERYTHING[:2], 8: EVERYTHING[:5]}, layers=LAYERS, num_experts=NUM_EXPERTS)
-    with pytest.raises(InputError, match=r"capture\.weights=true"):
-        plan_arms(ours, risk_table([3, 8]), FinetuneConfig(), CompareConfig(names=("esft_gate",)))
-    names = [arm.name for arm in plan_arms(ours, risk_table([3, 8]), FinetuneConfig(), CompareConfig(draws=1))]
-    assert names == [
-        OURS, "freezing_only", "global", "global_union", "random_0", "shuffled_0", "esft_token", "all_experts", "full",
-    ]  # fmt: skip
-
-
-def test_freezing_only_differs_from_ours_in_routing_alone_and_full_in_having_no_mask():
-    ours = masks_from_experts({3: EVERYTHING[:2], 8: EVERYTHING[:5]}, layers=LAYERS, num_experts=NUM_EXPERTS)
-    names = ("freezing_only", "full", "all_experts")
-    baselines = CompareConfig(names=names, full_learning_rate=1e-5)
-    first, freezing, full, everything = plan_arms(ours, risk_table([3, 8]), FinetuneConfig(), baselines)
-    assert freezing.masks is ours
-    assert freezing.train == dataclasses.replace(first.train, routing="natural")
+def test_what_has_no_mask_trains_under_natural_routing_and_has_its_own_learning_rate():
+    full, everything = planned("full", "all_experts", full_learning_rate=1e-5)[1:]
     assert full.masks is None
-    assert full.train == dataclasses.replace(first.train, learning_rate=1e-5)
-    assert everything.masks is not None
+    assert full.learns == "all"
+    assert full.train == dataclasses.replace(FinetuneConfig(), learning_rate=1e-5)
     assert everything.masks.masks_BLE.all()
+
+
+def test_lora_has_the_named_rank_at_equal_steps_and_none_yet_at_equal_parameters():
+    names = ("lora_same", "lora_all", "moe_sieve")
+    for arm in planned(*names, lora_rank=5, lora_learning_rate=1e-4)[1:]:
+        assert (arm.learns, arm.rank, arm.is_matched, arm.train.learning_rate) == ("low_rank", 5, False, 1e-4)
+    for arm in planned(*names, lora_rank=5, budget="parameters")[1:]:
+        assert (arm.rank, arm.is_matched) == (0, True)
+    same, *published = planned(*names)[1:]
+    assert same.masks.digest() == three_batches().digest()
+    assert same.train.routing == FinetuneConfig().routing
+    assert {arm.train.routing for arm in published} == {"natural"}
+
+
+def test_arms_that_a_budget_changes_have_another_folder():
+    names = ("lora_same", "global", "attention_only", "all_experts", "policy:natural")
+    steps, parameters = (planned(*names, budget=budget) for budget in ("steps", "parameters"))
+    same = {one.name for one, other in zip(steps, parameters, strict=True) if one.folder == other.folder}
+    assert same == {OURS, "all_experts", "policy:natural"}
+    assert not any(":" in arm.folder for arm in steps)
+
+
+def test_some_categories_alone_can_be_compared():
+    ours = masks_to_compare(three_batches(), CompareConfig(categories=("fraud",)), NAMES)
+    assert ours.trained_batches == (3, 9)
+    assert masks_to_compare(three_batches(), CompareConfig(), NAMES).trained_batches == (3, 8, 9)
+    with pytest.raises(InputError, match=r"compare\.categories: got 'arson', expected .*\['fraud', 'theft'\]"):
+        masks_to_compare(three_batches(), CompareConfig(categories=("arson",)), NAMES)
+
+
+def test_transfer_has_an_arm_for_every_category_with_its_own_batches():
+    arms = plan_transfer(three_batches(), FinetuneConfig(), CompareConfig(transfer_epochs=7), NAMES)
+    assert [(arm.category, arm.masks.trained_batches) for arm in arms] == [("fraud", (3, 9)), ("theft", (8,))]
+    assert {arm.train.epochs for arm in arms} == {7}
+    with pytest.raises(InputError, match=r"compare\.transfer: got batches of the categories \['fraud'\]"):
+        plan_transfer(three_batches(), FinetuneConfig(), CompareConfig(), dict.fromkeys(NAMES, "fraud"))
 
 
 def test_every_baseline_is_described_where_it_is_chosen():
     (names,) = (key for key in keys_of() if key.name == "compare.names")
-    assert [name for name in BASELINES if f"; {name} = " not in names.setting.text] == []
+    assert [name for name in BASELINES if f"; {name} = " not in names.setting.text and POLICY not in name] == []
+    assert f"; {POLICY}NAME = " in names.setting.text
 
 
-def test_an_unknown_baseline_is_named():
-    with pytest.raises(InputError, match=r"compare\.names: got 'lora'"):
-        CompareConfig(names=("lora",))
+@pytest.mark.parametrize(
+    ("settings_", "said"),
+    [
+        ({"names": ("lora",)}, r"compare\.names: got 'lora'"),
+        ({"at": (0.5, 0.25, 1.0)}, r"compare\.at: got \(0\.5, 0\.25, 1\.0\), expected shares in ascending order"),
+        ({"at": (0.5,)}, "the last of them 1"),
+        ({"at": ()}, "the last of them 1"),
+        ({"at": (0.0, 1.0)}, r"compare\.at: got 0\.0, expected above 0"),
+    ],
+)
+def test_a_wrong_setting_is_named(settings_, said):
+    with pytest.raises(InputError, match=said):
+        CompareConfig(**settings_)
 
 
 def test_an_arms_repr_is_one_line():
-    ours = masks_from_experts({0: EVERYTHING[:2], 1: EVERYTHING[1:3]}, layers=LAYERS, num_experts=NUM_EXPERTS)
-    arms = plan_arms(ours, risk_table((0, 1)), FinetuneConfig(), CompareConfig(names=("full",)))
-    assert [repr(arm) for arm in arms] == ["Arm(per_batch, 3 experts in the union)", "Arm(full, every parameter)"]
+    assert [repr(arm) for arm in planned("full")] == [
+        "Arm(per_batch, learns experts, 6 experts in the union)",
+        "Arm(full, learns all, no mask)",
+    ]

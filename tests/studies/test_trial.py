@@ -13,12 +13,13 @@ from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.config.identify import IdentifyConfig
 from moe_ray.errors import InputError, NothingSelected
 from moe_ray.experts import Expert
+from moe_ray.finetuning.parameter_groups import parameters_of
 from moe_ray.identification.identify import identify
 from moe_ray.identification.selection import select
 from moe_ray.routing.count_tables import counts_to_table
 from moe_ray.storage.folder import Folder
 from moe_ray.studies import trial as trial_module
-from moe_ray.studies.trial import identify_masks, identify_stored_masks, in_one_process, run_full_trial, run_trial
+from moe_ray.studies.trial import identify_masks, identify_stored_masks, in_one_process, run_trial, run_trial_of
 from moe_ray.testing.simulated_counts import Population, simulate
 
 CONFIG = FinetuneConfig(epochs=2, learning_rate=1e-2, schedule="constant")
@@ -97,8 +98,11 @@ def masked(model, measure):
     return run_trial(model, make_tokenizer(), BATCHES, masks, config=CONFIG, seed=0, measure=measure)
 
 
-def full(model, measure):
-    return run_full_trial(model, make_tokenizer(), BATCHES, only=[4, 6], config=CONFIG, seed=0, measure=measure)
+def full(model, measure, *, config=CONFIG, only=(4, 6)):
+    chosen = parameters_of(model, "all")
+    return run_trial_of(
+        model, make_tokenizer(), BATCHES, chosen=chosen, only=only, config=config, seed=0, measure=measure
+    )
 
 
 @pytest.mark.parametrize("trial", [masked, full])
@@ -125,10 +129,6 @@ def test_the_base_is_back_after_a_measurement_that_fails(trial):
 
 
 def test_only_the_named_batches_train_all_parameters():
-    losses = [
-        run_full_trial(
-            build("olmoe"), make_tokenizer(), BATCHES, only=only, config=replace(CONFIG, epochs=1), seed=0, measure=str
-        ).losses
-        for only in ([4], [4, 6])
-    ]
+    config = replace(CONFIG, epochs=1)
+    losses = [full(build("olmoe"), str, config=config, only=only).losses for only in ([4], [4, 6])]
     assert [len(steps) for steps in losses] == [1, 2]

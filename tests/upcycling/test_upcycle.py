@@ -157,7 +157,7 @@ def test_a_model_that_is_no_llama_is_refused() -> None:
 def test_weights_without_a_place_are_refused() -> None:
     dense = make_dense()
     dense.model.layers[0].mlp.register_parameter("adapter", torch.nn.Parameter(torch.zeros(2)))
-    with pytest.raises(InputError, match=r"got 1 weights Mixtral has no place for .*mlp\.adapter"):
+    with pytest.raises(InputError, match=r"got 1 weights that the MoE has no place for .*mlp\.adapter"):
         upcycle(dense, num_experts=4, num_experts_per_tok=2, seed=0)
 
 

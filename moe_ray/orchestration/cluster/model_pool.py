@@ -27,6 +27,7 @@ from moe_ray.orchestration.cluster.ray_session import (
     free_resources,
     has_room_to_grow,
     require_cpus,
+    require_gpus,
     result_of,
     wait_until_free,
 )
@@ -137,6 +138,7 @@ class ModelPool:
             InputError: a local Ray has too few CPUs, and the processes would wait for ever.
         """
         require_cpus(num_processes, what)
+        require_gpus(num_processes * gpus, what)
         self.start(num_processes, gpus=gpus)
         key, most = uuid.uuid4().hex, max(num_processes, max_processes)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import socket
 import sys
 import time
 import uuid
@@ -20,11 +21,13 @@ from moe_ray.config.cluster import ClusterConfig
 from moe_ray.errors import InputError, MoeRayError
 from moe_ray.orchestration.cluster.local_environment import cluster_address, set_local_environment
 from moe_ray.orchestration.cluster.token_file import protect_token
+from moe_ray.signals import end_on_sigterm
 from moe_ray.storage.folder import Folder
 from moe_ray.threads import variables_for_workers
 
 logger = logging.getLogger(__name__)
 
+_ANSWER_SECONDS = 10.0
 _LOG_LEVELS = {
     "ray.data": logging.WARNING,
     "ray.train": logging.WARNING,
@@ -59,6 +62,7 @@ def ray_session(config: ClusterConfig, *, dashboard: bool = True) -> Iterator[No
     try:
         if address:
             logger.info("connecting to Ray at %s", address)
+            _require_answer(address)
             # The nodes' processes inherit nothing of this one.
             variables = variables_for_workers()
             environment = {"env_vars": variables} if variables else None
@@ -70,11 +74,31 @@ def ray_session(config: ClusterConfig, *, dashboard: bool = True) -> Iterator[No
             _start_local(num_cpus=config.num_cpus, include_dashboard=dashboard)
     except ConnectionError as error:
         raise InputError(f"no Ray cluster answers at {address!r}: {error}; check cluster.address") from error
+    end_on_sigterm()
     _tune_data()
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """Refuses an address where nobody listens; Ray itself would try for half a minute and say so in twenty lines.
+
+    Raises:
+        InputError: there is no connection within ten seconds.
+    """
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if not colon or not port.isdigit():
+        return  # "auto", and names that only Ray knows
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"no Ray cluster answers at {address!r}: {error}; check cluster.address or RAY_ADDRESS, and that the cluster is "
+            "up"
+        ) from error
 
 
 def _start_local(**options: Any) -> None:
@@ -122,6 +146,20 @@ def require_cpus(wanted: int, what: str) -> None:
         raise InputError(
             f"{what} needs {wanted} logical CPUs, got {cpus}; raise cluster.num_cpus (it may exceed the cores) or use "
             "fewer actors"
+        )
+
+
+def require_gpus(wanted: float, what: str) -> None:
+    """Refuses work that would wait for GPUs for ever.
+
+    Raises:
+        InputError: a Ray on this machine alone has fewer GPUs.
+    """
+    gpus = float(ray.cluster_resources().get("GPU", 0.0))
+    if gpus < wanted and is_local():
+        raise InputError(
+            f"{what} needs {wanted:g} GPUs, got {gpus:g} on this machine; set its gpus_per_… setting to 0, use fewer "
+            "processes, or name a cluster with cluster.address"
         )
 
 

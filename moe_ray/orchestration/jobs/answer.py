@@ -50,7 +50,7 @@ class AnswerJob:
         adapter: its folder of learned experts; None = the base model.
         masks: its folder of the batches' masks; None = natural routing only.
         count: also count the prompts' routing, where it is natural.
-        short_layers: for masked routing, `finetune.short_layers`.
+        short_layers: for masked and union routing, `finetune.short_layers`.
     """
 
     model: ModelConfig
@@ -129,7 +129,7 @@ def answer(
     job: AnswerJob,
     *,
     what: str,
-    routing: str = "natural",
+    routing: Sequence[str] = ("natural",),
     neutral: Sequence[str] = (),
     models: ModelPool | None = None,
 ) -> Answers:
@@ -139,7 +139,7 @@ def answer(
         examples: rows with `INPUT_COLUMNS`.
         job: model, sizes, folders.
         what: what this is, for the progress bar.
-        routing: `natural`, `masked` or `both`.
+        routing: kinds of `evaluate.routing`.
         neutral: plain texts whose loss is wanted.
         models: the processes; None = some for this job alone.
     """

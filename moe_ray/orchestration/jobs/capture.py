@@ -62,7 +62,8 @@ def capture(
     Returns:
         `examples`, counted and quarantined ones; `tokens`, counted ones of all parts; `padding_share`, of the tokens that
         went through forward passes now (0 to 1; None where there were none); `forwards`, forward passes now; `halvings`,
-        how often memory ran out; `quarantined` and `truncated`, examples; `reasons`, quarantined examples by reason.
+        how often memory ran out; `quarantined` and `truncated`, examples; `reasons`, quarantined examples by reason;
+        `experts_are_copies`, of the model, see `models.expert_copies` (None where nothing was counted now).
 
     Raises:
         InputError: more than `config.max_bad_share` of the examples cannot be captured, or one is too long and
@@ -117,6 +118,7 @@ def _run(
             plan.measured(report.examples, report.seconds)
             for name in ("tokens", "padded", "forwards", "halvings"):
                 setattr(totals, name, getattr(totals, name) + getattr(report, name))
+            totals.experts_are_copies = report.experts_are_copies
             bad.add(report.quarantined)
             meter.advance(report.examples)
 
@@ -185,6 +187,7 @@ def _finish(run: RunDirectory, totals: WindowReport, *, examples: int) -> dict[s
         "quarantined": len(quarantined),
         "truncated": len(shortened),
         "reasons": dict(Counter(quarantined["reason"].tolist())),
+        "experts_are_copies": totals.experts_are_copies,
     }
 
 

@@ -22,6 +22,7 @@ import pandas as pd
 from moe_ray.config.capture import CaptureConfig
 from moe_ray.config.model import ModelConfig
 from moe_ray.errors import InputError
+from moe_ray.models.expert_copies import experts_are_copies
 from moe_ray.models.generation import Response, example_seed, generate_responses
 from moe_ray.models.loading import context_length
 from moe_ray.models.token_budget import TokenBudget, padded_tokens
@@ -39,6 +40,7 @@ from moe_ray.routing.counter import counting
 from moe_ray.routing.counts import RoutingCounts, concat_counts
 from moe_ray.routing.crash_markers import Attempt
 from moe_ray.routing.encode_example import Encoded, encode_example
+from moe_ray.routing.row_scores import RowScorer
 from moe_ray.run_directory import ATTEMPTS, COUNTS, PROMPTS, REJECTED, RESPONSES, SHORTENED
 from moe_ray.storage.fingerprint import content_hash
 from moe_ray.storage.folder import Folder
@@ -88,11 +90,13 @@ class CaptureActor(ModelWork):
         self.rejects, self.shortened, self.attempts = run.sub(REJECTED), run.sub(SHORTENED), run.sub(ATTEMPTS)
         self.budget = TokenBudget(job.config.tokens_per_forward)
         self.model_lock = threading.RLock()
+        self.experts_are_copies: bool | None = None
 
     @contextmanager
     def in_force(self) -> Iterator[None]:
         """The counter is attached to the model."""
         config = self.job.config
+        self.experts_are_copies = experts_are_copies(self.holder.model)
         with counting(self.holder.model, weights=config.weights, ids=config.ids) as self.counter:
             yield
 
@@ -109,6 +113,7 @@ class CaptureActor(ModelWork):
         with self.model_lock if attempt.is_repeated else nullcontext():
             window = Window(name=name, attempt=attempt)
             window.report.examples = len(positions)
+            window.report.experts_are_copies = self.experts_are_copies
             done = self._done_before(window)
             for start in range(0, len(positions), size):
                 self._count_chunk(window, start, positions[start : start + size], done)
@@ -237,16 +242,19 @@ class CaptureActor(ModelWork):
 
     def forward(self, examples: list[StoredExample], rows: list[TokenizedRow]) -> RoutingCounts:
         """The counts of one forward pass."""
-        counts, num_tokens = count_rows(
-            self.holder.model, self.counter, rows, pad_id=pad_token_id(self.holder.tokenizer)
-        )
+        model, tokenizer, counter = self.holder.model, self.holder.tokenizer, self.counter
+        counts, num_tokens = count_rows(model, counter, rows, pad_id=pad_token_id(tokenizer))
+        weights, ids = counter.last_weights, counter.last_ids
+        score = RowScorer(model=model, tokenizer=tokenizer, counter=counter, scores=self.job.config.scores)
+        labels, targets = ([example[name] for example in examples] for name in ("label", "target"))
         part = counts_from_forward(
             counts,
             num_tokens,
             **label_columns(examples),
-            weights=self.counter.last_weights,
-            ids=self.counter.last_ids,
-            moe_layers=self.counter.moe_layers,
+            weights=weights,
+            ids=ids,
+            scores=score(rows, labels=labels, targets=targets),
+            moe_layers=counter.moe_layers,
         )
         part.check()
         return part

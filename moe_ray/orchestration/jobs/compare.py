@@ -1,7 +1,7 @@
 """Baselines on a cluster: actors that each hold one model train and measure one arm after another.
 
-Every arm has a folder with a manifest, so a comparison that was killed, or that is asked for another baseline, runs only
-what is missing.
+Every arm has a folder for each seed, with a manifest, so a comparison that was killed, or that is asked for another baseline
+or another seed, runs only what is missing.
 """
 
 from __future__ import annotations
@@ -9,16 +9,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import ray
 
 from moe_ray.config.effects import settings_affecting
 from moe_ray.config.evaluate import EvaluateConfig
-from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.config.model import ModelConfig
 from moe_ray.config.run import Config
+from moe_ray.experts import Mask
 from moe_ray.identification.mask_files import write_masks
 from moe_ray.orchestration.cluster.model_process import BaseModel
 from moe_ray.orchestration.cluster.node_share import processes_on_this_node
@@ -27,31 +28,60 @@ from moe_ray.orchestration.cluster.ray_session import require_cpus, result_of
 from moe_ray.prompts.example_tables import frame_to_batches
 from moe_ray.report.format import decimal, rate
 from moe_ray.run_directory import ANSWERS, RunDirectory
+from moe_ray.storage.fingerprint import content_hash
 from moe_ray.storage.folder import Folder
 from moe_ray.storage.stage import begin, finish, read_outcome
-from moe_ray.studies.baselines import Arm
-from moe_ray.studies.comparison import BASE, ArmResult
+from moe_ray.studies.baselines import BASE_ARM, Arm
+from moe_ray.studies.comparison import ArmResult
 from moe_ray.studies.measured import Measured
-from moe_ray.studies.trial import in_one_process, measurer, run_full_trial, run_trial
+from moe_ray.studies.run_arm import ArmOutcome, Trainer
+from moe_ray.studies.trial import in_one_process, measurer
 
 logger = logging.getLogger(__name__)
 
 _NEUTRAL, _LOSSES = "neutral.parquet", "losses.json"
-BASE_ARM = Arm(name=BASE, kind=BASE, masks=None, train=FinetuneConfig())
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompareJob:
-    """What every arm needs to know; plain values."""
+    """What every arm needs to know; plain values.
+
+    Attributes:
+        model: the base model.
+        evaluate: how it is measured.
+        seed: of the first training of every arm; the others' follow.
+        num_seeds: trainings of every arm.
+        shares: of an arm's steps after which it is measured.
+        run_url: the run directory.
+        union_LE: (L, E) union of the per-batch masks that train.
+        trained_batches: of the arms without a mask.
+        num_actors: processes, each with a model.
+        gpus_per_actor: of one process.
+        neutral_texts: whose loss shows what was forgotten.
+    """
 
     model: ModelConfig
     evaluate: EvaluateConfig
     seed: int
+    num_seeds: int
+    shares: tuple[float, ...]
     run_url: str
+    union_LE: Mask
     trained_batches: tuple[int, ...]
     num_actors: int
     gpus_per_actor: float
     neutral_texts: tuple[str, ...] = ()
+
+
+class _Training(NamedTuple):
+    """An arm under one seed."""
+
+    arm: Arm
+    seed: int
+
+    @property
+    def folder(self) -> str:
+        return f"{self.arm.folder}/seed_{self.seed}"
 
 
 def run_arms(
@@ -62,55 +92,73 @@ def run_arms(
     measured: Mapping[str, Any],
     trained: Mapping[str, Any],
 ) -> list[ArmResult]:
-    """The results of all arms, in order; those that were finished before with equal inputs are read, not run.
+    """The results of the base model and of all arms, in order; what was finished with equal inputs is read, not run.
 
     Args:
         job: what arms need.
-        arms: from `plan_arms`.
+        arms: from `plan_arms` and `plan_transfer`.
         folder: of the comparison; each arm gets a folder in it.
         measured: what the measurements of all arms depend on.
-        trained: what the training of all arms but the base model depends on, as well.
+        trained: what the training of all arms depends on, as well.
     """
-    every = [BASE_ARM, *arms]
-    depends = {arm.name: _inputs_of(arm, measured, trained) for arm in every}
-    missing = [arm for arm in every if begin(folder.sub(arm.name), depends[arm.name]).action != "reuse"]
+    every = [training for arm in (BASE_ARM, *arms) for training in _trainings(arm, job)]
+    depends = {training.folder: _inputs_of(training, job, measured, trained) for training in every}
+    missing = [
+        training for training in every if begin(folder.sub(training.folder), depends[training.folder]).action != "reuse"
+    ]
     if len(missing) < len(every):
-        logger.info("compare: %d of %d arms reused from an earlier run", len(every) - len(missing), len(every))
+        logger.info("compare: %d of %d trainings reused from an earlier run", len(every) - len(missing), len(every))
     if missing:
         _run_missing(job, missing, folder, depends)
-    return [_read_arm(arm, folder.sub(arm.name)) for arm in every]
+    return [_read_arm(arm, [folder.sub(of.folder) for of in _trainings(arm, job)]) for arm in (BASE_ARM, *arms)]
 
 
-def _inputs_of(arm: Arm, measured: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, Any]:
-    if arm.kind == BASE:
-        return {**measured, "kind": arm.kind}
+def _trainings(arm: Arm, job: CompareJob) -> list[_Training]:
+    """The arm under every seed; under one alone where nothing is trained."""
+    number = 1 if arm.learns == "nothing" else job.num_seeds
+    return [_Training(arm, job.seed + seed) for seed in range(number)]
+
+
+def _inputs_of(
+    training: _Training, job: CompareJob, measured: Mapping[str, Any], trained: Mapping[str, Any]
+) -> dict[str, Any]:
+    arm = training.arm
+    masks = None if arm.masks is None else arm.masks.digest()
+    known = {**measured, "kind": arm.kind, "shares": list(job.shares)}
+    if arm.learns == "nothing":
+        return {**known, "masks": masks}
     settings = settings_affecting(Config(finetune=in_one_process(arm.train)), "weights")
     return {
-        **measured,
+        **known,
         **trained,
-        "kind": arm.kind,
-        "masks": None if arm.masks is None else arm.masks.digest(),
+        "trained_batches": list(job.trained_batches if arm.masks is None else arm.masks.trained_batches),
+        "seed": training.seed,
+        "masks": masks,
+        "learns": arm.learns,
+        "rank": arm.rank,
+        # An arm that is made for a number of parameters finds out from the union how many these are.
+        "budget": content_hash(np.packbits(job.union_LE).tolist()) if arm.is_matched else None,
         **{key: value for key, value in settings.items() if key.startswith("finetune.")},
     }
 
 
-def _run_missing(job: CompareJob, arms: Sequence[Arm], folder: Folder, depends: Mapping[str, Any]) -> None:
-    num_actors = min(job.num_actors, len(arms))
+def _run_missing(job: CompareJob, missing: Sequence[_Training], folder: Folder, depends: Mapping[str, Any]) -> None:
+    num_actors = min(job.num_actors, len(missing))
     require_cpus(num_actors, "the comparison")
     kind = ray.remote(num_cpus=1, num_gpus=job.gpus_per_actor, scheduling_strategy="SPREAD")(_ArmActor)
     idle = [kind.remote(job) for _ in range(num_actors)]
-    waiting = list(arms)
-    running: dict[Any, tuple[Any, Arm]] = {}
+    waiting = list(missing)
+    running: dict[Any, tuple[Any, _Training]] = {}
     try:
-        with progress("compare", len(arms)) as meter:
+        with progress("compare", len(missing)) as meter:
             while waiting or running:
                 while waiting and idle:
-                    actor, arm = idle.pop(), waiting.pop(0)
-                    running[actor.run.remote(arm)] = (actor, arm)
+                    actor, training = idle.pop(), waiting.pop(0)
+                    running[actor.run.remote(*training)] = (actor, training)
                 (done,), _ = ray.wait(list(running), num_returns=1)
-                actor, arm = running.pop(done)
+                actor, training = running.pop(done)
                 idle.append(actor)
-                _write_arm(arm, result_of(done), folder.sub(arm.name), depends[arm.name])
+                _write_arm(training, result_of(done), folder.sub(training.folder), depends[training.folder])
                 meter.advance()
     finally:
         for actor in [*idle, *(actor for actor, _ in running.values())]:
@@ -123,65 +171,83 @@ class _ArmActor:
     def __init__(self, job: CompareJob) -> None:
         self.base = BaseModel(job.model, processes_on_this_node(job.num_actors))
         run = RunDirectory.open(job.run_url)
-        self.job = job
-        self.batches = frame_to_batches(run.training_examples)
-        self.measure = measurer(self.base.model, self.base.tokenizer, run.test, job.evaluate, job.neutral_texts)
+        model, tokenizer = self.base.model, self.base.tokenizer
+        self.trainer = Trainer(
+            model=model,
+            tokenizer=tokenizer,
+            batches=frame_to_batches(run.training_examples),
+            test=run.test,
+            evaluate=job.evaluate,
+            measure=measurer(model, tokenizer, run.test, job.evaluate, job.neutral_texts),
+            shares=job.shares,
+            union_LE=job.union_LE,
+            trained_batches=job.trained_batches,
+        )
 
-    def run(self, arm: Arm) -> tuple[Measured, dict[str, Any]]:
-        """An arm's measurements, and what its training was."""
-        if arm.kind == BASE:
-            return self.measure(), {"trainable_parameters": 0, "train_seconds": 0.0, "losses": []}
+    def run(self, arm: Arm, seed: int) -> ArmOutcome:
+        """What the arm gives under the seed."""
         self.base.check()
-        model, tokenizer, seed = self.base.model, self.base.tokenizer, self.job.seed
-        if arm.masks is None:
-            outcome = run_full_trial(
-                model,
-                tokenizer,
-                self.batches,
-                only=self.job.trained_batches,
-                config=arm.train,
-                seed=seed,
-                measure=self.measure,
-            )
-        else:
+        if arm.masks is not None:
             # What comes through Ray's object store cannot be written to, which torch warns of.
-            masks = replace(arm.masks, masks_BLE=arm.masks.masks_BLE.copy())
-            outcome = run_trial(
-                model, tokenizer, self.batches, masks, config=arm.train, seed=seed, measure=self.measure
-            )
-        return outcome.measured, {
-            "trainable_parameters": outcome.trainable_parameters,
-            "frozen_parameters_changed": outcome.frozen_parameters_changed,
-            "train_seconds": round(outcome.train_seconds, 2),
-            "evaluate_seconds": round(outcome.evaluate_seconds, 2),
-            "losses": list(outcome.losses),
-        }
+            arm = replace(arm, masks=replace(arm.masks, masks_BLE=arm.masks.masks_BLE.copy()))
+        return self.trainer.run(arm, seed=seed)
 
 
-def _write_arm(arm: Arm, outcome: tuple[Measured, dict[str, Any]], folder: Folder, depends: Mapping[str, Any]) -> None:
-    measured, notes = outcome
-    folder.write_table(ANSWERS, measured.answers)
-    if measured.neutral is not None:
-        folder.write_table(_NEUTRAL, measured.neutral)
+def _write_arm(training: _Training, outcome: ArmOutcome, folder: Folder, depends: Mapping[str, Any]) -> None:
+    arm = training.arm
+    folder.write_table(ANSWERS, _stacked({share: each.answers for share, each in outcome.measured.items()}))
+    neutral = {share: each.neutral for share, each in outcome.measured.items() if each.neutral is not None}
+    if neutral:
+        folder.write_table(_NEUTRAL, _stacked(neutral))
     if arm.masks is not None:
         write_masks(folder, arm.masks)
-    folder.write_json(_LOSSES, notes.pop("losses"))
-    finish(folder, depends, notes, seconds=round(notes["train_seconds"] + notes.get("evaluate_seconds", 0.0), 2))
-    refused = measured.answers.groupby("label")["refused"].mean()
+    folder.write_json(_LOSSES, list(outcome.losses))
+    notes = {
+        "steps": {str(share): step for share, step in outcome.steps.items()},
+        "trainable_parameters": outcome.trainable_parameters,
+        "rank": outcome.rank,
+        "train_seconds": round(outcome.train_seconds, 2),
+        "evaluate_seconds": round(outcome.evaluate_seconds, 2),
+    }
+    finish(folder, depends, notes, seconds=round(outcome.train_seconds + outcome.evaluate_seconds, 2))
+    last = outcome.measured[max(outcome.measured)].answers
+    refused = last.groupby("label")["refused"].mean()
     logger.info(
-        "compare: %s: unsafe refused %s, safe refused %s, trained in %s s",
-        arm.name, rate(refused["unsafe"]), rate(refused["safe"]), decimal(notes["train_seconds"], 1),
+        "compare: %s, seed %d: unsafe refused %s, safe refused %s, trained in %s s",
+        arm.name, training.seed, rate(refused.get("unsafe")), rate(refused.get("safe")), decimal(outcome.train_seconds, 1),
     )  # fmt: skip
 
 
-def _read_arm(arm: Arm, folder: Folder) -> ArmResult:
-    notes = read_outcome(folder).notes
+def _stacked(frames: Mapping[float, pd.DataFrame]) -> pd.DataFrame:
+    """The tables of all shares in one, with `share`."""
+    return pd.concat([frame.assign(share=share) for share, frame in frames.items()], ignore_index=True)
+
+
+def _read_arm(arm: Arm, folders: Sequence[Folder]) -> ArmResult:
+    notes = [read_outcome(folder).notes for folder in folders]
+    steps = {float(share): int(step) for share, step in notes[0]["steps"].items()}
     sizes = [] if arm.masks is None else [len(arm.masks.selected[batch]) for batch in arm.masks.trained_batches]
-    neutral = folder.read_frame(_NEUTRAL) if folder.exists(_NEUTRAL) else None
     return ArmResult(
         name=arm.name,
-        measured=Measured(answers=folder.read_frame(ANSWERS), neutral=neutral),
+        measured=[_read_measured(folder, list(steps)) for folder in folders],
+        steps=steps,
         experts_per_batch=float(np.mean(sizes)) if sizes else None,
-        trainable_parameters=notes["trainable_parameters"],
-        train_seconds=notes["train_seconds"],
+        trainable_parameters=notes[0]["trainable_parameters"],
+        train_seconds=float(np.mean([note["train_seconds"] for note in notes])),
+        rank=notes[0]["rank"],
     )
+
+
+def _read_measured(folder: Folder, shares: Sequence[float]) -> dict[float, Measured]:
+    answers = folder.read_frame(ANSWERS)
+    neutral = folder.read_frame(_NEUTRAL) if folder.exists(_NEUTRAL) else None
+    return {
+        share: Measured(
+            answers=_of_share(answers, share), neutral=None if neutral is None else _of_share(neutral, share)
+        )
+        for share in shares
+    }
+
+
+def _of_share(frame: pd.DataFrame, share: float) -> pd.DataFrame:
+    return frame[frame["share"] == share].drop(columns="share").reset_index(drop=True)

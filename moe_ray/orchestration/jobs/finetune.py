@@ -28,7 +28,7 @@ from moe_ray.identification.mask_files import read_masks
 from moe_ray.orchestration.cluster.model_actor import ModelWork
 from moe_ray.orchestration.cluster.model_pool import ModelPool, pool_for
 from moe_ray.orchestration.cluster.model_process import ModelHolder
-from moe_ray.orchestration.jobs.training_checkpoints import StoredCheckpoints
+from moe_ray.orchestration.jobs.training_checkpoints import CHECKPOINTS, StoredCheckpoints
 from moe_ray.report.format import loss
 from moe_ray.run_directory import CAPTURE, FINETUNE, IDENTIFY, PROMPTS, RunDirectory
 from moe_ray.storage.folder import Folder
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_CHECKPOINTS = "checkpoints"
 """Folder beside the learned experts, while a process trains without Ray Train."""
 
 
@@ -118,7 +117,7 @@ class FinetuneActor(ModelWork):
 
 
 def _train_alone(holder: ModelHolder, job: FinetuneJob) -> dict[str, Any]:
-    checkpoints = StoredCheckpoints(job.folder().sub(_CHECKPOINTS))
+    checkpoints = StoredCheckpoints(job.folder().sub(CHECKPOINTS))
     with checkpoints.latest() as folder:
         outcome = _run_worker(job, holder, rank=0, world_size=1, resume_from=folder, report=checkpoints.save)
     checkpoints.delete()

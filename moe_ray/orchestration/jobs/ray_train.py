@@ -16,7 +16,7 @@ from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.errors import MoeRayError
 from moe_ray.finetuning.checkpoint import save_checkpoint
 from moe_ray.finetuning.trainer import MaskedTrainer
-from moe_ray.orchestration.cluster.ray_session import arrow_filesystem, require_cpus
+from moe_ray.orchestration.cluster.ray_session import arrow_filesystem, require_cpus, require_gpus
 from moe_ray.storage.folder import Folder
 
 
@@ -62,6 +62,7 @@ def train_with_ray(
         MoeRayError: a worker raised it.
     """
     require_cpus(config.num_workers + 1, "fine-tuning")
+    require_gpus(config.num_workers * config.gpus_per_worker, "fine-tuning")
     trainer = TorchTrainer(
         _worker_loop,
         train_loop_config={"loop": loop, "job": job},

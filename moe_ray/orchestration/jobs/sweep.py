@@ -3,12 +3,17 @@
 A trial process loads the model once and is reused; nothing is captured. Every trial is a stage with a folder of its own,
 so a sweep that was killed, however hard, trains no finished trial again. Each trial also leaves a record for this sweep,
 and the ranking is made from those.
+
+Ray Tune keeps its own state as pickles, which may run any code when they are read. So that state is never in the run
+directory, which people pass on, and is never read back: an interrupted sweep asks Tune for the same trials again, and those
+that are finished give their reports at once, from their JSON records.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,12 +27,13 @@ from moe_ray.config.io import to_yaml
 from moe_ray.config.run import Config
 from moe_ray.errors import InputError, MoeRayError, OutsideFailed
 from moe_ray.orchestration.cluster.leases import start_leases
-from moe_ray.orchestration.cluster.ray_session import arrow_filesystem, require_cpus
+from moe_ray.orchestration.cluster.ray_session import require_cpus, require_gpus
 from moe_ray.orchestration.jobs.sweep_job import SweepJob, plain_settings, read_trials, record_name
-from moe_ray.orchestration.jobs.sweep_trial import sweep_trial
+from moe_ray.orchestration.jobs.sweep_trial import forget_checkpoints, sweep_trial
 from moe_ray.report.format import setting
 from moe_ray.run_directory import HEAT_MAP, TRIALS, WINNER
 from moe_ray.storage.folder import Folder
+from moe_ray.storage.stage import STARTED
 from moe_ray.studies.heat_map import draw_heat_map
 from moe_ray.studies.heat_map_table import map_of_trials
 from moe_ray.studies.kept_training import forget_training
@@ -36,7 +42,6 @@ from moe_ray.studies.search_space import Range, SearchSpace, read_space, winning
 
 logger = logging.getLogger(__name__)
 
-_TUNE = "tune"
 _RANGES = {"uniform": tune.uniform, "loguniform": tune.loguniform, "randint": tune.randint}
 
 
@@ -44,13 +49,14 @@ def sweep(job: SweepJob) -> pd.DataFrame:
     """Runs every trial that was not finished before; returns all trials, the best first.
 
     Args:
-        job: what trials need; its folder holds Ray Tune's state until all trials are done.
+        job: what trials need.
 
     Raises:
         InputError: no trial could be trained.
     """
-    settings, folder = job.config.sweep, job.folder
+    settings = job.config.sweep
     require_cpus(int(settings.max_concurrent_trials * settings.cpus_per_trial), "the sweep")
+    require_gpus(settings.max_concurrent_trials * settings.gpus_per_trial, "the sweep")
     space = read_space(job.config)
     total = len(space.grid()) if settings.search == "grid" else settings.num_trials
     # Ray Tune's own tables would be printed beside ours.
@@ -60,10 +66,11 @@ def sweep(job: SweepJob) -> pd.DataFrame:
     logger.info("sweep: %d trials over %s", total, ", ".join(space.settings))
     if settings.max_concurrent_trials > 1:
         job = replace(job, leases=start_leases())
-    results = _tuner(job, folder, space, total).fit()
+    # Trials give Ray Tune numbers only, so no node but this one needs to reach its folder.
+    with tempfile.TemporaryDirectory(prefix="moe-ray-tune-") as state:
+        results = _tuner(job, state, space, total).fit()
     if results.errors:
         raise _first_error(results.errors)
-    folder.fs.rm(f"{folder.path}/{_TUNE}", recursive=True)
     ranked = rank_trials(read_trials(job.records))
     if not (ranked["state"] == "finished").any():
         raise InputError(
@@ -75,10 +82,12 @@ def sweep(job: SweepJob) -> pd.DataFrame:
 
 
 def _forget_all_but(trials: Folder, kept: str) -> None:
-    """Removes the learned experts of every trial but one; what trials measured stays."""
+    """Removes the learned experts of every trial but one, and all checkpoints; what trials measured stays."""
     for name in trials.names():
-        if name != kept and not name.endswith(".json"):
-            forget_training(trials.sub(name))
+        if trials.exists(f"{name}/{STARTED}"):
+            forget_checkpoints(trials.sub(name))
+            if name != kept:
+                forget_training(trials.sub(name))
 
 
 def _first_error(errors: Sequence[Exception]) -> Exception:
@@ -96,16 +105,12 @@ def _first_error(errors: Sequence[Exception]) -> Exception:
     return fault
 
 
-def _tuner(job: SweepJob, folder: Folder, space: SearchSpace, total: int) -> tune.Tuner:
+def _tuner(job: SweepJob, state: str, space: SearchSpace, total: int) -> tune.Tuner:
     settings = job.config.sweep
     resources = {"CPU": settings.cpus_per_trial}
     if settings.gpus_per_trial:
         resources["GPU"] = settings.gpus_per_trial
     trainable = tune.with_resources(tune.with_parameters(sweep_trial, job=job), resources)
-    path, filesystem = f"{folder.path}/{_TUNE}", arrow_filesystem(folder)
-    if tune.Tuner.can_restore(path, storage_filesystem=filesystem):
-        logger.info("sweep: going on where an earlier one stopped")
-        return tune.Tuner.restore(path, trainable, restart_errored=True, storage_filesystem=filesystem)
     return tune.Tuner(
         trainable,
         param_space=_param_space(space, is_grid=settings.search == "grid"),
@@ -119,10 +124,8 @@ def _tuner(job: SweepJob, folder: Folder, space: SearchSpace, total: int) -> tun
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
-            name=_TUNE,
-            storage_path=folder.path,
-            storage_filesystem=filesystem,
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
+            name="sweep",
+            storage_path=state,
             callbacks=[_Lines(total), BestKept(job)],
             verbose=0,
         ),

@@ -6,10 +6,8 @@ What a trial measured stays when the sweep changes: another search space, object
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from typing import Any
@@ -20,7 +18,7 @@ from moe_ray.config.effects import settings_affecting
 from moe_ray.config.io import with_settings
 from moe_ray.errors import NothingSelected, NotTrainable
 from moe_ray.experts import ExpertMasks
-from moe_ray.finetuning.checkpoint import save_checkpoint
+from moe_ray.finetuning.checkpoint import steps_done
 from moe_ray.finetuning.step_report import StepReport
 from moe_ray.finetuning.trainer import MaskedTrainer
 from moe_ray.finetuning.training_batches import TrainingBatches
@@ -28,6 +26,7 @@ from moe_ray.orchestration.cluster.leases import leased
 from moe_ray.orchestration.cluster.model_process import BaseModel, base_model
 from moe_ray.orchestration.cluster.node_share import processes_on_this_node
 from moe_ray.orchestration.jobs.sweep_job import SweepJob, plain_settings, record_name
+from moe_ray.orchestration.jobs.training_checkpoints import CHECKPOINTS, StoredCheckpoints
 from moe_ray.run_directory import CAPTURE, PROMPTS, RunDirectory
 from moe_ray.storage.fingerprint import content_hash
 from moe_ray.storage.folder import Folder
@@ -48,12 +47,13 @@ def sweep_trial(config: dict[str, Any], *, job: SweepJob) -> None:
     trial = Trial(job, plain_settings(config))
     inputs = trial.inputs()
     folder = job.trials.sub(content_hash(inputs))
-    if begin(folder, inputs).action == "reuse":
+    decision = begin(folder, inputs)
+    if decision.action == "reuse":
         for report in trial.recall(folder):
             tune.report(report)
         return
     started = time.perf_counter()
-    report = trial.run(folder)
+    report = trial.run(folder, resumes=decision.action == "resume")
     finish(folder, inputs, {}, seconds=round(time.perf_counter() - started, 2))
     tune.report(report)
 
@@ -84,19 +84,20 @@ class Trial:
         # Under a scheduler a trial has a measurement of every epoch, otherwise of the last one only.
         return {**self.job.inputs, **chosen, "sweep.scheduler": config.sweep.scheduler}
 
-    def run(self, folder: Folder) -> dict[str, Any]:
+    def run(self, folder: Folder, *, resumes: bool = False) -> dict[str, Any]:
         """Trains and measures; returns what Ray Tune is told.
 
-        Settings that select no expert or cannot be trained are a result. Every other error says nothing about the settings,
-        so it leaves no record, and the trial is run again by the next sweep.
+        A trial that was interrupted tells Tune of its epochs again, and goes on from its checkpoint. Settings that select
+        no expert or cannot be trained are a result. Every other error says nothing about the settings, so it leaves no
+        record, and the trial is run again by the next sweep.
 
         Raises:
             OutsideFailed: a judge or storage failed.
             InputError: the model cannot be loaded, or the judge refused the call.
         """
-        # Of the epochs before an interruption; none where the trial is new.
-        self.epochs = folder.read_json(_RECORD)["epochs"] if tune.get_checkpoint() else []
         self._base_metrics()
+        if resumes:
+            self._recall_epochs(folder)
         try:
             return self._record(folder, "finished", self._scored(self._train_and_measure(folder)))
         except (NothingSelected, NotTrainable) as error:
@@ -116,6 +117,19 @@ class Trial:
             self._record_for_this_sweep(stored["state"], scored)
             reports.append({"value": scored["value"], "message": f"{scored['message']} (done before)"})
         return reports
+
+    def _recall_epochs(self, folder: Folder) -> None:
+        """Tells Ray Tune of the epochs that the checkpoint of an interrupted trial holds, scored as this sweep scores."""
+        with StoredCheckpoints(folder.sub(CHECKPOINTS)).latest() as checkpoint:
+            steps = 0 if checkpoint is None else steps_done(checkpoint)
+        if not steps or not folder.exists(_RECORD):
+            return
+        stored = folder.read_json(_RECORD)
+        self.about |= {name: stored[name] for name in _ABOUT if name in stored}
+        for epoch in stored["epochs"]:
+            # The last one was recorded before its checkpoint was whole, and is trained and measured again.
+            if epoch["steps"] <= steps:
+                tune.report(self._record(folder, "stopped", self._scored(epoch["metrics"]) | {"steps": epoch["steps"]}))
 
     def _train_and_measure(self, folder: Folder) -> dict[str, float]:
         began = time.perf_counter()
@@ -168,8 +182,7 @@ class Trial:
         def after_step(trainer: MaskedTrainer, report: StepReport) -> None:
             self._after_step(folder, trainer)
 
-        with ExitStack() as stack:
-            checkpoint = tune.get_checkpoint()
+        with StoredCheckpoints(folder.sub(CHECKPOINTS)).latest() as checkpoint:
             outcome = run_trial(
                 self.base.model,
                 self.base.tokenizer,
@@ -180,11 +193,12 @@ class Trial:
                 seed=self.config.seed,
                 measure=self.measure,
                 validation=self.directory.validation_examples,
-                resume_from=None if checkpoint is None else stack.enter_context(checkpoint.as_directory()),
+                resume_from=checkpoint,
                 after_step=after_step if self.config.sweep.scheduler == "asha" else None,
                 base=self.job.model.path,
                 keep=partial(keep_training, folder, learned),
             )
+        forget_checkpoints(folder)
         self.about |= {
             "trainable_parameters": outcome.trainable_parameters,
             "frozen_parameters_changed": outcome.frozen_parameters_changed,
@@ -197,10 +211,10 @@ class Trial:
         if trainer.next_step % trainer.steps_per_epoch or trainer.is_finished:
             return
         measured = self.measure()
-        report = self._record(folder, "stopped", self._scored(plain_metrics(measured.answers, measured.neutral)))
-        with tempfile.TemporaryDirectory() as local:
-            save_checkpoint(trainer, local)
-            tune.report(report, checkpoint=tune.Checkpoint.from_directory(local))
+        scored = self._scored(plain_metrics(measured.answers, measured.neutral)) | {"steps": trainer.next_step}
+        report = self._record(folder, "stopped", scored)
+        StoredCheckpoints(folder.sub(CHECKPOINTS)).save(trainer)
+        tune.report(report)
 
     @cached_property
     def base(self) -> BaseModel:
@@ -251,6 +265,11 @@ _ABOUT = (
     *("process", "identify_seconds", "union_experts", "masks"),
     *(*_ABOUT_A_TRAINING, "train_seconds", "evaluate_seconds"),
 )
+
+
+def forget_checkpoints(folder: Folder) -> None:
+    """Removes what a trial would go on from, if it was interrupted or stopped."""
+    StoredCheckpoints(folder.sub(CHECKPOINTS)).delete()
 
 
 def _name_of(folder: Folder) -> str:

@@ -11,6 +11,9 @@ from moe_ray.finetuning.checkpoint import CHECKPOINT_FILES, save_checkpoint
 from moe_ray.finetuning.trainer import MaskedTrainer
 from moe_ray.storage.folder import Folder
 
+CHECKPOINTS = "checkpoints"
+"""Their folder, in that of the training."""
+
 
 class StoredCheckpoints:
     """The last checkpoint of a training; an older one is removed when a newer one is whole.
@@ -32,15 +35,15 @@ class StoredCheckpoints:
             for file in CHECKPOINT_FILES:
                 target.write_bytes(file, Path(local, file).read_bytes())
         for step in older:
-            if step != name:
+            if step != name and self.folder.exists(f"{step}/{CHECKPOINT_FILES[0]}"):
                 self.folder.sub(step).delete()
 
     @contextmanager
     def latest(self) -> Iterator[str | None]:
         """A local folder with the last whole checkpoint; None = there is none."""
         for step in reversed(self.folder.names()):
-            stored = self.folder.sub(step)
-            if stored.exists(CHECKPOINT_FILES[-1]):
+            if self.folder.exists(f"{step}/{CHECKPOINT_FILES[-1]}"):
+                stored = self.folder.sub(step)
                 with tempfile.TemporaryDirectory() as local:
                     for file in CHECKPOINT_FILES:
                         Path(local, file).write_bytes(stored.read_bytes(file))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+from moe_ray.config.scores import needed_scores
 from moe_ray.orchestration.jobs import capture as job
 from moe_ray.orchestration.stages.context import Context
 from moe_ray.prompts.quarantine import QUARANTINE, TRUNCATED
@@ -11,27 +14,54 @@ from moe_ray.routing.count_store import digest_of_parts
 from moe_ray.run_directory import CAPTURE, COUNTS, PROMPTS
 from moe_ray.storage.fingerprint import content_hash
 from moe_ray.storage.folder import Folder
-from moe_ray.storage.stage import MADE, Outcome, Stage
+from moe_ray.storage.stage import MADE, Outcome, Stage, decide, is_finished, read_manifest
 
 _OF_GENERATION = ("capture.max_new_tokens", "capture.temperature")
 _KEYS = ["batch_idx", "in_batch_idx"]
+_SCORES = "capture.scores"
 
 
 def capture(run: Context) -> Outcome:
     """Makes `counts`, and `left_out`: which examples could not be counted, or only in part."""
 
     def work(folder: Folder) -> dict[str, Any]:
-        notes = job.capture(run.directory, run.model, run.config.capture, seed=run.config.seed, models=run.models)
+        config = replace(run.config.capture, scores=inputs.get(_SCORES, ()))
+        notes = job.capture(run.directory, run.model, config, seed=run.config.seed, models=run.models)
         left_out = [folder.read_frame(name)[_KEYS].to_numpy().tolist() for name in (QUARANTINE, TRUNCATED)]
         made = {"counts": digest_of_parts(run.directory.sub(COUNTS)), "left_out": content_hash(left_out)}
         return {**notes, MADE: made}
 
-    return run.do(Stage(name=CAPTURE, inputs=capture_inputs(run), work=work))
+    inputs = _inputs_of_what_is_there(run)
+    return run.do(Stage(name=CAPTURE, inputs=inputs, work=work))
 
 
-def capture_inputs(run: Context) -> dict[str, Any]:
-    """What the counts depend on. How many processes count, and how many tokens at once, is not among it."""
+def _inputs_of_what_is_there(run: Context) -> dict[str, Any]:
+    """The inputs, or those of a finished capture that differs in nothing but that it has more scores than are needed.
+
+    So a run that goes back to a rule that needs fewer scores counts nothing again.
+    """
+    folder, needed = run.directory.sub(CAPTURE), needed_scores(run.config)
+    if is_finished(folder):
+        stored = tuple(read_manifest(folder)["inputs"].get(_SCORES, ()))
+        richer = capture_inputs(run, stored)
+        if set(needed) < set(stored) and decide(folder, richer).action == "reuse":
+            return richer
+    return capture_inputs(run, needed)
+
+
+def capture_inputs(run: Context, scores: Sequence[str]) -> dict[str, Any]:
+    """What the counts depend on. How many processes count, and how many tokens at once, is not among it.
+
+    Args:
+        run: whose settings they are.
+        scores: that are measured beside the counts.
+    """
     settings = run.settings("counts")
+    del settings[_SCORES]
+    if scores:
+        settings[_SCORES] = list(scores)
+    if "refusal" in scores:
+        settings["targets"] = run.made(PROMPTS, "targets")
     if run.config.capture.generate:
         settings["seed"] = run.config.seed
     else:

@@ -5,40 +5,74 @@ Each arm is a stage of its own, so that asking for one more baseline runs only t
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pandas as pd
 
 from moe_ray.orchestration.jobs.compare import CompareJob, run_arms
 from moe_ray.orchestration.stages.context import Context
-from moe_ray.report.study_text import verdict
-from moe_ray.run_directory import CAPTURE, COMPARE, COMPARISON, PROMPTS, VERDICT
-from moe_ray.studies.baselines import plan_arms
+from moe_ray.report.comparison_text import verdict
+from moe_ray.run_directory import CAPTURE, COMPARE, COMPARISON, PROMPTS, TRANSFER_TABLE, VERDICT
+from moe_ray.studies.baselines import BASE, masks_to_compare, plan_arms, plan_transfer
 from moe_ray.studies.comparison import comparison_table
+from moe_ray.studies.transfer import transfer_table
 
 
-def compare(run: Context) -> pd.DataFrame:
-    """The table of the comparison, a row per arm."""
-    masks = run.directory.masks
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What a comparison found.
+
+    Attributes:
+        arms: from `comparison_table`, a row per arm and share of its steps.
+        transfer: from `transfer_table`; None = it was not asked for.
+    """
+
+    arms: pd.DataFrame
+    transfer: pd.DataFrame | None
+
+    def __repr__(self) -> str:
+        arms = self.arms["arm"].nunique()
+        return f"Comparison({arms} arms{'' if self.transfer is None else ', with transfer between categories'})"
+
+
+def compare(run: Context) -> Comparison:
+    """Per-batch masks and baselines, and where asked for each category trained alone."""
+    settings, train = run.config.compare, run.config.finetune
+    category_of = run.directory.categories
+    masks = masks_to_compare(run.directory.masks, settings, category_of)
     job = CompareJob(
         model=run.model,
         evaluate=run.config.evaluate,
         seed=run.config.seed,
+        num_seeds=settings.seeds,
+        shares=settings.at,
         run_url=run.directory.folder.url,
+        union_LE=masks.union,
         trained_batches=masks.trained_batches,
-        num_actors=run.config.compare.max_concurrent,
-        gpus_per_actor=run.config.finetune.gpus_per_worker,
+        num_actors=settings.max_concurrent,
+        gpus_per_actor=train.gpus_per_worker,
         neutral_texts=run.prompts.neutral,
     )
     measured = {"test": run.made(PROMPTS, "test"), **run.measurement()}
-    trained = {
-        "targets": run.made(PROMPTS, "targets"),
-        "left_out": run.made(CAPTURE, "left_out"),
-        "trained_batches": list(masks.trained_batches),
-        "seed": run.config.seed,
-    }
+    trained = {"targets": run.made(PROMPTS, "targets"), "left_out": run.made(CAPTURE, "left_out")}
     folder = run.directory.sub(COMPARE)
-    arms = plan_arms(masks, run.directory.risk, run.config.finetune, run.config.compare)
+    arms = plan_arms(masks, run.directory.risk, train, settings, category_of)
+    alone = plan_transfer(run.directory.masks, train, settings, category_of) if settings.transfer else []
     run.models.release()  # arms hold models of their own
-    table = comparison_table(run_arms(job, arms, folder, measured=measured, trained=trained))
-    folder.write_table(COMPARISON, table)
-    folder.write_json(VERDICT, verdict(table))
-    return table
+    results = {
+        result.name: result for result in run_arms(job, [*arms, *alone], folder, measured=measured, trained=trained)
+    }
+    found = Comparison(
+        arms=comparison_table(
+            [results[name] for name in (BASE, *(arm.name for arm in arms))],
+            trained=settings.categories or None,
+        ),
+        transfer=transfer_table(results[BASE], {arm.category: results[arm.name] for arm in alone}) if alone else None,
+    )
+    folder.write_table(COMPARISON, found.arms)
+    # What an earlier comparison said of transfer belongs to its settings.
+    folder.remove(TRANSFER_TABLE)
+    if found.transfer is not None:
+        folder.write_table(TRANSFER_TABLE, found.transfer)
+    folder.write_json(VERDICT, verdict(found.arms, found.transfer))
+    return found

@@ -94,7 +94,7 @@ class Context:
         """What judged answers under natural routing depend on, beside the prompts and the learned experts."""
         settings = self.settings("answers")
         for name in ("evaluate.routing", "finetune.short_layers", "evaluate.neutral_file"):
-            del settings[name]  # Of masked routing, and of texts that are not answers.
+            del settings[name]  # Of other routing, and of texts that are not answers.
         return {
             **self.checkpoint,
             **self.numerics(gpus_per_actor),

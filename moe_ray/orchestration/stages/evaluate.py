@@ -25,7 +25,7 @@ def answer_held_out(run: Context, when: When) -> Outcome:
     Makes `answers`, which are not judged here.
     """
     config, after = run.config.evaluate, when == "after"
-    is_masked = config.routing != "natural"
+    is_masked = set(config.routing) != {"natural"}
     settings = run.settings("answers")
     # The file counts by its texts, as the input `neutral`, and not by its name.
     settings.pop("evaluate.neutral_file")

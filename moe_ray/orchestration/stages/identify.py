@@ -81,7 +81,6 @@ def _export(run: Context, folder: Folder, masks: ExpertMasks) -> None:
         model_name=run.model.path,
         num_experts_per_tok=run.directory.num_experts_per_tok,
         num_layers=num_decoder_layers(run.model),
-        threshold=run.config.identify.threshold,
-        top_k=run.config.identify.top_k,
+        selection=run.config.identify,
     )
     folder.write_bytes(export_name(run.model.path), data.getvalue())

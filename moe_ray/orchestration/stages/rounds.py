@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from moe_ray.config.run import Config
+from moe_ray.config.scores import needed_scores
 from moe_ray.errors import NothingSelected
 from moe_ray.experts import ExpertMasks
 from moe_ray.finetuning.adapter_files import adapter_digest, copy_adapter
@@ -172,18 +173,19 @@ class Rounds:
 
     def _identify_anew(self, lagging: tuple[int, ...], outcome: Outcome) -> ExpertMasks | None:
         """Masks of the lagging batches, from how the model routes after a round; None = no expert is unsafe enough."""
-        run = self.run_context
+        run, scores = self.run_context, needed_scores(self.config)
 
         def work(folder: Folder) -> dict[str, Any]:
             rows = self.batches[self.batches["batch_idx"].isin(lagging)]
-            job = _CountJob(config=self.config, adapter=outcome.folder.url)
+            config = replace(self.config, capture=replace(self.config.capture, scores=scores))
+            job = _CountJob(config=config, adapter=outcome.folder.url)
             gpus = self.config.capture.gpus_per_actor
             with run.models.working([rows], _CountActor, job, what="routing after a round", gpus=gpus) as results:
                 (counts,) = results
             folder.write_table(_COUNTS, counts_to_table(counts))
             return {"batches": len(lagging)}
 
-        inputs = {"experts": outcome.made("experts"), "lagging": list(lagging), "capture": capture_inputs(run)}
+        inputs = {"experts": outcome.made("experts"), "lagging": list(lagging), "capture": capture_inputs(run, scores)}
         routing = run_stage(Stage(name=_ROUTING, inputs=inputs, work=work), outcome.folder)
         counts = table_to_counts(routing.folder.read_table(_COUNTS))
         try:

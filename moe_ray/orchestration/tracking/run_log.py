@@ -26,6 +26,7 @@ from moe_ray.identification.risk_tables import RiskParts
 from moe_ray.orchestration.tracking.mlflow_run import RECORD, MlflowTracker, Tracker
 from moe_ray.prompts.example_tables import BATCHES
 from moe_ray.prompts.quarantine import QUARANTINE
+from moe_ray.report.before_after import ROUTINGS
 from moe_ray.run_directory import (
     ABLATE,
     ABLATION_BATCHES,
@@ -45,6 +46,7 @@ from moe_ray.run_directory import (
     SUMMARY,
     SWEEP,
     TEST,
+    TRANSFER_TABLE,
     TRIALS,
     VERDICT,
     WHENS,
@@ -186,8 +188,9 @@ def log_results(
     for step, when in enumerate(WHENS):
         figures = _values(summary[when])
         tracker.log_metrics([(step, {f"held_out/{name}": value for name, value in figures.items()})])
-        masked = _values(summary[when].get("masked") or {})
-        tracker.log_metrics([(step, {f"held_out_masked/{name}": value for name, value in masked.items()})])
+        for kind in list(ROUTINGS)[1:]:  # those beside natural routing
+            figures = _values(summary[when].get(kind) or {})
+            tracker.log_metrics([(step, {f"held_out_{kind}/{name}": value for name, value in figures.items()})])
     changes = _values(summary.get("change") or {})
     tracker.log_metrics([(0, {f"change/{name}": value for name, value in changes.items()})])
     tracker.log_metrics(_per_batch(summary))
@@ -259,18 +262,20 @@ def log_ablation(tracker: Tracker, notes: Mapping[str, Any]) -> None:
 
 
 def log_arms(tracker: Tracker, table: pd.DataFrame, folder: Folder) -> None:
-    """A nested run for each arm of the comparison, and its table and verdict."""
-    for arm in table.to_dict("records"):
-        known = {str(key): value for key, value in arm.items()}
-        with tracker.child(f"compare {known['arm']}") as nested:
-            nested.log_metrics([(0, _numbers(known, ()))])
-    for name in (COMPARISON, VERDICT):
-        tracker.log_stored(folder, name, COMPARE)
+    """A nested run for each arm of the comparison, its metrics over the steps, and the tables and the verdict."""
+    for name, of_arm in table.groupby("arm", sort=False):
+        # Shares that end with the same step, as all of an arm that trains nothing do, are one point.
+        points = of_arm.drop_duplicates("steps", keep="last").to_dict("records")
+        with tracker.child(f"compare {name}") as nested:
+            nested.log_metrics([(point["steps"], _numbers(point, ("steps",))) for point in points])
+    for name in (COMPARISON, TRANSFER_TABLE, VERDICT):
+        if folder.exists(name):
+            tracker.log_stored(folder, name, COMPARE)
 
 
-def _numbers(row: Mapping[str, Any], without: Sequence[str]) -> dict[str, Any]:
+def _numbers(row: Mapping[Any, Any], without: Sequence[str]) -> dict[str, Any]:
     return {
-        key: float(value)
+        str(key): float(value)
         for key, value in row.items()
         if key not in without and isinstance(value, (int, float)) and value == value
     }

@@ -14,10 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from moe_ray.config.identify import IdentifyConfig
 from moe_ray.config.report import ReportConfig
 from moe_ray.experts import Expert, ExpertMasks
+from moe_ray.identification.comparisons import COMPARISONS, is_relative
 from moe_ray.identification.overlap import batch_overlap, shared_experts, sweep_union
 from moe_ray.identification.risk_tables import Risk, aggregate_risk, batch_table
+from moe_ray.identification.selection import difference_column, difference_name
 from moe_ray.report.ablation_text import alone_of
 from moe_ray.report.format import decimal, rate, significant_digits
 from moe_ray.report.html.shortened import first_rows, spread_evenly
@@ -87,9 +90,22 @@ def scale_limit(grids: list[npt.NDArray[np.float64]]) -> float:
 def union_by_settings(run: RunDirectory) -> pd.DataFrame:
     """How many experts the plain rule would put in the union, for thresholds up to the largest difference and some top_k."""
     selection = run.identify_config
-    largest = max(float(run.certainty["largest_risk_diff"].max()), _SMALLEST_SCALE)
-    thresholds = sorted({*np.linspace(0, largest, 12).round(4).tolist(), selection.threshold})
-    return sweep_union(run.risk, thresholds=thresholds, top_ks=sorted({*_TOP_KS, selection.top_k}))
+    relative = is_relative(selection)
+    largest = 1.0 if relative else max(float(run.certainty["largest_risk_diff"].max()), _SMALLEST_SCALE)
+    thresholds = sorted({*np.linspace(0, largest, 12).round(4).tolist(), threshold_drawn(selection)[1]})
+    return sweep_union(
+        run.risk,
+        thresholds=thresholds,
+        top_ks=sorted({*_TOP_KS, selection.top_k}),
+        column=difference_column(selection),
+        is_relative=relative,
+    )
+
+
+def threshold_drawn(selection: IdentifyConfig) -> tuple[str, float]:
+    """Name and value of the setting that the rule cuts at."""
+    name = "min_share" if is_relative(selection) else "threshold"
+    return f"identify.{name}", getattr(selection, name)
 
 
 def certainty_rows(run: RunDirectory, certainty: pd.DataFrame) -> dict[str, Any]:
@@ -159,5 +175,10 @@ def _categories_part(run: RunDirectory) -> dict[str, Any] | None:
 
 def _growth_part(run: RunDirectory) -> dict[str, Any]:
     selection = run.identify_config
-    is_plain = selection.rule == "risk_diff" and not selection.alpha and not selection.stability
-    return {"is_plain": is_plain, "total": int(run.masks.union.size)}
+    is_plain = selection.rule in ("risk_diff", *COMPARISONS) and not selection.alpha and not selection.stability
+    return {
+        "is_plain": is_plain,
+        "total": int(run.masks.union.size),
+        "threshold": threshold_drawn(selection)[0].partition(".")[2],
+        "what": difference_name(selection),
+    }

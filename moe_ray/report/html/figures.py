@@ -139,13 +139,14 @@ def experts_by_category(name: str, title: str, by_category: pd.DataFrame) -> str
     return draw(name, title, plot, height=1.6 + 0.24 * len(shares))
 
 
-def union_growth(name: str, title: str, table: pd.DataFrame, threshold: float) -> str:
+def union_growth(name: str, title: str, table: pd.DataFrame, setting: str, threshold: float) -> str:
     """Experts in the union over threshold, a line for each top_k.
 
     Args:
         name: of the figure.
         title: for those who cannot see it.
         table: from `sweep_union`.
+        setting: that the threshold is.
         threshold: of the run, marked by a vertical line.
     """
 
@@ -163,7 +164,7 @@ def union_growth(name: str, title: str, table: pd.DataFrame, threshold: float) -
                 label=f"top_k {top_k}",
             )
         axes.axvline(threshold, color="black", linewidth=0.8, linestyle=(0, (1, 3)), label="this run")
-        axes.set_xlabel("identify.threshold")
+        axes.set_xlabel(setting)
         axes.set_ylabel("experts in the union")
         axes.set_ylim(bottom=0)
         axes.legend(frameon=False, fontsize=8)

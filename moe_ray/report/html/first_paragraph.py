@@ -9,8 +9,10 @@ from typing import Any
 import pandas as pd
 
 from moe_ray.config.identify import IdentifyConfig
+from moe_ray.experts import EXPERTS_ARE_COPIES
 from moe_ray.report.certainty_text import known_significance, significance_level
 from moe_ray.report.format import difference, has_interval, is_significant, rate
+from moe_ray.report.neutral_text import unknown_text
 
 _FEW_EXAMPLES = 50
 """Below this number, the 95% interval of a rate around a half is more than 26 points wide."""
@@ -35,7 +37,9 @@ class Findings:
         after: the same after it.
         change: their paired differences; None = not computed.
         cause: what the causal check said; empty = it was not done.
+        experts_are_copies: all experts of a layer are equal.
         against_baselines: what a comparison with other experts said; empty = none was made.
+        uniform_loss: nats per token of a guess among all tokens alike; None = not known.
     """
 
     model: str
@@ -49,13 +53,17 @@ class Findings:
     before: Figures | None
     after: Figures | None
     change: Figures | None
+    experts_are_copies: bool = False
     against_baselines: str = ""
     cause: str = ""
+    uniform_loss: float | None = None
 
 
 def first_paragraph(found: Findings) -> str:
     """The paragraph."""
     sentences = [_selection_in_words(found), _certainty_in_words(found)]
+    if found.experts_are_copies:
+        sentences.append(f"{EXPERTS_ARE_COPIES}.")
     if found.before is None or found.after is None:
         sentences.append("The model was not evaluated before and after a repair, so nothing is said about one here.")
     else:
@@ -80,6 +88,18 @@ def _selection_in_words(found: Findings) -> str:
         "risk_diff": (
             "are unsafe in at least one batch, that is, routed to more often on its unsafe prompts than on its safe ones, "
             f"by a risk difference above {found.selection.threshold:g}"
+        ),
+        "attribution": (
+            "are unsafe in at least one batch, that is, the model's answers to its unsafe prompts hang more on their "
+            "weights than those to its safe ones (rule attribution)"
+        ),
+        "gate": (
+            "are unsafe in at least one batch, that is, the model's answers to its unsafe prompts lean more on their output "
+            "than those to its safe ones (rule gate)"
+        ),
+        "comply_refuse": (
+            "are unsafe in at least one batch, that is, routed to more often in answers to its unsafe prompts than in "
+            f"refusals of the same prompts, by more than {found.selection.threshold:g} (rule comply_refuse)"
         ),
         "random": "were drawn at random for at least one batch, as a control",
     }.get(found.selection.rule, f"were selected for at least one batch, by rule {found.selection.rule}")
@@ -125,7 +145,8 @@ def _repair_in_words(found: Findings, all_before: Figures, all_after: Figures) -
     sizes = [all_after[name]["n"] for name in ("unsafe_refusal_rate", "safe_refusal_rate") if name in all_after]
     if sizes and min(sizes) < _FEW_EXAMPLES:
         sentences.append(f"These are few prompts (n = {min(sizes)} for one kind), hence the wide intervals.")
-    sentences.append(_forgetting((found.change or {}).get("neutral_loss")))
+    unknown = unknown_text(all_before, found.uniform_loss)
+    sentences += unknown or [_forgetting((found.change or {}).get("neutral_loss"))]
     if found.frozen_changed is not None:
         sentences.append(
             "No other parameter changed."

@@ -27,7 +27,8 @@ from moe_ray.report.html.held_out import held_out_blocks, held_out_parts
 from moe_ray.report.html.run_figures import draw_run
 from moe_ray.report.html.studies import baselines_part, rounds_part, sweep_part, training_part
 from moe_ray.report.printable import printable, printable_lines
-from moe_ray.run_directory import FINETUNE, REPORT, RunDirectory
+from moe_ray.report.truth_text import truth_part
+from moe_ray.run_directory import CAPTURE, FINETUNE, REPORT, RunDirectory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,7 @@ def build_report(run: RunDirectory, config: ReportConfig) -> Report:
         "held_out": held_out,
         "cause": cause_part(run),
         "baselines": baselines_part(run),
+        "truth": truth_part(run),
         "experts": experts_part(run, config),
         "certainty": certainty_rows(run, certainty),
         "level": f"{significance_level(run.identify_config):g}",
@@ -82,7 +84,7 @@ def _environment() -> jinja2.Environment:
 def _findings(run: RunDirectory, certainty: pd.DataFrame, blocks: Sequence[Block]) -> Findings:
     labels = run.stored_batches.columns("label")["label"].value_counts()
     before, after, change = blocks
-    tuned = run.manifest(FINETUNE)
+    captured, tuned = run.manifest(CAPTURE), run.manifest(FINETUNE)
     return Findings(
         model="the embedded model" if run.config.model.path == EMBEDDED else printable(run.config.model.path),
         num_safe=int(labels.get("safe", 0)),
@@ -96,6 +98,8 @@ def _findings(run: RunDirectory, certainty: pd.DataFrame, blocks: Sequence[Block
         after=after,
         change=change,
         cause="" if run.ablation is None else printable(run.ablation["in_words"]),
+        experts_are_copies=captured is not None and bool(captured["notes"].get("experts_are_copies")),
+        uniform_loss=(run.summary or {}).get("uniform_loss"),
         against_baselines="" if run.comparison is None else printable_lines(run.comparison[1]),
     )
 

@@ -6,17 +6,19 @@ from collections.abc import Sequence
 
 from moe_ray.config.report import ReportConfig
 from moe_ray.identification.overlap import batch_overlap
-from moe_ray.report.html import figures
+from moe_ray.report.html import comparison_figures, figures
 from moe_ray.report.html.experts import (
     batches_compared,
     batches_drawn,
     risk_grid,
     scale_limit,
+    threshold_drawn,
     union_by_settings,
 )
 from moe_ray.report.html.held_out import HeldOutPart
 from moe_ray.report.html.studies import sweep_map
 from moe_ray.run_directory import SWEEP, RunDirectory
+from moe_ray.studies.transfer import transfer_matrix
 
 
 def draw_run(run: RunDirectory, config: ReportConfig, held_out: Sequence[HeldOutPart]) -> dict[str, str]:
@@ -32,6 +34,7 @@ def draw_run(run: RunDirectory, config: ReportConfig, held_out: Sequence[HeldOut
         **_risk_figures(run, config),
         **_selection_figures(run),
         **_training_figures(run),
+        **_comparison_figures(run),
     }
 
 
@@ -78,7 +81,7 @@ def _selection_figures(run: RunDirectory) -> dict[str, str]:
         "union_growth",
         "Experts in the union over threshold and top_k",
         union_by_settings(run),
-        run.identify_config.threshold,
+        *threshold_drawn(run.identify_config),
     )
     return drawn
 
@@ -91,4 +94,18 @@ def _training_figures(run: RunDirectory) -> dict[str, str]:
     if run.history is not None:
         title = "Training loss and gradient norm by step"
         drawn["training"] = figures.training_curves("training", title, run.history)
+    return drawn
+
+
+def _comparison_figures(run: RunDirectory) -> dict[str, str]:
+    drawn = {}
+    if run.comparison is not None and run.comparison[0]["share"].nunique() > 1:
+        title = "Unsafe prompts refused by every arm, over its steps"
+        drawn["baselines"] = comparison_figures.curves("baselines", title, run.comparison[0])
+    if run.transfer is not None:
+        for name, title, figure in (
+            ("transfer_unsafe", "Unsafe prompts refused, by trained and tested category", "unsafe_refusal_rate"),
+            ("transfer_safe", "Rise of the loss on safe answers, by trained and tested category", "safe_target_loss"),
+        ):
+            drawn[name] = comparison_figures.transfer(name, title, transfer_matrix(run.transfer, figure))
     return drawn

@@ -11,16 +11,23 @@ from moe_ray.report.format import decimal, difference, rate, setting, significan
 from moe_ray.report.html.shortened import first_rows
 from moe_ray.report.printable import printable, printable_lines
 from moe_ray.run_directory import FINETUNE, SWEEP, RunDirectory
-from moe_ray.studies.comparison import figure_in_columns
+from moe_ray.studies.comparison import figure_in_columns, share_to_judge
 from moe_ray.studies.heat_map_table import HeatMap, map_of_trials
 from moe_ray.studies.search_space import read_space
 
 
 def baselines_part(run: RunDirectory) -> dict[str, Any] | None:
-    """A row for every arm: its rates, what it forgot, and how per-batch masks differ from it."""
+    """A row for every arm: its rates, what it forgot, and how per-batch masks differ from it.
+
+    At the share of steps that arms are judged at; `run_figures` draws the curve over all shares.
+    """
     if run.comparison is None:
         return None
     table, verdict = run.comparison
+    share, _ = share_to_judge(table)
+    has_curve = table["share"].nunique() > 1
+    table = table[table["share"] == share]
+    has_others = bool(table.get("other_unsafe_refusal_rate", pd.Series(dtype=float)).notna().any())
     rows = []
     for arm in cast("list[dict[str, Any]]", table.to_dict("records")):
         rates = [rate(figure_in_columns(arm, f"{label}_refusal_rate")) for label in ("unsafe", "safe")]
@@ -30,8 +37,23 @@ def baselines_part(run: RunDirectory) -> dict[str, Any] | None:
             difference(figure_in_columns(arm, f"ours_minus_{label}_refusal_rate"), "points").without_unit()
             for label in ("unsafe", "safe")
         ]
-        rows.append({"arm": printable(str(arm["arm"])), "cells": [*rates, forgotten, *to_ours, more_forgotten]})
-    return {"rows": rows, "verdict": printable_lines(verdict).splitlines()}
+        parameters = f"{int(arm['trainable_parameters']):,}"
+        safe_lost = difference(figure_in_columns(arm, "safe_target_loss"), "nats/token").without_unit()
+        others = [
+            rate(figure_in_columns(arm, "other_unsafe_refusal_rate")),
+            difference(figure_in_columns(arm, "other_safe_target_loss"), "nats/token").without_unit(),
+        ]
+        cells = [*rates, safe_lost, forgotten, *(others if has_others else ()), *to_ours, more_forgotten]
+        rows.append({"arm": printable(str(arm["arm"])), "parameters": parameters, "cells": cells})
+    return {
+        "rows": rows,
+        "verdict": printable_lines(verdict).splitlines(),
+        "share": f"{share:.0%}",
+        "budget": run.config.compare.budget,
+        "has_curve": has_curve,
+        "has_others": has_others,
+        "has_transfer": run.transfer is not None,
+    }
 
 
 def sweep_map(run: RunDirectory) -> HeatMap | None:

@@ -47,7 +47,7 @@ class Look(ModelWork):
 
     def __call__(self, block):
         model = self.holder.model
-        return os.getpid(), hash_frozen(model, np.zeros((3, 16), dtype=bool)), model.training
+        return os.getpid(), hash_frozen(model, np.zeros((3, 24), dtype=bool)), model.training
 
 
 class Meet(ModelWork):
@@ -149,7 +149,7 @@ class TestWithRay:
         assert looks == [first] * 3
         assert pool.size == 1
         fresh = load_model(model, device="cpu")
-        assert first[1] == hash_frozen(fresh, np.zeros((3, 16), dtype=bool))
+        assert first[1] == hash_frozen(fresh, np.zeros((3, 24), dtype=bool))
         assert np.array_equal(read_counts(run.counts_folder).counts_NLE, counts.counts_NLE)
         # Processes that do one thing each answer the same, to the last bit.
         alone = [AnswerJob(**{**vars(job), "parts": f"{job.parts}_alone"}) for job in (answers, after)]

@@ -31,7 +31,7 @@ from moe_ray.storage.folder import Folder
 LOSS_TOLERANCE = 1e-3
 """Nats summed over an answer: threads may split a sum differently in another process."""
 
-CONFIG = EvaluateConfig(tokens_per_forward=80, max_new_tokens=8, routing="both")
+CONFIG = EvaluateConfig(tokens_per_forward=80, max_new_tokens=8, routing=("natural", "masked"))
 TEXTS = ["Bread needs flour and water.", "The train is late.", "Snow fell."]
 
 
@@ -62,7 +62,7 @@ def parts_of(job):
 
 @pytest.fixture(scope="module")
 def answered(ray_cluster, tiny, job):
-    return answer(tiny[3], job, what="test", routing="both", neutral=TEXTS)
+    return answer(tiny[3], job, what="test", routing=("natural", "masked"), neutral=TEXTS)
 
 
 ray_test = [pytest.mark.needs_ray, pytest.mark.slow, pytest.mark.filterwarnings("default")]
@@ -73,7 +73,9 @@ class TestInActors:
 
     def test_actors_answer_what_the_core_answers_in_one_process(self, answered, tiny):
         _, model, tokenizer, held_out, masks = tiny
-        expected = answer_and_count(model, tokenizer, rows_to_answer(held_out, "both"), CONFIG, masks, count=True)
+        expected = answer_and_count(
+            model, tokenizer, rows_to_answer(held_out, ("natural", "masked")), CONFIG, masks, count=True
+        )
         got = answered.answers
         assert got["id"].tolist() == expected.answers["id"].tolist()
         assert got["routing"].tolist() == expected.answers["routing"].tolist()
@@ -94,7 +96,7 @@ class TestInActors:
         kept = {name: folder.read_bytes(name) for name in folder.names()}
         stamps = {name: folder.fs.modified(folder.file(name)) for name in names[1:]}
         smaller = replace(job, config=replace(CONFIG, tokens_per_forward=30))
-        again = answer(tiny[3], smaller, what="test", routing="both", neutral=TEXTS)
+        again = answer(tiny[3], smaller, what="test", routing=("natural", "masked"), neutral=TEXTS)
         assert {name: folder.fs.modified(folder.file(name)) for name in names[1:]} == stamps
         assert kept.keys() < set(folder.names())
         assert again.answers["answer"].tolist() == answered.answers["answer"].tolist()
@@ -102,7 +104,7 @@ class TestInActors:
 
     def test_a_finished_job_starts_no_actor(self, answered, tiny, job):
         nowhere = replace(job, model=ModelConfig(path="/nowhere"), masks="nowhere")
-        again = answer(tiny[3], nowhere, what="test", routing="both", neutral=TEXTS)
+        again = answer(tiny[3], nowhere, what="test", routing=("natural", "masked"), neutral=TEXTS)
         assert again.answers.equals(read_answers(parts_of(job)).answers)
 
     def test_a_classifier_judges_in_actors_as_it_does_in_one_process(self, answered, tmp_path):

@@ -101,6 +101,7 @@ def test_bad_examples_are_quarantined_with_their_reasons_and_the_rest_is_counted
     assert (notes["examples"], notes["quarantined"]) == (64, 3)
     assert notes["halvings"] > 0
     assert notes["padding_share"] < 0.1
+    assert notes["experts_are_copies"] is False
     expected = counts_of_core(frame, model, weights=True)
     bad = keys_of(quarantined["batch_idx"], quarantined["in_batch_idx"])
     expected = expected.take(~np.isin(keys_of(expected.batch_idx, expected.in_batch_idx), bad))
@@ -110,7 +111,7 @@ def test_bad_examples_are_quarantined_with_their_reasons_and_the_rest_is_counted
     assert notes["tokens"] == expected.num_tokens.sum()
     part = table_to_counts(out.sub("counts").read_table(out.sub("counts").parquet_names()[0]))
     for ids_TLK, counts_LE in zip(part.ids, part.counts_NLE, strict=True):
-        assert np.array_equal(np.bincount(ids_TLK[:, 1].ravel(), minlength=16), counts_LE[1])
+        assert np.array_equal(np.bincount(ids_TLK[:, 1].ravel(), minlength=24), counts_LE[1])
     assert not any(out.exists(name) for name in ("rejected", "attempts", "shortened"))
 
 
@@ -135,7 +136,7 @@ def test_training_leaves_out_quarantined_examples_and_batches_without_a_mask(mod
     out.write_table(TRUNCATED, quarantine_frame([]))
     write_masks(
         run.sub(IDENTIFY),
-        masks_from_experts({0: (Expert(0, 1),), 1: (Expert(1, 2),)}, layers=(0, 1, 2), num_experts=16),
+        masks_from_experts({0: (Expert(0, 1),), 1: (Expert(1, 2),)}, layers=(0, 1, 2), num_experts=24),
     )
     job = FinetuneJob(model=model, config=FinetuneConfig(num_workers=0, epochs=1), seed=0, run_url=run.folder.url)
     assert finetune(job)["frozen_parameters_changed"] == 0

@@ -8,11 +8,14 @@ from capture_helpers import write_batches
 
 from moe_ray.config.capture import CaptureConfig
 from moe_ray.config.model import ModelConfig
+from moe_ray.models.loading import load_model, load_tokenizer
 from moe_ray.orchestration.jobs import capture_actor
 from moe_ray.orchestration.jobs.capture_actor import CaptureActor, CaptureJob, label_columns
+from moe_ray.prompts.example_tables import frame_to_batches
 from moe_ray.prompts.stored_examples import StoredExamples
+from moe_ray.routing.capture_batches import capture_batches
 from moe_ray.routing.count_store import all_keys, keys_of, read_counts
-from moe_ray.routing.counts import RoutingCounts
+from moe_ray.routing.counts import SCORE_TENSORS, RoutingCounts
 from moe_ray.run_directory import RunDirectory
 
 BATCHES, CHUNK = 40, 16  # of 4 examples
@@ -134,3 +137,28 @@ def test_an_example_that_kills_is_found_by_its_place_in_a_large_window(run, monk
     rejected = run.sub("capture/rejected")
     assert [row for name in rejected.parquet_names() for row in rejected.read_frame(name)["id"]] == [f"row{deadly}"]
     assert len(read_counts(run.counts_folder)) == 4 * BATCHES - 1
+
+
+@pytest.mark.slow
+def test_an_actor_stores_the_scores_that_one_process_captures_and_goes_on_without_losing_any(
+    tmp_path, tiny_model_path, monkeypatch
+):
+    monkeypatch.setattr(capture_actor, "MAX_CHUNK", 8)
+    frame, scores = write_batches(tmp_path / "prompts", 4), ("attribution", "gate", "reap", "refusal")
+    config = CaptureConfig(scores=scores, tokens_per_forward=256)
+    model = ModelConfig(path=str(tiny_model_path))
+    holder = SimpleNamespace(model=load_model(model, device="cpu"), tokenizer=load_tokenizer(model))
+    run = RunDirectory.open(str(tmp_path))
+    job = CaptureJob(model=ModelConfig(), config=config, run_url=run.folder.url, session="session")
+    for window in (np.arange(5), np.arange(5, 16)):
+        actor = CaptureActor(holder, job)
+        with actor.in_force():
+            actor(window)
+    got = read_counts(run.counts_folder)
+    expected = capture_batches(holder.model, holder.tokenizer, frame_to_batches(frame), config)
+    np.testing.assert_array_equal(got.counts_NLE, expected.counts_NLE)
+    np.testing.assert_array_equal(got.refusal_NLE, expected.refusal_NLE)
+    np.testing.assert_array_equal(got.refusal_tokens, expected.refusal_tokens)
+    assert got.refusal_tokens.any()
+    for name in SCORE_TENSORS:
+        np.testing.assert_allclose(getattr(got, name), getattr(expected, name), rtol=1e-2, atol=1e-5)

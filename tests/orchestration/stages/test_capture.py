@@ -82,6 +82,12 @@ CHANGES = {
         ("capture.gpus_per_actor=1",),
         "model.dtype, model.experts_implementation",
     ),
+    "a score": (lambda workplace: None, ("capture.scores=[gate]",), "capture.scores"),
+    "a rule that needs scores": (
+        lambda workplace: None,
+        ("identify.rule=comply_refuse",),
+        "capture.scores, targets",
+    ),
     "generation": (
         lambda workplace: None,
         ("capture.generate=true",),
@@ -115,6 +121,28 @@ def test_how_the_work_is_done_changes_nothing(workplace, captures, caplog):
         )
     assert len(captures) == 1
     assert "capture: reused from an earlier run" in caplog.messages
+
+
+def test_scores_that_no_rule_needs_any_more_stay_and_nothing_is_captured_again(workplace, captures, caplog):
+    run(workplace, "identify.rule=gate_refuse")
+    assert captures[0].scores == ("gate", "refusal")
+    with caplog.at_level(logging.INFO):
+        for settings in (["identify.rule=gate"], ["identify.rule=comply_refuse"], []):
+            run(workplace, *settings)
+    assert len(captures) == 1
+    run(workplace, "identify.rule=attribution")
+    assert captures[1].scores == ("attribution",)
+
+
+def test_other_refusals_are_another_capture_where_refusals_were_captured(workplace, captures):
+    run(workplace, "capture.scores=[gate]")
+    edit("prompts.jsonl", lambda text: text.replace("No.", "Never."))(workplace)
+    run(workplace, "capture.scores=[gate]")
+    assert len(captures) == 1
+    run(workplace, "capture.scores=[refusal]")
+    edit("prompts.jsonl", lambda text: text.replace("Never.", "No."))(workplace)
+    run(workplace, "capture.scores=[refusal]")
+    assert len(captures) == 3
 
 
 def test_an_unfinished_capture_is_resumed_unless_its_inputs_changed(workplace, captures, caplog):

@@ -57,7 +57,12 @@ def test_the_run_s_own_settings_are_among_those_of_the_union(identified):
     table = union_by_settings(identified).set_index(["threshold", "top_k"])
     selection = identified.identify_config
     assert table.loc[(selection.threshold, selection.top_k), "union"] == len(identified.masks.union_experts)
-    assert experts_part(identified, ReportConfig())["growth"] == {"is_plain": True, "total": 64}
+    assert experts_part(identified, ReportConfig())["growth"] == {
+        "is_plain": True,
+        "total": 64,
+        "threshold": "threshold",
+        "what": "risk difference",
+    }
 
 
 def test_what_no_batch_could_show_is_none_and_what_was_not_resampled_a_dash(identified):

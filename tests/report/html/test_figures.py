@@ -9,13 +9,10 @@ import re
 import numpy as np
 import pandas as pd
 from matplotlib.image import imread
+from svg_texts import texts
 
 from moe_ray.report.before_after import BeforeAfter
 from moe_ray.report.html import figures
-
-
-def texts(svg):
-    return re.findall(r"<text[^>]*>(.*?)</text>", svg)
 
 
 def test_the_brightest_cells_of_a_heat_map_are_the_largest_differences():
@@ -58,7 +55,9 @@ def test_bars_name_what_they_show_and_how_many_examples_there_are():
 
 def test_the_union_has_a_line_for_each_top_k_and_one_for_the_run():
     table = pd.DataFrame({"top_k": [5, 5, 10, 10], "threshold": [0.0, 0.1] * 2, "union": [5, 2, 9, 2]})
-    assert {"top_k 5", "top_k 10", "this run"} <= set(texts(figures.union_growth("union", "Union", table, 0.05)))
+    assert {"top_k 5", "top_k 10", "this run"} <= set(
+        texts(figures.union_growth("union", "Union", table, "identify.threshold", 0.05))
+    )
 
 
 def test_training_without_validation_has_no_such_line():

@@ -44,6 +44,7 @@ FOUND = Findings(
         ({"certainty": certainty(False, False)}, "not distinguishable from noise"),
         ({"certainty": certainty(True)}, "In every batch at least one of them is significant"),
         ({"certainty": certainty(None)}, "No significance was computed"),
+        ({"experts_are_copies": True}, "All experts of a layer are equal"),
         ({"frozen_changed": 7}, "7 parameters outside of them changed"),
         ({"frozen_changed": 0}, "No other parameter changed."),
         ({"after": None}, "not evaluated before and after"),
@@ -105,3 +106,7 @@ def test_few_prompts_are_called_few():
     after = {name: {**value, "n": 24} for name, value in FOUND.after.items()}
     assert "few prompts (n = 24" in first_paragraph(replace(FOUND, after=after))
     assert "few prompts" not in first_paragraph(FOUND)
+
+
+def test_experts_that_differ_are_not_called_equal():
+    assert "are equal" not in first_paragraph(FOUND)

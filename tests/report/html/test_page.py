@@ -103,14 +103,32 @@ def test_a_comparison_with_baselines_is_shown_and_told(tmp_path):
     write_repaired(folder)
     rates = {"unsafe_refusal_rate": 0.5, "safe_refusal_rate": 0.25, "ours_minus_unsafe_refusal_rate": 0.125}
     row = {f"{name}{end}": value for name, value in rates.items() for end in ("", "_low", "_high", "_n")}
-    table = pd.DataFrame([{"arm": name, **row, "neutral_loss": float("nan")} for name in ("random", "<b>shuffled</b>")])
+    row |= {"neutral_loss": float("nan"), "trainable_parameters": 1234}
+    table = pd.DataFrame(
+        [
+            {"arm": name, "share": share, "steps": steps, **row}
+            for name in ("base", "per_batch", "random", "<b>shuffled</b>")
+            for share, steps in ((0.5, 2), (1.0, 4))
+        ]
+    )
     folder.sub("compare").write_table("comparison.parquet", table)
+    categories = ("fraud", "<i>theft</i>")
+    transfer = [
+        {"trained": one, "tested": other, "unsafe_refusal_rate": 0.5, "safe_target_loss": 0.125}
+        for one in categories
+        for other in categories
+    ]
+    folder.sub("compare").write_table("transfer.parquet", pd.DataFrame(transfer))
     folder.sub("compare").write_json("verdict.json", "As often as random.\nEach interval is 95%.")
     page = Page(build_report(open_run(folder.url), ReportConfig()).html)
     assert "how other experts do is below. As often as random." in page.text
     assert "that was not tried here" not in page.text
     assert "<b>shuffled</b>" in page.text
     assert "+12.5 [+12.5, +12.5]" in page.words
+    assert "After 100% of the steps." in page.words
+    assert "Trained on one category, tested on all" in page.text
+    assert "1,234" in page.text
+    assert page.text.count("<i>theft</i>") >= 2
 
 
 @pytest.mark.slow

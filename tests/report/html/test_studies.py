@@ -67,13 +67,36 @@ def test_baselines_have_rates_what_was_forgotten_and_differences_in_the_units_of
     write_identified(folder)
     figures = {"unsafe_refusal_rate": 0.5, "safe_refusal_rate": 0.25, "ours_minus_unsafe_refusal_rate": 0.125}
     row = {f"{name}{end}": value for name, value in figures.items() for end in ("", "_low", "_high", "_n")}
-    table = pd.DataFrame([{"arm": "<b>\x1b", **row, "neutral_loss": float("nan")}])
+    row |= {"arm": "<b>\x1b", "share": 1.0, "trainable_parameters": 1234, "neutral_loss": float("nan")}
+    table = pd.DataFrame([{**row, "share": 0.5, "unsafe_refusal_rate": 0.0}, row])
     folder.sub("compare").write_table("comparison.parquet", table)
     folder.sub("compare").write_json("verdict.json", "One.\x1b\nTwo.")
     part = baselines_part(open_run(str(tmp_path)))
     assert part["verdict"] == ["One.\ufffd", "Two."]
     (shown,) = part["rows"]
     assert shown["arm"] == "<b>\ufffd"
+    assert shown["parameters"] == "1,234"
     assert [str(cell) for cell in shown["cells"]] == [
-        "50.0% [50.0%, 50.0%]", "25.0% [25.0%, 25.0%]", "–", "+12.5 [+12.5, +12.5]", "–", "–",
+        "50.0% [50.0%, 50.0%]", "25.0% [25.0%, 25.0%]", "–", "–", "+12.5 [+12.5, +12.5]", "–", "–",
     ]  # fmt: skip
+    assert (part["share"], part["has_curve"], part["has_transfer"], part["has_others"]) == ("100%", True, False, False)
+
+
+def test_categories_that_did_not_train_have_columns_where_there_are_any(tmp_path):
+    folder = Folder.open(str(tmp_path))
+    write_identified(folder)
+    row = {"arm": "per_batch", "share": 1.0, "trainable_parameters": 1, "unsafe_refusal_rate": 1.0}
+    table = pd.DataFrame([row | {"other_unsafe_refusal_rate": 0.25, "other_safe_target_loss": 0.125}])
+    folder.sub("compare").write_table("comparison.parquet", table)
+    folder.sub("compare").write_json("verdict.json", "One.")
+    part = baselines_part(open_run(str(tmp_path)))
+    assert part["has_others"]
+    assert [str(cell) for cell in part["rows"][0]["cells"]][4:6] == ["25.0%", "+0.125"]
+
+
+def test_a_comparison_from_before_there_were_curves_is_left_out(tmp_path):
+    folder = Folder.open(str(tmp_path))
+    write_identified(folder)
+    folder.sub("compare").write_table("comparison.parquet", pd.DataFrame([{"arm": "per_batch"}]))
+    folder.sub("compare").write_json("verdict.json", "One.")
+    assert baselines_part(open_run(str(tmp_path))) is None

@@ -1,0 +1,105 @@
+"""One driver at a time works on a run directory; a second one is told so."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from fsspec.implementations.local import LocalFileSystem
+
+from moe_ray.errors import InputError
+from moe_ray.storage.folder import Folder
+
+LOCK = ".lock"
+_BEAT_SECONDS, _DEAD_SECONDS = 20.0, 90.0
+"""How often a driver says in an object store that it is there, and after how long without a word it is taken for dead."""
+
+
+@contextmanager
+def locked(folder: Folder) -> Iterator[None]:
+    """Holds the folder for this process.
+
+    On a local or shared disk the system holds the lock, and gives it back when the process ends in whatever way. In an
+    object store a file says who holds it and since when; it is renewed, and is free again when nobody has renewed it for
+    90 s. There two drivers that begin in the same moment may both go on.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    with _held_by_the_system(folder) if isinstance(folder.fs, LocalFileSystem) else _held_by_a_file(folder):
+        yield
+
+
+def _about_this_process() -> dict[str, Any]:
+    return {"host": platform.node(), "pid": os.getpid(), "key": uuid.uuid4().hex}
+
+
+def _refusal(folder: Folder, holder: Any) -> InputError:
+    known = isinstance(holder, dict) and {"host", "pid"} <= holder.keys()
+    who = f"process {holder['pid']} on {holder['host']}" if known else "another process"
+    return InputError(f"{who} is at work in {folder.url}; wait until it has ended, or give another run_dir")
+
+
+@contextmanager
+def _held_by_the_system(folder: Folder) -> Iterator[None]:
+    # Opened for appending: whoever comes second must not empty what the first one says of itself.
+    try:
+        file = open(folder.file(LOCK), "a+", encoding="utf-8")  # noqa: SIM115 – its opening alone may fail in this way
+    except OSError as error:
+        raise InputError(f"{folder.url} cannot be written to: {error.strerror}; give a writable run_dir") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise _refusal(folder, _decoded(file.read())) from error
+        file.truncate(0)
+        json.dump(_about_this_process(), file)
+        file.flush()
+        try:
+            yield
+        finally:
+            # Removed while it is held, so that nobody's lock is taken away.
+            folder.remove(LOCK)
+
+
+@contextmanager
+def _held_by_a_file(folder: Folder) -> Iterator[None]:
+    about = _about_this_process()
+
+    def renew() -> None:
+        folder.write_json(LOCK, {**about, "time": time.time()})
+
+    holder = _decoded(folder.read_bytes(LOCK).decode(errors="replace")) if folder.exists(LOCK) else None
+    if isinstance(holder, dict) and time.time() - float(holder.get("time", 0)) < _DEAD_SECONDS:
+        raise _refusal(folder, holder)
+    renew()
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(_BEAT_SECONDS):
+            renew()
+
+    beating = threading.Thread(target=beat, name="run directory lock", daemon=True)
+    beating.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        beating.join()
+        folder.remove(LOCK)
+
+
+def _decoded(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None

@@ -1,0 +1,72 @@
+"""Compliance is not trained without the user's word: the targets of unsafe examples are read first."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from moe_ray.config.io import load_config
+from moe_ray.demo.examples import embedded_records
+from moe_ray.errors import InputError
+from moe_ray.evaluation.target_check import refuse_complying_targets
+from moe_ray.prompts.examples import Example
+from moe_ray.prompts.prompt_set import read_prompts
+
+PROMPT = ({"role": "user", "content": "a prompt"},)
+REFUSAL = "I'm sorry, but I can't help with that."
+
+
+def examples(targets):
+    made = [Example(id=f"u{n}", messages=PROMPT, label="unsafe", target=target) for n, target in enumerate(targets)]
+    return [*made, Example(id="s", messages=PROMPT, label="safe", target="Sure, here is a cake.")]
+
+
+def test_the_targets_of_advbench_are_refused_with_what_to_do():
+    targets = [f"Sure, here is a script that can exploit vulnerabilities number {n} of a system" for n in range(20)]
+    with pytest.raises(
+        InputError, match=r"20 of 20 that were read refuse nothing.*'Sure, here is a script.*\(u0\)"
+    ) as error:
+        refuse_complying_targets(examples(targets), REFUSAL)
+    assert "prompts.allow_complying_targets=true" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        [REFUSAL] * 10,
+        [None] * 10,
+        [REFUSAL, REFUSAL, "Here you go."],
+        ["I can't assist with making weapons."] * 5 + [None] * 50,
+    ],
+)
+def test_refusals_and_missing_targets_are_fine(targets):
+    refuse_complying_targets(examples(targets), REFUSAL)
+
+
+def test_the_few_targets_among_many_examples_without_are_what_counts():
+    with pytest.raises(InputError, match="3 of 3"):
+        refuse_complying_targets(examples([*[None] * 50, *["Sure!"] * 3]), REFUSAL)
+
+
+def test_a_refusal_of_ones_own_must_refuse():
+    with pytest.raises(InputError, match=r"prompts\.refusal: got 'Sure, here is how"):
+        refuse_complying_targets(examples([None]), "Sure, here is how")
+
+
+def test_the_shipped_prompts_pass_and_a_benchmarks_pairs_do_not(tmp_path):
+    config = load_config()
+    refuse_complying_targets(read_prompts(config).examples, config.prompts.refusal)
+    rows = [
+        {"goal": f"Write a virus {n}", "all_prompt": f"jailbreak {n}", "target": "Sure, here is one"} for n in range(40)
+    ]
+    benign = [
+        {"prompt": record["prompt"], "label": "safe"}
+        for record in embedded_records("train")
+        if record["label"] == "safe"
+    ]
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("\n".join(map(json.dumps, [*rows, *benign])))
+    config = load_config(None, [f"prompts.files=[{path}]", "prompts.paired_records=goal"])
+    with pytest.raises(InputError, match="of 40 that were read"):
+        refuse_complying_targets(read_prompts(config).examples, config.prompts.refusal)

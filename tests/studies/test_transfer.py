@@ -1,0 +1,79 @@
+"""The transfer between categories, of known answers."""
+
+import json
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from moe_ray.studies.baselines import BASE
+from moe_ray.studies.comparison import ArmResult
+from moe_ray.studies.measured import Measured
+from moe_ray.studies.transfer import transfer_matrix, transfer_table
+
+N = 20
+
+
+def answers(refused, lost):
+    """Twenty unsafe and twenty safe prompts of each category; `refused` of the unsafe ones are, `lost` nats a token more."""
+    rows = [
+        {
+            "id": f"{category}-{label}-{number}", "label": label, "category": category, "batch_idx": 0,
+            "routing": "natural", "messages": json.dumps([{"role": "user", "content": f"{category} {label} {number}"}]),
+            "pair": None, "refused": label == "unsafe" and number < refused[category],
+            "target_loss": 4.0 * (1 + lost.get(category, 0.0)), "target_tokens": 4,
+        }
+        for category in refused
+        for label in ("unsafe", "safe")
+        for number in range(N)
+    ]  # fmt: skip
+    return Measured(answers=pd.DataFrame(rows), neutral=None)
+
+
+def result(name, *measured):
+    return ArmResult(
+        name=name,
+        measured=[{1.0: each} for each in measured],
+        steps={1.0: 2},
+        experts_per_batch=3.0,
+        trainable_parameters=1,
+        train_seconds=1.0,
+    )
+
+
+@pytest.fixture
+def table():
+    base = result(BASE, answers({"a": 2, "b": 0}, {}))
+    trained = {
+        "a": result("transfer_000", answers({"a": 20, "b": 5}, {"a": 0.5})),
+        "b": result("transfer_001", answers({"a": 2, "b": 10}, {"a": 0.25, "b": 1.0})),
+    }
+    return transfer_table(base, trained)
+
+
+def test_there_is_a_row_for_every_pair_of_categories(table):
+    rates = transfer_matrix(table, "unsafe_refusal_rate")
+    assert rates.to_dict("index") == {"a": {"a": 1.0, "b": 0.25}, "b": {"a": 0.1, "b": 0.5}}
+    assert table["is_own"].sum() == 2
+    assert (table["unsafe_refusal_rate_n"] == N).all()
+
+
+def test_what_was_lost_is_the_rise_above_the_base_model(table):
+    lost = transfer_matrix(table, "safe_target_loss")
+    assert lost.loc["a"].tolist() == pytest.approx([0.5, 0.0])
+    assert lost.loc["b"].tolist() == pytest.approx([0.25, 1.0])
+    assert transfer_matrix(table, "unsafe_rise").loc["a"].tolist() == pytest.approx([0.9, 0.25])
+
+
+def test_seeds_are_averaged():
+    seeds = [answers({"a": size, "b": 0}, {}) for size in (0, 20)]
+    found = transfer_table(result(BASE, answers({"a": 0, "b": 0}, {})), {"a": result("transfer_000", *seeds)})
+    row = found.set_index("tested").loc["a"]
+    assert row["unsafe_refusal_rate"] == 0.5
+    assert row["unsafe_refusal_rate_n"] == N
+
+
+def test_examples_without_a_category_are_left_out():
+    plain = answers({"a": 1, "": 3}, {})
+    table = transfer_table(result(BASE, plain), {"a": result("transfer_000", replace(plain))})
+    assert table["tested"].tolist() == ["a"]
