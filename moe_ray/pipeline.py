@@ -156,6 +156,7 @@ def ablate(
     risk: Risk,
     *,
     held_out: Sequence[Example] = (),
+    ranked_by: str = "risk_diff",
     config: AblateConfig | None = None,
     seed: int = 0,
     progress: bool | Progress = False,
@@ -171,6 +172,7 @@ def ablate(
         risk: of `identify`, for the shares of tokens that controls are matched by.
         held_out: examples of the batches' categories that did not choose the experts, such as `prepare(...).validation`;
             batches that have too few of them are asked their own.
+        ranked_by: the column of `risk` by whose mean the one list for all batches is made, see `ranking_column`.
         config: the section `ablate`; `run` is not used.
         seed: of draws and relabellings.
         progress: True shows a bar; a callback gets (done, total) batches.
@@ -196,6 +198,7 @@ def ablate(
         *(prompts, masks, risk, categories, chosen),
         num_experts_per_tok=find_moe_layers(model).num_experts_per_tok,
         seed=seed,
+        column=ranked_by,
     )
     with shown(progress, "ablation") as show:
         return ablate_batches(model, tokenizer, plans, chosen, seed=seed, progress=show)

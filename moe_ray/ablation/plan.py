@@ -250,12 +250,11 @@ def _shares(risk: Risk, batch: int, shape: Sequence[int]) -> tuple[Floats, Float
 def _ranked_overall(risk: Risk, column: str) -> list[Expert]:
     """All experts, the largest mean over batches first, ties by (layer, expert)."""
     table = aggregate_risk(risk)
-    if column not in table:
-        totals: dict[tuple[int, int], float] = {}
-        for _, rows in batch_tables(risk, [column]):
-            for layer, expert, value in zip(rows["layer"], rows["expert"], rows[column], strict=True):
-                totals[layer, expert] = totals.get((layer, expert), 0.0) + float(value)
-        return [
-            Expert(int(layer), int(expert)) for layer, expert in sorted(totals, key=lambda key: (-totals[key], key))
-        ]
-    return [Expert(int(layer), int(expert)) for layer, expert in zip(table["layer"], table["expert"], strict=True)]
+    if column in table:
+        table = table.sort_values([column, "layer", "expert"], ascending=[False, True, True])
+        return [Expert(int(layer), int(expert)) for layer, expert in zip(table["layer"], table["expert"], strict=True)]
+    totals: dict[tuple[int, int], float] = {}
+    for _, rows in batch_tables(risk, [column]):
+        for layer, expert, value in zip(rows["layer"], rows["expert"], rows[column].fillna(0.0), strict=True):
+            totals[layer, expert] = totals.get((layer, expert), 0.0) + float(value)
+    return [Expert(int(layer), int(expert)) for layer, expert in sorted(totals, key=lambda key: (-totals[key], key))]

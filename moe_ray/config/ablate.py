@@ -71,9 +71,9 @@ class AblateConfig(Section):
         affects="ablation",
     )
     min_effect: float = setting(
-        0.1,
-        "smallest difference that is called an effect, in nats per token: 0.1 = an answer's tokens keep 90% of their "
-        "probability",
+        0.25,
+        "smallest difference that is called an effect, in nats per token: 0.25 = an answer's tokens keep 78% of their "
+        "probability; 0.1 = 90%",
         affects="ablation",
         at_least=0,
     )

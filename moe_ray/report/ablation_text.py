@@ -10,6 +10,7 @@ import pandas as pd
 from moe_ray.ablation.expert_sets import BUSIEST, FORCED, FORCED_MATCHED, GLOBAL, MATCHED, OTHER, SELECTED
 from moe_ray.report.format import MISSING, decimal, significant_digits
 from moe_ray.report.printable import printable, printable_lines
+from moe_ray.run_directory import ABLATE, ABLATION_BATCHES
 
 _NAMES = {
     SELECTED: "the selected experts",
@@ -102,7 +103,7 @@ def describe_ablation(notes: Mapping[str, Any]) -> str:
     """
     sentences = [str(row["in_words"]) for row in notes["per_batch"].values()]
     left_out = len(sentences) - _MOST_BATCHES
-    more = [f"… and {left_out} more batches in ablate/batches.csv"] if left_out > 0 else []
+    more = [f"… and {left_out} more batches in {ABLATE}/{ABLATION_BATCHES}"] if left_out > 0 else []
     cost = f"{notes['forwards']:,} forward passes of {notes['tokens']:,} tokens"
     return printable_lines("\n".join([str(notes["in_words"]), *sentences[:_MOST_BATCHES], *more, cost]))
 

@@ -167,6 +167,20 @@ def test_the_one_list_is_the_same_for_batches_of_one_size_and_holds_the_largest_
     assert lists[0][identified[1].layers.index(1), 3]
 
 
+@pytest.mark.parametrize("column", ["a_unsafe_n", "ci_low", "a_safe"])
+def test_the_one_list_is_made_by_the_column_that_the_rule_ranks_by(identified, column):
+    """By the mean over batches, whether or not the table of means has the column."""
+    risk, masks = identified
+    names = dict(enumerate("abab"))
+    plans = plan_batches(asked(names, []), masks, risk, names, CONFIG, num_experts_per_tok=2, seed=0, column=column)
+    means = risk.groupby(["layer", "expert"])[column].mean().sort_values(ascending=False, kind="stable")
+    (found,) = {item.mask_LE.tobytes() for plan in plans for item in plan.sets if item.name == GLOBAL}
+    expected = np.zeros(masks.masks_BLE.shape[1:], dtype=bool)
+    for layer, expert in means.index[:2]:
+        expected[masks.layers.index(layer), expert] = True
+    assert found == expected.tobytes()
+
+
 def test_settings_turn_sets_off(identified):
     config = AblateConfig(prompts=4, draws=1, others=0, forced=False, leave_one_out=0, curve=0)
     assert [item.name for item in plans_of(identified, config)[0].sets] == [SELECTED, MATCHED, BUSIEST, GLOBAL]

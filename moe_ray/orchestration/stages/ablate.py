@@ -11,6 +11,7 @@ from moe_ray.ablation.ablate import Ablation
 from moe_ray.ablation.cost import RunSize, what_is_affordable
 from moe_ray.ablation.plan import chosen_batches, plan_batches, prompts_of_batches
 from moe_ray.config.ablate import AblateConfig
+from moe_ray.identification.selection import ranking_column
 from moe_ray.orchestration.jobs import ablate as job
 from moe_ray.orchestration.stages.context import Context
 from moe_ray.orchestration.stages.identify import selecting_settings
@@ -91,6 +92,7 @@ def _ablate(run: Context, folder: Folder, config: AblateConfig) -> dict[str, Any
         *(prompts, masks, directory.risk, categories, config),
         num_experts_per_tok=directory.num_experts_per_tok,
         seed=run.config.seed,
+        column=ranking_column(directory.identify_config),
     )
     own = [plan.batch_idx for plan in plans if plan.source == "batch"]
     if own and config.source == "held_out":
