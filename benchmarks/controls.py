@@ -3,8 +3,8 @@
     python benchmarks/controls.py [BATCHES]
 
 Batches of 12 safe and 12 unsafe prompts, of which 9 unsafe ones are about topic b and 9 safe ones about topic a, templates
-alike; an expert that follows something is routed for a further share of those tokens. Printed is the share of planted experts
-that a plain rule would select (risk difference above 0.05), and of those that survive either control.
+alike; an expert that follows something is routed for a further share of those tokens. Printed is the share of planted
+experts that a plain rule would select (risk difference above 0.05), and of those that survive either control.
 """
 
 from __future__ import annotations
