@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -150,7 +151,13 @@ def made_split(
     tried = None if k is None else (k,)
     k, measured = choose_k(dense, tokenizer, plan, held_out, max_rise=arguments.max_rise, tried=tried)
     moe = split(dense, plan, num_experts_per_tok=k)
-    shown = {"dense" if number == 0 else str(number): nats._asdict() for number, nats in measured.items()}
+    # Of fewer than five prompts none is held out, and what was not measured is left out.
+    shown = {
+        "dense" if number == 0 else str(number): {
+            name: value for name, value in nats._asdict().items() if not math.isnan(value)
+        }
+        for number, nats in measured.items()
+    }
     return moe.to(getattr(torch, arguments.dtype)), {"num_experts_per_tok": k, "nats_per_token": shown}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -62,9 +62,11 @@ def test_upcycle_refuses_and_removes_a_checkpoint_with_other_logits(
     assert [path.name for path in tmp_path.iterdir()] == ["dense"]
 
 
-def split_command(folder: Path, *options: str) -> list[str]:
+TEXTS = ("some text", "other text", "what is this", "and that", "more of it")
+
+
+def split_command(folder: Path, *options: str, texts: Sequence[str] = TEXTS) -> list[str]:
     prompts = folder / "prompts.jsonl"
-    texts = ["some text", "other text", "what is this", "and that", "more of it"]
     prompts.write_text("".join(json.dumps({"prompt": text, "label": "safe"}) + "\n" for text in texts))
     source = make_folder(folder / "dense", make_dense(max_position_embeddings=512, intermediate_size=96))
     return ["upcycle", str(source), str(folder / "out"), "--method", "split", "--calibrate-on", str(prompts), *options]
@@ -81,6 +83,12 @@ def test_upcycle_splits_and_says_what_that_costs(tmp_path: Path) -> None:
     assert record["max_abs_logit_difference"] < LOGIT_TOLERANCE
     assert set(record["nats_per_token"]) == {"dense", "4"}
     assert set(record["nats_per_token"]["4"]) == {"neutral", "answers"}
+
+
+def test_what_too_few_prompts_leave_unmeasured_is_not_in_the_record(tmp_path: Path) -> None:
+    assert moe_ray(split_command(tmp_path, "--num-experts", "6", "--num-experts-per-tok", "4", texts=TEXTS[:4])) == 0
+    record = json.loads((tmp_path / "out" / "upcycle.json").read_text())
+    assert set(record["nats_per_token"]["4"]) == {"neutral"}
 
 
 def test_a_split_without_a_number_of_experts_per_token_takes_what_was_measured(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from prompt_examples import example, many
 from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.config.prompts import PromptsConfig
 from moe_ray.config.run import Config
+from moe_ray.demo.examples import embedded_records
 from moe_ray.errors import InputError
-from moe_ray.prompts.prompt_set import group_examples, without_pairs
+from moe_ray.prompts.prompt_set import group_examples, read_prompts, without_pairs
 
 
 def config(**settings):
@@ -88,3 +89,13 @@ def test_memory_grows_by_the_index_of_an_example_and_not_by_its_text(tmp_path):
         command = [sys.executable, "-c", READING, str(tmp_path / "p.jsonl")]
         peaks.append(int(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
     assert (peaks[1] - peaks[0]) / 80_000 < 300
+
+
+def test_prompts_that_ship_with_the_package_carry_their_wording_as_template():
+    prompts = read_prompts(Config())
+    known = {record["id"]: record["wording"] for record in embedded_records("train")}
+    train = [one for one in prompts.examples if one.split == "train"]
+    assert [one.template for one in train] == [known[one.id.rpartition(":")[2]] for one in train]
+    # Labels share wordings, or nothing could be compared within one.
+    wordings = {label: {one.template for one in train if one.label == label} for label in ("safe", "unsafe")}
+    assert wordings["safe"] == wordings["unsafe"]
