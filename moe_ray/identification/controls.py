@@ -22,6 +22,7 @@ Shape suffixes: N examples, X experts of all layers, S levels with both labels, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -174,7 +175,8 @@ def controls_of_batches(
         columns `batch_idx, factor, layer, expert`; `risk_diff`, of the whole batch; `harm`, `effect`, `interaction`: see
         the module; `p_maxt`; `levels` and `prompts` that could be compared; `is_above`, whether `harm` is above
         `config.threshold`; `survives`, whether it also has a `p_maxt` of at most `config.alpha` (0.05 while that is off);
-        without a test the two are the same. Batches in which no level has both labels have no row.
+        without a test the two are the same. Batches without a level of both labels, or with too few such prompts for any
+        expert to be significant, have no row.
     """
     rows: list[dict[str, Any]] = []
     limit = min(config.permutations, MOST_RELABELLINGS)
@@ -188,9 +190,18 @@ def controls_of_batches(
         for factor in FACTORS:
             levels_N = of_batch[factor].astype(object).fillna("").to_numpy(dtype=object)
             found = controlled_effects(samples, levels_N, limit=limit, seed=seed)
-            if found is not None:
+            if found is not None and (not limit or _could_tell(samples, levels_N, config.alpha or USUAL_ALPHA)):
                 rows += _rows(batch.batch_idx, factor, found, samples, counts, selected[batch.batch_idx], config)
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _could_tell(samples: Samples, levels_N: npt.NDArray[np.object_], alpha: float) -> bool:
+    """Whether labels can fall in enough ways within levels for the smallest p to be at most `alpha`."""
+    ways = 1
+    for level in {str(level) for level in levels_N if level}:
+        unsafe_n = samples.is_unsafe_N[levels_N == level]
+        ways *= math.comb(len(unsafe_n), int(unsafe_n.sum()))
+    return ways * alpha >= 1
 
 
 COLUMNS = (

@@ -38,7 +38,8 @@ def _in_words(factor: str, counts: Mapping[str, int], selection: IdentifyConfig)
         text, fewer = f"{kept}; no significance was computed", ""
     left = counts["not_controlled"]
     rest = (
-        f" In {left} further batch{'es' * (left != 1)} no {factor} has prompts of both labels, so nothing is known there."
+        f" In {left} further batch{'es' * (left != 1)} too few prompts of both labels share a {factor}, so nothing is known "
+        "there."
         if left
         else ""
     )

@@ -162,3 +162,11 @@ def test_prompts_without_fields_give_no_rows_and_missing_ones_none_either():
     counts = simulate(SMALL, num_batches=1)
     fields = pd.DataFrame({"batch_idx": 0, "in_batch_idx": range(16), "topic": "", "template": None})
     assert controls_of_batches(counts, fields, {0: PLANTED}, CONFIG).empty
+
+
+@pytest.mark.parametrize(("num_levels", "is_there"), [(4, False), (8, True)])
+def test_a_batch_in_which_nothing_could_be_significant_has_no_rows(num_levels, is_there):
+    counts = simulate(SMALL, num_batches=1)
+    topics = [f"{place % 8}" if place % 8 < num_levels else "" for place in range(16)]  # one safe and one unsafe each
+    fields = pd.DataFrame({"batch_idx": 0, "in_batch_idx": range(16), "topic": topics, "template": ""})
+    assert bool(len(controls_of_batches(counts, fields, {0: PLANTED}, CONFIG))) is is_there

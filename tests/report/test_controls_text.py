@@ -21,7 +21,7 @@ def test_a_sentence_says_how_many_of_how_many_survive():
 
 
 @pytest.mark.parametrize(
-    ("number", "said"), [(1, "In 1 further batch no topic has"), (3, "In 3 further batches no topic")]
+    ("number", "said"), [(1, "In 1 further batch too few prompts"), (3, "In 3 further batches too few prompts")]
 )
 def test_batches_that_could_not_be_controlled_are_named(number, said):
     (sentence,) = controls_in_words({"topic": TOPIC | {"not_controlled": number}}, IdentifyConfig())
