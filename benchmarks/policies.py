@@ -1,8 +1,8 @@
 """What each routing policy of training brings at equal budget: refusals, and what is forgotten, over the steps.
 
     python benchmarks/policies.py
-    python benchmarks/policies.py --model runs/organism --prompts runs/organism/prompts.jsonl --seeds 0 1 2 \
-        --routings natural union masked finetune.epochs=4 identify.roles=[prompt,response]
+    python benchmarks/policies.py finetune.epochs=4 identify.roles=[prompt,response] --model runs/organism \
+        --prompts runs/organism/prompts.jsonl --seeds 0 1 2 --routings natural union masked
 
 Each policy of `finetune.routing`, two that learn from unsafe prompts alone and two whose routers learn too, trains the same
 experts on the same batches in the same order for as many steps at the same learning rate, from the same checkpoint. Another
@@ -12,7 +12,7 @@ each batch's own.
 
 Differences are to `natural` (where only gradients are kept to the batch's experts), paired by prompt: seeds are averaged
 before, and prompts with the same text or of one pair count once. All runs in one process with one thread; steps, not
-seconds, are compared. Words KEY=VALUE are settings as of `moe-ray`; `--json` gets all figures.
+seconds, are compared. Words KEY=VALUE, which come first, are settings as of `moe-ray`; `--json` gets all figures.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ POLICIES: Mapping[str, Mapping[str, Any]] = {
     "masked_response": {"routing": "masked_response"},
     "boosted": {"routing": "boosted", "boost": 2.0},
     "annealed": {"routing": "annealed", "boost": 8.0},
-    "masked, unsafe rows only": {"routing": "masked", "learn_from": "unsafe"},
-    "natural, unsafe rows only": {"routing": "natural", "learn_from": "unsafe"},
-    "natural, routers learn": {"routing": "natural", "router": "alternating"},
-    "masked, routers learn": {"routing": "masked", "router": "alternating"},
+    "masked+unsafe_rows": {"routing": "masked", "learn_from": "unsafe"},
+    "natural+unsafe_rows": {"routing": "natural", "learn_from": "unsafe"},
+    "natural+routers": {"routing": "natural", "router": "alternating"},
+    "masked+routers": {"routing": "masked", "router": "alternating"},
 }
 """What each arm changes of the section `finetune`."""
 
