@@ -37,7 +37,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_ray import pipeline
-from moe_ray.config.identify import IdentifyConfig
+from moe_ray.config.identify import SCORES_OF_RULE, IdentifyConfig
 from moe_ray.config.model import ModelConfig
 from moe_ray.demo.examples import embedded_records
 from moe_ray.evaluation.intervals import clustered_mean
@@ -52,7 +52,6 @@ from moe_ray.routing.counts import RoutingCounts
 
 ROOT = Path(__file__).resolve().parents[1]
 WITH_CAUSE = ("planted", "late")
-SCORES = ("attribution", "gate", "reap", "refusal")
 
 
 class Rule(NamedTuple):
@@ -182,10 +181,11 @@ def causes_shown(organism: Captured, *, held_out: bool) -> tuple[int, int, str]:
 
 def print_rules(kinds: Sequence[str], seeds: int, rules: Sequence[str]) -> None:
     """Prints the table of rules."""
+    needed = {score for name in rules for score in SCORES_OF_RULE.get(RULES[name].settings.get("rule", ""), ())}
     rows = []
     for kind in kinds:
         for seed in range(seeds):
-            organism = captured(kind, seed, scores=SCORES)
+            organism = captured(kind, seed, scores=tuple(sorted(needed)))
             for name in rules:
                 rows += [{"kind": kind, "seed": seed, "rule": name, **row} for row in figures(organism, RULES[name])]
     table = pd.DataFrame(rows)
