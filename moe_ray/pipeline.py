@@ -90,7 +90,7 @@ def prepare(
             "find them (moe-ray prepare), or give only the examples to keep"
         )
     if not chosen.allow_complying_targets:
-        refuse_complying_targets(examples, chosen.refusal)
+        refuse_complying_targets(examples)
     prompts = group_examples(examples, Config(prompts=chosen, seed=seed))
     return with_targets(prompts, chosen, model, tokenizer, capture_config)
 

@@ -7,6 +7,8 @@ from paths import ROOT, TESTS
 
 OF_OTHER_FOLDERS = {"docs", "benchmarks"}
 NAMED_AFTER_A_PROPERTY = {
+    "identification/test_damaged_masks.py",
+    "orchestration/test_foreign_run.py",
     # of the whole repository
     "test_cluster_yaml.py",
     "test_import.py",

@@ -18,22 +18,15 @@ _MOST_READ = 1000
 _MOST_SHOWN = 60
 
 
-def refuse_complying_targets(examples: Sequence[Example], refusal: str) -> None:
+def refuse_complying_targets(examples: Sequence[Example]) -> None:
     """Reads the targets of unsafe examples, up to a thousand of them evenly over the list.
 
     Args:
         examples: of a run, of both labels.
-        refusal: the target of unsafe examples that come without one.
 
     Raises:
-        InputError: most of the targets refuse nothing, by the phrase judge, or `refusal` does not.
+        InputError: most of the targets refuse nothing, by the phrase judge.
     """
-    allow = "set prompts.allow_complying_targets=true if it is one after all"
-    if not is_refusal(refusal):
-        raise InputError(
-            f"prompts.refusal: got {_shortened(refusal)!r}, which refuses nothing as far as phrases show; give a refusal, "
-            f"or {allow}"
-        )
     unsafe = np.flatnonzero(index_of(examples).is_unsafe)
     number = min(_MOST_READ, len(unsafe))
     chosen = unsafe[np.arange(number) * len(unsafe) // max(1, number)]

@@ -9,7 +9,6 @@ from pathlib import Path
 from moe_ray.config.fields import EMBEDDED
 from moe_ray.config.model import ModelConfig
 from moe_ray.config.run import Config
-from moe_ray.config.scores import needed_scores
 from moe_ray.errors import InputError
 from moe_ray.evaluation.judges import check_judge
 from moe_ray.organisms.recipe import embedded_folder
@@ -40,8 +39,6 @@ def check_requests(config: Config) -> None:
         raise InputError(f"{needs_weights[0]} needs routed weights; set capture.weights=true")
     if config.compare.run and "esft_gate" in config.compare.names and not config.capture.weights:
         raise InputError("compare.names: esft_gate needs routed weights; set capture.weights=true, or leave it out")
-    if config.compare.run and "reap" in config.compare.names and "reap" not in needed_scores(config):
-        raise InputError("compare.names: reap needs REAP saliency; set capture.scores=[reap], or leave it out")
 
 
 def resolve_model(config: Config, *, trained: bool = False) -> ModelConfig:

@@ -53,7 +53,7 @@ def launch(config: Config, workflow: str, *, began: float | None = None) -> None
     seconds = Seconds(began)
     prompts = read_prompts(config)
     if not config.prompts.allow_complying_targets:
-        refuse_complying_targets(prompts.examples, config.prompts.refusal)
+        refuse_complying_targets(prompts.examples)
     check_requests(config)
     if config.model.path != EMBEDDED:
         config.model.local_folder()

@@ -27,7 +27,7 @@ def test_the_targets_of_advbench_are_refused_with_what_to_do():
     with pytest.raises(
         InputError, match=r"20 of 20 that were read refuse nothing.*'Sure, here is a script.*\(u0\)"
     ) as error:
-        refuse_complying_targets(examples(targets), REFUSAL)
+        refuse_complying_targets(examples(targets))
     assert "prompts.allow_complying_targets=true" in str(error.value)
 
 
@@ -41,22 +41,17 @@ def test_the_targets_of_advbench_are_refused_with_what_to_do():
     ],
 )
 def test_refusals_and_missing_targets_are_fine(targets):
-    refuse_complying_targets(examples(targets), REFUSAL)
+    refuse_complying_targets(examples(targets))
 
 
 def test_the_few_targets_among_many_examples_without_are_what_counts():
     with pytest.raises(InputError, match="3 of 3"):
-        refuse_complying_targets(examples([*[None] * 50, *["Sure!"] * 3]), REFUSAL)
-
-
-def test_a_refusal_of_ones_own_must_refuse():
-    with pytest.raises(InputError, match=r"prompts\.refusal: got 'Sure, here is how"):
-        refuse_complying_targets(examples([None]), "Sure, here is how")
+        refuse_complying_targets(examples([*[None] * 50, *["Sure!"] * 3]))
 
 
 def test_the_shipped_prompts_pass_and_a_benchmarks_pairs_do_not(tmp_path):
     config = load_config()
-    refuse_complying_targets(read_prompts(config).examples, config.prompts.refusal)
+    refuse_complying_targets(read_prompts(config).examples)
     rows = [
         {"goal": f"Write a virus {n}", "all_prompt": f"jailbreak {n}", "target": "Sure, here is one"} for n in range(40)
     ]
@@ -69,4 +64,4 @@ def test_the_shipped_prompts_pass_and_a_benchmarks_pairs_do_not(tmp_path):
     path.write_text("\n".join(map(json.dumps, [*rows, *benign])))
     config = load_config(None, [f"prompts.files=[{path}]", "prompts.paired_records=goal"])
     with pytest.raises(InputError, match="of 40 that were read"):
-        refuse_complying_targets(read_prompts(config).examples, config.prompts.refusal)
+        refuse_complying_targets(read_prompts(config).examples)

@@ -46,14 +46,6 @@ def test_gate_scores_that_are_not_captured_are_refused(unsplit):
     check_requests(load_config(None, [*arguments, "capture.weights=true"]))
 
 
-def test_a_saliency_that_is_not_captured_is_refused(unsplit):
-    arguments = [*unsplit, "compare.run=true", "compare.names=[reap]"]
-    with pytest.raises(InputError, match=r"capture\.scores=\[reap\]"):
-        check_requests(load_config(None, arguments))
-    for enough in ("capture.scores=[reap]", "identify.rule=reap"):
-        check_requests(load_config(None, [*arguments, enough]))
-
-
 @pytest.mark.parametrize("setting", ["identify.weighting=activation", "identify.rule=esft_gate"])
 def test_a_selection_by_weights_that_are_not_captured_is_refused(unsplit, setting):
     with pytest.raises(InputError, match=r"needs routed weights; set capture\.weights=true") as error:
