@@ -30,7 +30,8 @@ BATCHES = {
     5: rows((4, 4), (8, 2), seed=4),
 }
 RUNS = {"even": (7, 3, 9, 5), "uneven": (7, 3, 9)}
-CONFIG = FinetuneConfig(epochs=2, learning_rate=1e-2, weight_decay=0.1, schedule="constant")
+# Masked, where tokens go is watched most closely.
+CONFIG = FinetuneConfig(routing="masked", epochs=2, learning_rate=1e-2, weight_decay=0.1, schedule="constant")
 LENGTHS = {7: 40, 3: 10, 9: 10, 5: 10}
 SHARED = replace(CONFIG, batches_per_step=4)
 """All four batches in every step; by `LENGTHS`, one worker trains 7 and the other one all others."""

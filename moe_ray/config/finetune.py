@@ -54,7 +54,7 @@ class FinetuneConfig(Section):
         below=1,
     )
     routing: TrainingRouting = setting(  # noqa: RUF009
-        "masked",
+        "natural",
         "which experts a batch's tokens may use while it trains: masked = only its unsafe experts; masked_unsafe = so for "
         "its unsafe prompts, while safe ones go where the router chooses; masked_prompt, masked_response = so for the "
         "tokens of prompts, or of responses, only; natural = those the router chooses; boosted = those the router chooses "

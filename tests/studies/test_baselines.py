@@ -43,10 +43,10 @@ def test_every_arm_trains_the_batches_that_ours_trains_for_as_long(ours, budget)
 def test_without_names_there_are_all_but_most_policies_and_what_needs_a_column_that_is_missing():
     both = [[arm.kind for arm in planned(weights=weights, draws=1)] for weights in (True, False)]
     policies = {f"{POLICY}{name}" for name in POLICIES}
-    assert set(both[0]) == {OURS, *BASELINES} - policies | {"policy:natural"}
+    assert set(both[0]) == {OURS, *BASELINES} - policies | {"policy:masked"}
     assert set(both[0]) - set(both[1]) == {"esft_gate", "reap"}
-    natural = [arm.kind for arm in planned(draws=1, train=FinetuneConfig(routing="natural"))]
-    assert policies & set(natural) == {"policy:masked"}
+    masked = [arm.kind for arm in planned(draws=1, train=FinetuneConfig(routing="masked"))]
+    assert policies & set(masked) == {"policy:natural"}
 
 
 def test_no_arm_is_there_twice():
@@ -104,10 +104,10 @@ def test_lora_has_the_named_rank_at_equal_steps_and_none_yet_at_equal_parameters
 
 
 def test_arms_that_a_budget_changes_have_another_folder():
-    names = ("lora_same", "global", "attention_only", "all_experts", "policy:natural")
+    names = ("lora_same", "global", "attention_only", "all_experts", "policy:masked")
     steps, parameters = (planned(*names, budget=budget) for budget in ("steps", "parameters"))
     same = {one.name for one, other in zip(steps, parameters, strict=True) if one.folder == other.folder}
-    assert same == {OURS, "all_experts", "policy:natural"}
+    assert same == {OURS, "all_experts", "policy:masked"}
     assert not any(":" in arm.folder for arm in steps)
 
 

@@ -25,7 +25,7 @@ from moe_ray.studies.trial import measurer
 
 pytestmark = pytest.mark.slow
 
-CONFIG = FinetuneConfig(epochs=4, learning_rate=1e-2)
+CONFIG = FinetuneConfig(routing="masked", epochs=4, learning_rate=1e-2)
 SHARES = (0.25, 0.5, 1.0)
 CATEGORIES = {4: "fraud", 6: "theft"}
 NUM_STEPS = 8
