@@ -28,7 +28,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 setup: $(VENV)/.ready ## make the virtual environment
 
 demo: $(VENV)/.ready ## run the whole workflow on the embedded tiny model
-	$(BIN)/python workflows/full.py $(RUN_DIR)
+	$(BIN)/python workflows/full.py $(RUN_DIR) --config workflows/demo.yaml
 
 models/.downloaded: $(VENV)/.ready
 	mkdir -p models

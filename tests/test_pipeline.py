@@ -35,7 +35,9 @@ from moe_ray.prompts.splits import split_examples
 from moe_ray.run_directory import open_run
 
 UNSAFE, SAFE = ("how", "thanks"), ("are", "you", "fine")
-SETTINGS = {"safe_per_batch": 3, "unsafe_per_batch": 3}
+SIZES = {"safe_per_batch": 3, "unsafe_per_batch": 3}
+# What they are trained towards here is one word.
+SETTINGS = {**SIZES, "allow_complying_targets": True}
 FINE_TUNE = FinetuneConfig(epochs=2, learning_rate=1e-2, schedule="constant")
 EVALUATE = EvaluateConfig(max_new_tokens=4)
 
@@ -78,7 +80,7 @@ def found(counts):
 
 def test_prepare_splits_and_groups_as_a_run_does(prompts):
     splits = split_examples(some_examples(), test_fraction=0.25, seed=3)
-    expected = assemble_batches(splits["train"], seed=3, **SETTINGS)
+    expected = assemble_batches(splits["train"], seed=3, **SIZES)
     without = [replace(e, target=None) for batch in prompts.batches for e in batch.examples]
     assert without == [replace(e, target=None) for batch in expected.batches for e in batch.examples]
     assert [example.id for example in prompts.test] == [example.id for example in splits["test"]]

@@ -22,7 +22,9 @@ CATEGORIES = {batch.batch_idx: batch.category for batch in BATCHES}
 
 
 def tune(model, *, after_step=None, caller_weights=None, adapter=None, **settings):
-    config = FinetuneConfig(**{"routing": "masked", "epochs": 2, "learning_rate": 1e-2, "schedule": "constant", **settings})
+    config = FinetuneConfig(
+        **{"routing": "masked", "epochs": 2, "learning_rate": 1e-2, "schedule": "constant", **settings}
+    )
     return fine_tune(
         model,
         make_tokenizer(),
