@@ -7,6 +7,7 @@ from paths import ROOT, TESTS
 
 OF_OTHER_FOLDERS = {"docs", "benchmarks"}
 NAMED_AFTER_A_PROPERTY = {
+    "organisms/test_found.py",
     "identification/test_damaged_masks.py",
     "orchestration/test_foreign_run.py",
     # of the whole repository
