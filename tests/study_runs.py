@@ -32,7 +32,7 @@ def study(tiny_model_path, run_dir, *more):
         "rounds.target=1.0",
         "rounds.action=identify",
         "compare.run=true",
-        "compare.names=[policy:natural,random,full,lora_same,mask_only]",
+        "compare.names=[policy:masked,random,full,lora_same,mask_only]",
         "compare.draws=1",
         *more,
     )

@@ -89,7 +89,8 @@ def show(run):
 
 
 sys.modules["moe_ray.orchestration.workflows"] = SimpleNamespace(WORKFLOWS={"show": show})
-launch.read_prompts = launch.check_requests = lambda config: None
+launch.read_prompts = lambda config: SimpleNamespace(examples=())
+launch.check_requests = launch.refuse_complying_targets = lambda given: None
 launch.resolve_model = lambda config, *args, **options: config.model
 launch.launch(load_config(overrides=["run_dir=" + sys.argv[1]]), "show")
 """

@@ -148,13 +148,13 @@ def test_other_refusals_are_another_capture_where_refusals_were_captured(workpla
 def test_an_unfinished_capture_is_resumed_unless_its_inputs_changed(workplace, captures, caplog):
     run(workplace)
     (workplace / "run/capture/manifest.json").unlink()
-    (workplace / "run/capture/counts/part-0").touch()
+    (workplace / "run/capture/counts/part-0.json").touch()
     with caplog.at_level(logging.INFO):
         run(workplace)
     assert "capture: resuming an unfinished stage" in caplog.messages
-    assert (workplace / "run/capture/counts/part-0").exists()
+    assert (workplace / "run/capture/counts/part-0.json").exists()
     (workplace / "run/capture/manifest.json").unlink()
     with caplog.at_level(logging.INFO):
         run(workplace, "capture.weights=true")
     assert "capture: run again, because these inputs changed: capture.weights" in caplog.messages
-    assert not (workplace / "run/capture/counts/part-0").exists()
+    assert not (workplace / "run/capture/counts/part-0.json").exists()

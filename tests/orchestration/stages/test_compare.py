@@ -15,7 +15,7 @@ from moe_ray.studies.baselines import BASE, OURS
 
 pytestmark = [pytest.mark.needs_ray, pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
-ARMS = [BASE, OURS, "policy:natural", "random_0", "full", "lora_same", "mask_only"]
+ARMS = [BASE, OURS, "policy:masked", "random_0", "full", "lora_same", "mask_only"]
 FOLDERS = {name: name.replace(":", "_") for name in ARMS}
 
 
@@ -121,7 +121,7 @@ def test_trials_and_baselines_are_nested_under_the_run_in_mlflow_over_their_step
     experiment = client.get_experiment_by_name("moe-ray")
     nested = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{summary['mlflow_run_id']}'")
     names = {run.info.run_name: run for run in nested}
-    assert {"trial 1", "trial 4", f"compare {OURS}", "compare full", "compare policy:natural"} <= set(names)
+    assert {"trial 1", "trial 4", f"compare {OURS}", "compare full", "compare policy:masked"} <= set(names)
     assert names["trial 1"].data.params["identify.top_k"] == str(summary["sweep"]["winner"]["identify.top_k"])
     history = client.get_metric_history(names["compare full"].info.run_id, "unsafe_refusal_rate")
     assert [point.step for point in history] == [1, 2, 3]
