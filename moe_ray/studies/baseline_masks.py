@@ -68,15 +68,23 @@ class Ranked:
         """The masks whose union is as near as possible to so many experts: all batches take more, or fewer, alike."""
         tried = {1.0: self.union_size(1.0)}
         # The union grows with every batch's number, in steps: the first that is so large, and the last that is no larger.
-        for reached in (num_experts, num_experts + 1):
+        self._try_around(num_experts, tried)
+        nearest = min(abs(size - num_experts) for size in tried.values())
+        # Both ends of each step that is as near as any, among which is the growth that changes least.
+        for size in {size for size in tried.values() if abs(size - num_experts) == nearest}:
+            self._try_around(size, tried)
+        # Of equally near ones, that which is nearest to as many experts as the batches have.
+        growth = min(tried, key=lambda growth: (abs(tried[growth] - num_experts), abs(growth - 1)))
+        return self.masks(growth)
+
+    def _try_around(self, size: int, tried: dict[float, int]) -> None:
+        """Adds growths from both sides of where the union becomes so large, and of where it becomes larger."""
+        for reached in (size, size + 1):
             low, high = 0.0, float(self.place_BLE[0].size)
             for _ in range(40):
                 middle = (low + high) / 2
                 tried[middle] = self.union_size(middle)
                 low, high = (middle, high) if tried[middle] < reached else (low, middle)
-        # Of equally near ones, that which is nearest to as many experts as the batches have.
-        growth = min(tried, key=lambda growth: (abs(tried[growth] - num_experts), abs(growth - 1)))
-        return self.masks(growth)
 
     def _taken(self, growth: float) -> npt.NDArray[np.bool_]:
         limit_BL1 = np.where(self.size_BL1 > 0, np.maximum(1, np.rint(growth * self.size_BL1)), 0)
