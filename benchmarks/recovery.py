@@ -18,7 +18,8 @@ the batches of a category in one model are a cluster, since they share requests.
 
 `null`: the share of batches that the causal check calls causal, and its verdict over all of them, in `spread` and
 `attention`, and in `planted` with the labels of each batch's prompts shuffled; then in `planted` as it is, where it should.
-On shuffled labels prompts that chose the experts are asked, since held-out ones have true labels.
+Held-out prompts are asked, with labels shuffled within a category where those of batches are; for shuffled labels also the
+prompts that chose the experts, which is what the check avoids where it can.
 """
 
 from __future__ import annotations
@@ -52,6 +53,11 @@ from moe_ray.routing.counts import RoutingCounts
 
 ROOT = Path(__file__).resolve().parents[1]
 WITH_CAUSE = ("planted", "late")
+_ASKED = {
+    "held out": "held out",
+    "shuffled": "held out, all labels shuffled",
+    "shuffled, own": "those that chose the experts, labels shuffled",
+}
 
 
 class Rule(NamedTuple):
@@ -168,16 +174,26 @@ def _shown(kind: str, seed: int) -> Any:
     return progress
 
 
-def causes_shown(organism: Captured, *, held_out: bool) -> tuple[int, int, str]:
+def causes_shown(organism: Captured, held_out: Sequence[Mapping[str, Any]]) -> tuple[int, int, str]:
     """Batches in which the selected experts are called causal, batches checked, and the verdict over all of them."""
     found = pipeline.identify(organism.counts, config=IdentifyConfig(permutations=0, resamples=0))
-    others = records_to_examples(embedded_records("test")) if held_out else ()
     ablation = pipeline.ablate(
         *(organism.model, organism.tokenizer, organism.batches, found.masks, found.risk),
-        held_out=others, max_batches=0, leave_one_out=0, curve=0, forced=False, generate=False,
+        held_out=records_to_examples(held_out), max_batches=0, leave_one_out=0, curve=0, forced=False, generate=False,
     )  # fmt: skip
     verdicts = ablation.batches["verdict"]
     return int((verdicts == "causal").sum()), len(verdicts), ablation.verdict
+
+
+def with_shuffled_labels(records: Sequence[Mapping[str, Any]], generator: random.Random) -> list[dict[str, Any]]:
+    """The records of each category with its labels drawn anew among them."""
+    shuffled = []
+    for category in sorted({record["category"] for record in records}):
+        rows = [record for record in records if record["category"] == category]
+        labels = [record["label"] for record in rows]
+        generator.shuffle(labels)
+        shuffled += [{**record, "label": label} for record, label in zip(rows, labels, strict=True)]
+    return shuffled
 
 
 def print_rules(kinds: Sequence[str], seeds: int, rules: Sequence[str]) -> None:
@@ -199,13 +215,19 @@ def print_rules(kinds: Sequence[str], seeds: int, rules: Sequence[str]) -> None:
 
 def print_null(seeds: int) -> None:
     """Prints how often a cause is shown where there is none, and where there is one."""
-    rows = []
-    for kind, shuffled in (("spread", False), ("attention", False), ("planted", True), ("planted", False)):
-        found = [causes_shown(captured(kind, seed, shuffled=shuffled), held_out=not shuffled) for seed in range(seeds)]
+    held_out, rows = embedded_records("test"), []
+    cases = (("spread", "held out"), ("attention", "held out"), ("planted", "shuffled"), ("planted", "shuffled, own"))
+    for kind, asked in (*cases, ("planted", "held out")):
+        found = []
+        for seed in range(seeds):
+            organism = captured(kind, seed, shuffled=asked != "held out")
+            shuffled = with_shuffled_labels(held_out, random.Random(seed)) if asked == "shuffled" else held_out
+            found.append(causes_shown(organism, [] if asked == "shuffled, own" else shuffled))
         causal, batches = sum(row[0] for row in found), sum(row[1] for row in found)
-        name = f"{kind}, shuffled labels" if shuffled else kind
-        rows.append((name, batches, causal, f"{causal / batches:.3f}", ", ".join(row[2] for row in found)))
-    columns = ["model", "batches", "called causal", "share", "verdict over all batches, by seed"]
+        rows.append(
+            (kind, _ASKED[asked], batches, causal, f"{causal / batches:.3f}", ", ".join(row[2] for row in found))
+        )
+    columns = ["model", "prompts asked", "batches", "called causal", "share", "verdict over all batches, by seed"]
     print(pd.DataFrame(rows, columns=columns).to_string(index=False))
 
 
