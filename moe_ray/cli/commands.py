@@ -59,8 +59,8 @@ COMMANDS = {
         _RUN,
         "Runs every stage, tracked in MLflow, with a summary and a report.",
         "full",
-        "Prompts, routing capture, unsafe experts, the causal check where it is cheap, evaluation before, masked "
-        "fine-tuning, evaluation after.",
+        "Prompts, routing capture, unsafe experts, the causal check where it is cheap, evaluation before, "
+        "fine-tuning of those experts, evaluation after.",
         ("", "the embedded tiny model and its prompts"),
         ("runs/first model.path=allenai/OLMoE-1B-7B-0125-Instruct 'prompts.files=[prompts.jsonl]'", "your own"),
         ("runs/first --config run.yaml finetune.epochs=2", "a YAML file, with settings on top"),

@@ -1,4 +1,4 @@
-"""Settings of masked fine-tuning."""
+"""Settings of fine-tuning."""
 
 from __future__ import annotations
 

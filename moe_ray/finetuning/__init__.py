@@ -1,1 +1,1 @@
-"""Masked fine-tuning: only a batch's unsafe experts learn from it."""
+"""Fine-tuning by batches: only a batch's unsafe experts learn from it."""

@@ -66,7 +66,7 @@ def tune_parameters(
             `max_grad_norm` and the sizes of micro-batches; the rest is about masks. A step averages the gradients of its
             batches.
         pad_id: token id that fills padding.
-        seed: of the batch order, which is that of masked fine-tuning on one worker.
+        seed: of the batch order, which is that of the union's fine-tuning on one worker.
         lengths: how much there is to compute for each batch, see `plan_steps`; None = not known.
         batch_weights: per `batch_idx`, what the step that it brings about is multiplied by; 1 where none is given.
         after_step: called with the number of steps that are done and of all, when the step's update is in force.
@@ -132,7 +132,7 @@ def tune_parameters(
 
 
 class _Masters:
-    """The parameters that the optimiser moves: float32, as masked fine-tuning has them; the model's own where they are."""
+    """The parameters that the optimiser moves: float32, as the union's fine-tuning has them; the model's own where they are."""
 
     def __init__(self, chosen: Parameters) -> None:
         self._model_parameters = list(chosen.values())

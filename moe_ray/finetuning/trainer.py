@@ -1,4 +1,4 @@
-"""Masked fine-tuning: the train step and the loop around it, in plain torch.
+"""Fine-tuning of the union: the train step and the loop around it, in plain torch.
 
 One optimiser step takes some whole batches, shared out among the workers. Each batch routes through its own mask; an
 expert's gradient is averaged over the batches whose mask holds it; every worker makes the same update. How many workers

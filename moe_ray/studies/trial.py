@@ -169,7 +169,7 @@ def run_trial(
     keep: Callable[[Path, FineTuned], None] | None = None,
     parametrisation: Parametrisation = whole_experts,
 ) -> TrialOutcome:
-    """Masked fine-tuning of the base model, measured; the model ends as it was, also after an error.
+    """Fine-tuning of the union in the base model, measured; the model ends as it was, also after an error.
 
     Args:
         model: the base model.
