@@ -132,7 +132,7 @@ def tune_parameters(
 
 
 class _Masters:
-    """The parameters that the optimiser moves: float32, as the union's fine-tuning has them; the model's own where they are."""
+    """The parameters that the optimiser moves: float32, as in the union's fine-tuning; the model's own where they are."""
 
     def __init__(self, chosen: Parameters) -> None:
         self._model_parameters = list(chosen.values())

@@ -1,6 +1,6 @@
 """Fine-tuning of the union: the train step and the loop around it, in plain torch.
 
-One optimiser step takes some whole batches, shared out among the workers. Each batch routes through its own mask; an
+One optimiser step takes some whole batches, shared out among the workers. Each batch moves its own experts only; an
 expert's gradient is averaged over the batches whose mask holds it; every worker makes the same update. How many workers
 share a step's batches therefore changes the time it takes, not the result. A worker without a batch takes part with
 nothing, so no step hangs.
