@@ -125,7 +125,7 @@ def test_another_baseline_runs_alone(run, ran):
     ("change", "again"),
     [
         ({"learning_rate": 0.125}, ["full/seed_0"]),
-        ({"routing": "natural"}, ["full/seed_0"]),
+        ({"routing": "masked"}, ["full/seed_0"]),
         ({"rows_per_forward": 3}, []),
         ({"monitor": False}, []),
     ],
