@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import platform
 import threading
@@ -17,6 +18,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from moe_ray.errors import InputError
 from moe_ray.storage.folder import Folder
+
+logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
 _BEAT_SECONDS, _DEAD_SECONDS = 20.0, 90.0
@@ -61,6 +64,9 @@ def _held_by_the_system(folder: Folder) -> Iterator[None]:
         except BlockingIOError as error:
             file.seek(0)
             raise _refusal(folder, _decoded(file.read())) from error
+        except OSError as error:
+            # Some shared file systems know no locks.
+            logger.warning("%s cannot be locked (%s); see to it that no other process works there", folder.url, error)
         file.truncate(0)
         json.dump(_about_this_process(), file)
         file.flush()

@@ -59,6 +59,16 @@ def test_a_killed_process_holds_nothing(tmp_path):
         pass
 
 
+def test_where_the_system_knows_no_locks_the_run_goes_on_with_a_warning(tmp_path, monkeypatch, caplog):
+    def no_locks(file, how):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(lock.fcntl, "flock", no_locks)
+    with locked(Folder.open(str(tmp_path))):
+        pass
+    assert "cannot be locked" in caplog.text
+
+
 def test_in_an_object_store_a_driver_without_a_sign_of_life_is_taken_for_dead(tmp_path, monkeypatch):
     folder = Folder.open(f"memory://{tmp_path.name}")
     for left, is_free in (
