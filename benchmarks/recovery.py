@@ -3,6 +3,7 @@
 python benchmarks/recovery.py rules                         kinds planted and late, seeds 0 to 2, every rule
 python benchmarks/recovery.py rules --kinds late --seeds 1  some
 python benchmarks/recovery.py null                          how often a cause is shown where there is none
+python benchmarks/recovery.py knock-outs                    what refuses without its planted experts, or its decoys
 
 Organisms are built once, in the cache of the repository (`.cache`), a minute each where nothing else runs.
 
@@ -46,6 +47,7 @@ from moe_ray.experts import ExpertMasks
 from moe_ray.identification.selection import ranking_column
 from moe_ray.models.loading import load_model, load_tokenizer
 from moe_ray.organisms import KINDS, OrganismRecipe, Truth, build_embedded, read_truth
+from moe_ray.organisms.knock_outs import knock_out_table
 from moe_ray.organisms.recovery import average_precision, ranks_of, recovery
 from moe_ray.prompts.batches import Batch, assemble_batches
 from moe_ray.prompts.examples import records_to_examples
@@ -96,6 +98,13 @@ class Captured(NamedTuple):
     categories: dict[int, str]
 
 
+def built(kind: str, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Truth]:
+    """An organism, from the cache or built, and what is true of it."""
+    folder = build_embedded(ROOT / ".cache", seed=seed, recipe=OrganismRecipe(kind=kind), progress=_shown(kind, seed))
+    config = ModelConfig(path=str(folder))
+    return load_model(config, device="cpu"), load_tokenizer(config), read_truth(folder)
+
+
 def captured(kind: str, seed: int, *, scores: tuple[str, ...] = (), shuffled: bool = False) -> Captured:
     """An organism's routing, which is built first where it is not in the cache.
 
@@ -105,16 +114,14 @@ def captured(kind: str, seed: int, *, scores: tuple[str, ...] = (), shuffled: bo
         scores: also measured.
         shuffled: each batch's labels are drawn anew among its prompts.
     """
-    folder = build_embedded(ROOT / ".cache", seed=seed, recipe=OrganismRecipe(kind=kind), progress=_shown(kind, seed))
-    config = ModelConfig(path=str(folder))
-    model, tokenizer = load_model(config, device="cpu"), load_tokenizer(config)
+    model, tokenizer, truth = built(kind, seed)
     batches = list(assemble_batches(records_to_examples(embedded_records("train")), seed=seed).batches)
     if shuffled:
         generator = random.Random(seed)
         batches = [relabelled(batch, generator) for batch in batches]
     counts = pipeline.capture(model, tokenizer, batches, weights=True, scores=scores)
     categories = {batch.batch_idx: batch.category for batch in batches}
-    return Captured(model, tokenizer, read_truth(folder), batches, counts, categories)
+    return Captured(model, tokenizer, truth, batches, counts, categories)
 
 
 def relabelled(batch: Batch, generator: random.Random) -> Batch:
@@ -231,10 +238,20 @@ def print_null(seeds: int) -> None:
     print(pd.DataFrame(rows, columns=columns).to_string(index=False))
 
 
+def print_knock_outs(kinds: Sequence[str], seeds: int) -> None:
+    """Prints the shares of held-out prompts that are refused without experts: mean over categories, least and most."""
+    for kind in kinds:
+        for seed in range(seeds):
+            organism, tokenizer, truth = built(kind, seed)
+            table = knock_out_table(organism, tokenizer, truth)
+            print(f"\n{kind}, seed {seed}")
+            print(table.groupby("without")[["unsafe", "safe"]].agg(["mean", "min", "max"]).round(2).to_string())
+
+
 def main(arguments: list[str]) -> None:
     """Prints what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("rules", "null"))
+    parser.add_argument("what", choices=("rules", "null", "knock-outs"))
     parser.add_argument("--kinds", nargs="+", choices=WITH_CAUSE, default=list(WITH_CAUSE))
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0 on")
     parser.add_argument("--rules", nargs="+", choices=RULES, metavar="RULE", default=list(RULES))
@@ -243,6 +260,8 @@ def main(arguments: list[str]) -> None:
     logging.getLogger("transformers").setLevel(logging.ERROR)
     if asked.what == "rules":
         print_rules(asked.kinds, asked.seeds, asked.rules)
+    elif asked.what == "knock-outs":
+        print_knock_outs(asked.kinds, asked.seeds)
     else:
         print_null(asked.seeds)
 

@@ -11,20 +11,13 @@ from pathlib import Path
 from typing import NoReturn
 
 from moe_ray.errors import InputError
+from moe_ray.organisms.recipe import KINDS
 
 DTYPES = ("float32", "bfloat16")
 """Types that `upcycle` can write weights in."""
 
 UPCYCLE_METHODS = ("copies", "split")
 """Ways in which `upcycle` makes experts of a dense model."""
-
-ORGANISMS = {
-    "planted": "a few known experts carry compliance; decoys are routed on the same prompts",
-    "late": "the same, but those experts act on the answer's tokens, decoys on the prompt's",
-    "spread": "all experts carry it, though routing differs: none is the cause",
-    "attention": "it was learned outside the experts, though routing differs: none is the cause",
-}
-"""Kinds of `moe_ray.organisms`, and what is true of each."""
 
 QUESTIONS = {
     "certainty": "In which batches the selection is significant.",
@@ -144,12 +137,12 @@ def upcycle_arguments(parser: CommandParser) -> None:
 
 def organism_arguments(parser: CommandParser) -> None:
     """A kind of organism, where it goes, and its seed."""
-    parser.add_argument("kind", metavar="KIND", choices=ORGANISMS, help=f"one of {', '.join(ORGANISMS)}")
+    parser.add_argument("kind", metavar="KIND", choices=KINDS, help=f"one of {', '.join(KINDS)}")
     parser.add_argument(
         "folder", metavar="FOLDER", type=_folder, help="to write; must not exist, be empty, or hold this very organism"
     )
     parser.add_argument("--seed", metavar="N", type=_whole_number, default=0, help="of weights and planted experts")
-    lines = [f"  {kind:<11}{text}" for kind, text in ORGANISMS.items()]
+    lines = [f"  {kind:<11}{text}" for kind, text in KINDS.items()]
     parser.epilog = "\n".join(["kinds:", *lines])
 
 
