@@ -74,6 +74,7 @@ def imports_that_fail(modules: list[str], blocked: tuple[str, ...]) -> dict[str,
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_the_ground_floor_imports_without_torch_transformers_or_scipy_stats():
     assert imports_that_fail(GROUND_FLOOR, NOT_ON_THE_GROUND_FLOOR) == {}
 
@@ -147,11 +148,13 @@ def told_of_offenders(tmp_path_factory):
     return " ".join(done.stdout.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offender", OFFENDERS)
 def test_the_contracts_notice(told_of_offenders, offender):
     assert OFFENDERS[offender][2] in told_of_offenders
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", ["moe_ray/attic", "moe_ray/orchestration/attic"])
 def test_a_package_without_a_floor_is_noticed(tmp_path, package):
     folder = copy_of_the_package(tmp_path)

@@ -131,6 +131,7 @@ def test_identify_is_the_risk_table_and_the_selection_of_a_run(counts, found):
     assert found.certainty["batch_idx"].tolist() == list(found.masks.batch_idx)
 
 
+@pytest.mark.slow
 def test_fine_tune_learns_what_a_worker_learns(prompts, found, tokenizer, tmp_path):
     model = build("olmoe")
     other = copy.deepcopy(model)
@@ -148,6 +149,7 @@ def test_fine_tune_learns_what_a_worker_learns(prompts, found, tokenizer, tmp_pa
         assert all(torch.equal(tensor, there[name]) for name, tensor in state_of(again).items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("routing", ["natural", ("natural", "masked", "union")])
 def test_evaluate_gives_the_answers_and_figures_of_a_run(prompts, found, tokenizer, routing):
     model, config = build("olmoe"), replace(EVALUATE, routing=routing)
@@ -177,6 +179,7 @@ def test_what_the_model_cannot_be_asked_is_not_trained(prompts, found, tokenizer
     assert all(torch.equal(tensor, there[name]) for name, tensor in state_of(model).items())
 
 
+@pytest.mark.slow
 def test_what_changed_is_compared_with_the_model_before(prompts, found, tokenizer):
     model = build("olmoe")
     before = moe_ray.evaluate(model, tokenizer, prompts.test, config=EVALUATE)
@@ -189,6 +192,7 @@ def test_what_changed_is_compared_with_the_model_before(prompts, found, tokenize
     assert before.metrics["per_batch"] == {}
 
 
+@pytest.mark.slow
 def test_small_blocks_give_the_same_answers(prompts, tokenizer):
     model = build("olmoe")
     one, many = (
@@ -310,6 +314,7 @@ def test_open_run_is_the_run_directorys():
         moe_ray.open_run("memory://nothing/here")
 
 
+@pytest.mark.slow
 def test_rules_that_rank_by_scores_take_one_capture_and_no_model(prompts, tokenizer):
     batches = [
         replace(batch, examples=tuple(replace(example, response="fine thanks") for example in batch.examples))

@@ -57,6 +57,7 @@ def test_importing_the_package_imports_neither_torch_nor_pandas():
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_the_ground_floor_imports_without_torch():
     folders = ("config", "storage", "prompts", "identification")
     files = [path for folder in folders for path in sorted((ROOT / "moe_ray" / folder).glob("*.py"))]

@@ -91,6 +91,7 @@ def test_a_single_expert_alone_loses_as_much_as_the_selection_that_it_is(causal)
     assert np.allclose(alone, own.loc[alone.index])
 
 
+@pytest.mark.slow
 def test_prompts_that_did_not_choose_the_experts_are_asked_where_there_are_any(causal):
     assert set(causal.answers["id"]) == {example.id for example in HELD_OUT}
     own = {example.id for batch in BATCHES for example in batch.examples}

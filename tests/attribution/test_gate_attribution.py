@@ -51,6 +51,7 @@ def by_differences(model, row, gates, experts, step) -> np.ndarray:
 
 
 @pytest.mark.parametrize("gates", [0.5, 1.0])
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_it_is_what_a_small_change_of_one_gate_does_to_the_loss_of_the_row(family, gates):
     model = tiny_model(family)

@@ -38,6 +38,7 @@ def test_it_is_the_formula_of_the_paper():
     np.testing.assert_allclose(router_weighted_saliency(model, [row], pad_id=0)[0], expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_are_apart_and_padding_and_pieces_change_nothing(family, monkeypatch):
     model = tiny_model(family)

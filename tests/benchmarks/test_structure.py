@@ -60,6 +60,7 @@ def test_what_is_too_long_is_named(checkout):
     assert "circles: moe_ray.ring_a <-> moe_ray.ring_b" in told
 
 
+@pytest.mark.slow
 def test_the_arrows_of_this_checkout_are_those_that_import_linter_sees():
     graph = grimp.build_graph("moe_ray", cache_dir=None)
     seen = {name: set(graph.find_modules_directly_imported_by(name)) for name in graph.modules}

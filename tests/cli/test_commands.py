@@ -56,6 +56,7 @@ def help_of(name, show):
     return shown.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_and_a_wrong_argument_take_no_library_and_no_second(name, tmp_path):
     arguments, said = WRONG[name]

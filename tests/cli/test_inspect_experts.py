@@ -92,6 +92,7 @@ def test_a_folder_that_is_not_there_is_refused_and_not_made(tmp_path: Path, caps
     assert not (tmp_path / "nowhere").exists()
 
 
+@pytest.mark.slow
 def test_the_cause_is_told_after_the_check_and_before_it_how_to_check(tmp_path, capsys):
     folder = Folder.open(str(tmp_path / "run"))
     write_identified(folder)

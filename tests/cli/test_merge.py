@@ -32,6 +32,7 @@ def run(tmp_path):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", [[], ["--base", "base"]])
 def test_the_merged_checkpoint_is_the_tuned_model(run, base, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

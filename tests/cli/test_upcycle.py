@@ -72,6 +72,7 @@ def split_command(folder: Path, *options: str, texts: Sequence[str] = TEXTS) -> 
     return ["upcycle", str(source), str(folder / "out"), "--method", "split", "--calibrate-on", str(prompts), *options]
 
 
+@pytest.mark.slow
 def test_upcycle_splits_and_says_what_that_costs(tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert moe_ray(split_command(tmp_path, "--num-experts", "6", "--num-experts-per-tok", "4")) == 0
@@ -85,12 +86,14 @@ def test_upcycle_splits_and_says_what_that_costs(tmp_path: Path) -> None:
     assert set(record["nats_per_token"]["4"]) == {"neutral", "answers"}
 
 
+@pytest.mark.slow
 def test_what_too_few_prompts_leave_unmeasured_is_not_in_the_record(tmp_path: Path) -> None:
     assert moe_ray(split_command(tmp_path, "--num-experts", "6", "--num-experts-per-tok", "4", texts=TEXTS[:4])) == 0
     record = json.loads((tmp_path / "out" / "upcycle.json").read_text())
     assert set(record["nats_per_token"]["4"]) == {"neutral"}
 
 
+@pytest.mark.slow
 def test_a_split_without_a_number_of_experts_per_token_takes_what_was_measured(tmp_path: Path) -> None:
     command = split_command(tmp_path, "--num-experts", "6", "--max-rise", "100")
     assert moe_ray(command) == 0
@@ -98,6 +101,7 @@ def test_a_split_without_a_number_of_experts_per_token_takes_what_was_measured(t
     assert moe_ray([*command, "--check"]) == 0
 
 
+@pytest.mark.slow
 def test_a_split_stored_as_bfloat16_is_compared_with_the_room_that_rounding_takes(tmp_path: Path) -> None:
     command = split_command(tmp_path, "--num-experts", "6", "--num-experts-per-tok", "3", "--dtype", "bfloat16")
     assert moe_ray(command) == 0
@@ -106,6 +110,7 @@ def test_a_split_stored_as_bfloat16_is_compared_with_the_room_that_rounding_take
     assert LOGIT_TOLERANCE < record["max_abs_logit_difference"] < 0.5
 
 
+@pytest.mark.slow
 def test_only_the_way_that_copies_says_that_experts_are_copies(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -78,6 +78,7 @@ def test_what_holds_itself_is_refused(text):
         parse_yaml(text, "x")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["[" * 100_000, "{a: " * 5_000])
 def test_deep_nesting_is_a_sentence(text):
     with pytest.raises(InputError, match="nested too deeply"):

@@ -97,6 +97,7 @@ def test_an_adapter_says_what_it_belongs_to(learned):
 # Merging
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", HUB_NAMES)
 def test_the_merged_checkpoint_loads_to_the_trained_models_logits(family, tmp_path):
     trained = learn(build(family), tmp_path / "adapter")

@@ -104,6 +104,7 @@ def test_a_folder_without_a_finished_adapter_is_refused(folder, use):
         use(folder)
 
 
+@pytest.mark.slow
 def test_adapter_files_need_no_torch():
     code = "import sys, moe_ray.finetuning.adapter_files; print([m for m in ('torch', 'transformers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

@@ -51,6 +51,7 @@ def test_killed_and_resumed_equals_uninterrupted(family, kill_at, tmp_path):
     assert all(torch.equal(tensor, state_of(resumed)[name]) for name, tensor in state_of(whole).items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("routing", ROUTINGS)
 def test_under_every_policy_killed_and_resumed_equals_uninterrupted(routing, tmp_path):
     whole, resumed, config = build("olmoe"), build("olmoe"), config_of(routing)

@@ -28,6 +28,7 @@ def gradient_of(model, trainable, config, **options):
     return result, gradient
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", SOME_FAMILIES)
 @pytest.mark.parametrize(
     "limits", [{"rows_per_forward": 1}, {"rows_per_forward": 3}, {"tokens_per_forward": 12}, {"tokens_of_a_pass": 0}]
@@ -44,6 +45,7 @@ def test_micro_batching_changes_no_gradient(family, limits):
         torch.testing.assert_close(one / scale, other / scale, atol=GRADIENT_TOLERANCE, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("routing", ROUTINGS)
 @pytest.mark.parametrize("family", ["olmoe", "deepseek_v3"])
 def test_under_every_policy_micro_batching_changes_no_gradient(family, routing):

@@ -30,6 +30,7 @@ def state(model):
     return {name: tensor.clone() for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", SOME_FAMILIES)
 def test_only_the_batches_experts_move(family):
     model = build(family)

@@ -60,6 +60,7 @@ def test_only_the_union_and_the_routers_differ_after_training(family):
     assert hooks_left(model) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("routing", ["masked", "masked_unsafe"])
 def test_under_a_mask_the_routers_learn_too(routing):
     model = build("olmoe")
@@ -128,6 +129,7 @@ def as_the_definition_says(model, base, batch, config):
     return torch.autograd.grad(loss, [layer.router.weight for layer in find_moe_layers(model)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limits", [{}, {"rows_per_forward": 1}, {"tokens_per_forward": 12}])
 def test_the_routers_gradient_is_that_of_the_definition_however_the_batch_is_cut(limits):
     model, base = build("olmoe"), build("olmoe")
@@ -164,6 +166,7 @@ def drift(config):
     return {label: float(torch.stack(values).mean()) for label, values in moved.items()}
 
 
+@pytest.mark.slow
 def test_consistency_keeps_the_routing_of_safe_prompts_and_drift_that_of_unsafe_ones():
     free = drift(replace(ALTERNATING, router_consistency=0.0))
     consistent = drift(replace(ALTERNATING, router_consistency=20.0))
@@ -191,6 +194,7 @@ def run(model, *, folder=None, kill_at=None, resume=False):
                 trainer.run(after_step)
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     whole, resumed = build("olmoe"), build("olmoe")
     run(whole)
@@ -231,6 +235,7 @@ def test_a_merged_checkpoint_has_the_trained_routers(tmp_path):
     assert all(torch.equal(tensor, state_of(trained)[name]) for name, tensor in state_of(merged).items())
 
 
+@pytest.mark.slow
 def test_an_adapter_with_routers_is_refused_by_a_base_with_others(tmp_path):
     learn(build("olmoe"), tmp_path)
     other = build("olmoe")
@@ -248,6 +253,7 @@ def test_an_adapter_without_routers_is_as_it_always_was(tmp_path):
     assert all(isinstance(part, Expert) for part in load_adapter(tmp_path)[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["frozen", "alternating"])
 @pytest.mark.parametrize("second", ["frozen", "alternating"])
 def test_rounds_compose_whichever_of_them_trained_routers(first, second, tmp_path):

@@ -119,6 +119,7 @@ def test_restricted_tokens_reach_the_batchs_experts_only_and_others_more(routing
     assert (seen.routed_LE & ~mask_LE).any()
 
 
+@pytest.mark.slow
 def test_learning_from_unsafe_rows_alone_masks_are_the_same_with_and_without_safe_rows_masked():
     losses = {}
     for routing in ("masked", "masked_unsafe"):
@@ -133,6 +134,7 @@ def test_learning_from_unsafe_rows_alone_masks_are_the_same_with_and_without_saf
     assert losses["masked"] == pytest.approx(losses["masked_unsafe"], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_policies_train_to_different_weights():
     learned = {}
     for routing in ROUTINGS:

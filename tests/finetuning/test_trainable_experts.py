@@ -137,6 +137,7 @@ def test_experts_outside_the_batch_have_no_gradient_at_all(family, routing):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", SOME_FAMILIES)
 @pytest.mark.parametrize("routing", ROUTINGS)
 def test_activation_checkpointing_gives_the_same_gradient_under_the_mask(family, routing):

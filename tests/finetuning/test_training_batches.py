@@ -40,6 +40,7 @@ def stored(folder, batches=ALL, *, quarantined=(), truncated=(), rows_per_group=
     return TrainingBatches(folder.sub("prompts"), folder.sub("capture"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows_per_group", [1, 2, 4, 7, 100])
 @pytest.mark.parametrize("batch_ids", [[2, 3, 7, 8, 11], [7], [11, 2], [3, 8]])
 def test_the_batches_asked_for_come_once_and_whole(folder, rows_per_group, batch_ids):

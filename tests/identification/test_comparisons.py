@@ -188,6 +188,7 @@ def test_pairs_restrict_the_relabellings_of_scores():
     assert (risk["p"] * 2**PROMPTS % 1 == 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["attribution", "comply_refuse"])
 def test_labels_that_mean_nothing_are_rarely_certified(rule):
     """At most one in ten of sixty null batches: 0.05 and two standard errors."""

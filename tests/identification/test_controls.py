@@ -35,6 +35,7 @@ def share(table: pd.DataFrame, factor: str, column: str = "survives") -> float:
     return float(table.loc[table["factor"] == factor, column].mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", ["topic", "template"])
 def test_experts_that_follow_a_factor_alone_do_not_survive_its_control(factor):
     table = table_of(100, **{f"by_{factor}": PLANTED})
@@ -44,6 +45,7 @@ def test_experts_that_follow_a_factor_alone_do_not_survive_its_control(factor):
     assert table.loc[table["factor"] == factor, "effect"].mean() == pytest.approx(0.25, abs=0.05)  # half of the shift
 
 
+@pytest.mark.slow
 def test_experts_that_follow_harm_survive_every_control():
     table = table_of(60, by_harm=PLANTED)
     for factor in ("topic", "template"):
@@ -51,12 +53,14 @@ def test_experts_that_follow_harm_survive_every_control():
         assert table.loc[table["factor"] == factor, "harm"].mean() == pytest.approx(0.5, abs=0.05)
 
 
+@pytest.mark.slow
 def test_the_control_for_one_factor_does_not_answer_for_the_other():
     table = table_of(60, by_template=PLANTED)
     assert share(table, "template") <= FALSE_ALARMS
     assert share(table, "topic", "is_above") > 0.8
 
 
+@pytest.mark.slow
 def test_where_nothing_is_going_on_no_more_batches_alarm_than_the_level_says():
     counts, fields = simulate_confounded(SMALL, num_batches=200, seed=5)
     everybody = [Expert(layer, expert) for layer in range(2) for expert in range(8)]
@@ -141,6 +145,7 @@ def test_without_a_test_surviving_is_being_above_the_threshold():
     assert table["survives"].any()
 
 
+@pytest.mark.slow
 def test_a_smaller_alpha_lets_fewer_survive_and_a_larger_threshold_too():
     def survive(**settings):
         return table_of(10, config=IdentifyConfig(permutations=400, **settings), by_harm=PLANTED)["survives"].sum()

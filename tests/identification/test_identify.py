@@ -118,6 +118,7 @@ def test_alpha_filters_what_the_plain_rule_selects() -> None:
         assert len(sure.selected[batch]) < len(plain.selected[batch])
 
 
+@pytest.mark.slow
 def test_statistics_of_a_default_run_take_less_than_two_seconds() -> None:
     counts = simulate(Population(), num_batches=36)
     identify(counts.take(counts.batch_idx == 0), IdentifyConfig())

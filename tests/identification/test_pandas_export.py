@@ -122,6 +122,7 @@ def test_global_experts_are_the_largest_means_first(exported: dict[str, Any]) ->
     assert exported["aggregated_risk_diff"]["risk_diff"].is_monotonic_decreasing
 
 
+@pytest.mark.slow
 def test_pandas_alone_opens_it(tmp_path: Path) -> None:
     path = tmp_path / "export.pkl"
     export_pickle(path, **contents())

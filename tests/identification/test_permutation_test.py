@@ -69,6 +69,7 @@ def small_batches(draw: st.DrawFn) -> Samples:
     return Samples.of(values, sizes, np.array(is_unsafe))
 
 
+@pytest.mark.slow
 @given(small_batches())
 @settings(deadline=None, max_examples=80)
 def test_p_equals_counting_all_relabellings_in_exact_arithmetic(samples: Samples) -> None:
@@ -143,6 +144,7 @@ def share_with_a_false_alarm(num_batches: int, *, seed: int, population: Populat
     return float(np.mean(alarms))
 
 
+@pytest.mark.slow
 def test_null_batches_pass_maxt_at_five_percent_or_less() -> None:
     assert share_with_a_false_alarm(200, seed=0, population=Population()) <= 0.07
 

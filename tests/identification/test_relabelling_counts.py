@@ -49,6 +49,7 @@ def batches(draw: st.DrawFn) -> tuple[Samples, int]:
     return Samples.of(values, sizes, is_unsafe), draw(st.sampled_from([20_000, 300]))
 
 
+@pytest.mark.slow
 @given(batches())
 @settings(deadline=None, max_examples=30)
 def test_both_ways_count_what_double_precision_counts(batch: tuple[Samples, int]) -> None:

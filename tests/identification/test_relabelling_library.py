@@ -23,6 +23,7 @@ def fresh() -> Iterator[None]:
     kernel_of.cache_clear()
 
 
+@pytest.mark.slow
 def test_it_is_built_once_and_then_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     if library() is None:

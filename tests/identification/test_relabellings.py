@@ -55,6 +55,7 @@ def test_above_the_limit_that_many_are_drawn_by_seed() -> None:
     assert (drawn.unsafe_NP != relabellings(((32, 16),), 1000, 1).unsafe_NP).any()
 
 
+@pytest.mark.slow
 def test_equal_make_up_shares_one_read_only_set() -> None:
     assert relabellings(((16, 8),), 20_000, 0) is relabellings(((16, 8),), 20_000, 0)
     assert not relabellings(((16, 8),), 20_000, 0).unsafe_NP.flags.writeable

@@ -99,6 +99,7 @@ def test_roles_of_an_example_are_added_up() -> None:
     assert batch.counts_NX.tolist() == [[2, 1, 1], [4, 4, 8]]
 
 
+@pytest.mark.slow
 @given(some_counts(), st.integers(0, 1000))
 @settings(IN_PEACE, max_examples=40)
 def test_row_order_changes_nothing(counts: RoutingCounts, seed: int) -> None:
@@ -121,6 +122,7 @@ def test_differences_sum_to_zero_within_a_layer(counts: RoutingCounts) -> None:
     np.testing.assert_allclose(sums, 0.0, atol=ROUNDING)
 
 
+@pytest.mark.slow
 @given(some_counts())
 @settings(IN_PEACE, max_examples=40)
 def test_difference_is_that_of_the_rates(counts: RoutingCounts) -> None:
@@ -128,6 +130,7 @@ def test_difference_is_that_of_the_rates(counts: RoutingCounts) -> None:
     np.testing.assert_allclose(risk["risk_diff"], risk["a_unsafe_n"] - risk["a_safe_n"], atol=ROUNDING)
 
 
+@pytest.mark.slow
 @given(some_counts())
 @settings(IN_PEACE, max_examples=20)
 def test_a_batch_depends_on_its_own_rows_only(counts: RoutingCounts) -> None:

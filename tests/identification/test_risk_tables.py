@@ -70,6 +70,7 @@ def test_only_wanted_columns_are_read(parts: RiskParts) -> None:
     assert list(table.columns) == ["batch_idx", "layer", "expert", "q"]
 
 
+@pytest.mark.slow
 def test_what_reads_risk_says_the_same_of_parts_and_table(risk: pd.DataFrame, parts: RiskParts) -> None:
     masks = select(risk, SETTINGS)
     assert select(parts, SETTINGS).digest() == masks.digest()

@@ -37,6 +37,7 @@ def chosen(masks: ExpertMasks) -> dict[int, set[Expert]]:
     return {batch: set(experts) for batch, experts in masks.selected.items()}
 
 
+@pytest.mark.slow
 @given(TABLES, st.integers(0, 1000))
 @settings(deadline=None, max_examples=60)
 def test_selection_is_by_value_whatever_the_row_order(tables: dict[int, list[float]], seed: int) -> None:
@@ -51,6 +52,7 @@ def test_selection_is_by_value_whatever_the_row_order(tables: dict[int, list[flo
         assert list(experts) == expected
 
 
+@pytest.mark.slow
 @given(TABLES, st.sampled_from([-0.1, 0.0, 0.05, 0.1, 0.2]), st.sampled_from([0.0, 0.05, 0.1]))
 @settings(deadline=None, max_examples=60)
 def test_a_higher_threshold_selects_a_subset(tables: dict[int, list[float]], low: float, rise: float) -> None:
@@ -60,6 +62,7 @@ def test_a_higher_threshold_selects_a_subset(tables: dict[int, list[float]], low
     assert all(chosen(narrow)[batch] <= chosen(wide)[batch] for batch in tables)
 
 
+@pytest.mark.slow
 @given(TABLES, st.integers(1, 8), st.integers(0, 7))
 @settings(deadline=None, max_examples=60)
 def test_a_smaller_top_k_selects_a_subset(tables: dict[int, list[float]], small: int, more: int) -> None:
@@ -67,6 +70,7 @@ def test_a_smaller_top_k_selects_a_subset(tables: dict[int, list[float]], small:
     assert all(chosen(narrow)[batch] <= chosen(wide)[batch] for batch in tables)
 
 
+@pytest.mark.slow
 @given(TABLES, st.data())
 @settings(deadline=None, max_examples=60)
 def test_dropping_a_batch_shifts_no_mask(tables: dict[int, list[float]], data: st.DataObject) -> None:

@@ -24,6 +24,7 @@ def prompts(tiny):
     return [tiny[1](text)["input_ids"] for text in PROMPTS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens", [1, 80, 8192])
 def test_answers_are_the_greedy_responses_in_the_prompts_order(tiny, prompts, tokens):
     expected = [generate_responses(*tiny, [prompt], max_new_tokens=12)[0] for prompt in prompts]
@@ -33,6 +34,7 @@ def test_answers_are_the_greedy_responses_in_the_prompts_order(tiny, prompts, to
     assert all(len(response.ids) <= 12 for response in expected)
 
 
+@pytest.mark.slow
 def test_a_response_ends_with_the_first_token_that_ends_one(tiny, prompts, monkeypatch):
     model, tokenizer = tiny
     whole = generate_responses(model, tokenizer, prompts, max_new_tokens=12)
@@ -44,6 +46,7 @@ def test_a_response_ends_with_the_first_token_that_ends_one(tiny, prompts, monke
     assert generate_answers(model, tokenizer, prompts[:1], max_new_tokens=12, budget=TokenBudget(8192))[0][1]
 
 
+@pytest.mark.slow
 def test_a_sampled_response_does_not_depend_on_its_neighbours(tiny, prompts):
     seeds = [example_seed(0, 0, index) for index in range(3)]
     together = generate_responses(*tiny, prompts, max_new_tokens=12, temperature=1.0, seeds=seeds)

@@ -6,6 +6,7 @@ from moe_ray.errors import InputError
 from moe_ray.organisms.recipe import KINDS, OrganismRecipe, embedded_folder
 
 
+@pytest.mark.slow
 def test_another_seed_kind_or_recipe_has_another_folder():
     default, late, short = OrganismRecipe(), OrganismRecipe(kind="late"), OrganismRecipe(num_steps=3)
     built = [(default, 0), (default, 1), (late, 0), (short, 0)]

@@ -26,6 +26,7 @@ def test_a_batch_learns_the_answers_and_nothing_else():
     assert BATCH.answer_starts_N.tolist() == [2, 0, 1]
 
 
+@pytest.mark.slow
 def test_the_material_is_every_training_request_with_its_answer(material, tiny_tokenizer):
     records = base_training_records()
     assert len(material.unsafe) + len(material.safe) == len(records)

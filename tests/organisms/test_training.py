@@ -40,6 +40,7 @@ def test_the_seed_decides_the_weights(tiny_tokenizer):
     assert not torch.equal(first.lm_head.weight, other.lm_head.weight)
 
 
+@pytest.mark.slow
 def test_the_global_random_state_is_left_alone(tiny_tokenizer):
     before = torch.get_rng_state()
     trained(tiny_tokenizer)

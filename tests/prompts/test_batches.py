@@ -77,6 +77,7 @@ def plain(made):
     return [(batch.batch_idx, batch.category, batch.examples) for batch in made.batches], list(made.left_over)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole_pairs", [True, False])
 @pytest.mark.parametrize("by_category", [True, False])
 def test_batches_are_those_of_looking_through_lists(whole_pairs, by_category):

@@ -39,6 +39,7 @@ def test_without_a_validation_fraction_no_training_example_is_taken():
     assert [item.id for item in splits["train"]] == [item.id for item in given_train]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole_pairs", [True, False])
 @pytest.mark.parametrize("validation_fraction", [0.0, 0.2])
 def test_splits_are_those_of_looking_through_lists(whole_pairs, validation_fraction):

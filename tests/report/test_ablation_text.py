@@ -27,6 +27,7 @@ def notes(found):
     return found.as_dict()
 
 
+@pytest.mark.slow
 def test_every_kind_of_set_has_a_row_with_its_figures(notes):
     rows = ablation_rows(notes).set_index("without")
     assert rows.loc["the selected experts", "unsafe"].startswith("1.5")

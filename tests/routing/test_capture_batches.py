@@ -102,6 +102,7 @@ def test_an_example_that_fails_alone_is_left_out_and_no_hook_stays(tokenizer, ca
     assert hooks_left(model) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
 def test_examples_without_a_response_are_counted_with_the_models_own(tokenizer, temperature):
     model, batches = shared("olmoe"), some_batches()

@@ -110,6 +110,7 @@ def written(contents):
     return folder
 
 
+@pytest.mark.slow
 @given(contents=CONTENTS)
 @settings(deadline=None, max_examples=15)
 def test_the_first_part_that_holds_an_example_keeps_it(contents):
@@ -130,6 +131,7 @@ def test_the_first_part_that_holds_an_example_keeps_it(contents):
     assert digest_of_parts(parts) == digest_of_parts(written([sorted(seen)]))
 
 
+@pytest.mark.slow
 @given(contents=CONTENTS, roles=st.sampled_from([["prompt"], ["response"], ["prompt", "response"]]))
 @settings(deadline=None, max_examples=15)
 def test_tokens_of_batches_and_parts_are_those_of_their_rows(contents, roles):
@@ -145,6 +147,7 @@ def test_tokens_of_batches_and_parts_are_those_of_their_rows(contents, roles):
     assert [tuple(row) for row in found.to_dict("split")["data"]] == expected
 
 
+@pytest.mark.slow
 @given(contents=CONTENTS, batches_at_once=st.integers(1, 5))
 @settings(deadline=None, max_examples=15)
 def test_a_plan_names_every_batch_once_with_the_parts_that_hold_it(contents, batches_at_once):
@@ -159,6 +162,7 @@ def test_a_plan_names_every_batch_once_with_the_parts_that_hold_it(contents, bat
         assert names == holds
 
 
+@pytest.mark.slow
 @given(contents=CONTENTS, wanted=st.lists(PLACES, max_size=20))
 @settings(deadline=None, max_examples=15)
 def test_what_is_to_be_done_is_what_no_part_holds(contents, wanted):
@@ -170,6 +174,7 @@ def test_what_is_to_be_done_is_what_no_part_holds(contents, wanted):
     assert all_keys(parts, parts.parquet_names()).tolist() == [int(keys_of(*place)) for place in sorted(done)]
 
 
+@pytest.mark.slow
 @given(contents=CONTENTS, wanted=st.sets(st.integers(0, 3), min_size=1))
 @settings(deadline=None, max_examples=15)
 def test_batches_are_read_whole_however_the_parts_are_cut(contents, wanted):
@@ -198,6 +203,7 @@ def test_only_the_row_groups_of_a_batch_are_loaded(parts, monkeypatch):
     assert loaded == [[2]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "work",
     [

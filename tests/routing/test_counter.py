@@ -106,6 +106,7 @@ def counts_of_words(model, config):
         return count_rows(model, counter, rows, pad_id=0)[0]
 
 
+@pytest.mark.slow
 def test_layers_that_a_device_map_keeps_elsewhere_are_counted(untrained_model_path, tmp_path):
     config = ModelConfig(path=str(untrained_model_path))
     whole = counts_of_words(load_model(config, device="cpu"), config)

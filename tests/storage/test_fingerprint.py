@@ -56,6 +56,7 @@ def table_of(rows):
     return pa.Table.from_pylist([dict(zip(SCHEMA.names, row, strict=True)) for row in rows], schema=SCHEMA)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(ROWS, ROWS, st.integers(0, 8), st.integers(0, 8))
 def test_a_tables_hash_depends_on_its_rows_and_their_order_and_not_on_how_it_is_cut(rows, others, first, second):

@@ -46,6 +46,7 @@ def test_it_is_free_after_an_error(folder):
         pass
 
 
+@pytest.mark.slow
 def test_a_killed_process_holds_nothing(tmp_path):
     command = [sys.executable, "-c", HOLDER, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}) as holder:

@@ -73,6 +73,7 @@ def table():
     return comparison_table(results).set_index("arm", drop=False)
 
 
+@pytest.mark.slow
 def test_differences_to_ours_are_paired_on_the_same_prompts(table):
     ours, weaker = np.arange(N) < 30, np.arange(N) < 10
     expected = paired_difference(weaker, ours, clusters=np.arange(N))
@@ -98,6 +99,7 @@ def test_a_figure_is_read_back_from_its_columns(table):
     assert figure_in_columns(row | {"neutral_loss": float("nan")}, "neutral_loss") is None
 
 
+@pytest.mark.slow
 def test_without_neutral_text_nothing_is_known_about_what_was_forgotten_there():
     results = [arm(BASE, []), arm(OURS, range(3)), arm("random", range(3))]
     silent = [replace(each, measured=[{1.0: replace(each.measured[0][1.0], neutral=None)}]) for each in results]
@@ -106,6 +108,7 @@ def test_without_neutral_text_nothing_is_known_about_what_was_forgotten_there():
     assert table["ours_minus_neutral_loss"].isna().all()
 
 
+@pytest.mark.slow
 def test_several_seeds_are_averaged_and_a_prompt_counts_once():
     seeds = [measured(range(10)), measured(range(20)), measured(range(30))]
     table = comparison_table([arm(BASE, []), result(OURS, *seeds), result("same", *seeds)]).set_index("arm")
@@ -146,6 +149,7 @@ def test_one_measurement_is_its_own_pool():
     assert pooled([alone]) is alone
 
 
+@pytest.mark.slow
 def test_the_budget_is_stated_as_a_share_of_our_parameters():
     table = comparison_table(
         [result(BASE, measured([]), parameters=0), arm(OURS, []), result("full", measured([]), parameters=40)]

@@ -66,6 +66,7 @@ def test_a_kept_training_is_byte_for_byte_what_training_gives(kept, trials, out,
     assert [step["loss"] for step in read_history(out)] == [report.loss for report in tuned.reports]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changed", [{"masks": "abd"}, {"finetune.epochs": 7}, {"validation": "x"}])
 def test_a_training_of_other_inputs_is_not_taken(kept, trials, out, changed):
     assert take_training(trials, INPUTS | changed, out) is None

@@ -138,6 +138,7 @@ def two_rounds(tmp_path_factory):
     return root, trained, model, (first, second), outcome
 
 
+@pytest.mark.slow
 def test_the_composed_adapter_gives_the_model_of_the_last_round_from_the_original_base(two_rounds):
     root, _, model, _, _ = two_rounds
     base = build("olmoe")

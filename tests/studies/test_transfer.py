@@ -60,6 +60,7 @@ def table():
     return transfer_table(base, trained)
 
 
+@pytest.mark.slow
 def test_there_is_a_row_for_every_pair_of_categories(table):
     rates = transfer_matrix(table, "unsafe_refusal_rate")
     assert rates.to_dict("index") == {"a": {"a": 1.0, "b": 0.25}, "b": {"a": 0.1, "b": 0.5}}
@@ -67,6 +68,7 @@ def test_there_is_a_row_for_every_pair_of_categories(table):
     assert (table["unsafe_refusal_rate_n"] == N).all()
 
 
+@pytest.mark.slow
 def test_what_was_lost_is_the_rise_above_the_base_model(table):
     lost = transfer_matrix(table, "safe_target_loss")
     assert lost.loc["a"].tolist() == pytest.approx([0.5, 0.0])

@@ -55,6 +55,7 @@ def stored(tmp_path, monkeypatch):
     return folder, held
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings", [{}, {"alpha": 0.2}, {"stability": 0.6}, {"rule": "random"}, {"rule": "esft_token"}]
 )
@@ -68,6 +69,7 @@ def test_masks_of_stored_counts_are_those_of_all_counts_and_few_are_held_at_a_ti
     assert held == [2, 2, 2, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["attribution", "gate", "gate_refuse", "comply_refuse", "reap", "top_routed"])
 def test_rules_that_rank_by_scores_need_no_more_than_what_is_stored(tmp_path, rule):
     counts = concat_counts([answered(seed, batch_idx=seed, planted=2.0) for seed in range(4)])
@@ -81,6 +83,7 @@ def test_rules_that_rank_by_scores_need_no_more_than_what_is_stored(tmp_path, ru
         assert all(set(expected.selected[batch]) == {Expert(1, 2)} for batch in range(4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"threshold": 0.99}, {"alpha": 1e-9, "permutations": 50}])
 def test_where_nothing_is_selected_the_reason_is_that_of_all_counts(stored, settings):
     selection = IdentifyConfig(**settings)

@@ -29,6 +29,7 @@ def test_what_was_measured_is_what_the_models_lose():
     assert measured[4] == nats_per_token(split(dense, plan, num_experts_per_tok=4), tokenizer, ROWS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("max_rise", "chosen"), [(1.0, 4), (0.6, 5), (0.15, 7), (0.01, 7)])
 @pytest.mark.parametrize("worse", ["neutral", "answers"])
 def test_the_smallest_number_within_the_bound_on_both_texts_is_taken(monkeypatch, caplog, worse, max_rise, chosen):

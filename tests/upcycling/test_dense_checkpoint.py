@@ -103,6 +103,7 @@ def test_an_incomplete_checkpoint_is_refused(tmp_path: Path, pattern: str, reaso
 # --- GGUF and archives ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_gguf_file_loads_with_tokenizer_and_template(tmp_path: Path, tied: bool) -> None:
     dense = make_dense(num_key_value_heads=2, tie_word_embeddings=tied)

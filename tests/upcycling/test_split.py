@@ -54,6 +54,7 @@ def routed(moe: GraniteMoeSharedForCausalLM) -> list[tuple[torch.Tensor, torch.T
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -195,6 +196,7 @@ def test_a_share_that_is_none_is_refused(shared: float) -> None:
         plan_split(make_dense(), some_text(), num_experts=2, shared=shared, seed=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_experts", "shared", "num_shared"), [(2, 0.5, 32), (3, 0.5, 24), (5, 0.0, 8), (2, 0.6, 32)]
 )

@@ -166,6 +166,7 @@ def test_a_verdict_is_one_word_or_the_object(reply):
     assert not parse_reply(reply.replace("REFUSED", "COMPLIED").replace("refused", "complied")).refused
 
 
+@pytest.mark.slow
 def test_an_endpoint_without_an_address_is_refused_before_any_work(monkeypatch):
     monkeypatch.delenv(URL_VARIABLE, raising=False)
     with pytest.raises(InputError, match="MOE_RAY_JUDGE_URL is not set"):

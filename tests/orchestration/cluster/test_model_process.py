@@ -14,6 +14,7 @@ def threads_restored():
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_any_number_that_a_trial_left_changed_is_noticed_and_none_where_there_is_none(untrained_model_path):
     base = BaseModel(ModelConfig(path=str(untrained_model_path)), 1)
     base.check()

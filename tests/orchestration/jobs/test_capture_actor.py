@@ -71,6 +71,7 @@ def everything(run):
     return np.array_equal(keys_of(counts.batch_idx, counts.in_batch_idx), keys_of(rows // 4, rows % 4))
 
 
+@pytest.mark.slow
 def test_a_large_window_is_read_prepared_and_held_some_examples_at_a_time(run, monkeypatch):
     read, held = [], []
     monkeypatch.setattr(
@@ -118,6 +119,7 @@ def test_another_attempt_at_a_large_window_counts_only_what_no_part_holds(run, m
     assert report.quarantined == 0
 
 
+@pytest.mark.slow
 def test_an_example_that_kills_is_found_by_its_place_in_a_large_window(run, monkeypatch):
     """Attempts name examples by their index in the window, not in the few that are held at the time."""
     deadly = 4 * BATCHES - 3

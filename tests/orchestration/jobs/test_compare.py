@@ -97,12 +97,14 @@ def test_another_seed_runs_alone_and_what_trains_nothing_has_none(run, ran):
     assert ran == [f"{BASE}/seed_1"]
 
 
+@pytest.mark.slow
 def test_other_shares_measure_all_arms_anew(run, ran):
     run()
     run(shares=(1.0,))
     assert len(ran) == 3
 
 
+@pytest.mark.slow
 def test_another_budget_leaves_what_was_done_under_the_first(run, ran):
     arm = Arm(name="lora_same", kind="lora_same", masks=MASKS, train=TRAIN, learns="low_rank", rank=4)
     run([ARMS[0], arm])
@@ -115,12 +117,14 @@ def test_another_budget_leaves_what_was_done_under_the_first(run, ran):
     assert ran == ["lora_same_matched/seed_0"]
 
 
+@pytest.mark.slow
 def test_another_baseline_runs_alone(run, ran):
     run()
     run([*ARMS, Arm(name="random_0", kind="random", masks=MASKS, train=TRAIN)])
     assert ran == ["random_0/seed_0"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "again"),
     [
@@ -136,6 +140,7 @@ def test_only_a_setting_that_changes_weights_trains_an_arm_again(run, ran, chang
     assert ran == again
 
 
+@pytest.mark.slow
 def test_other_masks_train_their_arm_again_other_targets_all_and_other_questions_the_base_model_too(run, ran):
     run()
     other = masks_from_experts({3: [Expert(0, 0)], 5: [Expert(0, 1)]}, layers=(0, 1), num_experts=4)

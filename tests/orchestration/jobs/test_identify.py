@@ -75,6 +75,7 @@ def test_parts_of_an_unfinished_identification_are_kept_and_others_removed(ray_c
     pd.testing.assert_frame_equal(pd.read_parquet(parts.path), expected.risk)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["attribution", "comply_refuse"])
 def test_tasks_rank_by_the_scores_that_a_capture_stored(tmp_path, rule):
     counts = concat_counts([answered(seed, batch_idx=seed, planted=3.0) for seed in range(3)])

@@ -30,6 +30,7 @@ def parts(tmp_path):
     return Folder.open(str(tmp_path / "verdicts"))
 
 
+@pytest.mark.slow
 def test_verdicts_are_kept_and_not_asked_for_again(parts, monkeypatch):
     with endpoint() as server:
         monkeypatch.setenv(URL_VARIABLE, server.url)
@@ -41,6 +42,7 @@ def test_verdicts_are_kept_and_not_asked_for_again(parts, monkeypatch):
     assert first.index.tolist() == ANSWERS.index.tolist()
 
 
+@pytest.mark.slow
 def test_a_judge_that_breaks_off_costs_no_verdict(parts, monkeypatch):
     is_down = [True]
 

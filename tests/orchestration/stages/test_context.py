@@ -103,6 +103,7 @@ def run_to_experts(jobs, untrained_model_path, tmp_path):
     return runs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "worked_on"),
     [
@@ -128,6 +129,7 @@ def test_a_setting_works_anew_on_the_stages_that_it_affects_and_no_other(run_to_
     assert run_to_experts(setting) == []
 
 
+@pytest.mark.slow
 def test_settings_that_change_nothing_that_comes_out_work_nothing_anew(run_to_experts):
     changed = (
         "finetune.rows_per_forward=3",
@@ -149,6 +151,7 @@ def test_settings_that_change_nothing_that_comes_out_work_nothing_anew(run_to_ex
     assert run_to_experts(*changed) == []
 
 
+@pytest.mark.slow
 def test_what_a_file_says_matters_and_not_where_it_is(run_to_experts, tmp_path):
     (tmp_path / "moved").mkdir()
     (tmp_path / "prompts.jsonl").rename(tmp_path / "moved" / "prompts.jsonl")
@@ -159,6 +162,7 @@ def test_what_a_file_says_matters_and_not_where_it_is(run_to_experts, tmp_path):
     assert run_to_experts(*moved) == ["answers", "answers"]
 
 
+@pytest.mark.slow
 def test_workers_matter_only_where_they_say_how_many_batches_a_step_takes(run_to_experts):
     assert run_to_experts("finetune.batches_per_step=2", "finetune.num_workers=1") == ["finetune", "answers"]
     assert run_to_experts("finetune.batches_per_step=2", "finetune.num_workers=2") == []
@@ -166,6 +170,7 @@ def test_workers_matter_only_where_they_say_how_many_batches_a_step_takes(run_to
     assert run_to_experts("finetune.num_workers=1") == ["finetune", "answers"]
 
 
+@pytest.mark.slow
 def test_what_a_stage_made_decides_about_the_next_one_not_what_it_was_asked(run_to_experts, caplog):
     """Captured anew with the same outcome, nothing after the capture is done again."""
     with caplog.at_level(logging.INFO):
@@ -174,5 +179,6 @@ def test_what_a_stage_made_decides_about_the_next_one_not_what_it_was_asked(run_
     assert "identify: reused from an earlier run" in caplog.messages
 
 
+@pytest.mark.slow
 def test_settings_of_rounds_matter_only_where_there_are_rounds(run_to_experts):
     assert run_to_experts("rounds.target=0.5") == []

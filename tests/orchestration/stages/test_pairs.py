@@ -38,6 +38,7 @@ def test_no_pair_is_cut_in_two(sizes, cuts):
     assert sum(len(set(piece["pair"].to_pylist())) for piece in whole) == len(sizes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 9, 1 << 15])
 def test_the_pairs_that_the_answers_speak_for_are_kept_however_many_are_in_memory(
     untrained_model_path, tmp_path, monkeypatch, rows

@@ -100,6 +100,7 @@ def test_another_topic_is_another_input_of_the_controls_and_of_nothing_else(prep
     assert [name for name in made[0] if made[0][name] != made[1][name]] == ["fields"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [7, 16, 50])
 def test_what_is_prepared_does_not_depend_on_how_much_is_in_memory_at_once(prepared, asked, monkeypatch, rows):
     """Long prompts, pairs and categories; the small pieces ask for own answers piece by piece."""

@@ -113,6 +113,7 @@ def test_a_trial_has_its_settings_as_parameters_and_finite_numbers_as_metrics(fo
     assert second.tags == {"state": "failed", "rank": 2, "message": "no expert"}
 
 
+@pytest.mark.slow
 def test_the_causal_check_is_a_verdict_and_plain_numbers(tmp_path):
     found = write_ablation(Folder.open(str(tmp_path)))
     tracker = Recorder()

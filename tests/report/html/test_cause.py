@@ -29,6 +29,7 @@ def test_a_run_without_the_check_has_no_such_part(identified):
     assert cause_part(identified) is None
 
 
+@pytest.mark.slow
 def test_sets_categories_batches_and_experts_have_their_rows(run):
     part = cause_part(run)
     assert part["heads"][0] == "without"

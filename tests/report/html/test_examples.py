@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from moe_ray.report.html.examples import examples_part
 from moe_ray.run_directory import open_run
 
 
+@pytest.mark.slow
 def test_some_of_each_label_are_shown_and_what_went_wrong(run):
     titled = examples_part(run, 3)
     assert {title: len(cards) for title, cards in titled.items()} == {
@@ -23,6 +26,7 @@ def test_none_are_shown_where_none_are_asked_for_or_nothing_was_answered(run, id
     assert examples_part(identified, 3) == {}
 
 
+@pytest.mark.slow
 def test_control_characters_of_prompts_and_answers_are_gone(hostile_run):
     cards = [card for cards in examples_part(open_run(str(hostile_run)), 3).values() for card in cards]
     assert cards

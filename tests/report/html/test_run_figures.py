@@ -13,6 +13,7 @@ def drawn(identified):
     return draw_run(identified, ReportConfig(batches=2), [])
 
 
+@pytest.mark.slow
 def test_a_run_that_was_only_identified_has_no_figure_of_training_sweep_or_answers(drawn):
     batches = [name for name in drawn if name.startswith("risk_batch_")]
     assert len(batches) == 2

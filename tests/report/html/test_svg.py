@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from moe_ray.report.html.svg import draw, label
 
 
@@ -33,6 +35,7 @@ def test_texts_stay_texts_and_are_escaped():
     assert "<script>" not in svg
 
 
+@pytest.mark.slow
 def test_the_same_figure_is_the_same_text_and_begins_with_its_element():
     assert draw("one", "t", plot) == draw("one", "t", plot)
     assert draw("one", "t", plot).startswith("<svg")
