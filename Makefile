@@ -13,7 +13,7 @@ comma := ,
 # Without compiled bytecode every Ray process compiles what it imports, and start-up takes three times as long.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo demo-real demo-copies test test-exhaustive check quick clean help
+.PHONY: setup demo demo-real demo-copies test test-exhaustive check quick docs clean help
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -60,6 +60,9 @@ check: $(VENV)/.ready ## lint, hold the floors, type-check, quick tests
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 -m 'not slow and not needs_ray'
+
+docs: $(VENV)/.ready ## build the documentation as a site, in site/
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --quiet
 
 clean: ## remove the environment
 	rm -rf $(VENV)

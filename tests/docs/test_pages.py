@@ -9,7 +9,10 @@ from paths import ROOT
 
 from moe_ray.config.run import Config
 
-PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]
+PAGES = [
+    *sorted((ROOT / "docs").glob("*.md")),
+    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")),
+]
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
 
 _PATH = re.compile(r"(?<![\w/.-])((?:moe_ray|tests|docs|benchmarks|workflows|\.ci)/[\w./*-]*[\w/])")

@@ -1,4 +1,4 @@
-"""`ray job submit` against a running cluster, by the very lines of the README and of `cluster.yaml`, in a clean shell."""
+"""`ray job submit` against a running cluster, by the very lines of the documentation, in a clean shell."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from paths import ROOT
 
 pytestmark = [pytest.mark.needs_ray, pytest.mark.slow, pytest.mark.exhaustive, pytest.mark.filterwarnings("default")]
 
-README = (ROOT / "README.md").read_text()
+PAGE = (ROOT / "docs" / "cluster.md").read_text()
 RAY = str(Path(sys.executable).with_name("ray"))
 
 
@@ -30,8 +30,8 @@ def free_port():
 
 @pytest.fixture(scope="module")
 def lines():
-    """The README's commands for a cluster, joined where they are continued."""
-    (block,) = re.findall(r"\*\*On a cluster\*\*.*?```\n(.*?)```", README, re.DOTALL)
+    """The page's commands for a cluster, joined where they are continued."""
+    (block,) = re.findall(r"```\n(.*?)```", PAGE, re.DOTALL)
     return block.replace("\\\n", " ").splitlines()
 
 
@@ -104,7 +104,7 @@ def wait_for_dashboard(process, log, environment):
 
 
 def submit(head, lines, name, *arguments):
-    """Types the README's line with another address and arguments, and a name to ask for the job by."""
+    """Types the page's line with another address and arguments, and a name to ask for the job by."""
     (line,) = (line for line in lines if line.startswith("ray job submit"))
     command, dashes, workflow = line.partition(" -- ")
     assert dashes
