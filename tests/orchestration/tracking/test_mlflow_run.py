@@ -183,7 +183,8 @@ def test_the_registered_model_gives_the_merged_models_logits(folder, tmp_path, t
 def learn_on(model, folder):
     """An adapter that moves two experts of the model by a known amount; the model is changed too."""
     from moe_ray.experts import Expert, masks_from_experts
-    from moe_ray.finetuning.adapter import expert_weights, hash_weights, save_adapter
+    from moe_ray.finetuning.adapter import expert_weights, save_adapter
+    from moe_ray.finetuning.adapter_tensors import hash_weights
     from moe_ray.finetuning.trainable_experts import trainable_experts
     from moe_ray.models.moe_layers import find_moe_layers
 
