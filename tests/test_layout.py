@@ -10,6 +10,7 @@ NAMED_AFTER_A_PROPERTY = {
     "organisms/test_found.py",
     "identification/test_damaged_masks.py",
     "prompts/test_damaged_prompts.py",
+    "routing/test_damaged_counts.py",
     "finetuning/test_damaged_files.py",
     "orchestration/test_foreign_run.py",
     # of the whole repository
