@@ -36,16 +36,14 @@ from moe_ray.identification.mask_files import read_masks, write_masks
 from moe_ray.identification.risk import batches_with_both_labels
 from moe_ray.prompts.example_tables import ROWS_PER_GROUP
 from moe_ray.prompts.prompt_set import read_prompts
+from moe_ray.routing.count_keys import keys_of, remove_doubles, rows_without
 from moe_ray.routing.count_store import (
     batches_in_parts,
     count_tokens,
     digest_of_parts,
-    keys_of,
     plan_reads,
     read_batches,
     read_lengths,
-    remove_doubles,
-    rows_without,
 )
 from moe_ray.routing.count_tables import counts_to_table
 from moe_ray.routing.window_plan import WindowPlan

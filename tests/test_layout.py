@@ -9,6 +9,9 @@ OF_OTHER_FOLDERS = {"docs", "benchmarks"}
 NAMED_AFTER_A_PROPERTY = {
     "organisms/test_found.py",
     "identification/test_damaged_masks.py",
+    "prompts/test_damaged_prompts.py",
+    "routing/test_damaged_counts.py",
+    "finetuning/test_damaged_files.py",
     "orchestration/test_foreign_run.py",
     # of the whole repository
     "test_cluster_yaml.py",

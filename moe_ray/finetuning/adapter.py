@@ -8,7 +8,6 @@ a hash of the base's own weights of all of these, so that an adapter for another
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -27,19 +26,20 @@ from moe_ray.finetuning.adapter_files import (
     ADAPTER_FORMAT_WITHOUT_ROUTERS,
     HEADER,
     TENSORS,
-    parts_of,
     read_adapter_header,
 )
+from moe_ray.finetuning.adapter_tensors import (
+    ExpertTensors,
+    Part,
+    about_weights,
+    adapter_layout,
+    hash_weights,
+    read_weights,
+    tensor_key,
+)
+from moe_ray.finetuning.tensor_files import TensorInfo
 from moe_ray.finetuning.trainable_experts import TrainableExperts
 from moe_ray.models.moe_layers import MoELayer, find_moe_layers
-
-Part = Expert | Router
-"""What an adapter may hold."""
-
-ExpertTensors = Mapping[Part, Mapping[str, Tensor]]
-
-ROUTER = "router"
-"""Stands in a tensor's name where an expert's has its number."""
 
 
 def own_tensors(layer: MoELayer, part: Part) -> Mapping[str, Tensor]:
@@ -54,16 +54,6 @@ def expert_weights(model: nn.Module, parts: Iterable[Part]) -> dict[Part, dict[s
         part: {name: tensor.detach().clone() for name, tensor in own_tensors(layers[part.layer], part).items()}
         for part in parts
     }
-
-
-def hash_weights(tensors: ExpertTensors) -> str:
-    """A hash of experts and routers, names, types and bytes."""
-    digest = hashlib.sha256()
-    for expert in sorted(tensors):
-        for name, tensor in sorted(tensors[expert].items()):
-            digest.update(f"{expert} {name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().contiguous().view(-1).view(torch.uint8).cpu().numpy().data)
-    return digest.hexdigest()[:16]
 
 
 def save_adapter(
@@ -138,7 +128,7 @@ def _write(folder: str | Path, header: Mapping[str, Any], tensors: ExpertTensors
     # A folder that held an older adapter is unfinished until the new header is there.
     Path(folder, HEADER).unlink(missing_ok=True)
     flat = {
-        f"{part.layer}.{part.expert if isinstance(part, Expert) else ROUTER}.{name}": tensor.detach().contiguous()
+        tensor_key(part, name): tensor.detach().contiguous()
         for part, by_name in tensors.items()
         for name, tensor in by_name.items()
     }
@@ -150,22 +140,28 @@ def _write(folder: str | Path, header: Mapping[str, Any], tensors: ExpertTensors
         "format": ADAPTER_FORMAT if routers else ADAPTER_FORMAT_WITHOUT_ROUTERS,
         "experts": [list(part) for part in tensors if isinstance(part, Expert)],
         **({"routers": routers} if routers else {}),
+        **about_weights(tensors),
     }
     Path(folder, HEADER).write_text(json.dumps(listed, indent=1), encoding="utf-8")
 
 
-def load_adapter(folder: str | Path) -> tuple[dict[str, Any], dict[Part, dict[str, Tensor]]]:
+def load_adapter(
+    folder: str | Path, model: nn.Module | None = None
+) -> tuple[dict[str, Any], dict[Part, dict[str, Tensor]]]:
     """An adapter's header and tensors.
 
+    Args:
+        folder: of the adapter.
+        model: where it is given, an adapter of another base model is refused, by its layout before its weights are read.
+
     Raises:
-        InputError: the folder holds no finished adapter.
+        InputError: the folder holds no finished adapter, it is damaged, or it is not the model's.
     """
     header = read_adapter_header(folder)
-    tensors: dict[Part, dict[str, Tensor]] = {part: {} for part in parts_of(header)}
-    for key, tensor in load_file(Path(folder, TENSORS)).items():
-        layer, expert, name = key.split(".", 2)
-        tensors[Router(int(layer)) if expert == ROUTER else Expert(int(layer), int(expert))][name] = tensor
-    return header, tensors
+    layout = adapter_layout(Path(folder), header)
+    if model is not None:
+        _check_fits(model, header, layout)
+    return header, read_weights(Path(folder), header)
 
 
 def apply_adapter(model: nn.Module, folder: str | Path) -> None:
@@ -174,16 +170,13 @@ def apply_adapter(model: nn.Module, folder: str | Path) -> None:
     Raises:
         InputError: the model has other layers, experts or shapes than the adapter, or other base weights.
     """
-    header, tensors = load_adapter(folder)
-    _check_fits(model, header, tensors)
-    put_weights(model, tensors)
+    put_weights(model, load_adapter(folder, model)[1])
 
 
 @contextmanager
 def adapter_applied(model: nn.Module, folder: str | Path) -> Iterator[None]:
     """The adapter is in force inside the context; the base's own weights are back, bit for bit, after it."""
-    header, tensors = load_adapter(folder)
-    _check_fits(model, header, tensors)
+    _, tensors = load_adapter(folder, model)
     with experts_restored(model, list(tensors)):
         put_weights(model, tensors)
         yield
@@ -212,7 +205,7 @@ def merge_adapter(
         tokenizer.save_pretrained(out)
 
 
-def _check_fits(model: nn.Module, header: Mapping[str, Any], tensors: ExpertTensors) -> None:
+def _check_fits(model: nn.Module, header: Mapping[str, Any], layout: Mapping[Part, Mapping[str, TensorInfo]]) -> None:
     moe_layers = find_moe_layers(model)
     got = (_model_type(model), list(moe_layers.layers), moe_layers.num_experts)
     expected = (header["model_type"], header["layers"], header["num_experts"])
@@ -221,10 +214,11 @@ def _check_fits(model: nn.Module, header: Mapping[str, Any], tensors: ExpertTens
             f"adapter for {header['base']!r}: got a model with (type, layers, experts) {got}, expected {expected}; "
             "load the base checkpoint it names"
         )
-    original = expert_weights(model, list(tensors))
+    layers = {layer.layer: layer for layer in moe_layers}
+    original = {part: own_tensors(layers[part.layer], part) for part in layout}
     for part, by_name in original.items():
         shapes = {name: tuple(tensor.shape) for name, tensor in by_name.items()}
-        wanted = {name: tuple(tensor.shape) for name, tensor in tensors[part].items()}
+        wanted = {name: info.shape for name, info in layout[part].items()}
         if shapes != wanted:
             raise InputError(
                 f"adapter for {header['base']!r}: {part} has shapes {shapes} in the model, expected {wanted}"

@@ -17,6 +17,7 @@ from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
+from moe_ray.config.values import shortened
 from moe_ray.errors import InputError
 from moe_ray.experts import Expert, Router
 from moe_ray.storage.damage import reading
@@ -29,6 +30,8 @@ ADAPTER_FILES = (TENSORS, HEADER)
 
 CURE = "take the folder from where it was made once more, or train again"
 _CHUNK = 8 << 20
+_MOST_INDICES = 1 << 20
+"""Above any layer or expert of a model."""
 
 
 def read_adapter_header(folder: Folder | str | Path) -> dict[str, Any]:
@@ -48,8 +51,37 @@ def read_adapter_header(folder: Folder | str | Path) -> dict[str, Any]:
             raise TypeError(f"got {type(header).__name__}")
     known = (ADAPTER_FORMAT_WITHOUT_ROUTERS, ADAPTER_FORMAT)
     if header.get("format") not in known:
-        raise InputError(f"{name!r}: got adapter format {header.get('format')}, expected one of {known}")
+        raise InputError(f"{name!r}: got adapter format {shortened(header.get('format'))}, expected one of {known}")
+    with reading(f"{name}/{HEADER}", expected="the header of an adapter", cure=CURE):
+        _check_fields(header)
     return header
+
+
+def _check_fields(header: Mapping[str, Any]) -> None:
+    for name in ("base", "base_hash", "mask_hash", "model_type"):
+        if not isinstance(header[name], str):
+            raise TypeError(f"{name} is a {type(header[name]).__name__}")
+    if not _is_index(header["num_experts"]):
+        raise TypeError(f"num_experts is {shortened(header['num_experts'])}")
+    layers, experts, routers = header["layers"], header["experts"], header.get("routers", [])
+    listed = [*layers, *routers, *(index for pair in experts for index in pair)]
+    if not all(map(_is_index, listed)) or any(len(pair) != 2 for pair in experts):
+        raise ValueError("layers, experts or routers are no whole numbers")
+    parts = parts_of(header)
+    strangers = [part for part in parts if part.layer not in layers]
+    strangers += [part for part in parts if isinstance(part, Expert) and part.expert >= header["num_experts"]]
+    if strangers or len(set(parts)) < len(parts):
+        what = f"{strangers[0]}, which no model of its layout has" if strangers else "a part twice"
+        raise ValueError(f"it lists {what}")
+
+
+def _is_index(value: object) -> bool:
+    return type(value) is int and 0 <= value < _MOST_INDICES
+
+
+def _require_tensors(folder: Folder) -> None:
+    if not folder.exists(TENSORS):
+        raise InputError(f"{folder.url!r} holds {HEADER} without {TENSORS}: the adapter is not whole; {CURE}")
 
 
 def parts_of(header: Mapping[str, Any]) -> list[Expert | Router]:
@@ -80,6 +112,7 @@ def copy_adapter(source: Folder, target: Folder) -> None:
         InputError: `source` holds no finished adapter.
     """
     read_adapter_header(source)
+    _require_tensors(source)
     # New weights beside an older adapter's header would pass for a finished adapter.
     target.remove(HEADER)
     for name in ADAPTER_FILES:
@@ -96,6 +129,7 @@ def adapter_digest(folder: Folder) -> str:
         InputError: the folder holds no finished adapter.
     """
     read_adapter_header(folder)
+    _require_tensors(folder)
     digest = hashlib.sha256()
     for name in ADAPTER_FILES:
         # The size as well, so that no byte can move from one file's end to the next one's beginning unnoticed.

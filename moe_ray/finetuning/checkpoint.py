@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from moe_ray.errors import InputError
 from moe_ray.finetuning.schedule import hash_plan
+from moe_ray.finetuning.tensor_files import DTYPES, TensorInfo, first_not_finite, read_tensors, tensor_infos
 from moe_ray.finetuning.trainer import MaskedTrainer
+from moe_ray.storage.damage import reading
 
 _TENSORS, _STATE = "training.safetensors", "training.json"
+_CURE = "remove the run's `finetune` folder to start the training anew"
+_STATE_NAMES = ("weight", "step", "exp_avg", "exp_avg_sq")
+"""What is kept of each parameter: its value and what AdamW has of it."""
+_NONE = TensorInfo("", (-1,))
 CHECKPOINT_FILES = (_TENSORS, _STATE)
 """The files of a checkpoint, in the order in which they are written."""
 
@@ -38,19 +46,22 @@ def save_checkpoint(trainer: MaskedTrainer, folder: str | Path) -> None:
 
 
 def steps_done(folder: str | Path) -> int:
-    """How many steps a finished checkpoint has behind it."""
-    return int(json.loads(Path(folder, _STATE).read_text(encoding="utf-8"))["next_step"])
+    """How many steps a finished checkpoint has behind it.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    return int(_read_state(folder)["next_step"])
 
 
 def load_checkpoint(trainer: MaskedTrainer, folder: str | Path) -> None:
-    """Puts a saved state into a trainer built from the same run.
+    """Puts a saved state into a trainer built from the same run; one that is refused changes nothing.
 
     Raises:
-        InputError: there is no finished checkpoint, or it was made with other masks or another order of batches.
+        InputError: there is no finished checkpoint, it is damaged, or it was made with other masks or another order of
+            batches.
     """
-    if not Path(folder, _STATE).is_file():
-        raise InputError(f"{str(folder)!r} holds no training checkpoint (no {_STATE}); start the training anew")
-    state = json.loads(Path(folder, _STATE).read_text(encoding="utf-8"))
+    state = _read_state(folder)
     if state["masks"] != trainer.masks.digest():
         raise InputError(
             "the training checkpoint belongs to other masks; remove the run's `finetune` folder to start anew"
@@ -60,8 +71,11 @@ def load_checkpoint(trainer: MaskedTrainer, folder: str | Path) -> None:
             "the training checkpoint belongs to another order of batches: finetune.epochs, finetune.num_workers, "
             "finetune.length_window or seed differ; set them back, or remove the run's `finetune` folder to start anew"
         )
-    tensors = load_file(Path(folder, _TENSORS), device=str(trainer.model.device))
-    trained = _trained(trainer)
+    path, trained = Path(folder, _TENSORS), _trained(trainer)
+    _check_layout(path, trained)
+    tensors = read_tensors(path, cure=_CURE, device=str(trainer.model.device))
+    if (name := first_not_finite(tensors.items())) is not None:
+        raise InputError(f"{path}: {name} has infinite or undefined numbers; {_CURE}")
     with torch.no_grad():
         for index, (parameter, optimizer) in enumerate(trained):
             parameter.copy_(tensors.pop(f"{index}.weight"))
@@ -78,6 +92,44 @@ def load_checkpoint(trainer: MaskedTrainer, folder: str | Path) -> None:
         trainer.routers.write_back()
     trainer.next_step = state["next_step"]
     trainer.validation_losses = state["validation_losses"]
+
+
+def _read_state(folder: str | Path) -> dict[str, Any]:
+    path = Path(folder, _STATE)
+    if not path.is_file():
+        raise InputError(f"{str(folder)!r} holds no training checkpoint (no {_STATE}); start the training anew")
+    with reading(str(path), expected="the state of a training", cure=_CURE):
+        state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        losses = state["validation_losses"]
+        if type(state["next_step"]) is not int or state["next_step"] < 0 or not isinstance(losses, list):
+            raise TypeError("next_step or validation_losses are of another type")
+        if not all(type(state[name]) is str for name in ("masks", "plan")):
+            raise TypeError("masks or plan are no hashes")
+        if not all(type(loss) is float for loss in losses):
+            raise TypeError("validation_losses are no numbers")
+    return state
+
+
+def _check_layout(path: Path, trained: Sequence[tuple[nn.Parameter, torch.optim.Optimizer]]) -> None:
+    """Refuses a file whose tensors are not those of what is trained, by its header.
+
+    Raises:
+        InputError: they are not.
+    """
+    infos = tensor_infos(path, cure=_CURE)
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    wanted = {
+        f"{index}.weight": TensorInfo(names[parameter.dtype], tuple(parameter.shape))
+        for index, (parameter, _) in enumerate(trained)
+    }
+    for key, info in wanted.items():
+        if infos.get(key) != info:
+            raise InputError(f"{path}: expected {key} as {info}, got {infos.get(key)}; {_CURE}")
+    for key, info in infos.items():
+        index, _, name = key.partition(".")
+        shapes = ((),) if name == "step" else (wanted.get(f"{index}.weight", _NONE).shape,)
+        if info.shape not in shapes or name not in _STATE_NAMES:
+            raise InputError(f"{path}: got {key[:80]} as {info}, which no part of the training has; {_CURE}")
 
 
 def _trained(trainer: MaskedTrainer) -> list[tuple[nn.Parameter, torch.optim.Optimizer]]:

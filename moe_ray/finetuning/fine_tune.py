@@ -17,14 +17,13 @@ from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.errors import NotTrainable
 from moe_ray.experts import Expert, ExpertMasks, Router, masks_from_experts
 from moe_ray.finetuning.adapter import (
-    Part,
     apply_adapter,
     compose_adapters,
     expert_weights,
-    hash_weights,
     save_adapter,
 )
 from moe_ray.finetuning.adapter_files import parts_of, read_adapter_header
+from moe_ray.finetuning.adapter_tensors import Part, hash_weights
 from moe_ray.finetuning.batch_rows import BatchesInMemory, BatchRows, BatchSource, target_rows
 from moe_ray.finetuning.checkpoint import load_checkpoint
 from moe_ray.finetuning.frozen import check_unchanged, hash_frozen

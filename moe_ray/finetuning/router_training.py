@@ -31,7 +31,8 @@ from transformers import PreTrainedModel
 from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.errors import InputError, NotTrainable
 from moe_ray.experts import Router
-from moe_ray.finetuning.adapter import Part, expert_weights, put_weights
+from moe_ray.finetuning.adapter import expert_weights, put_weights
+from moe_ray.finetuning.adapter_tensors import Part
 from moe_ray.finetuning.gradients import gradient_or_zeros
 from moe_ray.finetuning.optimizer import adamw
 from moe_ray.finetuning.routing_policy import RoutingPolicy

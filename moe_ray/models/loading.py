@@ -6,14 +6,12 @@ import math
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_ray.config.model import ModelConfig
 from moe_ray.errors import InputError
+from moe_ray.models.checkpoint_check import check_shapes
 from moe_ray.models.moe_layers import MoELayers, find_moe_layers
-from moe_ray.models.weight_files import check_weight_files
 
 
 def check_model(config: ModelConfig) -> MoELayers:
@@ -21,7 +19,7 @@ def check_model(config: ModelConfig) -> MoELayers:
 
     Raises:
         InputError: the checkpoint does not exist, cannot be read, or has no experts; or a local one's weights are missing,
-            damaged or pickles.
+            damaged, pickles or of other shapes than its configuration says.
     """
     architecture = _load_or_explain(AutoConfig, config)
     with torch.device("meta"):
@@ -34,7 +32,7 @@ def check_model(config: ModelConfig) -> MoELayers:
             ) from error
     layers = find_moe_layers(model)
     if (folder := config.local_folder()) is not None:
-        check_weight_files(folder)
+        check_shapes(model, folder)
     return layers
 
 
@@ -52,6 +50,21 @@ def check_trainable(config: ModelConfig) -> None:
         raise InputError(
             f"model.path {config.path!r}: got a checkpoint quantised as fp8, whose experts are codes with scales and cannot "
             "be trained, expected weights in bfloat16, float16 or float32; give the checkpoint before its quantisation"
+        )
+
+
+def check_tokenizer(config: ModelConfig) -> None:
+    """Refuses a checkpoint whose tokenizer has token ids that the model has no embedding for.
+
+    Raises:
+        InputError: it has, or there is no tokenizer.
+    """
+    largest = max(load_tokenizer(config).get_vocab().values(), default=-1)
+    size = _load_or_explain(AutoConfig, config).get_text_config().vocab_size
+    if largest >= size:
+        raise InputError(
+            f"model.path {config.path!r}: the tokenizer has token ids up to {largest}, but the model has embeddings for "
+            f"{size} tokens; give a checkpoint with its own tokenizer, or resize its embeddings"
         )
 
 
@@ -126,7 +139,11 @@ def _load_or_explain(kind: Any, config: ModelConfig, **options: Any) -> Any:
         return kind.from_pretrained(
             path, revision=config.revision, trust_remote_code=config.trust_remote_code, **options
         )
-    except (OSError, ValueError, TypeError, KeyError, SafetensorError, StrictDataclassError) as error:
+    except Exception as error:
+        # Whatever the libraries stumble over in a configuration or a tokenizer, the file is at fault, and some raise no more
+        # than Exception; but memory that runs out while weights are loaded is no fault of theirs.
+        if isinstance(error, (RuntimeError, MemoryError)) and kind is AutoModelForCausalLM:
+            raise
         raise InputError(
             f"model.path {config.path!r} cannot be loaded: {_first_line(error)}; give a checkpoint folder or a hub name"
         ) from error

@@ -52,6 +52,21 @@ def bytes_in_memory(folder: Path, bytes_per_number: int | None = None) -> int:
     return total
 
 
+def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of every stored tensor, by name, from the heads of the files.
+
+    Raises:
+        InputError: as `check_weight_files`.
+    """
+    check_weight_files(folder)
+    shapes = {}
+    for path in _files_of(folder):
+        with safe_open(path, framework="numpy") as file:
+            for name in file.keys():  # noqa: SIM118 – no mapping
+                shapes[name] = tuple(file.get_slice(name).get_shape())
+    return shapes
+
+
 def _files_of(folder: Path) -> list[Path]:
     if not (folder / _INDEX).is_file():
         if (folder / _WHOLE).is_file():

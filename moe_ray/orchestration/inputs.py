@@ -47,14 +47,16 @@ def resolve_model(config: Config, *, trained: bool = False) -> ModelConfig:
     A local checkpoint's path comes back absolute, since workers run in folders of their own.
 
     Raises:
-        InputError: the checkpoint does not exist or has no experts, or is to be `trained` and its experts cannot be.
+        InputError: the checkpoint does not exist, has no experts or its parts do not belong together, or it is to be
+            `trained` and its experts cannot be.
     """
     if config.model.path == EMBEDDED:
         return replace(config.model, path=str(embedded_folder(cache_folder(config), seed=config.seed)))
     # Torch and the model library take seconds to import.
-    from moe_ray.models.loading import check_model, check_trainable
+    from moe_ray.models.loading import check_model, check_tokenizer, check_trainable
 
     (check_trainable if trained else check_model)(config.model)
+    check_tokenizer(config.model)
     folder = config.model.local_folder()
     return config.model if folder is None else replace(config.model, path=str(folder.absolute()))
 

@@ -11,10 +11,12 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moe_ray.errors import InputError
 from moe_ray.prompts.json_records import read_json_array, read_jsonl
+from moe_ray.storage.damage import reading
 
 _ROWS_PER_READ = 1024
 
@@ -125,9 +127,22 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
     try:
         # Without a buffer of whole row groups, which can be as large as the file.
         with pq.ParquetFile(path, pre_buffer=False) as file:
-            for rows in file.iter_batches(batch_size=_ROWS_PER_READ):
-                for row in rows.to_pylist():
+            for table in file.iter_batches(batch_size=_ROWS_PER_READ):
+                rows = _rows_of(table, name=f"prompts file {str(path)!r}")
+                for row in rows:
                     number += 1
                     yield number, str(number), {name: value for name, value in row.items() if value is not None}
-    except (OSError, ValueError) as error:
-        raise InputError(f"prompts file {str(path)!r} cannot be read as Parquet: {error}") from error
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(
+            f"prompts file {str(path)!r} cannot be read as Parquet: {_first_line(error)}; give a whole Parquet file"
+        ) from error
+
+
+def _rows_of(table: pa.RecordBatch, *, name: str) -> list[dict[str, Any]]:
+    with reading(name, expected="columns of texts and numbers", cure="write the file again"):
+        rows: list[dict[str, Any]] = table.to_pylist()
+    return rows
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, cast, get_args
 
 from moe_ray.chat_messages import Message, prompt_text
+from moe_ray.config.values import shortened
 from moe_ray.errors import InputError
 from moe_ray.prompts.example_sources import Record, Source, name_of, read_records, records_of
+from moe_ray.prompts.faults import Faults
 from moe_ray.prompts.repeated_ids import RepeatedIds
 
 Label = Literal["safe", "unsafe"]
@@ -26,7 +28,6 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 
 PairedRecords = Literal["pair", "goal", "attack"]
 
-_MAX_FAULTS_SHOWN = 20
 _LONGEST_TEXT_SHOWN = 40
 
 
@@ -113,35 +114,6 @@ def read_examples(source: Source, *, paired_records: PairedRecords = "pair") -> 
     return examples
 
 
-class Faults:
-    """What is wrong with rows, of which a message names the first ones."""
-
-    def __init__(self) -> None:
-        self._number, self._first = 0, list[str]()
-
-    def add(self, text: str) -> None:
-        """Adds a fault: location, field, and what is wrong."""
-        self._number += 1
-        if len(self._first) < _MAX_FAULTS_SHOWN:
-            self._first.append(text)
-
-    def add_repeated(self, ids: Iterable[str]) -> None:
-        """Adds ids that were used before."""
-        for name in ids:
-            self.add(f"{name}: id: used twice; ids must be unique within a file name")
-
-    def check(self) -> None:
-        """Refuses the rows if any is wrong.
-
-        Raises:
-            InputError: with how many are wrong, and the first of them.
-        """
-        if self._number:
-            shown, more = "\n  ".join(self._first), self._number - len(self._first)
-            rest = f"\n  … and {more} more" if more else ""
-            raise InputError(f"{self._number} wrong rows; mend or remove them:\n  {shown}{rest}")
-
-
 def examples_of_records(
     records: Iterable[Record], faults: Faults, paired_records: PairedRecords
 ) -> Iterator[list[Example]]:
@@ -154,7 +126,9 @@ def examples_of_records(
     """
     for record in records:
         try:
-            yield _to_examples(record, paired_records)
+            made = _to_examples(record, paired_records)
+            _check_characters(made)
+            yield made
         except _Fault as fault:
             faults.add(f"{record.location}: {fault}")
 
@@ -166,7 +140,7 @@ def records_to_examples(records: Sequence[Mapping[str, Any]], *, source: str = "
 
 def _to_examples(record: Record, paired_records: PairedRecords) -> list[Example]:
     fields = record.fields
-    name = f"{record.source}:{fields.get('id', record.number)}"
+    name = f"{record.source}:{_id(fields, record.number)}"
     shared: _Shared = {
         "category": _text(fields, "category") or "",
         "split": _split(fields),
@@ -192,8 +166,28 @@ def _to_examples(record: Record, paired_records: PairedRecords) -> list[Example]
     return [Example(id=name, messages=messages, label=label, response=response, target=target, **shared)]
 
 
+def _check_characters(examples: Iterable[Example]) -> None:
+    for one in examples:
+        texts = (one.id, one.category, one.response, one.target, one.topic, one.template)
+        spoken = (text for message in one.messages for text in message.values())
+        try:
+            for text in (*texts, *spoken):
+                (text or "").encode()
+        except UnicodeEncodeError as error:
+            what = "a text has half of a surrogate pair, such as \\ud83d alone, which is no character"
+            raise _Fault("record", f"{what}; mend or remove it") from error
+
+
 def _user(text: str) -> Message:
     return {"role": "user", "content": text}
+
+
+def _id(fields: Mapping[str, Any], number: int) -> str:
+    """What the source calls the record; its number where it says nothing."""
+    value = number if fields.get("id") is None else fields["id"]
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)) or value != value:
+        raise _Fault("id", f"got {type(value).__name__} {shortened(value)}, expected text or a number")
+    return str(value)
 
 
 def _text(fields: Mapping[str, Any], name: str) -> str | None:
@@ -214,7 +208,7 @@ def _level(fields: Mapping[str, Any], name: str) -> str:
 def _required_text(fields: Mapping[str, Any], name: str) -> str:
     value = _text(fields, name)
     if value is None:
-        raise _Fault(name, f"missing; got fields {', '.join(sorted(fields)) or 'none'}")
+        raise _Fault(name, f"missing; got fields {', '.join(sorted(fields))[:200] or 'none'}")
     if not value.strip():
         raise _Fault(name, "empty")
     return value
@@ -223,14 +217,16 @@ def _required_text(fields: Mapping[str, Any], name: str) -> str:
 def _label(fields: Mapping[str, Any]) -> Label:
     value = fields.get("label")
     if value not in LABELS:
-        raise _Fault("label", f"got {value!r}, expected 'safe' or 'unsafe'" if "label" in fields else "missing")
+        raise _Fault(
+            "label", f"got {shortened(value)}, expected 'safe' or 'unsafe'" if "label" in fields else "missing"
+        )
     return cast(Label, value)
 
 
 def _split(fields: Mapping[str, Any]) -> Split | None:
     value = fields.get("split")
     if value is not None and value not in SPLITS:
-        raise _Fault("split", f"got {value!r}, expected 'train', 'validation' or 'test'")
+        raise _Fault("split", f"got {shortened(value)}, expected 'train', 'validation' or 'test'")
     return cast("Split | None", value)
 
 
@@ -244,7 +240,7 @@ def _messages(value: Any, name: str) -> tuple[Message, ...]:
     for message in value:
         content = message.get("content") if isinstance(message, dict) else None
         if not isinstance(content, str) or not isinstance(message.get("role"), str):
-            raise _Fault(name, f"got {str(message)[:60]!r}, expected messages with text `role` and `content`")
+            raise _Fault(name, f"got {shortened(message)}, expected messages with text `role` and `content`")
     messages = tuple({"role": message["role"], "content": message["content"]} for message in value)
     if messages[-1]["role"] == "assistant":
         raise _Fault(name, "the last message is the assistant's; put the answer in `response` or `target`")

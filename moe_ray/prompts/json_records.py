@@ -35,6 +35,8 @@ def read_jsonl(path: Path) -> Iterator[FileRecord]:
                 value = json.loads(text)
             except json.JSONDecodeError as error:
                 raise InputError(f"{path}:{line}: not valid JSON ({error.msg} at column {error.colno})") from error
+            except (RecursionError, ValueError) as error:
+                raise _undecodable(path, line, error) from error
             yield line, str(line), _check_object(path, str(line), value)
 
 
@@ -106,6 +108,8 @@ class _Text:
                     continue
                 self.position = error.pos
                 raise InputError(f"{path}:{self.line}: not valid JSON ({error.msg})") from error
+            except (RecursionError, ValueError) as error:
+                raise _undecodable(path, self.line, error) from error
             return value
 
     def _read(self, number: int) -> bool:
@@ -136,6 +140,14 @@ def _opened(path: Path) -> Iterator[TextIO]:
         ) from error
     except OSError as error:
         raise InputError(f"prompts file {str(path)!r} cannot be read: {error.strerror}") from error
+
+
+def _undecodable(path: Path, line: int, error: Exception) -> InputError:
+    """What is JSON, but more than Python takes: brackets in brackets, or the digits of a number."""
+    what = "brackets are nested too deeply" if isinstance(error, RecursionError) else "a number has too many digits"
+    return InputError(
+        f"{path}:{line}: {what} to be read; no field of a prompt needs them, so mend or remove the record"
+    )
 
 
 def _first_bad_byte(path: Path) -> int:

@@ -14,7 +14,8 @@ from moe_ray.prompts.contents import Contents, ContentsWriter
 from moe_ray.prompts.example_index import ExampleIndex, IndexBuilder, Positions
 from moe_ray.prompts.example_rows import row_to_example
 from moe_ray.prompts.example_sources import Record
-from moe_ray.prompts.examples import Example, Faults, PairedRecords, Split, examples_of_records
+from moe_ray.prompts.examples import Example, PairedRecords, Split, examples_of_records
+from moe_ray.prompts.faults import Faults
 from moe_ray.prompts.repeated_ids import RepeatedIds
 
 
@@ -85,13 +86,7 @@ def read_spooled(sources: Iterable[Iterable[Record]], *, paired_records: PairedR
     """
     faults, ids, writer = Faults(), RepeatedIds(), ContentsWriter()
     for made in examples_of_records(chain.from_iterable(sources), faults, paired_records):
-        try:
-            writer.add(made)
-        except UnicodeEncodeError:
-            faults.add(
-                f"{made[0].id}: a text has half of a surrogate pair, such as \\ud83d alone, which is no character"
-            )
-            continue
+        writer.add(made)
         for example in made:
             ids.add(example.id)
     examples = SpooledExamples(writer.finish())

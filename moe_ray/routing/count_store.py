@@ -1,12 +1,13 @@
 """The parts of a capture: Parquet files of counts, each written whole, that together hold every example once.
 
-What is done is read from the parts' key columns alone, a part at a time, so neither resuming nor planning loads counts.
+Which examples they hold is read by `count_keys`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,13 +18,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from moe_ray.errors import InputError
-from moe_ray.routing.count_tables import counts_to_table, table_to_counts
+from moe_ray.routing.count_tables import table_to_counts
 from moe_ray.routing.counts import RoutingCounts, concat_counts
+from moe_ray.storage.damage import reading
 from moe_ray.storage.fingerprint import content_hash
 from moe_ray.storage.folder import Folder
-
-_KEYS = ["batch_idx", "in_batch_idx"]
-_PLACES_PER_BATCH = 1 << 20
 
 MAX_ROWS_PER_GROUP = 512
 """Rows in a row group of a part: what is loaded to read one batch of it."""
@@ -37,81 +36,6 @@ class PartsInfo(NamedTuple):
     num_experts_per_tok: int
 
 
-def keys_of(batch_idx: npt.ArrayLike, in_batch_idx: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    """One number per example."""
-    return np.asarray(batch_idx, dtype=np.int64) * _PLACES_PER_BATCH + np.asarray(in_batch_idx, dtype=np.int64)
-
-
-def read_keys(folder: Folder, name: str) -> npt.NDArray[np.int64]:
-    """`keys_of` the rows of a Parquet file; nothing else of it is read."""
-    with folder.open_parquet(name) as file:
-        chunks = [_table_keys(pa.Table.from_batches([batch])) for batch in file.iter_batches(columns=_KEYS)]
-    return np.concatenate(chunks) if chunks else np.empty(0, dtype=np.int64)
-
-
-def _table_keys(table: pa.Table) -> npt.NDArray[np.int64]:
-    return keys_of(*(table.column(name).to_numpy() for name in _KEYS))
-
-
-def all_keys(folder: Folder, names: Sequence[str]) -> npt.NDArray[np.int64]:
-    """`keys_of` the examples in the files, ascending, an example that several rows or files hold once.
-
-    Holds 8 bytes per example and file that has it, twice while they are sorted.
-    """
-    found = [np.unique(read_keys(folder, name)) for name in names]
-    return np.unique(np.concatenate(found)) if found else np.empty(0, dtype=np.int64)
-
-
-def rows_without(keys: npt.NDArray[np.int64], folder: Folder, names: Sequence[str]) -> npt.NDArray[np.int64]:
-    """Positions in `keys` of examples that are in none of the files."""
-    return np.flatnonzero(~_is_among(keys, all_keys(folder, names)))
-
-
-def _is_among(keys: npt.NDArray[np.int64], ascending: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    if not len(ascending):
-        return np.zeros(len(keys), dtype=bool)
-    found = ascending[np.minimum(np.searchsorted(ascending, keys), len(ascending) - 1)]
-    is_among: npt.NDArray[np.bool_] = found == keys
-    return is_among
-
-
-def remove_doubles(parts: Folder) -> int:
-    """Removes rows of examples that an earlier part holds too; returns how many rows.
-
-    Such rows are left by a worker of an earlier run that was still writing. Every part's keys are read once and sorted
-    once, all together; only parts that lose rows are read whole. Holds 16 bytes per example.
-    """
-    names = parts.parquet_names()
-    found = [np.unique(read_keys(parts, name)) for name in names]
-    if not found:
-        return 0
-    keys = np.concatenate(found)
-    ascending = np.sort(keys)
-    doubled = np.unique(ascending[1:][ascending[1:] == ascending[:-1]])
-    if not len(doubled):
-        return 0
-    # The first part that holds an example keeps it: of the places of a key, in the order of parts, all but the first.
-    places = np.flatnonzero(_is_among(keys, doubled))
-    _, firsts = np.unique(keys[places], return_index=True)
-    later = np.delete(places, firsts)
-    part_of = np.searchsorted(np.cumsum([len(of_part) for of_part in found]), later, side="right")
-    return sum(
-        _remove_examples(parts, names[part], np.sort(keys[later[part_of == part]])) for part in np.unique(part_of)
-    )
-
-
-def _remove_examples(parts: Folder, name: str, ascending: npt.NDArray[np.int64]) -> int:
-    """Removes the rows of the examples from a part, which goes where none is left; returns how many rows."""
-    table = parts.read_table(name)
-    is_doubled = _is_among(_table_keys(table), ascending)
-    if is_doubled.all():
-        parts.remove(name)
-    else:
-        # Through the counts, since a part's digest is of the rows that it holds.
-        parts.write_table(name, counts_to_table(table_to_counts(table.filter(pa.array(~is_doubled)))))
-    return int(is_doubled.sum())
-
-
 def parts_info(parts: Folder) -> PartsInfo:
     """What all parts have in common, from the first one.
 
@@ -121,20 +45,20 @@ def parts_info(parts: Folder) -> PartsInfo:
     names = parts.parquet_names()
     if not names:
         raise InputError("no routing counts; capture at least one batch")
-    with parts.open_parquet(names[0]) as file:
+    with parts.open_parquet(names[0]) as file, _decoding(parts, names[0]):
         schema = file.schema_arrow
         about = json.loads(schema.metadata[b"moe_ray"])
         num_experts = schema.field("counts").type.shape[1]
-    return PartsInfo(tuple(about["layers"]), num_experts, int(about["num_experts_per_tok"]))
+        return PartsInfo(tuple(about["layers"]), num_experts, int(about["num_experts_per_tok"]))
 
 
 def digest_of_parts(parts: Folder) -> str:
     """A hash of all stored counts, the same however they are cut into parts; reads no counts."""
     total, about = 0, dict[str, Any]()
     for name in parts.parquet_names():
-        with parts.open_parquet(name) as file:
+        with parts.open_parquet(name) as file, _decoding(parts, name):
             about = json.loads(file.schema_arrow.metadata[b"moe_ray"])
-        total = (total + int(about.pop("digest"), 16)) % (1 << 64)
+            total = (total + int(about.pop("digest"), 16)) % (1 << 64)
     return content_hash([about, total])
 
 
@@ -145,7 +69,7 @@ def read_counts(parts: Folder) -> RoutingCounts:
     """
     chosen = []
     for name in parts.parquet_names():
-        with parts.open_parquet(name) as file:
+        with parts.open_parquet(name) as file, _decoding(parts, name):
             chosen.append(table_to_counts(file.read(columns=_without_ids(file))))
     return concat_counts(chosen)
 
@@ -154,12 +78,12 @@ def read_batches(parts: Folder, names: Sequence[str], batch_idx: Sequence[int]) 
     """The counts of some batches, from the parts that hold them; only row groups that may hold some are loaded."""
     wanted, chosen = np.unique(np.asarray(batch_idx, dtype=np.int64)), []
     for name in names:
-        with parts.open_parquet(name) as file:
+        with parts.open_parquet(name) as file, _decoding(parts, name):
             groups = _groups_with(file.metadata, wanted)
             table = file.read_row_groups(groups, columns=_without_ids(file))
-        table = table.filter(pc.is_in(table["batch_idx"], pa.array(wanted)))
-        if table.num_rows:
-            chosen.append(table_to_counts(table))
+            table = table.filter(pc.is_in(table["batch_idx"], pa.array(wanted)))
+            if table.num_rows:
+                chosen.append(table_to_counts(table))
     return concat_counts(chosen)
 
 
@@ -257,5 +181,10 @@ def _sums(places: npt.NDArray[np.int64], values: npt.NDArray[np.int64], number: 
 
 def _scan(parts: Folder, columns: list[str]) -> Iterator[tuple[str, pa.Table]]:
     for name in parts.parquet_names():
-        with parts.open_parquet(name) as file:
-            yield name, file.read(columns=columns)
+        with parts.open_parquet(name) as file, _decoding(parts, name):
+            table = file.read(columns=columns).select(columns)
+        yield name, table
+
+
+def _decoding(parts: Folder, name: str) -> AbstractContextManager[None]:
+    return reading(parts.file(name), expected="a part of the routing counts")

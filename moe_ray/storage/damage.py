@@ -9,13 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pyarrow as pa
+from safetensors import SafetensorError
 
 from moe_ray.errors import InputError, MoeRayError
 
-_STUMBLED = (
-    # Not of the form: JSON, Parquet, zip, numpy arrays; and what is in it is of other types or has other names.
+STUMBLED = (
+    # Not of the form: JSON, Parquet, zip, numpy arrays, safetensors; and what is in it is of other types or has other names.
     *(ValueError, pa.ArrowException, zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError),
     *(KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError, SyntaxError, MemoryError),
+    SafetensorError,
 )
 AGAIN = "remove it and run the stage that makes it again"
 _MOST_SAID = 200
@@ -23,7 +25,7 @@ _MOST_SAID = 200
 
 @contextmanager
 def reading(
-    path: str, *, expected: str, cure: str = AGAIN, only: tuple[type[Exception], ...] = _STUMBLED
+    path: str, *, expected: str, cure: str = AGAIN, only: tuple[type[Exception], ...] = STUMBLED
 ) -> Iterator[None]:
     """Turns what a reader of the file stumbles over inside this context into one sentence.
 

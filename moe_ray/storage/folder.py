@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fnmatch
 import io
 import json
@@ -21,6 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 from moe_ray.errors import InputError, OutsideFailed
 from moe_ray.storage.damage import reading
 
+_NOTHING_TO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
 _READ_ONLY = {"http", "https", "data", "zip", "tar", "libarchive", "git", "github"}
 
 
@@ -198,6 +200,19 @@ class Folder:
         with reading(self.file(name), expected="Parquet"):
             return pq.read_table(io.BytesIO(data))
 
+    def sync(self) -> None:
+        """Has a local disk keep what was written to the folder so far, also if the power fails; elsewhere it is kept."""
+        if not isinstance(self.fs, LocalFileSystem):
+            return
+        for path in [*sorted(self.fs.find(self.path, withdirs=True)), self.path]:
+            # A file that somebody has taken away meanwhile need not be kept, and some file systems keep everything at once.
+            with contextlib.suppress(FileNotFoundError), _opened(path) as descriptor:
+                try:
+                    os.fsync(descriptor)
+                except OSError as error:
+                    if error.errno not in _NOTHING_TO_SYNC:
+                        raise
+
     def read_frame(self, name: str) -> pd.DataFrame:
         """A Parquet file's rows."""
         frame: pd.DataFrame = self.read_table(name).to_pandas()
@@ -217,3 +232,12 @@ class Folder:
         else:
             self.delete()
         self.fs.makedirs(self.path, exist_ok=True)
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

@@ -125,14 +125,23 @@ def _plain(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def begin(folder: Folder, inputs: Mapping[str, Any], *, keeps: tuple[str, ...] = ()) -> Decision:
-    """Decides, and where the stage is begun anew empties its folder and marks it with the inputs; else changes nothing.
+    """Decides, and where the stage is begun anew empties its folder and marks it with the inputs.
+
+    A finished stage that lost one of its files is resumed: its work finds what is left.
 
     Args:
         folder: of the stage.
         inputs: everything the output depends on.
         keeps: as `Stage.keeps`.
+
+    Raises:
+        InputError: it would be emptied, and holds what no stage wrote.
     """
     plain, decision = _plain(inputs), decide(folder, inputs)
+    if decision.action == "reuse" and (lost := _lost_files(folder, keeps)):
+        logger.warning("%s lacks %s, which was there; it is made again", folder.url, ", ".join(lost[:3]))
+        folder.remove(MANIFEST)
+        decision = decide(folder, inputs)
     if decision.action == "begin":
         _refuse_foreign_files(folder, keeps)
         # A process that is killed while it empties the folder must leave no manifest behind, which would say that the rest
@@ -142,6 +151,12 @@ def begin(folder: Folder, inputs: Mapping[str, Any], *, keeps: tuple[str, ...] =
         folder.clear(keeps=(STARTED, *keeps))
         folder.write_json(STARTED, {"inputs": plain})
     return decision
+
+
+def _lost_files(folder: Folder, keeps: tuple[str, ...]) -> list[str]:
+    """What a finished stage wrote and is not there any more."""
+    wrote, there = read_manifest(folder).get("wrote") or [], set(folder.names())
+    return [name for name in wrote if name not in there and not any(fnmatch.fnmatchcase(name, k) for k in keeps)]
 
 
 def _refuse_foreign_files(folder: Folder, keeps: tuple[str, ...]) -> None:
@@ -181,6 +196,8 @@ def finish(folder: Folder, inputs: Mapping[str, Any], notes: Mapping[str, Any], 
     """
     kept = {**notes, "seconds": seconds}
     wrote = [name for name in folder.names() if name != MANIFEST]
+    # What the manifest says is complete must be on the disk before it is.
+    folder.sync()
     folder.write_json(MANIFEST, {"inputs": _plain(inputs), "notes": kept, "wrote": wrote, "environment": environment()})
     return Outcome(folder=folder, notes=kept, seconds=seconds, is_reused=False)
 

@@ -18,11 +18,11 @@ from moe_ray.finetuning.adapter import (
     adapter_applied,
     apply_adapter,
     expert_weights,
-    hash_weights,
     load_adapter,
     merge_adapter,
     save_adapter,
 )
+from moe_ray.finetuning.adapter_tensors import hash_weights
 from moe_ray.finetuning.trainable_experts import trainable_experts
 from moe_ray.finetuning.trainer import MaskedTrainer
 

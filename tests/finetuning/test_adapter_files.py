@@ -18,7 +18,16 @@ from moe_ray.finetuning.adapter_files import (
 )
 from moe_ray.storage.folder import Folder
 
-HEADER = {"format": 1, "base": "tiny", "experts": [[0, 1]]}
+HEADER = {
+    "format": 1,
+    "base": "tiny",
+    "base_hash": "a",
+    "mask_hash": "b",
+    "model_type": "olmoe",
+    "layers": [0, 2],
+    "num_experts": 4,
+    "experts": [[0, 1]],
+}
 WEIGHTS = bytes(range(256)) * 100
 
 
@@ -52,10 +61,14 @@ def test_a_copy_replaces_an_older_adapter(folder, tmp_path):
     assert adapter_digest(target) == adapter_digest(source)
 
 
-def test_an_interrupted_copy_leaves_no_finished_adapter(folder, tmp_path):
+def disk_full(*args):
+    raise OSError(28, "disk full")
+
+
+def test_an_interrupted_copy_leaves_no_finished_adapter(folder, tmp_path, monkeypatch):
     source, target = write(folder), write(Folder.open(str(tmp_path / "older")), weights=b"old")
-    source.remove("experts.safetensors")
-    with pytest.raises(FileNotFoundError):
+    monkeypatch.setattr("moe_ray.finetuning.adapter_files.shutil.copyfileobj", disk_full)
+    with pytest.raises(OSError, match="disk full"):
         copy_adapter(source, target)
     with pytest.raises(InputError, match="holds no adapter"):
         read_adapter_header(target)
@@ -102,6 +115,33 @@ def test_a_folder_without_a_finished_adapter_is_refused(folder, use):
     write(folder, header={**HEADER, "format": 99})
     with pytest.raises(InputError, match="got adapter format 99, expected one of"):
         use(folder)
+
+
+@pytest.mark.parametrize("use", [adapter_digest, lambda folder: copy_adapter(folder, Folder.open("memory://copies/c"))])
+def test_a_header_without_weights_is_refused(folder, use):
+    write(folder).remove("experts.safetensors")
+    with pytest.raises(InputError, match=r"without experts\.safetensors"):
+        use(folder)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"base": None}, "base is a NoneType"),
+        ({"experts": [[0, 4]]}, "L00_E04, which no model of its layout has"),
+        ({"experts": [[1, 0]]}, "L01_E00, which no model of its layout has"),
+        ({"experts": [[0, 1], [0, 1]]}, "a part twice"),
+        ({"experts": [[0]]}, "no whole numbers"),
+        ({"experts": [[0, True]]}, "no whole numbers"),
+        ({"layers": [0, 10**30]}, "no whole numbers"),
+        ({"num_experts": -1}, "num_experts is -1"),
+        ({"experts": 3}, "TypeError"),
+    ],
+)
+def test_a_header_that_is_none_is_named(folder, changed, said):
+    write(folder, header=HEADER | changed)
+    with pytest.raises(InputError, match=rf"adapter\.json is damaged or foreign.*{said}"):
+        read_adapter_header(folder)
 
 
 @pytest.mark.slow

@@ -9,7 +9,8 @@ from torch import nn
 from training_runs import BATCHES, CONFIG, EXPERTS, train
 
 from moe_ray.errors import InputError
-from moe_ray.finetuning.adapter import adapter_applied, apply_adapter, expert_weights, hash_weights, save_adapter
+from moe_ray.finetuning.adapter import adapter_applied, apply_adapter, expert_weights, save_adapter
+from moe_ray.finetuning.adapter_tensors import hash_weights
 from moe_ray.finetuning.frozen import count_changed, hash_frozen
 from moe_ray.finetuning.trainable_experts import trainable_experts
 from moe_ray.finetuning.trainer import MaskedTrainer

@@ -20,12 +20,12 @@ from moe_ray.finetuning.adapter import (
     adapter_applied,
     apply_adapter,
     expert_weights,
-    hash_weights,
     load_adapter,
     merge_adapter,
     save_adapter,
 )
 from moe_ray.finetuning.adapter_files import read_adapter_header
+from moe_ray.finetuning.adapter_tensors import hash_weights
 from moe_ray.finetuning.checkpoint import load_checkpoint, save_checkpoint
 from moe_ray.finetuning.fine_tune import FineTuned, continue_fine_tuning, learned_parts
 from moe_ray.finetuning.frozen import count_changed, hash_frozen

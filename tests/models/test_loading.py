@@ -11,7 +11,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from moe_ray.config.model import ModelConfig
 from moe_ray.errors import InputError
-from moe_ray.models.loading import check_model, check_trainable, context_length, load_model, num_decoder_layers
+from moe_ray.models.loading import (
+    check_model,
+    check_tokenizer,
+    check_trainable,
+    context_length,
+    load_model,
+    num_decoder_layers,
+)
 from moe_ray.models.moe_layers import find_moe_layers
 
 
@@ -138,3 +145,22 @@ def test_pickled_weights_are_refused_where_they_would_be_read(tmp_path):
     for load in (check_model, load_model):
         with pytest.raises(InputError):
             load(ModelConfig(path=str(tmp_path)))
+
+
+@pytest.mark.slow
+def test_a_tokenizer_of_another_model_is_named(untrained_model_path, tmp_path):
+    shutil.copytree(untrained_model_path, tmp_path, dirs_exist_ok=True)
+    check_tokenizer(ModelConfig(path=str(tmp_path)))
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 100}))
+    with pytest.raises(InputError, match=r"token ids up to .* but the model has embeddings for 100 tokens"):
+        check_tokenizer(ModelConfig(path=str(tmp_path)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", ["{", "[]", '{"model": 3}', "\udcff", '{"version": "1.0"}'])
+def test_a_tokenizer_that_is_none_is_named(untrained_model_path, tmp_path, text):
+    shutil.copytree(untrained_model_path, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tokenizer.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(InputError, match=r"cannot be loaded: .*; give a checkpoint folder"):
+        check_tokenizer(ModelConfig(path=str(tmp_path)))

@@ -80,7 +80,9 @@ def test_wrong_rows_are_refused_in_the_words_of_read_examples(tmp_path, rows):
 def test_half_of_a_surrogate_pair_is_named(tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_text('{"prompt": "a \\ud83d b", "label": "safe"}\n{"prompt": "\\ud83d\\ude00", "label": "safe"}\n')
-    with pytest.raises(InputError, match=r"1 wrong rows.*\n  p:1: a text has half of a surrogate pair"):
+    with pytest.raises(
+        InputError, match=r"1 wrong rows.*\n  .*p\.jsonl:1: record: a text has half of a surrogate pair"
+    ):
         read_spooled([read_records([path])])
 
 

@@ -11,19 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_ray.identification.confounds import length_table
+from moe_ray.routing.count_keys import all_keys, keys_of, remove_doubles, rows_without
 from moe_ray.routing.count_store import (
-    all_keys,
     batches_in_parts,
     count_tokens,
     digest_of_parts,
-    keys_of,
     parts_info,
     plan_reads,
     read_batches,
     read_counts,
     read_lengths,
-    remove_doubles,
-    rows_without,
 )
 from moe_ray.routing.count_tables import counts_to_table, table_to_counts
 from moe_ray.routing.counts import concat_counts

@@ -23,6 +23,14 @@ def folder(tmp_path_factory):
     return Folder.open(str(tmp_path_factory.mktemp("damage")))
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a finished stage."""
+    folder = Folder.open(str(tmp_path_factory.mktemp("finished")))
+    finish(folder, {"a": 1, "b": [1, 2]}, {"made": {"masks": "abc"}}, seconds=1.5)
+    return folder
+
+
 def sentence_or_fine(path, read):
     """Reading works, since not all damage shows, or ends in a sentence of one line that names the file."""
     said = refusal_of(read)
@@ -59,9 +67,8 @@ def test_tables(folder, data):
 @pytest.mark.slow
 @many
 @given(st.data())
-def test_manifests(folder, data):
-    finish(folder, {"a": 1, "b": [1, 2]}, {"made": {"masks": "abc"}}, seconds=1.5)
-    whole = folder.read_bytes(MANIFEST)
+def test_manifests(folder, finished, data):
+    whole = finished.read_bytes(MANIFEST)
     folder.write_bytes(MANIFEST, data.draw(st.one_of(damaged(whole), of_other_types(whole))))
     sentence_or_fine(folder.file(MANIFEST), lambda: (decide(folder, {"a": 1}), read_outcome(folder)))
 

@@ -1,6 +1,8 @@
 """A stage is reused, resumed or begun anew in one place, by what its output depends on and nothing else."""
 
+import os
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -200,3 +202,38 @@ def test_whoever_is_killed_while_a_folder_is_emptied_can_begin_again(parent, mon
     assert folder.exists("output.json")
     assert begin(folder, {"a": 2}).action == "begin"
     assert not folder.exists("output.json")
+
+
+def test_a_finished_stage_that_lost_a_file_makes_it_again_from_what_is_left(parent, caplog):
+    calls = []
+    stage = counting_stage({"a": 1}, calls)
+    folder = run_stage(stage, parent).folder
+    folder.write_json("left.json", 1)
+    finish(folder, stage.inputs, {}, seconds=0)
+    folder.remove("output.json")
+    assert not run_stage(stage, parent).is_reused
+    assert calls == [[STARTED], [STARTED, "left.json"]]
+    assert any("lacks output.json, which was there; it is made again" in message for message in caplog.messages)
+    assert run_stage(stage, parent).is_reused
+
+
+def test_a_stage_inside_that_went_is_no_loss(parent):
+    calls = []
+    stage = replace(counting_stage({"a": 1}, calls), keeps=("round_*",))
+    folder = run_stage(stage, parent).folder
+    folder.sub("round_1").write_json("x.json", 1)
+    finish(folder, stage.inputs, {"seconds": 0}, seconds=0)
+    folder.sub("round_1").delete()
+    assert run_stage(stage, parent).is_reused
+
+
+def test_what_a_manifest_says_is_complete_is_on_the_disk_before_it(tmp_path, monkeypatch):
+    synced, written = [], []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    monkeypatch.setattr(Folder, "write_json", lambda folder, name, value: written.append((name, len(synced))))
+    folder = Folder.open(str(tmp_path))
+    folder.write_bytes("output", b"1")
+    folder.sub("parts").write_bytes("part", b"2")
+    finish(folder, {}, {}, seconds=0)
+    assert {str(tmp_path / name) for name in ("output", "parts/part", "parts", "")} <= set(synced)
+    assert written == [("manifest.json", len(synced))]

@@ -13,7 +13,8 @@ from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.config.rounds import RoundsConfig
 from moe_ray.errors import FrozenChanged, InputError
 from moe_ray.experts import Expert, masks_from_experts
-from moe_ray.finetuning.adapter import adapter_applied, expert_weights, hash_weights, load_adapter, save_adapter
+from moe_ray.finetuning.adapter import adapter_applied, expert_weights, load_adapter, save_adapter
+from moe_ray.finetuning.adapter_tensors import hash_weights
 from moe_ray.finetuning.fine_tune import FineTuned, continue_fine_tuning
 from moe_ray.finetuning.frozen import count_changed, hash_frozen
 from moe_ray.finetuning.trainable_experts import trainable_experts

@@ -28,7 +28,8 @@ from moe_ray.orchestration.jobs.capture_window import WindowReport
 from moe_ray.prompts.example_tables import BATCHES
 from moe_ray.prompts.quarantine import QUARANTINE, TRUNCATED, quarantine_frame
 from moe_ray.report.run_text import describe_reasons
-from moe_ray.routing.count_store import count_tokens, keys_of, remove_doubles, rows_without
+from moe_ray.routing.count_keys import keys_of, remove_doubles, remove_unreadable, rows_without
+from moe_ray.routing.count_store import count_tokens
 from moe_ray.routing.window_plan import WindowPlan
 from moe_ray.run_directory import ATTEMPTS, CAPTURE, PROMPTS, REJECTED, SHORTENED, RunDirectory
 from moe_ray.storage.folder import Folder
@@ -157,6 +158,7 @@ def _examples_to_do(run: RunDirectory) -> tuple[npt.NDArray[np.int64], npt.NDArr
     keys = keys_of(batch_idx, table["in_batch_idx"].to_numpy())
     todo = np.arange(len(keys))
     for folder in (run.counts_folder, run.sub(REJECTED)):
+        remove_unreadable(folder)
         todo = todo[rows_without(keys[todo], folder, folder.parquet_names())]
     out = run.sub(CAPTURE)
     if out.exists(QUARANTINE):

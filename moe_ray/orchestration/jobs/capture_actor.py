@@ -34,7 +34,8 @@ from moe_ray.prompts.quarantine import PROCESS_DIED, Rejected, quarantine_frame,
 from moe_ray.prompts.stored_examples import StoredExample, StoredExamples
 from moe_ray.routing.capture import count_rows, counts_from_forward
 from moe_ray.routing.capture_batches import with_response
-from moe_ray.routing.count_store import MAX_ROWS_PER_GROUP, all_keys, keys_of
+from moe_ray.routing.count_keys import all_keys, keys_of
+from moe_ray.routing.count_store import MAX_ROWS_PER_GROUP
 from moe_ray.routing.count_tables import counts_to_table
 from moe_ray.routing.counter import counting
 from moe_ray.routing.counts import RoutingCounts, concat_counts

@@ -13,7 +13,7 @@ import pandas as pd
 from moe_ray.models.tokenization import TokenizedRow
 from moe_ray.prompts.quarantine import Rejected, rejected_row
 from moe_ray.prompts.stored_examples import StoredExample
-from moe_ray.routing.count_store import keys_of
+from moe_ray.routing.count_keys import keys_of
 from moe_ray.routing.counts import RoutingCounts
 from moe_ray.routing.crash_markers import Attempt
 from moe_ray.storage.fingerprint import content_hash

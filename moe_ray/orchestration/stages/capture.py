@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,14 +12,19 @@ from moe_ray.orchestration.jobs import capture as job
 from moe_ray.orchestration.stages.context import Context
 from moe_ray.prompts.quarantine import QUARANTINE, TRUNCATED
 from moe_ray.routing.count_store import digest_of_parts
-from moe_ray.run_directory import CAPTURE, COUNTS, PROMPTS
+from moe_ray.run_directory import CAPTURE, COUNTS, PROMPTS, RESPONSES
+from moe_ray.storage.file_digests import changed_files, file_digests
 from moe_ray.storage.fingerprint import content_hash
 from moe_ray.storage.folder import Folder
-from moe_ray.storage.stage import MADE, Outcome, Stage, decide, is_finished, read_manifest
+from moe_ray.storage.stage import MADE, MANIFEST, STARTED, Outcome, Stage, decide, is_finished, read_manifest
 
 _OF_GENERATION = ("capture.max_new_tokens", "capture.temperature")
 _KEYS = ["batch_idx", "in_batch_idx"]
 _SCORES = "capture.scores"
+_FILES = "files"
+"""Key of the manifest's notes: a digest per part, by which a damaged one is found."""
+
+logger = logging.getLogger(__name__)
 
 
 def capture(run: Context) -> Outcome:
@@ -29,10 +35,41 @@ def capture(run: Context) -> Outcome:
         notes = job.capture(run.directory, run.model, config, seed=run.config.seed, models=run.models)
         left_out = [folder.read_frame(name)[_KEYS].to_numpy().tolist() for name in (QUARANTINE, TRUNCATED)]
         made = {"counts": digest_of_parts(run.directory.sub(COUNTS)), "left_out": content_hash(left_out)}
-        return {**notes, MADE: made}
+        files = {name: file_digests(part, part.parquet_names()) for name, part in _folders_of_parts(run).items()}
+        return {**notes, MADE: made, _FILES: files}
 
     inputs = _inputs_of_what_is_there(run)
+    _set_damaged_parts_aside(run, inputs)
     return run.do(Stage(name=CAPTURE, inputs=inputs, work=work))
+
+
+def _folders_of_parts(run: Context) -> dict[str, Folder]:
+    """The folders of parts that the capture has written, by name."""
+    return {name: run.directory.sub(name) for name in (COUNTS, RESPONSES) if run.directory.folder.exists(name)}
+
+
+def _set_damaged_parts_aside(run: Context, inputs: dict[str, Any]) -> None:
+    """Takes parts that are not as they were written out of a finished capture, which counts their examples again."""
+    folder = run.directory.sub(CAPTURE)
+    if decide(folder, inputs).action != "reuse":
+        return
+    known: dict[str, dict[str, str]] = read_manifest(folder)["notes"].get(_FILES) or {}
+    changed = {name: changed_files(run.directory.sub(name), digests) for name, digests in known.items()}
+    names = sorted(set().union(*changed.values()))
+    if not names:
+        return
+    logger.warning(
+        "capture: %d of its parts are lost or not as they were written (such as %s); their examples are captured again",
+        *(len(names), names[0]),
+    )
+    # An example that has counts is done, and a part of responses has the name of the counts that were written with it.
+    folder.remove(MANIFEST)
+    for name in names:
+        for parts in known:
+            run.directory.sub(parts).remove(name)
+    if not set(changed.get(RESPONSES, ())) <= known[COUNTS].keys():
+        # The counts were written anew under other names: which examples these were is not known.
+        folder.remove(STARTED)
 
 
 def _inputs_of_what_is_there(run: Context) -> dict[str, Any]:

@@ -32,6 +32,9 @@ _ENVIRONMENT = {
 _TEMPORARY = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED", "ABORTED"}
 """MLflow's error codes after which the same request may succeed; no answer at all is INTERNAL_ERROR."""
 
+_GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE")
+"""Error codes where a run was deleted."""
+
 
 class Connection:
     """A server or SQLite file, with the experiment and the outbox that the runs share.
@@ -80,10 +83,25 @@ class Connection:
         try:
             self.client.update_run(run_id, status="RUNNING")
         except MlflowException as error:
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE"):
+            if error.error_code in _GONE:
                 return False
             raise
         return True
+
+    def end_children(self, run_id: str) -> None:
+        """Ends the runs below this one that still count as running, since the process that ran them was killed."""
+        for child in self.client.search_runs([self.experiment_id], f"tags.`{_PARENT_TAG}` = '{run_id}'"):
+            self.end_children(child.info.run_id)
+            if child.info.status == "RUNNING":
+                self.end(child.info.run_id)
+
+    def end(self, run_id: str) -> None:
+        """Ends a run that was killed; one that was deleted meanwhile needs no end."""
+        try:
+            self.client.set_terminated(run_id, status="KILLED")
+        except MlflowException as error:
+            if error.error_code not in _GONE:
+                raise
 
     def _deliver(self, item: Item) -> None:
         try:

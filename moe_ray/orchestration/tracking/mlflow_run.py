@@ -20,6 +20,7 @@ from moe_ray.config.tracking import TrackingConfig
 from moe_ray.errors import OutsideFailed
 from moe_ray.orchestration.tracking.mlflow_connection import Connection
 from moe_ray.orchestration.tracking.outbox import SPOOL
+from moe_ray.storage.damage import reading
 from moe_ray.storage.fingerprint import content_hash
 from moe_ray.storage.folder import Folder
 
@@ -129,8 +130,9 @@ class Tracker:
 class MlflowTracker(Tracker):
     """The parent run of a run directory.
 
-    A run that was killed or failed is gone on with by the next one that has the same settings; after a finished one, or
-    with other settings, a new parent is made, whose tag `moe_ray.previous_run` names the one before.
+    A run that was killed or failed is gone on with by the next one that has the same settings, and what it left running
+    below it is ended as KILLED. After a finished one, or with other settings, a new parent is made, whose tag
+    `moe_ray.previous_run` names the one before.
 
     Args:
         config: where to.
@@ -148,7 +150,7 @@ class MlflowTracker(Tracker):
     ) -> None:
         connection = Connection(config, folder)
         self.uri, self._settings = connection.uri, content_hash(dict(settings or {}))
-        previous = folder.read_json(RECORD) if folder.exists(RECORD) else None
+        previous = _read_record(folder) if folder.exists(RECORD) else None
         try:
             connection.open_experiment(config.experiment)
             if connection.outbox:
@@ -163,12 +165,16 @@ class MlflowTracker(Tracker):
         if settings:
             self.log_params(settings)
 
-    def _resume_or_create(self, connection: Connection, run_name: str, previous: dict[str, Any] | None) -> str:
+    def _resume_or_create(self, connection: Connection, run_name: str, previous: dict[str, str] | None) -> str:
         tags = {}
         if previous is not None and previous["uri"] == self.uri:
-            is_unfinished = previous["status"] != "FINISHED" and previous["settings"] == self._settings
-            if is_unfinished and connection.reopen(previous["run_id"]):
-                return str(previous["run_id"])
+            is_unfinished = previous["status"] != "FINISHED"
+            if is_unfinished:
+                connection.end_children(previous["run_id"])
+            if is_unfinished and previous["settings"] == self._settings and connection.reopen(previous["run_id"]):
+                return previous["run_id"]
+            if previous["status"] == "RUNNING":
+                connection.end(previous["run_id"])
             tags[_PREVIOUS_TAG] = previous["run_id"]
         run = connection.client.create_run(connection.experiment_id, run_name=run_name, tags=tags)
         return str(run.info.run_id)
@@ -198,6 +204,21 @@ class MlflowTracker(Tracker):
 def _now() -> int:
     """Milliseconds since 1970, MLflow's unit."""
     return int(time.time() * 1000)
+
+
+def _read_record(folder: Folder) -> dict[str, str]:
+    """What `RECORD` says of the last run here.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    record = folder.read_json(RECORD)
+    cure = "remove it, and the next run begins a new run in MLflow"
+    with reading(folder.file(RECORD), expected="the MLflow run of this directory", cure=cure):
+        if not all(isinstance(record[name], str) for name in ("uri", "run_id", "status", "settings")):
+            raise TypeError("an entry is no text")
+    known: dict[str, str] = record
+    return known
 
 
 def _status(kind: type[BaseException] | None) -> str:

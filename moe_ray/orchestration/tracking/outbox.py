@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from moe_ray.storage.damage import reading
 from moe_ray.storage.folder import Folder
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ class Outbox:
         self._pause, self._next_attempt = _FIRST_PAUSE, 0.0
         self._is_spooled = folder.exists(SPOOL)
         if self._is_spooled:
-            items = [json.loads(line) for line in folder.read_bytes(SPOOL).decode().splitlines()]
+            items = _read_items(folder)
             self._waiting.extend(item for item in items if item["destination"] == destination)
             self._foreign = [item for item in items if item["destination"] != destination]
 
@@ -119,3 +120,18 @@ class Outbox:
             self.folder.write_bytes(SPOOL, "".join(json.dumps(item) + "\n" for item in items).encode())
         elif self.folder.exists(SPOOL):
             self.folder.fs.rm(self._spool_path())
+
+
+def _read_items(folder: Folder) -> list[Item]:
+    """What waits in a run directory.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    data = folder.read_bytes(SPOOL)
+    cure = "remove it; what it holds is lacking in MLflow then, and still in the run directory"
+    with reading(folder.file(SPOOL), expected="a line of JSON for every item that waits", cure=cure):
+        items: list[Item] = [json.loads(line) for line in data.decode().splitlines()]
+        if not all(isinstance(item[name], str) for item in items for name in ("destination", "kind", "run")):
+            raise TypeError("an item has no destination, kind or run")
+    return items

@@ -52,7 +52,8 @@ from moe_ray.prompts.quarantine import (
     without_quarantined,
 )
 from moe_ray.routing.capture import count_rows
-from moe_ray.routing.count_store import keys_of, read_counts
+from moe_ray.routing.count_keys import keys_of
+from moe_ray.routing.count_store import read_counts
 from moe_ray.routing.count_tables import counts_to_table, table_to_counts
 from moe_ray.routing.counter import counting
 from moe_ray.run_directory import CAPTURE, IDENTIFY, RISK, RunDirectory

@@ -14,7 +14,8 @@ from moe_ray.orchestration.jobs.capture_actor import CaptureActor, CaptureJob, l
 from moe_ray.prompts.example_tables import frame_to_batches
 from moe_ray.prompts.stored_examples import StoredExamples
 from moe_ray.routing.capture_batches import capture_batches
-from moe_ray.routing.count_store import all_keys, keys_of, read_counts
+from moe_ray.routing.count_keys import all_keys, keys_of
+from moe_ray.routing.count_store import read_counts
 from moe_ray.routing.counts import SCORE_TENSORS, RoutingCounts
 from moe_ray.run_directory import RunDirectory
 

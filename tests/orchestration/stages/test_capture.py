@@ -5,6 +5,8 @@ import logging
 import shutil
 from dataclasses import replace
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from moe_ray.config.io import load_config
@@ -12,9 +14,13 @@ from moe_ray.orchestration.jobs import capture as capture_module
 from moe_ray.orchestration.run import Run
 from moe_ray.prompts.prompt_set import read_prompts
 from moe_ray.prompts.quarantine import QUARANTINE, TRUNCATED, quarantine_frame
-from moe_ray.run_directory import CAPTURE, RunDirectory
+from moe_ray.routing.count_tables import counts_to_table
+from moe_ray.run_directory import CAPTURE, RESPONSES, RunDirectory
+from moe_ray.testing.simulated_counts import Population, simulate
 
 pytestmark = [pytest.mark.needs_ray]
+
+COUNTS = simulate(Population(num_layers=2, num_experts=4, num_experts_per_tok=2), num_batches=1)
 
 
 @pytest.fixture
@@ -158,3 +164,57 @@ def test_an_unfinished_capture_is_resumed_unless_its_inputs_changed(workplace, c
         run(workplace, "capture.weights=true")
     assert "capture: run again, because these inputs changed: capture.weights" in caplog.messages
     assert not (workplace / "run/capture/counts/part-0.json").exists()
+
+
+@pytest.fixture
+def parts_of_examples(monkeypatch):
+    """A capture that writes a part for each example that has none; returns which ones it counted, by run."""
+    counted = []
+
+    def captures(run, model, config, *, seed, models):
+        keys = list(run.batches[["batch_idx", "in_batch_idx"]].itertuples(index=False, name=None))
+        done = set(run.counts_folder.names())
+        counted.append([key for key in keys if f"part-{key}.parquet" not in done])
+        for key in counted[-1]:
+            rows = COUNTS.take(np.array([0]))
+            rows = replace(rows, batch_idx=np.array([key[0]]), in_batch_idx=np.array([key[1]]))
+            run.counts_folder.write_table(f"part-{key}.parquet", counts_to_table(rows))
+            if config.generate:
+                run.sub(RESPONSES).write_table(f"part-{key}.parquet", pd.DataFrame({"response": [str(key)]}))
+        for name in (QUARANTINE, TRUNCATED):
+            run.sub(CAPTURE).write_table(name, quarantine_frame([]))
+        return {"tokens": 1}
+
+    monkeypatch.setattr(capture_module, "capture", captures)
+    return counted
+
+
+def lose(path):
+    path.unlink()
+
+
+def turn_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [lose, turn_a_bit])
+@pytest.mark.parametrize("folder", ["counts", "responses"])
+def test_only_a_part_that_is_lost_or_damaged_is_captured_again(workplace, parts_of_examples, caplog, damage, folder):
+    settings = ("capture.generate=true",)
+    run(workplace, *settings)
+    run(workplace, *settings)
+    assert len(parts_of_examples) == 1
+    capture = workplace / "run/capture"
+    made = json.loads((capture / "manifest.json").read_text())["notes"]["made"]
+    path = sorted((capture / folder).iterdir())[3]
+    damage(path)
+    with caplog.at_level(logging.INFO):
+        run(workplace, *settings)
+    assert [f"part-{key}.parquet" for key in parts_of_examples[1]] == [path.name]
+    assert f"capture: 1 of its parts are lost or not as they were written (such as {path.name})" in caplog.text
+    assert "capture: resuming an unfinished stage" in caplog.messages
+    assert json.loads((capture / "manifest.json").read_text())["notes"]["made"] == made
+    run(workplace, *settings)
+    assert len(parts_of_examples) == 2

@@ -27,6 +27,10 @@ from moe_ray.routing.count_tables import counts_to_table
 from moe_ray.run_directory import CAPTURE, RISK, RunDirectory
 from moe_ray.testing.simulated_counts import Population, simulate
 
+ABOUT_ADAPTER = {
+    **{"format": 1, "base": "", "base_hash": "", "mask_hash": "", "model_type": ""},
+    **{"layers": [], "num_experts": 0, "experts": []},
+}
 STAGES = ("prepare", "capture", "identify", "finetune")
 
 
@@ -54,7 +58,7 @@ def jobs(monkeypatch):
     def trains(run, job, inputs):
         done.append("finetune")
         job.folder().write_bytes(TENSORS, uuid.uuid4().bytes)
-        job.folder().write_json(HEADER, {"format": 1})
+        job.folder().write_json(HEADER, ABOUT_ADAPTER)
         return {"trainable_parameters": 1, "total_parameters": 2, "frozen_parameters_changed": 0}
 
     def answers(frame, job, *, what, routing, neutral, models):

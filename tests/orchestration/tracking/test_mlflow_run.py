@@ -126,6 +126,26 @@ def test_an_unfinished_run_is_gone_on_with_and_a_finished_one_is_followed(folder
     assert tags["moe_ray.previous_run"] == other.run_id != last.run_id
 
 
+@pytest.mark.parametrize("top_k", ["50", "51"])
+def test_what_a_killed_run_left_running_is_ended(folder, top_k):
+    killed = MlflowTracker(TrackingConfig(), "run", folder, settings=SETTINGS)
+    done, stage = killed.child("capture"), killed.child("sweep")
+    done.end()
+    trial = stage.child("trial 1")
+    MlflowTracker(TrackingConfig(), "run", folder, settings={"identify.top_k": top_k})
+    client = mlflow.MlflowClient(killed.uri)
+    status = {run.run_id: client.get_run(run.run_id).info.status for run in (killed, done, stage, trial)}
+    goes_on = top_k == SETTINGS["identify.top_k"]
+    assert list(status.values()) == ["RUNNING" if goes_on else "KILLED", "FINISHED", "KILLED", "KILLED"]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"uri": 1}', "\udcff"])
+def test_a_record_that_is_none_is_named(folder, text):
+    folder.write_bytes("mlflow_run.json", text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(InputError, match=r"mlflow_run\.json is damaged or foreign"):
+        MlflowTracker(TrackingConfig(), "run", folder, settings=SETTINGS)
+
+
 def test_a_run_that_was_deleted_meanwhile_is_not_gone_on_with(folder):
     first = MlflowTracker(TrackingConfig(), "first", folder, settings=SETTINGS)
     mlflow.MlflowClient(first.uri).delete_run(first.run_id)
@@ -183,7 +203,8 @@ def test_the_registered_model_gives_the_merged_models_logits(folder, tmp_path, t
 def learn_on(model, folder):
     """An adapter that moves two experts of the model by a known amount; the model is changed too."""
     from moe_ray.experts import Expert, masks_from_experts
-    from moe_ray.finetuning.adapter import expert_weights, hash_weights, save_adapter
+    from moe_ray.finetuning.adapter import expert_weights, save_adapter
+    from moe_ray.finetuning.adapter_tensors import hash_weights
     from moe_ray.finetuning.trainable_experts import trainable_experts
     from moe_ray.models.moe_layers import find_moe_layers
 
