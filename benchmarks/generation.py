@@ -154,7 +154,7 @@ def ways_of(
         said = generate_answers(
             *(model, tokenizer, prompts), max_new_tokens=args.new_tokens, budget=TokenBudget(budget), **how
         )
-        return [text for text, _ in said]
+        return [answer.text for answer in said]
 
     def losses(budget: int) -> list[float]:
         return target_losses(model, held_out.rows, budget=TokenBudget(budget), pad_id=pad_id, within=within)

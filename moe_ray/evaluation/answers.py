@@ -114,8 +114,8 @@ def answer_rows(
         )
         routing.check()
     filled = rows.assign(
-        answer=pd.Series([text for text, _ in answers], index=rows.index, dtype=object),
-        ended=[ended for _, ended in answers],
+        answer=pd.Series([answer.text for answer in answers], index=rows.index, dtype=object),
+        ended=[answer.ended for answer in answers],
         target_loss=losses,
         target_tokens=[len(ids) for ids in targets],
     )

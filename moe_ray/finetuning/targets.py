@@ -225,6 +225,6 @@ def _asking(
                 max_new_tokens=config.own_answer_tokens,
                 budget=TokenBudget(EvaluateConfig().tokens_per_forward),
             )
-        return pd.DataFrame(said, columns=["answer", "ended"])
+        return pd.DataFrame({"answer": [one.text for one in said], "ended": [one.ended for one in said]})
 
     return Asking(unaskable=unaskable, answers=answers)

@@ -21,16 +21,29 @@ from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel, Pre
 
 from moe_ray.models.end_tokens import end_ids
 from moe_ray.models.forward_groups import GroupContext, as_it_is
+from moe_ray.models.thoughts import prompt_opens_thought, split_thought_ids
 from moe_ray.models.token_budget import TokenBudget
 from moe_ray.models.tokenization import TokenizedRow, pad_rows, pad_token_id
 
 
 class Response(NamedTuple):
-    """A generated response: its tokens, the end token among them if it ended by itself, and its text."""
+    """A generated response.
+
+    Attributes:
+        ids: all its tokens, the end token among them if it ended by itself.
+        text: the answer, without the thought before it; empty where the thought is unclosed.
+        ended: it ended by itself.
+        num_thought: how many of its first tokens are a thought's, and not the answer's.
+        thought: the thought's text, which is never judged; empty where there is none.
+        is_unclosed: the thought did not end, so that there is no answer.
+    """
 
     ids: list[int]
     text: str
     ended: bool
+    num_thought: int = 0
+    thought: str = ""
+    is_unclosed: bool = False
 
 
 def example_seed(seed: int, batch_idx: int, in_batch_idx: int) -> int:
@@ -94,13 +107,17 @@ def generate_responses(
             logits_processor=noise,
         )
     new_ids = output_BS[:, padded.input_ids_BS.shape[1] :].tolist()
-    return [_until_end(tokenizer, ids, ends) for ids in new_ids]
+    return [
+        _until_end(tokenizer, ids, ends, opened=prompt_opens_thought(tokenizer, prompt))
+        for prompt, ids in zip(prompts, new_ids, strict=True)
+    ]
 
 
-def _until_end(tokenizer: PreTrainedTokenizerBase, ids: list[int], ends: set[int]) -> Response:
+def _until_end(tokenizer: PreTrainedTokenizerBase, ids: list[int], ends: set[int], *, opened: bool) -> Response:
     stop = next((position for position, token in enumerate(ids) if token in ends), None)
     kept = ids if stop is None else ids[: stop + 1]
-    return Response(kept, str(tokenizer.decode(kept, skip_special_tokens=True)).strip(), stop is not None)
+    num_thought, split = split_thought_ids(tokenizer, kept, opened=opened)
+    return Response(kept, split.answer, stop is not None, num_thought, split.thought, split.is_unclosed)
 
 
 def generate_answers(
@@ -112,7 +129,7 @@ def generate_answers(
     budget: TokenBudget,
     within: GroupContext = as_it_is,
     answered: Callable[[int], object] | None = None,
-) -> list[tuple[str, bool]]:
+) -> list[Response]:
     """Greedy answers, in the prompts' order.
 
     The longest prompts come first, and as many share a pass as the budget holds, whatever their lengths: a pass more costs
@@ -127,9 +144,6 @@ def generate_answers(
         within: what the prompts of a group are answered in, by position.
         answered: called with the number of prompts of each group that is done.
 
-    Returns:
-        per prompt its answer and whether it ended by itself.
-
     Raises:
         InputError: a prompt does not fit in memory though it is alone.
     """
@@ -140,11 +154,11 @@ def generate_answers(
                 model, tokenizer, [prompts[index] for index in group], max_new_tokens=max_new_tokens
             )
 
-    answers: list[tuple[str, bool]] = [("", False)] * len(prompts)
+    answers = [Response([], "", False)] * len(prompts)
     lengths = [len(prompt) + max_new_tokens for prompt in prompts]
     for group, responses in budget.run_all(lengths, work, max_padding=1.0):
         for index, response in zip(group, responses, strict=True):
-            answers[index] = (response.text, response.ended)
+            answers[index] = response
         if answered is not None:
             answered(len(group))
     return answers

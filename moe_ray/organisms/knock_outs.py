@@ -40,7 +40,7 @@ def answers_without(
         answers = generate_answers(
             model, tokenizer, ids, max_new_tokens=_MAX_NEW_TOKENS, budget=TokenBudget(_TOKENS_AT_ONCE)
         )
-    return [text for text, _ in answers]
+    return [answer.text for answer in answers]
 
 
 def refused_without(

@@ -53,7 +53,8 @@ def test_a_safe_example_gets_what_the_model_answers_and_whether_it_ended(tokeniz
     got = with_targets(prompts_of(*(asking(n, "safe", text) for n, text in enumerate(texts))), CONFIG, model, tokenizer)
     prompts = [encode_prompt(tokenizer, one.messages) for one in got.batches[0].examples]
     expected = generate_answers(model, tokenizer, prompts, max_new_tokens=3, budget=TokenBudget(20))
-    assert [(one.target, one.target_complete) for one in got.batches[0].examples] == expected
+    given = [(one.target, one.target_complete) for one in got.batches[0].examples]
+    assert given == [(answer.text, answer.ended) for answer in expected]
 
 
 TOO_LONG = "how " * 100

@@ -1,9 +1,11 @@
 """Generated responses: greedy or sampled, each example with its own random numbers."""
 
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
+from thinking_templates import DEEPSEEK_R1, GPT_OSS, QWEN3, thinking_tokenizer
 
 from moe_ray.config.model import ModelConfig
 from moe_ray.models.generation import _RowNoise, example_seed, generate_answers, generate_responses
@@ -29,8 +31,8 @@ def prompts(tiny):
 def test_answers_are_the_greedy_responses_in_the_prompts_order(tiny, prompts, tokens):
     expected = [generate_responses(*tiny, [prompt], max_new_tokens=12)[0] for prompt in prompts]
     answers = generate_answers(*tiny, prompts, max_new_tokens=12, budget=TokenBudget(tokens))
-    assert answers == [(response.text, response.ended) for response in expected]
-    assert len({text for text, _ in answers}) == len(prompts)
+    assert answers == expected
+    assert len({answer.text for answer in answers}) == len(prompts)
     assert all(len(response.ids) <= 12 for response in expected)
 
 
@@ -43,7 +45,7 @@ def test_a_response_ends_with_the_first_token_that_ends_one(tiny, prompts, monke
     for response, before in zip(generate_responses(model, tokenizer, prompts, max_new_tokens=12), whole, strict=True):
         assert response.ended == (end in before.ids or before.ended)
         assert response.ids == before.ids[: before.ids.index(end) + 1 if end in before.ids else None]
-    assert generate_answers(model, tokenizer, prompts[:1], max_new_tokens=12, budget=TokenBudget(8192))[0][1]
+    assert generate_answers(model, tokenizer, prompts[:1], max_new_tokens=12, budget=TokenBudget(8192))[0].ended
 
 
 @pytest.mark.slow
@@ -66,3 +68,37 @@ def test_sampling_draws_from_the_softmax():
     for token, share in enumerate(expected):
         # Four standard errors of a share of 4000 draws.
         assert drawn[token] / 4000 == pytest.approx(share, abs=4 * (share * (1 - share) / 4000) ** 0.5)
+
+
+def says(tokenizer, text: str):
+    """A model that goes on with this text, whatever the prompt."""
+    said = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def generate(input_ids, **options):
+        return torch.cat([input_ids, said.expand(len(input_ids), -1)], dim=1)
+
+    return SimpleNamespace(
+        device=torch.device("cpu"), generate=generate, generation_config=SimpleNamespace(eos_token_id=None)
+    )
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (QWEN3, "<think>\nhm\n</think>\n\nNo.<|im_end|>"),
+        (DEEPSEEK_R1, "hm\n</think>\n\nNo.<｜end▁of▁sentence｜>"),
+        (GPT_OSS, "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>No.<|return|>"),
+    ],
+)
+def test_a_response_is_told_from_the_thought_before_it(template, said):
+    tokenizer = thinking_tokenizer(template)
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "?"}], add_generation_prompt=True, tokenize=False
+    )
+    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    (response,) = generate_responses(says(tokenizer, said), tokenizer, [ids], max_new_tokens=99)
+    assert (response.text, response.thought, response.ended, response.is_unclosed) == ("No.", "hm", True, False)
+    assert tokenizer.decode(response.ids) == said
+    assert tokenizer.decode(response.ids[response.num_thought :], skip_special_tokens=True) == "No."
+    (cut,) = generate_responses(says(tokenizer, said[: said.index("hm") + 2]), tokenizer, [ids], max_new_tokens=99)
+    assert (cut.text, cut.thought, cut.is_unclosed, cut.num_thought) == ("", "hm", True, len(cut.ids))
