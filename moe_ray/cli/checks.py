@@ -34,6 +34,8 @@ def check(arguments: argparse.Namespace) -> None:
     """
     if "words" in arguments:
         arguments.settings = read_settings(arguments.command, arguments.words, arguments.config_file)
+    if arguments.command == "prompts":
+        arguments.settings = prompt_settings(arguments.sources, arguments.config_file)
     if arguments.command == "report":
         existing_run(arguments.settings.run_dir)
     if arguments.command in ("inspect", "merge"):
@@ -60,6 +62,17 @@ def read_settings(command: str, words: Sequence[str], config_file: str | None = 
     if implied := _IMPLIED.get(command):
         config = with_settings(config, implied)
     return replace(config, run_dir=absolute_run_dir(config.run_dir if run_dir is None else run_dir))
+
+
+def prompt_settings(sources: Sequence[str], config_file: str | None = None) -> Config:
+    """The configuration with the files that a command line names; an address may have a `=` in it, as a setting has.
+
+    Raises:
+        InputError: a setting is wrong.
+    """
+    files = [word for word in sources if "/" in word.partition("=")[0] or "=" not in word]
+    config = load_config(config_file, [word for word in sources if word not in files])
+    return with_settings(config, {"prompts.files": files}) if files else config
 
 
 def split_words(words: Sequence[str]) -> tuple[str | None, list[str]]:

@@ -11,6 +11,7 @@ from moe_ray.cli.arguments import (
     inspect_arguments,
     merge_arguments,
     organism_arguments,
+    prompts_arguments,
     report_arguments,
     upcycle_arguments,
     workflow_arguments,
@@ -155,6 +156,24 @@ COMMANDS = {
             "appears only when it is complete. Weights have the names of the family's hub checkpoints."
         ),
         examples=(("runs/first repaired", ""),),
+    ),
+    "prompts": Command(
+        _FILES,
+        "Says what is in files of prompts: the benchmark that each is of, its rows and labels, and the batches they give.",
+        "moe_ray.cli.prompts",
+        prompts_arguments,
+        details=(
+            "Benchmarks are read as they are published: HarmBench, JailbreakBench, XSTest, StrongREJECT, AdvBench, "
+            "OR-Bench, SORRY-Bench, WildGuardMix, FORTRESS and abliterix. Nothing is written."
+        ),
+        examples=(
+            ("harmful-behaviors.csv benign-behaviors.csv", "JailbreakBench, paired"),
+            ("'hf://datasets/JailbreakBench/JBB-Behaviors/data/*-behaviors.csv'", "from the hub"),
+            (
+                "mine.csv 'prompts.fields={prompt: text, label: toxic}' 'prompts.labels={1: unsafe, 0: safe}'",
+                "your own",
+            ),
+        ),
     ),
     "upcycle": Command(
         _FILES,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from moe_ray.config.fields import EMBEDDED, setting
 from moe_ray.config.section import Section
+
+FIELDS = ("prompt", "messages", "label", "id", "category", "response", "target", "split", "topic", "template", "pair")
+"""What `prompts.fields` may name a column for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,8 +21,28 @@ class PromptsConfig(Section):
 
     files: tuple[str, ...] = setting(
         (EMBEDDED,),
-        "JSONL, JSON or Parquet files whose rows have `label` (safe or unsafe) and `prompt` or `messages`, or whose rows "
-        "are pairs of `goal` and `all_prompt`; 'embedded' = the prompts that ship with moe-ray",
+        "CSV, TSV, JSONL, JSON or Parquet files, as paths, patterns with `*`, or URLs such as s3://, gs://, https:// and "
+        "hf://datasets/NAME/FILE; rows have `label` (safe or unsafe) and `prompt` or `messages`, or are pairs of `goal` and "
+        "`all_prompt`, or are of a published benchmark's form, see docs/prompts.md; 'embedded' = the prompts that ship with "
+        "moe-ray",
+        affects="examples",
+    )
+    fields: Mapping[str, Any] = setting(
+        {},
+        "which column says what where files have names of their own, such as {prompt: text, label: is_toxic}; for a file "
+        "that has the column of the prompt this goes before any known form",
+        affects="examples",
+    )
+    labels: Mapping[str, Any] = setting(
+        {},
+        "which values of the label's column stand for what, such as {harmful: unsafe, unharmful: safe} or {1: unsafe, 0: "
+        "safe}",
+        affects="examples",
+    )
+    file_labels: Mapping[str, Any] = setting(
+        {},
+        "the label of all rows of a file whose name, or else whose folder's name, has this part, such as {benign: safe, "
+        "toxic: unsafe}, where no column says it",
         affects="examples",
     )
     paired_records: Literal["pair", "goal", "attack"] = setting(
@@ -78,8 +101,16 @@ class PromptsConfig(Section):
     )
 
     def faults(self) -> Iterator[str]:
-        """Yields what is wrong with files and the refusal."""
+        """Yields what is wrong with files, names, labels and the refusal."""
         if not self.files:
             yield self.wrong("files", "at least one file, or 'embedded'")
+        unknown = [name for name in self.fields if name not in FIELDS]
+        if unknown:
+            yield self.wrong("fields", f"names among {', '.join(FIELDS)}, each with a column")
+        if not all(isinstance(column, str) and column.strip() for column in self.fields.values()):
+            yield self.wrong("fields", "the name of a column for each of our names")
+        for name in ("labels", "file_labels"):
+            if not all(label in ("safe", "unsafe") for label in getattr(self, name).values()):
+                yield self.wrong(name, "safe or unsafe for each value")
         if not self.refusal.strip():
             yield self.wrong("refusal", "a non-empty text")

@@ -112,6 +112,7 @@ class Run(Context):
             pairs=notes.get(PAIRS),
             certainty=directory.certainty,
         ) | {
+            "prompt_files": [table.to_record() for table in self.prompts.tables],
             "quarantined_examples": notes[CAPTURE]["quarantined"],
             "controls": notes[IDENTIFY].get("controls") or {},
             "experts_are_copies": notes[CAPTURE].get("experts_are_copies"),

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import ast
 import json
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, Literal, TypedDict, cast, get_args
 
 from moe_ray.chat_messages import Message, prompt_text
 from moe_ray.config.values import shortened
 from moe_ray.errors import InputError
-from moe_ray.prompts.example_sources import Record, Source, name_of, read_records, records_of
+from moe_ray.prompts.example_sources import Found, Record, Source, name_of, records_of
 from moe_ray.prompts.faults import Faults
+from moe_ray.prompts.recognition import Naming, read_records
 from moe_ray.prompts.repeated_ids import RepeatedIds
 
 Label = Literal["safe", "unsafe"]
@@ -86,24 +89,39 @@ class _Fault(ValueError):
         super().__init__(f"{name}: {message}")
 
 
-def read_examples(source: Source, *, paired_records: PairedRecords = "pair") -> list[Example]:
-    """The examples of files or of a table, in their order.
+def read_examples(
+    source: Source,
+    *,
+    paired_records: PairedRecords = "pair",
+    fields: Mapping[str, str] | None = None,
+    labels: Mapping[str, str] | None = None,
+    file_labels: Mapping[str, str] | None = None,
+    found: list[Found] | None = None,
+) -> list[Example]:
+    """The examples of files or of a table, in their order; of two rows that are a pair, where the second one stands.
 
     Ids are `<file stem>:<id or number>`, `DataFrame:<id or row>` or `Dataset:<id or row>`, with `/safe` and `/unsafe` after
-    it for the two sides of a pair. The number is the line of a JSONL file, or which record it is of a JSON array or a
-    Parquet file, counted from 1. Rows of tables count from 0.
+    it for the two sides of a pair. The number is the line of a JSONL file, or which record it is of a file of another form,
+    counted from 1. Rows of tables count from 0. Files with equal stems have their folders before it.
 
     Args:
-        source: a JSONL, JSON or Parquet file, a list of such files, a pandas DataFrame, or a `datasets.Dataset`.
+        source: a CSV, TSV, JSONL, JSON or Parquet file, a list of such files, a pandas DataFrame, or a `datasets.Dataset`. A
+            file is a path, a pattern with `*`, or a URL that fsspec reads, such as `hf://datasets/NAME/FILE`.
         paired_records: what a `goal` + `all_prompt` record gives: `pair`, the bare goal as safe and the attack as
             unsafe; `goal` or `attack`, only that text, labelled unsafe.
+        fields: our names to columns, see `prompts.fields`.
+        labels: values to `safe` or `unsafe`, see `prompts.labels`.
+        file_labels: parts of file names to `safe` or `unsafe`, see `prompts.file_labels`.
+        found: gets an entry for each table: what form it is of, and how many rows and examples it has.
 
     Raises:
         InputError: a file is missing or unreadable, or rows are wrong; every wrong row is named with its location and field.
+        OutsideFailed: a remote file cannot be read now.
     """
+    naming = Naming(fields=fields or {}, labels=labels or {}, file_labels=file_labels or {})
     examples: list[Example] = []
     faults, ids = Faults(), RepeatedIds()
-    for made in examples_of_records(read_records(source), faults, paired_records):
+    for made in examples_of_records(read_records(source, naming, found), faults, paired_records):
         examples += made
         for example in made:
             ids.add(example.id)
@@ -119,18 +137,42 @@ def examples_of_records(
 ) -> Iterator[list[Example]]:
     """The examples of each record in turn; a record that is wrong gives none, and a fault.
 
+    A record with the field `pair` waits for the first one of the other label that has the same; what waits for none to the
+    end is no pair.
+
     Args:
         records: from `read_records`.
         faults: gets what is wrong.
         paired_records: as in `read_examples`.
     """
+    waiting: dict[str, deque[Example]] = {}
     for record in records:
         try:
             made = _to_examples(record, paired_records)
             _check_characters(made)
-            yield made
         except _Fault as fault:
             faults.add(f"{record.location}: {fault}")
+            continue
+        if record.found is not None:
+            record.found.unsafe += sum(one.label == "unsafe" for one in made)
+            record.found.safe += sum(one.label == "safe" for one in made)
+        if len(made) == 1 and made[0].pair is not None:
+            made = _matched(made[0], waiting.setdefault(made[0].pair, deque()))
+        if record.found is not None:
+            record.found.pairs += len(made) == 2
+        if made:
+            yield made
+    for alone in chain.from_iterable(waiting.values()):
+        yield [replace(alone, pair=None)]
+
+
+def _matched(example: Example, waiting: deque[Example]) -> list[Example]:
+    """The example with its partner before it; nothing where it waits itself."""
+    if not waiting or waiting[0].label == example.label:
+        waiting.append(example)
+        return []
+    partner = waiting.popleft()
+    return [replace(partner, pair=partner.id), replace(example, pair=partner.id)]
 
 
 def records_to_examples(records: Sequence[Mapping[str, Any]], *, source: str = "records") -> list[Example]:
@@ -142,7 +184,7 @@ def _to_examples(record: Record, paired_records: PairedRecords) -> list[Example]
     fields = record.fields
     name = f"{record.source}:{_id(fields, record.number)}"
     shared: _Shared = {
-        "category": _text(fields, "category") or "",
+        "category": _level(fields, "category"),
         "split": _split(fields),
         "topic": _level(fields, "topic"),
         "template": _level(fields, "template"),
@@ -163,7 +205,8 @@ def _to_examples(record: Record, paired_records: PairedRecords) -> list[Example]
         messages = (_user(_required_text(fields, "prompt")),)
     response, target = _text(fields, "response"), _text(fields, "target")
     label = _label(fields)
-    return [Example(id=name, messages=messages, label=label, response=response, target=target, **shared)]
+    pair = _text(fields, "pair") or None
+    return [Example(id=name, messages=messages, label=label, response=response, target=target, pair=pair, **shared)]
 
 
 def _check_characters(examples: Iterable[Example]) -> None:
@@ -217,9 +260,9 @@ def _required_text(fields: Mapping[str, Any], name: str) -> str:
 def _label(fields: Mapping[str, Any]) -> Label:
     value = fields.get("label")
     if value not in LABELS:
-        raise _Fault(
-            "label", f"got {shortened(value)}, expected 'safe' or 'unsafe'" if "label" in fields else "missing"
-        )
+        if "label" not in fields:
+            raise _Fault("label", "missing")
+        raise _Fault("label", f"got {shortened(value)}, expected 'safe' or 'unsafe', or set prompts.labels")
     return cast(Label, value)
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import codecs
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TextIO
 
 from moe_ray.errors import InputError
+from moe_ray.prompts.prompt_files import PromptFile
+from moe_ray.prompts.text_file import opened_text
 
 _CHARACTERS_PER_READ = 1 << 20
 _LONGEST_CUT_TOKEN = 16
@@ -19,7 +18,7 @@ FileRecord = tuple[int, str, dict[str, Any]]
 """Number, place as messages name it after the file, and fields."""
 
 
-def read_jsonl(path: Path) -> Iterator[FileRecord]:
+def read_jsonl(file: PromptFile) -> Iterator[FileRecord]:
     """The objects of a file that has one on a line, numbered by line.
 
     Only a line feed, with or without a carriage return, ends a line: strings may hold U+2028 and its like as they are.
@@ -27,29 +26,29 @@ def read_jsonl(path: Path) -> Iterator[FileRecord]:
     Raises:
         InputError: the file cannot be read, or a line is no JSON object.
     """
-    with _opened(path) as file:
-        for line, text in enumerate(file, start=1):
+    with opened_text(file) as lines:
+        for line, text in enumerate(lines, start=1):
             if not text.strip():
                 continue
             try:
                 value = json.loads(text)
             except json.JSONDecodeError as error:
-                raise InputError(f"{path}:{line}: not valid JSON ({error.msg} at column {error.colno})") from error
+                raise InputError(f"{file}:{line}: not valid JSON ({error.msg} at column {error.colno})") from error
             except (RecursionError, ValueError) as error:
-                raise _undecodable(path, line, error) from error
-            yield line, str(line), _check_object(path, str(line), value)
+                raise _undecodable(file, line, error) from error
+            yield line, str(line), _check_object(file, str(line), value)
 
 
-def read_json_array(path: Path) -> Iterator[FileRecord]:
+def read_json_array(file: PromptFile) -> Iterator[FileRecord]:
     """The objects of a JSON array, numbered from 1; each is decoded on its own so that its line is known.
 
     Raises:
         InputError: the file cannot be read, holds no array or something after it, or an item is no JSON object.
     """
-    with _opened(path) as file:
-        text = _Text(file)
+    with opened_text(file) as opened:
+        text = _Text(opened)
         if text.skip(" \t\r\n\f\v") != "[":
-            raise InputError(f"{path}: expected a JSON array of records; for one record a line use the ending .jsonl")
+            raise InputError(f"{file}: expected a JSON array of records; for one record a line use the ending .jsonl")
         text.position += 1
         number = last_line = 0
         while text.skip(" \t\r\n,") != "]":
@@ -57,10 +56,10 @@ def read_json_array(path: Path) -> Iterator[FileRecord]:
             # Only where the line does not say it.
             place = f"{line} (record {number})" if line == last_line else str(line)
             last_line = line
-            yield number, place, _check_object(path, place, text.decode(path))
+            yield number, place, _check_object(file, place, text.decode(file))
         text.position += 1
         if text.skip(" \t\r\n"):
-            raise InputError(f"{path}:{text.line}: text after the end of the array; give one array of all records")
+            raise InputError(f"{file}:{text.line}: text after the end of the array; give one array of all records")
 
 
 class _Text:
@@ -92,7 +91,7 @@ class _Text:
             if not self._read(_CHARACTERS_PER_READ):
                 return ""
 
-    def decode(self, path: Path) -> Any:
+    def decode(self, file: PromptFile) -> Any:
         """The value that begins here.
 
         Raises:
@@ -107,9 +106,9 @@ class _Text:
                 if is_cut and self._read(max(_CHARACTERS_PER_READ, len(self._held) - self.position)):
                     continue
                 self.position = error.pos
-                raise InputError(f"{path}:{self.line}: not valid JSON ({error.msg})") from error
+                raise InputError(f"{file}:{self.line}: not valid JSON ({error.msg})") from error
             except (RecursionError, ValueError) as error:
-                raise _undecodable(path, self.line, error) from error
+                raise _undecodable(file, self.line, error) from error
             return value
 
     def _read(self, number: int) -> bool:
@@ -123,48 +122,15 @@ class _Text:
         return True
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[TextIO]:
-    """The file's text, without a byte order mark.
-
-    Raises:
-        InputError: it cannot be read, or is not UTF-8.
-    """
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            yield file
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"prompts file {str(path)!r}: byte {_first_bad_byte(path)} is not UTF-8 ({error.reason}); save the file as "
-            "UTF-8"
-        ) from error
-    except OSError as error:
-        raise InputError(f"prompts file {str(path)!r} cannot be read: {error.strerror}") from error
-
-
-def _undecodable(path: Path, line: int, error: Exception) -> InputError:
+def _undecodable(file: PromptFile, line: int, error: Exception) -> InputError:
     """What is JSON, but more than Python takes: brackets in brackets, or the digits of a number."""
     what = "brackets are nested too deeply" if isinstance(error, RecursionError) else "a number has too many digits"
     return InputError(
-        f"{path}:{line}: {what} to be read; no field of a prompt needs them, so mend or remove the record"
+        f"{file}:{line}: {what} to be read; no field of a prompt needs them, so mend or remove the record"
     )
 
 
-def _first_bad_byte(path: Path) -> int:
-    """Where in the file, which is read in pieces, the first byte is that is not UTF-8."""
-    decoder, start = codecs.getincrementaldecoder("utf-8")(), 0
-    with path.open("rb") as file:
-        while piece := file.read(_CHARACTERS_PER_READ):
-            waiting = len(decoder.getstate()[0])
-            try:
-                decoder.decode(piece)
-            except UnicodeDecodeError as error:
-                return start - waiting + error.start
-            start += len(piece)
-    return start - len(decoder.getstate()[0])
-
-
-def _check_object(path: Path, place: str, value: Any) -> dict[str, Any]:
+def _check_object(file: PromptFile, place: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise InputError(f"{path}:{place}: got a {type(value).__name__}, expected an object with named fields")
+        raise InputError(f"{file}:{place}: got a {type(value).__name__}, expected an object with named fields")
     return value

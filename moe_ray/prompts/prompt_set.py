@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +17,14 @@ from moe_ray.errors import InputError
 from moe_ray.prompts.batches import Assembly, Batch, assemble_batches
 from moe_ray.prompts.example_index import NONE
 from moe_ray.prompts.example_rows import example_to_row
-from moe_ray.prompts.example_sources import Record, name_of, read_records, records_of
+from moe_ray.prompts.example_sources import Found, Record, records_of
 from moe_ray.prompts.examples import Example, Split
 from moe_ray.prompts.neutral_texts import neutral_texts
+from moe_ray.prompts.recognition import Naming, read_records
 from moe_ray.prompts.splits import split_examples
-from moe_ray.prompts.spooled_examples import index_of, pick, read_spooled
+from moe_ray.prompts.spooled_examples import SpooledExamples, index_of, pick, read_spooled
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +39,7 @@ class Prompts:
         validation: held out, for choosing settings.
         test: held out, for the figures.
         neutral: texts whose loss shows what was forgotten.
+        tables: what was found in each file.
     """
 
     examples: Sequence[Example]
@@ -42,6 +47,7 @@ class Prompts:
     validation: Sequence[Example]
     test: Sequence[Example]
     neutral: tuple[str, ...]
+    tables: tuple[Found, ...] = ()
 
     def __repr__(self) -> str:
         held_out = f"{len(self.validation)} validation and {len(self.test)} test examples"
@@ -62,21 +68,37 @@ class Prompts:
         return pd.DataFrame.from_records(rows).astype({"batch_idx": "Int64", "in_batch_idx": "Int64"})
 
 
+def read_all(config: Config) -> tuple[SpooledExamples, list[Found]]:
+    """The examples of all files, checked, and what was found in each file.
+
+    Raises:
+        InputError: files are missing or wrong.
+        OutsideFailed: a remote file cannot be read now.
+    """
+    settings = config.prompts
+    files = [name for name in settings.files if name != EMBEDDED]
+    naming = Naming(fields=settings.fields, labels=settings.labels, file_labels=settings.file_labels)
+    found: list[Found] = []
+    sources = [read_records(files, naming, found)] if files else []
+    if EMBEDDED in settings.files:
+        sources.append(_embedded_records())
+    return read_spooled(sources, paired_records=settings.paired_records), found
+
+
 def read_prompts(config: Config) -> Prompts:
     """Reads, checks, splits and groups the examples; nothing is written and no model is loaded.
 
     Raises:
         InputError: files are missing or wrong, a label is missing in training or test, no batch can be filled.
+        OutsideFailed: a remote file cannot be read now.
     """
-    settings = config.prompts
-    files = [name for name in settings.files if name != EMBEDDED]
-    sources = [_at_least_one(files)] if files else []
-    if EMBEDDED in settings.files:
-        sources.append(_embedded_records())
-    examples = read_spooled(sources, paired_records=settings.paired_records)
-    if settings.keep_pairs != "all" and not np.any(index_of(examples).pair != NONE):
+    examples, found = read_all(config)
+    if config.prompts.keep_pairs != "all" and not np.any(index_of(examples).pair != NONE):
         raise InputError("prompts.keep_pairs is on, but there is no goal + all_prompt record; set it to 'all'")
-    return group_examples(examples, config)
+    prompts = replace(group_examples(examples, config), tables=tuple(found))
+    for table in found:
+        logger.info("prompts: %s", table)
+    return prompts
 
 
 def without_pairs(prompts: Prompts, is_kept: npt.NDArray[np.bool_], config: Config) -> Prompts:
@@ -95,7 +117,8 @@ def without_pairs(prompts: Prompts, is_kept: npt.NDArray[np.bool_], config: Conf
     left = np.ones(len(pair), dtype=np.bool_)
     left[pair != NONE] = is_kept[number]
     try:
-        return group_examples(pick(prompts.examples, np.flatnonzero(left).astype(np.int32)), config)
+        chosen = pick(prompts.examples, np.flatnonzero(left).astype(np.int32))
+        return replace(group_examples(chosen, config), tables=prompts.tables)
     except InputError as error:
         setting = f"prompts.keep_pairs={config.prompts.keep_pairs}"
         raise InputError(f"after {setting} dropped {np.sum(~is_kept)} pairs: {error}") from error
@@ -154,19 +177,6 @@ def _check_validation(config: Config, validation: Sequence[Example]) -> None:
         )
     if config.sweep.run or config.rounds.max_rounds > 1:
         index_of(validation).check_both_labels("validation prompts")
-
-
-def _at_least_one(files: Sequence[str]) -> Iterator[Record]:
-    """The records of files, which hold at least one.
-
-    Raises:
-        InputError: they hold none, or one of them cannot be read.
-    """
-    record = None
-    for record in read_records(files):
-        yield record
-    if record is None:
-        raise InputError(f"no examples in {name_of(files)}; expected rows with `prompt` and `label`")
 
 
 def _embedded_records() -> Iterator[Record]:

@@ -24,6 +24,7 @@ A_WRONG_KEY = (["finetune.epoch=3"], "did you mean finetune.epochs?")
 WRONG = {name: A_WRONG_KEY for name, command in COMMANDS.items() if command.work} | {
     "report": (["report.example=3"], "did you mean report.examples?"),
     "inspect": (["none"], "is not a run directory"),
+    "prompts": (["prompts.label={}"], "did you mean prompts.labels?"),
     "merge": (["none", "out"], "is not a run directory"),
     "upcycle": (["none.gguf", "out"], "nothing at none.gguf"),
     "organism": (["hidden", "out"], "choose from 'planted', 'late', 'spread', 'attention'"),

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from moe_ray.errors import InputError
-from moe_ray.prompts.example_sources import read_records
 from moe_ray.prompts.examples import read_examples
+from moe_ray.prompts.recognition import read_records
 from moe_ray.prompts.spooled_examples import read_spooled
 
 ROWS = [

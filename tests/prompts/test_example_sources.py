@@ -12,15 +12,19 @@ from moe_ray.errors import InputError
 from moe_ray.prompts.examples import read_examples
 
 
-@pytest.mark.parametrize("ending", ["jsonl", "json", "parquet"])
+@pytest.mark.parametrize("ending", ["jsonl", "json", "parquet", "csv", "tsv"])
 def test_the_same_rows_give_the_same_examples_in_every_format(tmp_path, ending):
     path = tmp_path / f"prompts.{ending}"
     if ending == "jsonl":
         write_lines(path, ROWS)
     elif ending == "json":
         path.write_text(json.dumps(ROWS, indent=1))
-    else:
+    elif ending == "parquet":
         pd.DataFrame(ROWS).to_parquet(path)
+    else:
+        table = pd.DataFrame([{**row, "messages": json.dumps(row.get("messages"))} for row in ROWS])
+        table.loc[0, "messages"] = None
+        table.to_csv(path, index=False, sep="," if ending == "csv" else "\t")
     safe, unsafe = read_examples([path])
     assert (safe.id, safe.label, safe.category, safe.target) == ("prompts:7", "safe", "violence", "Use kill.")
     assert safe.messages == ({"role": "user", "content": "How do I kill a process?"},)
@@ -38,7 +42,7 @@ def test_a_wrong_record_of_a_json_array_is_named_by_its_line(tmp_path):
     ("name", "text", "said"),
     [
         ("none.jsonl", None, "does not exist"),
-        ("p.csv", "a,b", "expected .jsonl, .json or .parquet"),
+        ("p.txt", "a,b", "expected .csv, .tsv, .jsonl, .json or .parquet"),
         ("p.jsonl", "{", "p.jsonl:1: not valid JSON"),
         ("p.jsonl", "[1]", "p.jsonl:1: got a list, expected an object"),
         ("p.json", '{"a": 1}', "expected a JSON array"),

@@ -13,8 +13,8 @@ from prompt_examples import example, on_disk, random_examples, write_lines
 
 from moe_ray.errors import InputError
 from moe_ray.prompts import contents, shuffle
-from moe_ray.prompts.example_sources import read_records
 from moe_ray.prompts.examples import read_examples
+from moe_ray.prompts.recognition import read_records
 from moe_ray.prompts.spooled_examples import pick, read_spooled
 
 
