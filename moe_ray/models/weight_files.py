@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -50,6 +51,22 @@ def bytes_in_memory(folder: Path, bytes_per_number: int | None = None) -> int:
                 size = bytes_per_number or _BYTES.get(stored.get_dtype(), 4)
                 total += math.prod(stored.get_shape()) * size
     return total
+
+
+def stored_type(folder: Path) -> str:
+    """The type of most of the stored numbers, as safetensors names it, such as `BF16`.
+
+    Raises:
+        InputError: as `check_weight_files`.
+    """
+    check_weight_files(folder)
+    found: Counter[str] = Counter()
+    for path in _files_of(folder):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 – no mapping
+                stored = file.get_slice(name)
+                found[stored.get_dtype()] += math.prod(stored.get_shape())
+    return found.most_common(1)[0][0] if found else ""
 
 
 def _files_of(folder: Path) -> list[Path]:
