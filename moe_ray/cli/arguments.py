@@ -103,7 +103,7 @@ def merge_arguments(parser: CommandParser) -> None:
     _run_dir_argument(parser, "a run that finished fine-tuning")
     parser.add_argument("out", metavar="OUT", type=_folder, help="folder to write; must not exist or be empty")
     parser.add_argument("--base", default="", help="the base model's folder or hub name (default: as in the run)")
-    parser.add_argument("--dtype", default="auto", help="of the weights, as the run's model.dtype (default: auto)")
+    parser.add_argument("--dtype", default="auto", help="of the weights (default: as in the run)")
 
 
 def prompts_arguments(parser: CommandParser) -> None:

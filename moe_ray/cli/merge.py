@@ -29,14 +29,18 @@ def merge(run_dir: str, out: Path, *, base: str = "", dtype: str = "auto") -> No
         run_dir: run directory or URL.
         out: folder; must not exist or be empty.
         base: the base model's folder or hub name; empty = as the run's learned experts name it.
-        dtype: of the base model, as `model.dtype` was in the run.
+        dtype: of the base model; auto = that in which the experts were learned.
 
     Raises:
         InputError: the run has no learned experts, or the base is not theirs.
     """
     learned = open_run(run_dir).learned_experts
+    header = read_adapter_header(learned)
+    if dtype == "auto":
+        # Adapters of earlier versions do not say.
+        dtype = str(header.get("dtype", "auto"))
     with local_adapter(learned) as adapter:
-        _write(adapter, out, base=base or str(read_adapter_header(learned)["base"]), dtype=dtype)
+        _write(adapter, out, base=base or str(header["base"]), dtype=dtype)
 
 
 def _write(adapter: Path, out: Path, *, base: str, dtype: str) -> None:

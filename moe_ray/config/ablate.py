@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from moe_ray.config.auto import Auto
 from moe_ray.config.fields import setting
 from moe_ray.config.section import Section
 
@@ -91,10 +92,19 @@ class AblateConfig(Section):
         affects="speed",
         at_least=1,
     )
-    num_actors: int = setting(
-        1, "processes that check batches at the same time, each with a copy of the model", affects="speed", at_least=1
+    num_actors: int | Auto = setting(  # noqa: RUF009
+        "auto",
+        "processes that check batches at the same time, each with a copy of the model; auto = as many as the GPUs "
+        "have room for, and without GPUs one on each node",
+        affects="speed",
+        at_least=1,
     )
-    gpus_per_actor: float = setting(0.0, "GPUs of one process; 0 = CPU", affects="speed", at_least=0)
+    gpus_per_actor: float | Auto = setting(  # noqa: RUF009
+        "auto",
+        "GPUs of one process; auto = as many as the model's weights need, where the cluster has GPUs; 0 = CPU",
+        affects="speed",
+        at_least=0,
+    )
 
     def faults(self) -> Iterator[str]:
         """Yields whether so few relabellings could never reach alpha."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from moe_ray.config.auto import Auto, gpus_of, processes_of
 from moe_ray.config.fields import setting
 from moe_ray.config.section import Section
 
@@ -19,8 +20,12 @@ class CaptureConfig(Section):
 
     group: ClassVar[str] = "capture"
 
-    num_actors: int = setting(
-        1, "processes that count at the same time, each with a copy of the model", affects="speed", at_least=1
+    num_actors: int | Auto = setting(  # noqa: RUF009
+        "auto",
+        "processes that count at the same time, each with a copy of the model; auto = as many as the GPUs "
+        "have room for, and without GPUs one on each node",
+        affects="speed",
+        at_least=1,
     )
     max_actors: int = setting(
         0,
@@ -28,9 +33,10 @@ class CaptureConfig(Section):
         affects="speed",
         at_least=0,
     )
-    gpus_per_actor: float = setting(
-        0.0,
-        "GPUs of one process, which may be a fraction; 0 = CPU; with 2 or more the model is spread over them",
+    gpus_per_actor: float | Auto = setting(  # noqa: RUF009
+        "auto",
+        "GPUs of one process, which may be a fraction; with 2 or more the model is spread over them; auto = as many as its "
+        "weights need, where the cluster has GPUs; 0 = CPU",
         affects="speed",
         at_least=0,
     )
@@ -97,7 +103,8 @@ class CaptureConfig(Section):
 
     def faults(self) -> Iterator[str]:
         """Yields what is wrong with the number of actors and their GPUs."""
-        if 0 < self.max_actors < self.num_actors:
+        if 0 < self.max_actors < processes_of(self.num_actors):
             yield self.wrong("max_actors", "0, or at least capture.num_actors")
-        if self.gpus_per_actor > 1 and not self.gpus_per_actor.is_integer():
+        gpus = gpus_of(self.gpus_per_actor)
+        if gpus > 1 and not gpus.is_integer():
             yield self.wrong("gpus_per_actor", "a fraction up to 1, or a whole number")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from moe_ray.config.auto import Auto
 from moe_ray.config.fields import setting
 from moe_ray.config.section import Section
 
@@ -21,9 +22,10 @@ class ClusterConfig(Section):
         "this machine",
         affects="speed",
     )
-    num_cpus: int = setting(
-        4,
-        "logical CPUs of a Ray started on this machine; at least the sum of actors and workers, plus 2",
+    num_cpus: int | Auto = setting(  # noqa: RUF009
+        "auto",
+        "logical CPUs of a Ray started on this machine, which may exceed its cores; at least the sum of actors and workers, "
+        "plus 2; auto = enough for the actors that are asked for and for one on each GPU, and at least 4",
         affects="speed",
         at_least=2,
     )

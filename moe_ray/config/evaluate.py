@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from moe_ray.config.auto import Auto
 from moe_ray.config.fields import setting
 from moe_ray.config.section import Section
 from moe_ray.config.values import WrongSettings
@@ -24,10 +25,19 @@ class EvaluateConfig(Section):
         "that are unsafe in any batch",
         affects="answers",
     )
-    num_actors: int = setting(
-        1, "processes that answer at the same time, each with a copy of the model", affects="speed", at_least=1
+    num_actors: int | Auto = setting(  # noqa: RUF009
+        "auto",
+        "processes that answer at the same time, each with a copy of the model; auto = as many as the GPUs "
+        "have room for, and without GPUs one on each node",
+        affects="speed",
+        at_least=1,
     )
-    gpus_per_actor: float = setting(0.0, "GPUs of one process; 0 = CPU", affects="speed", at_least=0)
+    gpus_per_actor: float | Auto = setting(  # noqa: RUF009
+        "auto",
+        "GPUs of one process; auto = as many as the model's weights need, where the cluster has GPUs; 0 = CPU",
+        affects="speed",
+        at_least=0,
+    )
     tokens_per_forward: int = setting(
         8192,
         "tokens that are answered or scored at once, padding included: for an answer those of the prompt and "

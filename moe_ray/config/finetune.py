@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from moe_ray.config.auto import Auto
 from moe_ray.config.fields import setting
 from moe_ray.config.section import Section
 
@@ -24,14 +25,16 @@ class FinetuneConfig(Section):
 
     num_workers: int = setting(
         1,
-        "workers that train together; several, and those with GPUs, are Ray Train's; one on the CPU trains in a model "
-        "process that is there already; 0 = train in the process of the command",
+        "workers that train together; several are Ray Train's; one trains in a model process that is there already; 0 = "
+        "train in the process of the command. How many batches a step has depends on it (batches_per_step), so it is never "
+        "decided by the machine",
         affects="speed",
         at_least=0,
     )
-    gpus_per_worker: float = setting(
-        0.0,
-        "GPUs of one worker; 0 = CPU; with 2 or more the model is spread over them, layer by layer",
+    gpus_per_worker: float | Auto = setting(  # noqa: RUF009
+        "auto",
+        "GPUs of one worker; with 2 or more the model is spread over them, layer by layer; auto = as many as the model's "
+        "weights need, where the cluster has GPUs; 0 = CPU",
         affects="speed",
         at_least=0,
     )
@@ -199,8 +202,8 @@ class FinetuneConfig(Section):
 
     @property
     def needs_ray_train(self) -> bool:
-        """Whether several workers train, or one on GPUs."""
-        return self.num_workers > 1 or (self.num_workers == 1 and self.gpus_per_worker > 0)
+        """Whether several workers train."""
+        return self.num_workers > 1
 
     def faults(self) -> Iterator[str]:
         """Yields what is wrong with the boost, the routers' training, the batches of a step and their weights."""

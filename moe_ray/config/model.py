@@ -29,7 +29,9 @@ class ModelConfig(Section):
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
         "auto",
-        "number type that the weights are loaded in; auto = float32 on CPU, the checkpoint's own type on GPU",
+        "number type that the weights are loaded in, by every process of a run; auto = the checkpoint's own type on GPUs; "
+        "without them float32, or the checkpoint's own where that has no room in memory. What auto was is kept in "
+        "resources.json, and holds for whatever is done in the same run directory",
         affects=("targets", "counts", "weights", "answers", "ablation"),
     )
     experts_implementation: Literal["auto", "eager", "grouped_mm", "batched_mm"] = setting(

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from moe_ray.config.keys import ALIASES, GROUP_VALUES, Key, groups, keys_of
-from moe_ray.config.values import plain_value
+from moe_ray.config.values import is_union, plain_value, union_parts
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -60,10 +60,15 @@ def _setting(key: Key) -> dict[str, Any]:
         "maximum": key.setting.at_most,
         "exclusiveMaximum": key.setting.below,
     }
+    limits = {name: bound for name, bound in bounds.items() if bound is not None}
+    if is_union(key.hint):
+        number, words = union_parts(key.hint)
+        kind: dict[str, Any] = {"anyOf": [{**_type(number), **limits}, _type(words)]}
+    else:
+        kind = {**_type(key.hint), **limits}
     return {
         "description": f"{key.setting.text}\naffects: {', '.join(key.setting.affects)}",
-        **_type(key.hint),
-        **{name: bound for name, bound in bounds.items() if bound is not None},
+        **kind,
         "default": plain_value(key.default),
     }
 

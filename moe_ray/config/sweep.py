@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from moe_ray.config.auto import Auto
 from moe_ray.config.fields import setting
 from moe_ray.config.section import Section
 
@@ -55,8 +56,12 @@ class SweepConfig(Section):
         1, "trials at the same time, each with a model of its own", affects="speed", at_least=1
     )
     cpus_per_trial: float = setting(1.0, "logical CPUs of one trial", affects="speed", above=0)
-    gpus_per_trial: float = setting(
-        0.0, "GPUs of one trial; may be a fraction, so that trials share one; 0 = CPU", affects="speed", at_least=0
+    gpus_per_trial: float | Auto = setting(  # noqa: RUF009
+        "auto",
+        "GPUs of one trial; may be a fraction, so that trials share one; auto = as many as the model's weights need, where "
+        "the cluster has GPUs; 0 = CPU",
+        affects="speed",
+        at_least=0,
     )
 
     def faults(self) -> Iterator[str]:

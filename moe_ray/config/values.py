@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import numbers
+import types
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -67,6 +68,15 @@ def fit(value: Any, hint: Any, setting: Setting, key: str) -> Any:
     if origin is tuple:
         items = value if isinstance(value, (list, tuple)) else [value]
         return _fit_all(items, typing.get_args(hint)[0], setting, key)
+    if is_union(hint):
+        number, words = union_parts(hint)
+        if isinstance(value, str) and value in typing.get_args(words):
+            return value
+        try:
+            return fit(value, number, setting, key)
+        except WrongSettings as error:
+            expected = f"{type_name(number)}, {setting.bounds}" if setting.bounds else type_name(number)
+            raise WrongSettings(wrong_value(key, value, f"{type_name(words)}, or a {expected}")) from error
     if origin is Literal:
         choices = typing.get_args(hint)
         if isinstance(value, bool):  # YAML has read the word
@@ -121,9 +131,22 @@ def _as_number(value: Any, kind: type) -> Any:
         return math.inf
 
 
+def is_union(hint: Any) -> bool:
+    """Whether a setting takes a number or a word, such as `float | Literal["auto"]`."""
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)
+
+
+def union_parts(hint: Any) -> tuple[Any, Any]:
+    """The type of the number and the words that may stand for it."""
+    number, words = typing.get_args(hint)
+    return number, words
+
+
 def type_name(hint: Any) -> str:
     """A setting's type in words."""
     origin = typing.get_origin(hint)
+    if is_union(hint):
+        return " | ".join(map(type_name, reversed(union_parts(hint))))
     if origin is Literal:
         return " | ".join(typing.get_args(hint))
     if origin is tuple:

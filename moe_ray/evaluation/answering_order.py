@@ -6,6 +6,7 @@ import math
 
 import pandas as pd
 
+from moe_ray.config.auto import processes_of
 from moe_ray.config.evaluate import EvaluateConfig
 
 ROUTINGS = ("natural", "masked", "union")
@@ -47,7 +48,7 @@ def rows_per_block(rows: pd.DataFrame, config: EvaluateConfig) -> int:
     """
     tokens_per_row = _prompt_tokens(rows).mean() + config.max_new_tokens
     rows_of_passes = int(_PASSES_PER_BLOCK * config.tokens_per_forward / tokens_per_row)
-    return max(1, min(rows_of_passes, math.ceil(len(rows) / config.num_actors)))
+    return max(1, min(rows_of_passes, math.ceil(len(rows) / processes_of(config.num_actors))))
 
 
 def _prompt_tokens(rows: pd.DataFrame) -> pd.Series:

@@ -79,6 +79,7 @@ def save_adapter(
         "base": base,
         "base_hash": base_hash,
         "mask_hash": mask_hash,
+        "dtype": str(_own_dtype(trainable)).removeprefix("torch."),
         "model_type": _model_type(trainable.model),
         "layers": list(trainable.moe_layers.layers),
         "num_experts": trainable.moe_layers.num_experts,
@@ -86,7 +87,18 @@ def save_adapter(
     parts: dict[Part, Mapping[str, Tensor]] = dict(routers or {})
     for expert, tensors in trainable.parameters.items():
         parts[expert] = tensors
-    _write(folder, header, parts)
+    # In the model's own type, which holds all that the model computed with: what is learned in float32 is rounded to it.
+    layers = {layer.layer: layer for layer in trainable.moe_layers}
+    own: dict[Part, Mapping[str, Tensor]] = {}
+    for part, by_name in parts.items():
+        types = {name: tensor.dtype for name, tensor in own_tensors(layers[part.layer], part).items()}
+        own[part] = {name: tensor.detach().to(types[name]) for name, tensor in by_name.items()}
+    _write(folder, header, own)
+
+
+def _own_dtype(trainable: TrainableExperts) -> torch.dtype:
+    """The type of the model's experts, which a run decides once for all of its processes."""
+    return next(iter(trainable.moe_layers[0].tensors_of(0).values())).dtype
 
 
 def compose_adapters(
@@ -226,7 +238,7 @@ def _check_fits(model: nn.Module, header: Mapping[str, Any], layout: Mapping[Par
     if hash_weights(original) != header["base_hash"]:
         raise InputError(
             f"adapter for {header['base']!r}: the model's own weights of these experts are not those it was trained from; "
-            "load the base checkpoint it names, in the type it was trained in"
+            f"load the base checkpoint it names, in {header.get('dtype', 'the type it was trained in')}"
         )
 
 

@@ -1,13 +1,17 @@
-"""Proof that frozen parameters stayed frozen: hashes before and after."""
+"""Proof that frozen parameters stayed frozen: hashes before and after.
+
+They are of XXH3, which goes as fast as memory does (blake2b over 13.8 GB takes 19 seconds): nobody chooses weights so that
+a change of theirs goes unnoticed. They are compared in the process that made them and never kept.
+"""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
+import xxhash
 from torch import Tensor, nn
 
 from moe_ray.errors import FrozenChanged
@@ -87,7 +91,7 @@ def _changed(before: TensorHashes, after: TensorHashes) -> list[str]:
 
 def _digest(tensor: Tensor) -> str:
     flat = tensor.detach().contiguous().view(-1).view(torch.uint8).cpu()
-    return hashlib.blake2b(flat.numpy().data, digest_size=16).hexdigest()
+    return xxhash.xxh3_128_hexdigest(flat.numpy().data)
 
 
 @contextmanager

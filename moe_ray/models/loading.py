@@ -21,19 +21,31 @@ def check_model(config: ModelConfig) -> MoELayers:
         InputError: the checkpoint does not exist, cannot be read, or has no experts; or a local one's weights are missing,
             damaged, pickles or of other shapes than its configuration says.
     """
+    model = build_without_weights(config)
+    layers = find_moe_layers(model)
+    if (folder := config.local_folder()) is not None:
+        check_shapes(model, folder)
+    return layers
+
+
+def build_without_weights(config: ModelConfig) -> PreTrainedModel:
+    """The model that a checkpoint's configuration describes, on the meta device.
+
+    Raises:
+        InputError: the checkpoint does not exist, or its configuration cannot be read or describes no language model.
+    """
     architecture = _load_or_explain(AutoConfig, config)
     with torch.device("meta"):
         try:
-            model = AutoModelForCausalLM.from_config(architecture, trust_remote_code=config.trust_remote_code)
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                architecture, trust_remote_code=config.trust_remote_code
+            )
         except (ValueError, TypeError, RuntimeError) as error:
             raise InputError(
                 f"model.path {config.path!r}: its configuration gives no causal language model: {_first_line(error)}; give "
                 "a checkpoint folder or a hub name"
             ) from error
-    layers = find_moe_layers(model)
-    if (folder := config.local_folder()) is not None:
-        check_shapes(model, folder)
-    return layers
+    return model
 
 
 def check_trainable(config: ModelConfig) -> None:
@@ -74,8 +86,9 @@ def load_model(
     """The model in eval mode.
 
     Args:
-        config: `dtype: auto` gives float32 on CPU, where other types are slow, and the checkpoint's own type on GPU;
-            `experts_implementation: auto` gives eager on CPU, where it is the fastest, the library's default on GPU.
+        config: `dtype: auto` gives float32 on CPU and the checkpoint's own type on GPU; a run has decided before, once for
+            all of its processes, see `moe_ray.resources.decide`. `experts_implementation: auto` gives eager on CPU, where it
+            is the fastest, the library's default on GPU.
         device: None = the first GPU if there is one, else CPU.
         device_map: spreads the model over devices, see accelerate; "auto" = over all GPUs of this process.
 
@@ -90,10 +103,13 @@ def load_model(
     implementation = config.experts_implementation
     if implementation != "auto" or on_cpu:
         options["experts_implementation"] = "eager" if implementation == "auto" else implementation
+    if device_map is None and not on_cpu:
+        # Every tensor goes there as it is read; a model that is loaded and then moved is whole in the host's memory first.
+        device_map = {"": target}
     if device_map is not None:
-        return _load_all_weights(config, device_map=device_map, **options).eval()
-    moved: PreTrainedModel = _load_all_weights(config, **options).to(target)
-    return moved.eval()
+        options["device_map"] = device_map
+    loaded: PreTrainedModel = _load_all_weights(config, **options)
+    return loaded.eval()
 
 
 def _load_all_weights(config: ModelConfig, **options: Any) -> Any:

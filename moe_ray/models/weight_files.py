@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -65,6 +66,22 @@ def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
             for name in file.keys():  # noqa: SIM118 – no mapping
                 shapes[name] = tuple(file.get_slice(name).get_shape())
     return shapes
+
+
+def stored_type(folder: Path) -> str:
+    """The type of most of the stored numbers, as safetensors names it, such as `BF16`.
+
+    Raises:
+        InputError: as `check_weight_files`.
+    """
+    check_weight_files(folder)
+    found: Counter[str] = Counter()
+    for path in _files_of(folder):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 – no mapping
+                stored = file.get_slice(name)
+                found[stored.get_dtype()] += math.prod(stored.get_shape())
+    return found.most_common(1)[0][0] if found else ""
 
 
 def _files_of(folder: Path) -> list[Path]:

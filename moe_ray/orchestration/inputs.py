@@ -12,6 +12,7 @@ from moe_ray.config.run import Config
 from moe_ray.errors import InputError
 from moe_ray.evaluation.judges import check_judge
 from moe_ray.organisms.recipe import embedded_folder
+from moe_ray.resources.model_size import ModelSize, size_of
 from moe_ray.studies.search_space import read_space
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,19 @@ def resolve_model(config: Config, *, trained: bool = False) -> ModelConfig:
     check_tokenizer(config.model)
     folder = config.model.local_folder()
     return config.model if folder is None else replace(config.model, path=str(folder.absolute()))
+
+
+def model_size(config: Config) -> ModelSize:
+    """The numbers of the configured model; of the embedded one, which is not built yet, about.
+
+    Raises:
+        InputError: as `check_model`.
+    """
+    if config.model.path == EMBEDDED:
+        return ModelSize(name=EMBEDDED, parameters=10**6, experts=72, expert_parameters=10**4)
+    from moe_ray.models.loading import build_without_weights
+
+    return size_of(build_without_weights(config.model), config.model)
 
 
 def cache_folder(config: Config) -> Path:

@@ -8,18 +8,30 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from moe_ray.config.auto import gpus_of, processes_of
 from moe_ray.config.fields import EMBEDDED
 from moe_ray.config.model import ModelConfig
 from moe_ray.config.run import Config
 from moe_ray.errors import OutsideFailed
 from moe_ray.evaluation.target_check import refuse_complying_targets
 from moe_ray.orchestration.cluster.local_environment import set_local_environment
-from moe_ray.orchestration.inputs import cache_folder, check_requests, resolve_model, warn_of_embedded_prompts
+from moe_ray.orchestration.inputs import (
+    cache_folder,
+    check_requests,
+    model_size,
+    resolve_model,
+    warn_of_embedded_prompts,
+)
 from moe_ray.orchestration.stages.seconds import Seconds
 from moe_ray.organisms.build_process import EmbeddedBuild
 from moe_ray.prompts.prompt_set import Prompts, read_prompts
+from moe_ray.resources.decide import Decision, decide, local_cpus
+from moe_ray.resources.model_size import ModelSize
+from moe_ray.resources.record import decided_dtype, write_decision
+from moe_ray.resources.training import Room
 from moe_ray.run_directory import CAPTURE, RunDirectory
 from moe_ray.storage.folder import Folder
 from moe_ray.storage.lock import locked
@@ -59,33 +71,51 @@ def launch(config: Config, workflow: str, *, began: float | None = None) -> None
         config.model.local_folder()
         _import_model_library()
     model = resolve_model(config, trained=workflow not in _WITHOUT_TRAINING)
+    size = model_size(config)
     warn_of_embedded_prompts(config)
     directory = RunDirectory.open(config.run_dir)
     logger.info("run directory %s", directory.folder.url)
     with locked(directory.folder):
         directory.write_config(config)
-        _launch(config, workflow, prompts, model, directory, seconds)
+        _launch(config, workflow, prompts, model, size, directory, seconds)
 
 
 def _launch(
-    config: Config, workflow: str, prompts: Prompts, model: ModelConfig, directory: RunDirectory, seconds: Seconds
+    asked: Config,
+    workflow: str,
+    prompts: Prompts,
+    model: ModelConfig,
+    size: ModelSize,
+    directory: RunDirectory,
+    seconds: Seconds,
 ) -> None:
-    set_local_environment(config.cluster)
+    set_local_environment(asked.cluster)
     # Ray and MLflow take seconds to import, and are not needed to refuse anything above. Ray reads the environment then.
+    from moe_ray.orchestration.cluster.cluster_nodes import cluster_nodes
     from moe_ray.orchestration.cluster.model_pool import ModelPool
-    from moe_ray.orchestration.cluster.ray_session import check_reachable, ray_session
+    from moe_ray.orchestration.cluster.ray_session import check_reachable, is_local, ray_session
 
     at_end: list[Callable[[], None]] = []
     with ExitStack() as stack:
-        build = stack.enter_context(_build(config))
+        build = stack.enter_context(_build(asked))
         # The imports have no module in common with what starts Ray, so neither thread finds one half imported.
         library = stack.enter_context(ThreadPoolExecutor(1)).submit(_import_model_library)
         seconds.add("start", time.perf_counter() - seconds.began, is_start=True)
         with seconds.spent_on("ray", is_start=True):
-            stack.enter_context(ray_session(config.cluster, dashboard=config.finetune.needs_ray_train))
+            cluster = replace(asked.cluster, num_cpus=local_cpus(asked))
+            stack.enter_context(ray_session(cluster, dashboard=asked.finetune.needs_ray_train))
             stack.enter_context(_storage_failures_named(directory.folder))
             check_reachable(directory.folder)
-        models = stack.enter_context(ModelPool(model))
+            before = decided_dtype(directory.folder, asked.model)
+            room = Room(model=size, nodes=cluster_nodes(), may_grow=not is_local())
+            decision = decide(asked, size, room.nodes, dtype=before, may_grow=room.may_grow)
+        if workflow in _WITH_MODEL:
+            _say(decision)
+        config, model = decision.config, replace(model, dtype=decision.config.model.dtype)
+        # What was given and what `auto` is for the model's numbers; how many processes work is each machine's own business.
+        directory.write_config(replace(asked, model=config.model))
+        write_decision(directory.folder, config.model, decision.in_words)
+        models = stack.enter_context(ModelPool(model, memory=decision.process_bytes))
         if workflow in _WITH_MODEL and not is_finished(directory.sub(CAPTURE)):
             _start_ahead(models, config)
         with seconds.spent_on("imports", is_start=True):
@@ -103,6 +133,7 @@ def _launch(
             models.load()
         run = Run(config, model, prompts, directory)
         run.seconds, run.models, run.at_end, run.await_model = seconds, models, at_end, await_model
+        run.asked, run.room = replace(asked, model=config.model), room
         WORKFLOWS[workflow](run)
         ended = time.perf_counter()
     seconds.add("shutdown", time.perf_counter() - ended)
@@ -134,7 +165,13 @@ def _build(config: Config) -> AbstractContextManager[EmbeddedBuild | None]:
 def _start_ahead(models: ModelPool, config: Config) -> None:
     """Starts the processes of the stage that is the first to need them."""
     first = config.capture if config.prompts.keep_pairs == "all" else config.evaluate
-    models.start(first.num_actors, gpus=first.gpus_per_actor)
+    models.start(processes_of(first.num_actors), gpus=gpus_of(first.gpus_per_actor))
+
+
+def _say(decision: Decision) -> None:
+    logger.info("%s", decision.in_words)
+    for warning in decision.warnings:
+        logger.warning("%s", warning)
 
 
 def _import_model_library() -> None:

@@ -48,6 +48,7 @@ class Run(Context):
         other = Run(config, self.model, self.prompts, RunDirectory(self.directory.folder))
         other.outcomes, other.around, other.models = dict(self.outcomes), self.around, self.models
         other.seconds, other.await_model, other.at_end = self.seconds, self.await_model, self.at_end
+        other.asked, other.room = self.asked, self.room
         return other
 
     @property

@@ -18,11 +18,11 @@ from moe_ray.run_directory import RunDirectory
 IDS = token_ids(2, 9)
 
 
-@pytest.fixture
-def run(tmp_path):
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=str)
+def run(request, tmp_path):
     """A base checkpoint, a run directory with its learned experts, and the tuned model."""
     base, experts = tmp_path / "base", tmp_path / "run" / "finetune"
-    model, tokenizer = build("olmoe"), make_tokenizer()
+    model, tokenizer = build("olmoe", dtype=request.param), make_tokenizer()
     model.save_pretrained(base)
     tokenizer.save_pretrained(base)
     masks = batch_masks(model, EXPERTS)
@@ -37,16 +37,19 @@ def run(tmp_path):
 def test_the_merged_checkpoint_is_the_tuned_model(run, base, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["merge", "run", "repaired", *base]) == 0
-    repaired = AutoModelForCausalLM.from_pretrained("repaired", experts_implementation="eager")
+    repaired = AutoModelForCausalLM.from_pretrained("repaired", experts_implementation="eager").eval()
+    assert repaired.dtype == run.dtype
+    # The tuned model was built with its rotary buffers in its type; a checkpoint that is loaded has them in float32.
+    repaired.model.rotary_emb = run.model.rotary_emb
     with torch.no_grad():
-        assert torch.equal(repaired.eval()(IDS).logits, run(IDS).logits)
+        assert torch.equal(repaired(IDS).logits, run(IDS).logits)
     assert AutoTokenizer.from_pretrained("repaired")("how are")["input_ids"] == make_tokenizer()("how are")["input_ids"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "repaired", "run"]
 
 
 def test_another_base_is_refused_and_nothing_is_written(run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    other = build("olmoe")
+    other = build("olmoe", dtype=run.dtype)
     with torch.no_grad():
         other.model.layers[0].mlp.experts.down_proj += 1.0
     other.save_pretrained("other")

@@ -64,6 +64,14 @@ def test_base_and_adapter_give_the_trained_models_logits(family, dtype, tmp_path
     assert torch.equal(again(IDS).logits, trained(IDS).logits)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_adapter_is_stored_in_the_models_type_and_says_so(dtype, tmp_path):
+    learn(build("olmoe", dtype=dtype), tmp_path)
+    about, tensors = load_adapter(tmp_path)
+    assert about["dtype"] == str(dtype).removeprefix("torch.")
+    assert {tensor.dtype for by_name in tensors.values() for tensor in by_name.values()} == {dtype}
+
+
 def test_after_the_context_the_base_is_back_bit_for_bit(learned):
     model = build("olmoe")
     before = state_of(model)
@@ -150,9 +158,12 @@ def test_a_base_that_differs_elsewhere_only_is_accepted(learned):
     assert any(not torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_a_base_in_another_type_is_refused(learned):
-    with pytest.raises(InputError, match="in the type it was trained in"):
+def test_a_base_in_another_type_is_refused_with_the_type_that_is_wanted(learned, tmp_path):
+    with pytest.raises(InputError, match="load the base checkpoint it names, in float32"):
         apply_adapter(build("olmoe", dtype=torch.bfloat16), learned[1])
+    learn(build("olmoe", dtype=torch.bfloat16), tmp_path)
+    with pytest.raises(InputError, match="load the base checkpoint it names, in bfloat16"):
+        apply_adapter(build("olmoe"), tmp_path)
 
 
 @pytest.mark.parametrize("family", ["mixtral", "deepseek_v3", "gpt_oss"])

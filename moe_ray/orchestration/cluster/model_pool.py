@@ -22,6 +22,7 @@ import ray
 
 from moe_ray.config.model import ModelConfig
 from moe_ray.errors import InputError
+from moe_ray.orchestration.cluster.cluster_nodes import memory_to_ask
 from moe_ray.orchestration.cluster.model_actor import ModelActor, ModelWork
 from moe_ray.orchestration.cluster.ray_session import (
     all_cpus,
@@ -48,6 +49,7 @@ class ModelPool:
 
     Args:
         model: which one.
+        memory: bytes that its weights take in a process on the CPU, which Ray is asked for; 0 = nothing is asked for.
 
     As a context it leaves no process behind.
 
@@ -55,8 +57,8 @@ class ModelPool:
         seconds_waited: how long work has waited for the first process to have its model.
     """
 
-    def __init__(self, model: ModelConfig) -> None:
-        self.model = model
+    def __init__(self, model: ModelConfig, *, memory: int = 0) -> None:
+        self.model, self.memory = model, memory
         self.seconds_waited = 0.0
         self._gpus = 0.0
         self._processes: list[_Process] = []
@@ -91,6 +93,8 @@ class ModelPool:
         kind = ray.remote(
             num_cpus=1,
             num_gpus=self._gpus,
+            # Weights on a GPU are not in the node's memory.
+            memory=0 if self._gpus else memory_to_ask(self.memory),
             max_restarts=-1,
             max_task_retries=-1,
             max_concurrency=2,

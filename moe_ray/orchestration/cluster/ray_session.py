@@ -17,6 +17,7 @@ import pyarrow.fs
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from moe_ray.config.auto import number_of
 from moe_ray.config.cluster import ClusterConfig
 from moe_ray.errors import InputError, MoeRayError
 from moe_ray.orchestration.cluster.local_environment import cluster_address, set_local_environment
@@ -68,10 +69,11 @@ def ray_session(config: ClusterConfig, *, dashboard: bool = True) -> Iterator[No
             environment = {"env_vars": variables} if variables else None
             ray.init(address=address, runtime_env=environment, log_to_driver=True, logging_level="warning")
         else:
-            logger.info("starting a local Ray with %d logical CPUs", config.num_cpus)
+            num_cpus = number_of(config.num_cpus, undecided=4)
+            logger.info("starting a local Ray with %d logical CPUs", num_cpus)
             if not sys.stderr.isatty():
                 os.environ.setdefault("RAY_COLOR_PREFIX", "0")
-            _start_local(num_cpus=config.num_cpus, include_dashboard=dashboard)
+            _start_local(num_cpus=num_cpus, include_dashboard=dashboard)
     except ConnectionError as error:
         raise InputError(f"no Ray cluster answers at {address!r}: {error}; check cluster.address") from error
     end_on_sigterm()

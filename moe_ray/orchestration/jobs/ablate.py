@@ -12,6 +12,7 @@ from moe_ray.ablation.ablate import Ablation, found_in, of_copies
 from moe_ray.ablation.effects import BatchEffects, Cost, measure_batch
 from moe_ray.ablation.plan import BatchPlan
 from moe_ray.config.ablate import AblateConfig
+from moe_ray.config.auto import gpus_of, processes_of
 from moe_ray.config.model import ModelConfig
 from moe_ray.models.expert_copies import experts_are_copies
 from moe_ray.models.token_budget import TokenBudget
@@ -77,7 +78,10 @@ def ablate(plans: Sequence[BatchPlan], job: AblateJob, *, seed: int, models: Mod
     if todo:
         with pool_for(job.model, models) as pool:
             work = pool.working(
-                *(todo, AblateActor, job), what="ablate", num_processes=config.num_actors, gpus=config.gpus_per_actor
+                *(todo, AblateActor, job),
+                what="ablate",
+                num_processes=processes_of(config.num_actors),
+                gpus=gpus_of(config.gpus_per_actor),
             )
             with work as results, progress("ablate", len(todo)) as meter:
                 are_copies = False

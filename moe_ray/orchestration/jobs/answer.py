@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from moe_ray.config.auto import gpus_of, processes_of
 from moe_ray.config.evaluate import EvaluateConfig
 from moe_ray.config.model import ModelConfig
 from moe_ray.errors import InputError
@@ -177,8 +178,8 @@ def _run(models: ModelPool, todo: pd.DataFrame, job: AnswerJob, what: str) -> No
         AnswerActor,
         job,
         what=what,
-        num_processes=config.num_actors,
-        gpus=config.gpus_per_actor,
+        num_processes=processes_of(config.num_actors),
+        gpus=gpus_of(config.gpus_per_actor),
     )
     with work as results, progress(what, len(todo)) as meter:
         for done in results:

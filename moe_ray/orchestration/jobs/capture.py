@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from moe_ray.config.auto import gpus_of, processes_of
 from moe_ray.config.capture import CaptureConfig
 from moe_ray.config.model import ModelConfig
 from moe_ray.errors import InputError
@@ -82,7 +83,7 @@ def capture(
     bad = _Quarantined(run, total=len(batch_idx), max_share=config.max_bad_share)
     totals = WindowReport()
     if len(todo):
-        plan = WindowPlan(batch_idx[todo], num_processes=max(config.num_actors, config.max_actors))
+        plan = WindowPlan(batch_idx[todo], num_processes=max(processes_of(config.num_actors), config.max_actors))
         with pool_for(model, models) as pool:
             _run(pool, job, plan, todo, actor, totals, bad)
         # Processes that died did not report what they had set aside.
@@ -109,9 +110,9 @@ def _run(
         actor,
         job,
         what="routing capture",
-        num_processes=config.num_actors,
+        num_processes=processes_of(config.num_actors),
         max_processes=config.max_actors,
-        gpus=config.gpus_per_actor,
+        gpus=gpus_of(config.gpus_per_actor),
         overlaps=True,
     )
     with work as reports, progress("routing capture", len(todo)) as meter:

@@ -1,7 +1,7 @@
 """Fine-tuning: the core's loop in one process or in Ray Train workers, with checkpoints that a restarted one resumes from.
 
-Several workers, and those with GPUs, are Ray Train's. Every worker takes the batches that the step plan gives its rank, and
-reads no others; a batch is never split. One worker on the CPU needs none of Ray Train's start-up of some fifteen seconds:
+Several workers are Ray Train's. Every worker takes the batches that the step plan gives its rank, and
+reads no others; a batch is never split. One worker needs none of Ray Train's start-up of some fifteen seconds:
 the same loop runs in a model process that is there already, or with `finetune.num_workers: 0` in this one.
 """
 
@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from moe_ray.config.auto import gpus_of
 from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.config.model import ModelConfig
 from moe_ray.finetuning.adapter import experts_restored
@@ -76,15 +77,21 @@ def finetune(job: FinetuneJob, models: ModelPool | None = None) -> dict[str, Any
 
     Args:
         job: what is trained.
-        models: the model processes, one of which trains where one CPU does; Ray Train's workers, which hold models of their
-            own, get their place. None = a process for this job alone.
+        models: the model processes, one of which trains where there is one worker; Ray Train's workers, which hold models
+            of their own, get their place. None = a process for this job alone.
     """
     if job.config.num_workers == 0:
         return _train_alone(ModelHolder(job.model, 1), job)
     if not job.config.needs_ray_train:
         with (
             pool_for(job.model, models) as pool,
-            pool.working([None], FinetuneActor, job, what="fine-tuning", resumes=True) as results,
+            pool.working(
+                [None],
+                *(FinetuneActor, job),
+                what="fine-tuning",
+                gpus=gpus_of(job.config.gpus_per_worker),
+                resumes=True,
+            ) as results,
         ):
             (outcome,) = results
         return dict(outcome)

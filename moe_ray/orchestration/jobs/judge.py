@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
+from moe_ray.config.auto import gpus_of, processes_of
 from moe_ray.config.evaluate import EvaluateConfig
 from moe_ray.evaluation.judges import make_judge, with_verdicts
 from moe_ray.evaluation.judges.verdict import Conversation, Verdict
@@ -29,7 +30,7 @@ class ClassifierJudge:
     """Holds a classifier and judges the answers it is given."""
 
     def __init__(self, config: EvaluateConfig, parts_url: str) -> None:
-        quiet_and_threaded(processes_on_this_node(config.num_actors))
+        quiet_and_threaded(processes_on_this_node(processes_of(config.num_actors)))
         self.judge = make_judge(config, device=process_device())
         self.parts = Folder.open(parts_url)
 
@@ -87,8 +88,8 @@ def _in_actors(answers: pd.DataFrame, config: EvaluateConfig, parts: Folder) -> 
         ClassifierJudge,
         (config, parts.url),
         what="judging",
-        num_actors=config.num_actors,
-        gpus_per_actor=config.gpus_per_actor,
+        num_actors=processes_of(config.num_actors),
+        gpus_per_actor=gpus_of(config.gpus_per_actor),
     )
     with pool as results:
         yield from results

@@ -12,6 +12,7 @@ from typing import Any
 import ray.train
 from ray.train.torch import TorchTrainer
 
+from moe_ray.config.auto import gpus_of
 from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.errors import MoeRayError
 from moe_ray.finetuning.checkpoint import save_checkpoint
@@ -62,13 +63,13 @@ def train_with_ray(
         MoeRayError: a worker raised it.
     """
     require_cpus(config.num_workers + 1, "fine-tuning")
-    require_gpus(config.num_workers * config.gpus_per_worker, "fine-tuning")
+    require_gpus(config.num_workers * gpus_of(config.gpus_per_worker), "fine-tuning")
     trainer = TorchTrainer(
         _worker_loop,
         train_loop_config={"loop": loop, "job": job},
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.num_workers,
-            use_gpu=config.gpus_per_worker > 0,
+            use_gpu=gpus_of(config.gpus_per_worker) > 0,
             resources_per_worker=_worker_resources(config),
         ),
         run_config=ray.train.RunConfig(
@@ -101,8 +102,8 @@ def _error_of_worker(error: Any) -> BaseException:
 
 def _worker_resources(config: FinetuneConfig) -> dict[str, float]:
     resources = {"CPU": 1.0}
-    if config.gpus_per_worker > 0:
-        resources["GPU"] = config.gpus_per_worker
+    if gpus := gpus_of(config.gpus_per_worker):
+        resources["GPU"] = gpus
     return resources
 
 

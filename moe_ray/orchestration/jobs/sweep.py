@@ -23,6 +23,7 @@ import pandas as pd
 from ray import tune
 from ray.tune.search import BasicVariantGenerator
 
+from moe_ray.config.auto import gpus_of
 from moe_ray.config.io import to_yaml
 from moe_ray.config.run import Config
 from moe_ray.errors import InputError, MoeRayError, OutsideFailed
@@ -56,7 +57,7 @@ def sweep(job: SweepJob) -> pd.DataFrame:
     """
     settings = job.config.sweep
     require_cpus(int(settings.max_concurrent_trials * settings.cpus_per_trial), "the sweep")
-    require_gpus(settings.max_concurrent_trials * settings.gpus_per_trial, "the sweep")
+    require_gpus(settings.max_concurrent_trials * gpus_of(settings.gpus_per_trial), "the sweep")
     space = read_space(job.config)
     total = len(space.grid()) if settings.search == "grid" else settings.num_trials
     # Ray Tune's own tables would be printed beside ours.
@@ -108,8 +109,8 @@ def _first_error(errors: Sequence[Exception]) -> Exception:
 def _tuner(job: SweepJob, state: str, space: SearchSpace, total: int) -> tune.Tuner:
     settings = job.config.sweep
     resources = {"CPU": settings.cpus_per_trial}
-    if settings.gpus_per_trial:
-        resources["GPU"] = settings.gpus_per_trial
+    if gpus := gpus_of(settings.gpus_per_trial):
+        resources["GPU"] = gpus
     trainable = tune.with_resources(tune.with_parameters(sweep_trial, job=job), resources)
     return tune.Tuner(
         trainable,

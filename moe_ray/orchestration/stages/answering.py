@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from moe_ray.config.auto import gpus_of, processes_of
 from moe_ray.config.evaluate import EvaluateConfig
 from moe_ray.models.loading import context_length, load_tokenizer
 from moe_ray.orchestration.jobs.answer import AnswerJob, answer
@@ -67,7 +68,7 @@ def judged(run: Context, answers: pd.DataFrame, parts: Folder, what: str) -> pd.
     """The answers with verdicts; those that `parts` holds already are not asked for again."""
     config = run.config.evaluate
     if config.judge == "classifier":
-        run.models.make_room(cpus=config.num_actors, gpus=config.gpus_per_actor)
+        run.models.make_room(cpus=processes_of(config.num_actors), gpus=gpus_of(config.gpus_per_actor))
     elif config.judge == "endpoint":
         run.models.make_room(gpus=1)  # which may take hours, and nobody should pay for GPUs that wait
     return judge(answers, config, parts, what=what)

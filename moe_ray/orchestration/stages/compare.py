@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from moe_ray.config.auto import gpus_of
 from moe_ray.identification.selection import ranking_column
 from moe_ray.orchestration.jobs.compare import CompareJob, run_arms
 from moe_ray.orchestration.stages.context import Context
@@ -51,7 +52,7 @@ def compare(run: Context) -> Comparison:
         union_LE=masks.union,
         trained_batches=masks.trained_batches,
         num_actors=settings.max_concurrent,
-        gpus_per_actor=train.gpus_per_worker,
+        gpus_per_actor=gpus_of(train.gpus_per_worker),
         neutral_texts=run.prompts.neutral,
     )
     measured = {"test": run.made(PROMPTS, "test"), **run.measurement()}

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
+from moe_ray.config.auto import Auto, gpus_of
 from moe_ray.config.effects import settings_affecting
 from moe_ray.config.fields import Effect
 from moe_ray.config.model import ModelConfig
@@ -15,6 +16,7 @@ from moe_ray.evaluation.judges import judge_identity
 from moe_ray.orchestration.cluster.model_pool import ModelPool
 from moe_ray.orchestration.stages.seconds import START, Seconds
 from moe_ray.prompts.prompt_set import Prompts
+from moe_ray.resources.training import Room
 from moe_ray.run_directory import RunDirectory
 from moe_ray.storage.fingerprint import content_hash, hash_checkpoint
 from moe_ray.storage.folder import Folder
@@ -34,6 +36,8 @@ class Context:
         outcomes: by name, of the stages that were done or reused so far.
         around: entered while the work of a stage is done.
         models: the model processes, which stay from stage to stage.
+        room: the machines, as far as they were looked at; None = what is trained is taken to have room.
+        asked: the settings as they were given, where `config` has numbers in the place of `auto`.
         seconds: where the time goes.
     """
 
@@ -42,6 +46,8 @@ class Context:
         self.outcomes: dict[str, Outcome] = {}
         self.around: Around = lambda name, folder: nullcontext()
         self.models = ModelPool(model)
+        self.asked = config
+        self.room: Room | None = None
         self.seconds = Seconds()
 
     def do(self, stage: Stage) -> Outcome:
@@ -75,10 +81,11 @@ class Context:
         """Hashes of what the model is made of."""
         return hash_checkpoint(self.model.path, self.model.revision)
 
-    def numerics(self, gpus_per_actor: float) -> dict[str, str]:
+    def numerics(self, gpus_per_actor: float | Auto) -> dict[str, str]:
         """The type of numbers and the kernels that experts are computed with.
 
-        On CPU `auto` always stands for the same ones (see `load_model`), so there it equals their names.
+        The type is the run's, which is decided once. On CPU `auto` always stands for the same kernels (see `load_model`),
+        so there it equals their names.
 
         Args:
             gpus_per_actor: 0 = CPU. What training depends on is always asked for with 0, so that training on GPUs instead is
@@ -86,11 +93,11 @@ class Context:
         """
         on_cpu = {"dtype": "float32", "experts_implementation": "eager"}
         chosen = {name: getattr(self.model, name) for name in on_cpu}
-        if not gpus_per_actor:
+        if not gpus_of(gpus_per_actor):
             chosen = {name: on_cpu[name] if value == "auto" else value for name, value in chosen.items()}
         return {f"model.{name}": value for name, value in chosen.items()}
 
-    def judged_answers(self, gpus_per_actor: float) -> dict[str, Any]:
+    def judged_answers(self, gpus_per_actor: float | Auto) -> dict[str, Any]:
         """What judged answers under natural routing depend on, beside the prompts and the learned experts."""
         settings = self.settings("answers")
         for name in ("evaluate.routing", "finetune.short_layers", "evaluate.neutral_file"):

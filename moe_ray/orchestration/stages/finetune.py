@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.finetuning.adapter_files import adapter_digest
 from moe_ray.orchestration.jobs.finetune import FinetuneJob
 from moe_ray.orchestration.stages.context import Context
@@ -27,12 +28,20 @@ def finetune(run: Context) -> Outcome:
 
     def work(folder: Folder) -> dict[str, Any]:
         job = FinetuneJob(
-            model=run.model, config=run.config.finetune, seed=run.config.seed, run_url=run.directory.folder.url
+            model=run.model, config=_with_room(run), seed=run.config.seed, run_url=run.directory.folder.url
         )
         notes = Rounds(job, run, training).run() if has_rounds else train(run, job, inputs)
         return {**notes, MADE: {"experts": adapter_digest(folder)}}
 
     return run.do(Stage(name=FINETUNE, inputs=inputs, work=work, keeps=(round_folder("*").rpartition("/")[2],)))
+
+
+def _with_room(run: Context) -> FinetuneConfig:
+    """The settings of the training, which is refused where it has no room; with more GPUs, where it takes more."""
+    if run.room is None:
+        return run.config.finetune
+    num_experts = len(run.directory.masks.union_experts)
+    return run.room.to_train(run.config, num_experts, may_spread=run.asked.finetune.gpus_per_worker == "auto")
 
 
 def training_inputs(run: Context) -> dict[str, Any]:

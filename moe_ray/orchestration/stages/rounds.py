@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+from moe_ray.config.auto import gpus_of
 from moe_ray.config.run import Config
 from moe_ray.config.scores import needed_scores
 from moe_ray.errors import NothingSelected
@@ -179,7 +180,7 @@ class Rounds:
             rows = self.batches[self.batches["batch_idx"].isin(lagging)]
             config = replace(self.config, capture=replace(self.config.capture, scores=scores))
             job = _CountJob(config=config, adapter=outcome.folder.url)
-            gpus = self.config.capture.gpus_per_actor
+            gpus = gpus_of(self.config.capture.gpus_per_actor)
             with run.models.working([rows], _CountActor, job, what="routing after a round", gpus=gpus) as results:
                 (counts,) = results
             folder.write_table(_COUNTS, counts_to_table(counts))

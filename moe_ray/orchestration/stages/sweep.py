@@ -53,6 +53,6 @@ def sweep(run: Context) -> Outcome:
             sources=training_sources(run),
             neutral_texts=run.prompts.neutral,
         )
-        return write_results(folder, run.config, run_trials(job))
+        return write_results(folder, run.asked, run_trials(job))
 
     return run.do(Stage(name=SWEEP, inputs=inputs, work=work, keeps=(TRIAL_FOLDERS,)))

@@ -1,0 +1,85 @@
+"""What a training takes beside the weights, and whether the machines have it: asked when the selected experts are known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from moe_ray.config.auto import gpus_of
+from moe_ray.config.finetune import FinetuneConfig
+from moe_ray.config.run import Config
+from moe_ray.errors import InputError
+from moe_ray.resources.decide import RESERVED, gpus_for
+from moe_ray.resources.model_size import BYTES, ModelSize
+from moe_ray.resources.nodes import GB, Node
+
+_COPIES = 4
+"""Of every learned number: itself, its gradient, and AdamW's two means."""
+
+
+def training_bytes(model: ModelSize, num_experts: int, *, dtype: str, config: FinetuneConfig) -> int:
+    """Bytes of learned copies, gradients and optimiser state: 16 for a number in float32, 8 in half precision.
+
+    Args:
+        model: which one.
+        num_experts: of the union.
+        dtype: that the model is loaded in.
+        config: in which type experts are learned.
+    """
+    learned_in = "float32" if config.dtype == "float32" else dtype
+    return num_experts * model.expert_parameters * BYTES[learned_in] * _COPIES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """The machines of a run and its model.
+
+    Attributes:
+        model: its numbers.
+        nodes: the machines.
+        may_grow: others may come, so what does not fit now may fit later.
+    """
+
+    model: ModelSize
+    nodes: Sequence[Node]
+    may_grow: bool = False
+
+    def to_train(self, config: Config, num_experts: int, *, may_spread: bool) -> FinetuneConfig:
+        """The settings of a training of so many experts, with as many GPUs for a worker as it takes.
+
+        Args:
+            config: with the type that was decided.
+            num_experts: of the union.
+            may_spread: a worker may have more GPUs than the settings say, as where they said `auto`.
+
+        Raises:
+            InputError: weights and training state have no room.
+        """
+        settings, dtype = config.finetune, config.model.dtype
+        state = training_bytes(self.model, num_experts, dtype=dtype, config=settings)
+        needed = self.model.bytes_in(dtype) + state
+        gpus = gpus_of(settings.gpus_per_worker)
+        with_gpus = [node for node in self.nodes if node.gpus]
+        if gpus and with_gpus:
+            fitting = [
+                wanted for node in with_gpus if (wanted := gpus_for(needed, node.gpu_memory)) <= max(gpus, node.gpus)
+            ]
+            if fitting and min(fitting) <= gpus:
+                return settings
+            if fitting and may_spread:
+                return replace(settings, gpus_per_worker=float(min(fitting)))
+            has = max(min(math.ceil(gpus), node.gpus) * (node.gpu_memory or 0) for node in with_gpus)
+            where = "on the GPUs of a worker"
+        else:
+            has = max((node.memory for node in self.nodes), default=needed + RESERVED) - RESERVED
+            where = "on a node"
+        if needed <= has or self.may_grow:
+            return settings
+        raise InputError(
+            f"fine-tuning of {num_experts} experts: got {has / GB:.1f} GB {where}, expected {needed / GB:.1f} GB: "
+            f"{self.model.bytes_in(dtype) / GB:.1f} for the weights in {dtype}, and {state / GB:.1f} for what is learned, "
+            f"its gradients and the optimiser's state; lower identify.top_k, "
+            f"{'set finetune.dtype=model, ' if settings.dtype == 'float32' else ''}raise finetune.gpus_per_worker, or use "
+            "machines with more memory"
+        )
