@@ -25,6 +25,7 @@ WRONG = {name: A_WRONG_KEY for name, command in COMMANDS.items() if command.work
     "report": (["report.example=3"], "did you mean report.examples?"),
     "inspect": (["none"], "is not a run directory"),
     "merge": (["none", "out"], "is not a run directory"),
+    "export": (["none", "out"], "is not a run directory"),
     "upcycle": (["none.gguf", "out"], "nothing at none.gguf"),
     "organism": (["hidden", "out"], "choose from 'planted', 'late', 'spread', 'attention'"),
     "config": (["shema"], "choose from 'schema', 'init'"),
