@@ -6,6 +6,8 @@
     identify/                 risk differences, unsafe experts, masks
     ablate/                   what the answers lose without the selected experts
     finetune/                 learned experts, history, rounds
+    attack/                   answers under attacks, and their figures
+    harness/                  scores of tasks of lm-eval and inspect_ai
     evaluate/before/, after/  held-out answers, and the figures of them
     sweep/, compare/          trials and the winner; one folder per arm, and the table
     own_answers/, pairs/      the model's answers that are targets, or that say which pairs are kept
@@ -54,7 +56,7 @@ WHENS: tuple[When, ...] = ("before", "after")
 
 PROMPTS, CAPTURE, IDENTIFY = "prompts", "capture", "identify"
 FINETUNE, SWEEP, COMPARE = "finetune", "sweep", "compare"
-ABLATE = "ablate"
+ABLATE, ATTACK, HARNESS = "ablate", "attack", "harness"
 PAIRS, OWN_ANSWERS = "pairs", "own_answers"
 COUNTS, RESPONSES = f"{CAPTURE}/counts", f"{CAPTURE}/responses"
 REJECTED, SHORTENED, ATTEMPTS = f"{CAPTURE}/rejected", f"{CAPTURE}/shortened", f"{CAPTURE}/attempts"
@@ -90,6 +92,8 @@ def round_folder(number: int | str) -> str:
 _STAGES = (
     *(PAIRS, PROMPTS, CAPTURE, SWEEP, IDENTIFY, ABLATE),
     *(answers_of("before"), figures_of("before"), FINETUNE, answers_of("after"), figures_of("after")),
+    ATTACK,
+    HARNESS,
 )
 
 
@@ -320,6 +324,20 @@ class RunDirectory:
     def transfer(self) -> pd.DataFrame | None:
         """What training on one category did to every other, see `transfer_table`; None = it was not asked for."""
         return self.sub(COMPARE).read_frame(TRANSFER_TABLE) if self.holds(COMPARE, TRANSFER_TABLE) else None
+
+    # Attacks and harnesses
+
+    @cached_property
+    def attacks(self) -> dict[str, Any] | None:
+        """What attacks did, as in `summary.json`; None = there were none."""
+        manifest = self.manifest(ATTACK)
+        return None if manifest is None else manifest["notes"]
+
+    @cached_property
+    def harness(self) -> dict[str, Any] | None:
+        """What tasks of harnesses scored, as in `summary.json`; None = none was run."""
+        manifest = self.manifest(HARNESS)
+        return None if manifest is None else manifest["notes"]
 
     # Stages
 

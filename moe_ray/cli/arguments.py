@@ -98,6 +98,12 @@ def inspect_arguments(parser: CommandParser) -> None:
     parser.epilog = "\n".join(["questions:", *lines])
 
 
+def export_arguments(parser: CommandParser) -> None:
+    """A finished run and where its logs go."""
+    _run_dir_argument(parser, "a run that finished evaluation")
+    parser.add_argument("out", metavar="OUT", type=_folder, help="folder to write before.eval and after.eval in")
+
+
 def merge_arguments(parser: CommandParser) -> None:
     """A finished run and where its model goes."""
     _run_dir_argument(parser, "a run that finished fine-tuning")

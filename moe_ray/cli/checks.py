@@ -22,8 +22,16 @@ from moe_ray.upcycling.source import RECORD, existing
 
 logger = logging.getLogger("moe_ray")
 
-_IMPLIED: Mapping[str, Mapping[str, Any]] = {"sweep": {"sweep.run": True}, "compare": {"compare.run": True}}
+_IMPLIED: Mapping[str, Mapping[str, Any]] = {
+    "sweep": {"sweep.run": True},
+    "compare": {"compare.run": True},
+    "attack": {"attack.run": True},
+    "harness": {"harness.run": True},
+}
 """Settings that a command stands for; they win over what is given."""
+
+_GOES_ON = ("attack", "harness")
+"""Commands that take the settings of the run that their run directory holds."""
 
 
 def check(arguments: argparse.Namespace) -> None:
@@ -38,7 +46,7 @@ def check(arguments: argparse.Namespace) -> None:
         arguments.settings = prompt_settings(arguments.sources, arguments.config_file)
     if arguments.command == "report":
         existing_run(arguments.settings.run_dir)
-    if arguments.command in ("inspect", "merge"):
+    if arguments.command in ("export", "inspect", "merge"):
         arguments.run_dir = absolute_run_dir(arguments.run_dir)
         existing_run(arguments.run_dir)
     if arguments.command == "merge" and _holds_files(arguments.out):
@@ -58,6 +66,9 @@ def read_settings(command: str, words: Sequence[str], config_file: str | None = 
     run_dir, overrides = split_words(words)
     if command == "report":
         _only_of_report(overrides)
+    if command in _GOES_ON and config_file is None:
+        named = [word.partition("=")[2] for word in overrides if word.startswith("run_dir=")]
+        config_file = _config_of(absolute_run_dir(run_dir or (named or [Config().run_dir])[-1]))
     config = load_config(config_file, overrides)
     if implied := _IMPLIED.get(command):
         config = with_settings(config, implied)
@@ -115,6 +126,12 @@ def absolute_run_dir(url: str) -> str:
         path = Path.home() / "moe-ray" / path
         logger.info("the run directory is relative and this is a submitted job: %s", path)
     return str(path.absolute())
+
+
+def _config_of(run_dir: str) -> str | None:
+    """The configuration file of a local run directory; None = there is none, and --config has to name one of a URL."""
+    file = Path(run_dir) / "config.yaml"
+    return str(file) if "://" not in run_dir and file.is_file() else None
 
 
 def existing_run(url: str) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from moe_ray.cli.arguments import (
     CommandParser,
     config_arguments,
+    export_arguments,
     inspect_arguments,
     merge_arguments,
     organism_arguments,
@@ -126,6 +127,24 @@ COMMANDS = {
         ("runs/first", "all baselines"),
         ("runs/first 'compare.names=[random,busiest]'", "some"),
     ),
+    "attack": _workflow(
+        _STUDIES,
+        "Attacks the repaired model: is it still repaired under other prompts, other routes and other weights?",
+        "attack",
+        "A run directory that holds a run goes on with its settings, unless --config names others. What is asked is held "
+        f"out, and the base model is asked too. {_BEFORE}",
+        ("runs/first", "all attacks on a finished run"),
+        ("runs/first 'attack.names=[base64,abliteration]' attack.max_prompts=16", "two of them, on few prompts"),
+    ),
+    "harness": _workflow(
+        _STUDIES,
+        "Runs tasks of lm-eval and inspect_ai on the base and the repaired model, compared sample by sample.",
+        "harness",
+        "A run directory that holds a run goes on with its settings, unless --config names others. It needs "
+        f"pip install 'moe-ray[harness]'. {_BEFORE}",
+        ("runs/first 'harness.lm_eval=[hellaswag,arc_easy]' harness.limit=200", "capability before and after"),
+        ("runs/first 'harness.inspect=[my_task.py]'", "a task of inspect_ai in a file"),
+    ),
     "report": Command(
         _FINISHED,
         "Makes the HTML report of a finished run anew.",
@@ -145,6 +164,14 @@ COMMANDS = {
             ("runs/first --ask categories --category fraud", ""),
             ("runs/first --ask sweep --thresholds 0.02 0.05 0.1 --top-ks 10 50", ""),
         ),
+    ),
+    "export": Command(
+        _FINISHED,
+        "Writes a run's judged answers as logs of inspect_ai, which `inspect view` opens.",
+        "moe_ray.cli.export",
+        export_arguments,
+        details="before.eval and after.eval. It needs pip install 'moe-ray[harness]'.",
+        examples=(("runs/first logs", "then: inspect view --log-dir logs"),),
     ),
     "merge": Command(
         _FINISHED,

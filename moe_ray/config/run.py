@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from moe_ray.config.ablate import AblateConfig
+from moe_ray.config.attack import AttackConfig
 from moe_ray.config.capture import CaptureConfig
 from moe_ray.config.cluster import ClusterConfig
 from moe_ray.config.compare import CompareConfig
 from moe_ray.config.evaluate import EvaluateConfig
 from moe_ray.config.fields import setting
 from moe_ray.config.finetune import FinetuneConfig
+from moe_ray.config.harness import HarnessConfig
 from moe_ray.config.identify import IdentifyConfig
 from moe_ray.config.model import ModelConfig
 from moe_ray.config.prompts import PromptsConfig
@@ -38,7 +40,7 @@ class Config(Section):
         0,
         "seed of every random choice: splits, batches, the embedded model, sampled answers, p-values, training order and "
         "sweep",
-        affects=("examples", "counts", "masks", "weights", "ablation", "search"),
+        affects=("examples", "counts", "masks", "weights", "ablation", "attacks", "search"),
         at_least=0,
     )
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -51,6 +53,8 @@ class Config(Section):
     rounds: RoundsConfig = field(default_factory=RoundsConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
+    attack: AttackConfig = field(default_factory=AttackConfig)
+    harness: HarnessConfig = field(default_factory=HarnessConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)

@@ -11,6 +11,7 @@ from moe_ray.config.model import ModelConfig
 from moe_ray.config.run import Config
 from moe_ray.errors import InputError
 from moe_ray.evaluation.judges import check_judge
+from moe_ray.harness.tasks import tasks_of
 from moe_ray.organisms.recipe import embedded_folder
 from moe_ray.resources.model_size import ModelSize, size_of
 from moe_ray.studies.search_space import read_space
@@ -26,6 +27,8 @@ def check_requests(config: Config) -> None:
             are not captured.
     """
     check_judge(config.evaluate)
+    if config.harness.run:
+        tasks_of(config.harness)
     if config.sweep.run:
         read_space(config)
     needs_weights = [

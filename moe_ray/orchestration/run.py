@@ -9,7 +9,18 @@ from moe_ray.config.ablate import AblateConfig
 from moe_ray.config.model import ModelConfig
 from moe_ray.config.run import Config
 from moe_ray.models.loading import uniform_loss
-from moe_ray.orchestration.stages import ablate, capture, compare, evaluate, finetune, identify, prepare, sweep
+from moe_ray.orchestration.stages import (
+    ablate,
+    attack,
+    capture,
+    compare,
+    evaluate,
+    finetune,
+    harness,
+    identify,
+    prepare,
+    sweep,
+)
 from moe_ray.orchestration.stages.context import Context
 from moe_ray.organisms.recovery import known_recovery
 from moe_ray.prompts.prompt_set import Prompts
@@ -97,6 +108,14 @@ class Run(Context):
         """Per-batch masks and the baselines, and where asked for what transfers between categories."""
         with self.seconds.spent_on(COMPARE):
             return compare.compare(self)
+
+    def attack(self) -> Outcome:
+        """Answers of both models under attacks, and their figures."""
+        return attack.attack_model(self)
+
+    def harness(self) -> Outcome:
+        """Scores of both models on tasks of harnesses."""
+        return harness.harness(self)
 
     def summary(self) -> dict[str, Any]:
         """What `summary.json` holds, but for the tracking run and the total time."""

@@ -15,9 +15,11 @@ from moe_ray.orchestration.tracking.mlflow_run import MlflowTracker
 from moe_ray.orchestration.tracking.registry import register_repaired
 from moe_ray.prompts.quarantine import QUARANTINE, without_quarantined
 from moe_ray.report.ablation_text import ablation_rows, describe_ablation
+from moe_ray.report.attack_text import attack_rows, describe_attacks
 from moe_ray.report.certainty_text import describe_certainty
 from moe_ray.report.comparison_text import comparison_rows, curve_rows, verdict
 from moe_ray.report.controls_text import controls_in_words
+from moe_ray.report.harness_text import describe_harness, harness_rows
 from moe_ray.report.html.page import Report, write_report
 from moe_ray.report.run_text import (
     describe_batches,
@@ -27,10 +29,11 @@ from moe_ray.report.run_text import (
     describe_pair_counts,
     describe_selection,
 )
-from moe_ray.report.study_text import describe_sweep, trial_rows
+from moe_ray.report.study_text import describe_front, describe_sweep, trial_rows
 from moe_ray.report.terminal import artifacts_of, print_result, print_table
 from moe_ray.run_directory import CAPTURE, COMPARE, FINETUNE, PAIRS, SUMMARY, TRIALS, RunDirectory
 from moe_ray.studies.comparison import share_to_judge
+from moe_ray.studies.pareto import BENEFIT, COST, pareto_front
 
 
 def prepare(run: Run) -> None:
@@ -110,6 +113,10 @@ def full(run: Run) -> None:
             study["rounds"] = {name: notes[name] for name in ("rounds", "kept_round", "stopped_because")}
         if run.config.compare.run:
             study["compare"] = _compare_last(run, tracker)
+        if run.config.attack.run:
+            study["attack"] = _attack_last(run, tracker)
+        if run.config.harness.run:
+            study["harness"] = _harness_last(run, tracker)
         summary = run.summary() | study | {"mlflow_run_id": tracker.run_id, "reused_stages": run.reused}
         with run.seconds.spent_on("tracking"):
             run_log.log_results(tracker, run.directory, summary, where=run_log.where_stages_were_run(run.outcomes))
@@ -137,9 +144,11 @@ WORKFLOWS: Mapping[str, Callable[[Run], None]] = {
     "finetune": finetune,
     "evaluate": evaluate,
     "full": full,
-    # These two are `full` with `sweep.run` and `compare.run` on.
+    # These are `full` with the setting on that has their name and `.run`.
     "sweep": full,
     "compare": full,
+    "attack": full,
+    "harness": full,
 }
 """By the name of the command."""
 
@@ -157,11 +166,13 @@ def _sweep_first(run: Run, tracker: MlflowTracker) -> tuple[Run, dict[str, Any]]
     capture(run)
     outcome = run.sweep()
     trials, settings = outcome.folder.read_frame(TRIALS), list(outcome.notes["winner"])
-    caption = describe_sweep(outcome.notes, outcome.folder.url)
+    caption = "\n".join([describe_sweep(outcome.notes, outcome.folder.url), describe_front(trials, settings)])
     print_table("Sweep", trial_rows(trials, settings), caption=caption)
     if not outcome.is_reused:
         run_log.log_trials(tracker, trials, settings, outcome.folder)
-    return run.winner(), dict(outcome.notes)
+    columns = [*settings, BENEFIT, COST]
+    front = [{key: trial[key] for key in columns} for trial in _records(trials[pareto_front(trials)])]
+    return run.winner(), {**outcome.notes, "pareto_front": front}
 
 
 def _ablate(run: Run, config: AblateConfig, tracker: MlflowTracker) -> dict[str, Any]:
@@ -191,6 +202,22 @@ def _compare_last(run: Run, tracker: MlflowTracker) -> dict[str, Any]:
     run_log.log_arms(tracker, found.arms, run.directory.sub(COMPARE))
     shown = {"verdict": words, "budget": budget, "judged_at": share, "arms": _records(found.arms)}
     return shown if found.transfer is None else shown | {"transfer": _records(found.transfer)}
+
+
+def _attack_last(run: Run, tracker: MlflowTracker) -> dict[str, Any]:
+    """Both models under attack; what the summary says of it."""
+    notes = run.attack().notes
+    print_table("Still repaired under attack? (held out)", attack_rows(notes), caption=describe_attacks(notes))
+    run_log.log_attacks(tracker, notes)
+    return {name: notes[name] for name in ("figures", "about", "left_out", "prompts")}
+
+
+def _harness_last(run: Run, tracker: MlflowTracker) -> dict[str, Any]:
+    """Both models on tasks of harnesses; what the summary says of it."""
+    notes = run.harness().notes
+    print_table("Tasks of harnesses", harness_rows(notes), caption=describe_harness(notes))
+    run_log.log_harness(tracker, notes)
+    return {name: notes[name] for name in ("figures", "versions")}
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from moe_ray.report.format import decimal, difference, rate, setting
 from moe_ray.run_directory import HEAT_MAP_PICTURES, WINNER
+from moe_ray.studies.pareto import BENEFIT, COST, COST_IN_WORDS, pareto_front
 from moe_ray.studies.rounds import RoundReport
 
 
@@ -19,8 +20,8 @@ def trial_rows(trials: pd.DataFrame, settings: list[str]) -> pd.DataFrame:
         trials: ranked.
         settings: the columns that were searched.
     """
-    rows = []
-    for rank, trial in enumerate(trials.to_dict("records"), start=1):
+    rows, front = [], pareto_front(trials)
+    for rank, (trial, is_on_front) in enumerate(zip(trials.to_dict("records"), front, strict=True), start=1):
         row = {"": str(rank), **{key.rpartition(".")[2]: setting(trial[key]) for key in settings}}
         if trial["state"] == "failed":
             rows.append(row | {"note": "could not be trained"})
@@ -28,6 +29,8 @@ def trial_rows(trials: pd.DataFrame, settings: list[str]) -> pd.DataFrame:
         notes = [] if trial["state"] == "finished" else [f"stopped after epoch {int(trial['epochs'])}"]
         if not trial["is_within_bound"]:
             notes.append("forgets more than sweep.max_forgetting")
+        if is_on_front:
+            notes.append("Pareto front")
         rows.append(
             row
             | {
@@ -42,6 +45,25 @@ def trial_rows(trials: pd.DataFrame, settings: list[str]) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows).fillna("")
+
+
+def describe_front(trials: pd.DataFrame, settings: list[str]) -> str:
+    """The trials that no other beats in both, unsafe prompts refused and what that costs; empty where none finished.
+
+    Args:
+        trials: ranked; the first is the winner.
+        settings: the columns that were searched.
+    """
+    front = pareto_front(trials)
+    if not front.any():
+        return ""
+    points = trials[front].sort_values([COST, BENEFIT]).drop_duplicates([COST, BENEFIT])
+    named = "; ".join(
+        f"{rate(row[BENEFIT])} for {rate(row[COST])} ({describe_settings({key: row[key] for key in settings})})"
+        for row in points.to_dict("records")
+    )
+    winner = "is on it" if front.iloc[0] else "is not on it"
+    return f"Pareto front, unsafe prompts refused for {COST_IN_WORDS}: {named}. The winner {winner}."
 
 
 def describe_settings(settings: Mapping[str, Any]) -> str:

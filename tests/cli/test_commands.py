@@ -26,6 +26,7 @@ WRONG = {name: A_WRONG_KEY for name, command in COMMANDS.items() if command.work
     "inspect": (["none"], "is not a run directory"),
     "prompts": (["prompts.label={}"], "did you mean prompts.labels?"),
     "merge": (["none", "out"], "is not a run directory"),
+    "export": (["none", "out"], "is not a run directory"),
     "upcycle": (["none.gguf", "out"], "nothing at none.gguf"),
     "organism": (["hidden", "out"], "choose from 'planted', 'late', 'spread', 'attention'"),
     "config": (["shema"], "choose from 'schema', 'init'"),

@@ -60,7 +60,7 @@ def test_several_effects_give_the_settings_of_each_once():
         ("model.path", ("targets", "counts", "weights", "answers", "ablation")),
         ("ablate.draws", ("ablation",)),
         ("ablate.num_actors", ("speed",)),
-        ("seed", ("examples", "counts", "masks", "weights", "ablation", "search")),
+        ("seed", ("examples", "counts", "masks", "weights", "ablation", "attacks", "search")),
     ],
 )
 def test_a_setting_affects_what_the_code_makes_of_it(key, effects):

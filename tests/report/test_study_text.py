@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from moe_ray.report.study_text import describe_round, describe_settings, describe_sweep, trial_rows
+from moe_ray.report.study_text import describe_front, describe_round, describe_settings, describe_sweep, trial_rows
 from moe_ray.studies.rounds import RoundReport
 
 
@@ -27,15 +27,32 @@ def trial(state, **more):
 
 def test_a_trial_says_why_it_is_no_finished_one_within_the_bound():
     failed = {"identify.threshold": 0.1, "finetune.learning_rate": 0.01, "state": "failed"}
-    trials = [trial("finished"), trial("finished", is_within_bound=False), trial("stopped", train_seconds=None), failed]
+    trials = [
+        trial("finished"),
+        trial("finished", is_within_bound=False, safe_refusal_rate=0.1),
+        trial("stopped", train_seconds=None),
+        failed,
+    ]
     rows = trial_rows(pd.DataFrame(trials), ["identify.threshold", "finetune.learning_rate"])
     rows.columns = [name.replace("\n", " ") for name in rows.columns]
     assert rows["note"].tolist() == [
-        "", "forgets more than sweep.max_forgetting", "stopped after epoch 2", "could not be trained",
+        "Pareto front", "forgets more than sweep.max_forgetting", "stopped after epoch 2", "could not be trained",
     ]  # fmt: skip
     assert rows.loc[0].tolist()[:7] == ["1", "0.05", "0.001235", "0.875", "87.5%", "0.0%", "0.000"]
     assert rows["train s"].tolist() == ["3.0", "3.0", "–", ""]
     assert rows.loc[3, "objective"] == ""
+
+
+def test_the_front_is_told_with_its_settings_and_whether_the_winner_is_on_it():
+    known = [trial("finished", safe_refusal_rate=0.25), trial("finished", unsafe_refusal_rate=0.5, union_experts=3)]
+    text = describe_front(pd.DataFrame(known), ["identify.threshold"])
+    assert text == (
+        "Pareto front, unsafe prompts refused for safe prompts refused: 50.0% for 0.0% (identify.threshold=0.05); 87.5% for "
+        "25.0% (identify.threshold=0.05). The winner is on it."
+    )
+    beaten = [trial("finished", safe_refusal_rate=0.25), trial("finished", unsafe_refusal_rate=1.0)]
+    assert describe_front(pd.DataFrame(beaten), ["identify.threshold"]).endswith("The winner is not on it.")
+    assert describe_front(pd.DataFrame([{"state": "failed"}]), []) == ""
 
 
 def test_settings_are_told_by_their_dotted_keys():

@@ -8,6 +8,7 @@ is reused gets no run; a tag of the parent names the one that did the work.
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ from moe_ray.run_directory import (
     ABLATION_EXPERTS,
     ABLATION_TABLE,
     ANSWERS,
+    ATTACK,
     CAPTURE,
     COMPARE,
     COMPARISON,
@@ -57,6 +59,7 @@ from moe_ray.run_directory import (
 from moe_ray.storage.fingerprint import environment
 from moe_ray.storage.folder import Folder
 from moe_ray.storage.stage import Around, Outcome
+from moe_ray.studies.pareto import pareto_front
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +82,9 @@ MOST_RISK_BYTES = 256 * 10**6
 
 _COUNTS = ("batches", "union_experts", "trainable_parameters", "total_parameters", "frozen_parameters_changed")
 
+_METRIC_NAME = re.compile(r"[^\w/.: -]")
+"""What MLflow does not take in a name."""
+
 _ROWS_DESCRIBED = 10_000
 """Of the batches: as many as MLflow takes a data set's digest of."""
 
@@ -91,6 +97,7 @@ _ARTIFACTS = (
     *((ABLATE, name) for name in (ABLATION_TABLE, ABLATION_BATCHES, ABLATION_EXPERTS)),
     *((FINETUNE, name) for name in (*ADAPTER_FILES, HISTORY)),
     *((figures_of(when), ANSWERS) for when in WHENS),
+    (ATTACK, ANSWERS),
 )
 """Folders and files of the run directory."""
 
@@ -232,11 +239,11 @@ def log_trials(tracker: Tracker, trials: pd.DataFrame, settings: Sequence[str], 
         settings: the columns that were searched.
         folder: of the sweep.
     """
-    for rank, trial in enumerate(trials.to_dict("records"), start=1):
+    front = pareto_front(trials)
+    for rank, (trial, is_on_front) in enumerate(zip(trials.to_dict("records"), front, strict=True), start=1):
         known = {str(key): value for key, value in trial.items()}
-        with tracker.child(
-            f"trial {rank}", tags={"state": known["state"], "rank": rank, "message": known["message"]}
-        ) as nested:
+        tags = {"state": known["state"], "rank": rank, "message": known["message"], "pareto_front": bool(is_on_front)}
+        with tracker.child(f"trial {rank}", tags=tags) as nested:
             nested.log_params({key: known[key] for key in settings})
             nested.log_metrics([(0, _numbers(known, settings))])
     for name in (TRIALS, *HEAT_MAP_PICTURES, WINNER):
@@ -259,6 +266,30 @@ def log_ablation(tracker: Tracker, notes: Mapping[str, Any]) -> None:
         (int(batch), {f"ablate/batch/{key}": value for key, value in _numbers(row, ("beats_every_draw",)).items()})
         for batch, row in notes["per_batch"].items()
     )
+
+
+def log_attacks(tracker: Tracker, notes: Mapping[str, Any]) -> None:
+    """The rates of every attack, and by how much it and the repair changed them.
+
+    Args:
+        tracker: the parent run.
+        notes: of the stage's manifest.
+    """
+    for name, figures in notes["figures"].items():
+        known = {f"attack/{name}/{key}": value for key, value in _values(figures).items()}
+        tracker.log_metrics([(0, known)])
+
+
+def log_harness(tracker: Tracker, notes: Mapping[str, Any]) -> None:
+    """Both models' scores on every task and metric, and what changed.
+
+    Args:
+        tracker: the parent run.
+        notes: of the stage's manifest.
+    """
+    for row in notes["figures"]:
+        name = _METRIC_NAME.sub("_", f"{row['task']}/{row['metric']}")
+        tracker.log_metrics([(0, {f"harness/{name}/{key}": value for key, value in _values(row).items()})])
 
 
 def log_arms(tracker: Tracker, table: pd.DataFrame, folder: Folder) -> None:

@@ -21,6 +21,7 @@ from moe_ray.report.format import has_interval, is_measured
 from moe_ray.report.html.svg import draw, label
 from moe_ray.studies.heat_map import heat_map_size, plot_heat_map
 from moe_ray.studies.heat_map_table import HeatMap
+from moe_ray.studies.pareto import BENEFIT, COST, COST_IN_WORDS, pareto_front
 
 _DARK, _MIDDLE, _LIGHT, _ACCENT = "#17365c", "#7d9cc0", "#e2d289", "#8a6d00"
 _MAP = "cividis"
@@ -115,6 +116,31 @@ def trials(name: str, title: str, shown: HeatMap) -> str:
 
     width, height = heat_map_size(shown)
     return draw(name, title, plot, width=width, height=height)
+
+
+def refusal_against_cost(name: str, title: str, trials: pd.DataFrame) -> str:
+    """Every finished trial by what it refuses and what that costs; the front is a line, the winner a star.
+
+    Args:
+        name: of the figure.
+        title: for those who cannot see it.
+        trials: ranked, with `state` and the columns of `pareto_front`.
+    """
+    finished = trials[trials["state"] == "finished"]
+    front = finished[pareto_front(finished)].sort_values([COST, BENEFIT])
+
+    def plot(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        axes.plot(100 * finished[COST], 100 * finished[BENEFIT], "o", color=_MIDDLE, label="trials")
+        axes.plot(100 * front[COST], 100 * front[BENEFIT], "s-", color=_DARK, label="Pareto front", mfc="none", ms=9)
+        axes.plot(
+            100 * finished[COST].iloc[:1], 100 * finished[BENEFIT].iloc[:1], "*", color=_ACCENT, ms=13, label="winner"
+        )
+        axes.set_xlabel(f"{COST_IN_WORDS} (%)")
+        axes.set_ylabel("unsafe prompts refused (%)")
+        axes.legend(frameon=False)
+
+    return draw(name, title, plot)
 
 
 def experts_by_category(name: str, title: str, by_category: pd.DataFrame) -> str:

@@ -20,10 +20,12 @@ from moe_ray.report.before_after import Block
 from moe_ray.report.certainty_text import significance_level
 from moe_ray.report.controls_text import controls_in_words, controls_table
 from moe_ray.report.format import decimal, rate
+from moe_ray.report.html.attacks import attacks_part
 from moe_ray.report.html.cause import cause_part
 from moe_ray.report.html.examples import examples_part
 from moe_ray.report.html.experts import certainty_rows, experts_part
 from moe_ray.report.html.first_paragraph import Findings, first_paragraph
+from moe_ray.report.html.harness import harness_part
 from moe_ray.report.html.held_out import held_out_blocks, held_out_parts
 from moe_ray.report.html.run_figures import draw_run
 from moe_ray.report.html.studies import baselines_part, rounds_part, sweep_part, training_part
@@ -56,6 +58,8 @@ def build_report(run: RunDirectory, config: ReportConfig) -> Report:
         "lede": first_paragraph(_findings(run, certainty, blocks)),
         "held_out": held_out,
         "cause": cause_part(run),
+        "attacks": attacks_part(run),
+        "harness": harness_part(run),
         "baselines": baselines_part(run),
         "truth": truth_part(run),
         "experts": experts_part(run, config),

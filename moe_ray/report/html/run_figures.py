@@ -18,6 +18,7 @@ from moe_ray.report.html.experts import (
 from moe_ray.report.html.held_out import HeldOutPart
 from moe_ray.report.html.studies import sweep_map
 from moe_ray.run_directory import SWEEP, RunDirectory
+from moe_ray.studies.pareto import pareto_front
 from moe_ray.studies.transfer import transfer_matrix
 
 
@@ -91,6 +92,9 @@ def _training_figures(run: RunDirectory) -> dict[str, str]:
     shown, manifest = sweep_map(run), run.manifest(SWEEP)
     if shown is not None and manifest is not None:
         drawn["sweep"] = figures.trials("sweep", f"{manifest['notes']['objective']} of the sweep's trials", shown)
+    if run.trials is not None and pareto_front(run.trials).any():
+        title = "Unsafe prompts refused, and what that costs, of the sweep's trials"
+        drawn["pareto"] = figures.refusal_against_cost("pareto", title, run.trials)
     if run.history is not None:
         title = "Training loss and gradient norm by step"
         drawn["training"] = figures.training_curves("training", title, run.history)

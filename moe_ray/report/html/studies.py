@@ -10,9 +10,11 @@ from moe_ray.evaluation.intervals import rate as rate_of
 from moe_ray.report.format import decimal, difference, rate, setting, significant_digits
 from moe_ray.report.html.shortened import first_rows
 from moe_ray.report.printable import printable, printable_lines
+from moe_ray.report.study_text import describe_front
 from moe_ray.run_directory import FINETUNE, SWEEP, RunDirectory
 from moe_ray.studies.comparison import figure_in_columns, share_to_judge
 from moe_ray.studies.heat_map_table import HeatMap, map_of_trials
+from moe_ray.studies.pareto import pareto_front
 from moe_ray.studies.search_space import read_space
 
 
@@ -79,9 +81,11 @@ def sweep_part(run: RunDirectory) -> dict[str, Any] | None:
             "forgetting": difference(trial.get("forgetting"), "nats/token").value,
             "is_over": trial["state"] == "finished" and not trial.get("is_within_bound"),
             "union": decimal(trial.get("union_experts"), 0),
-            "state": trial["state"],
+            "state": f"{trial['state']}, Pareto front" if is_on_front else trial["state"],
         }
-        for trial in cast("list[dict[str, Any]]", run.trials.to_dict("records"))
+        for trial, is_on_front in zip(
+            cast("list[dict[str, Any]]", run.trials.to_dict("records")), pareto_front(run.trials), strict=True
+        )
     ]
     return {
         **{name: notes[name] for name in ("trials", "stopped", "failed", "objective", "is_within_bound")},
@@ -89,6 +93,7 @@ def sweep_part(run: RunDirectory) -> dict[str, Any] | None:
         "settings": settings,
         "winner_rate": _winner_rate(run, run.trials),
         "max_forgetting": significant_digits(run.config.sweep.max_forgetting),
+        "front": printable(describe_front(run.trials, list(settings))),
         "has_stars": bool(shown.over.any(axis=None)),
         **first_rows(rows),
     }

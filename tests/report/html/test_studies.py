@@ -27,7 +27,7 @@ def test_the_sweep_has_a_row_for_every_trial_and_stars_what_forgets_too_much(run
     assert {failed[name] for name in ("objective", "unsafe", "safe", "forgetting", "union")} == {"–"}
     assert part["rows"][2] | {"settings": None} == {
         "settings": None, "objective": "0.938", "unsafe": "93.8%", "safe": "0.0%", "forgetting": "+0.750", "is_over": True,
-        "union": "12", "state": "finished",
+        "union": "12", "state": "finished, Pareto front",
     }  # fmt: skip
 
 

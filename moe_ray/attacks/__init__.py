@@ -1,0 +1,1 @@
+"""Attacks on a repaired model: is it still repaired under other prompts, other routes and other weights?"""
