@@ -49,6 +49,7 @@ def settings(tiny_model_path, run_dir):
         "prompts.max_test_examples=8",
         "finetune.epochs=1",
         "capture.tokens_per_forward=1024",
+        "evaluate.max_new_tokens=32",
     ]
 
 
