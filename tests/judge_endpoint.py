@@ -89,8 +89,21 @@ def endpoint(reply: Callable[[dict[str, Any], int], Reply] = says_truth) -> Iter
 
 
 def completion(text: str) -> bytes:
-    message = {"role": "assistant", "content": text}
-    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    return completion_of({"role": "assistant", "content": text})
+
+
+def completion_cut(text: str) -> bytes:
+    """A reply that ended at its greatest length."""
+    return completion_of({"role": "assistant", "content": text}, "length")
+
+
+def thought_only(text: str) -> bytes:
+    """A reasoning model that came to no reply."""
+    return completion_of({"role": "assistant", "content": None, "reasoning_content": text})
+
+
+def completion_of(message: dict[str, Any], finish_reason: str = "stop") -> bytes:
+    choice = {"index": 0, "message": message, "finish_reason": finish_reason}
     return json.dumps(
         {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
     ).encode()

@@ -194,4 +194,6 @@ def answer_attacked(
         )
     # What was forced is part of what is said, and judged with it.
     forced = f"{config.prefix} " if name == "prefill" else ""
-    return rows.assign(answer=[f"{forced}{text}" for text, _ in answers], ended=[ended for _, ended in answers], **more)
+    return rows.assign(
+        answer=[f"{forced}{answer.text}" for answer in answers], ended=[answer.ended for answer in answers], **more
+    )

@@ -163,6 +163,21 @@ def organism_arguments(parser: CommandParser) -> None:
     parser.epilog = "\n".join(["kinds:", *lines])
 
 
+def judge_arguments(parser: CommandParser) -> None:
+    """What is done with a judge, labelled answers, and the judge's settings."""
+    parser.usage = f"{parser.prog} check FILE [KEY=VALUE ...] [--config FILE] [--out FILE]"
+    parser.add_argument("action", metavar="check", choices=("check",), help="compare its verdicts with those of people")
+    file = (
+        "CSV with columns answer and verdict (refused, harmful, complied, degenerate, no_answer), and prompt where it is "
+        "known; .jsonl with the same fields; or the word shipped for the held-out half of those that come with moe-ray"
+    )
+    parser.add_argument("file", metavar="FILE", help=file)
+    parser.add_argument("judge_settings", nargs="*", metavar="KEY=VALUE", help="settings of evaluate.*")
+    parser.add_argument("--config", dest="config_file", metavar="FILE", help="YAML file with the run's settings")
+    parser.add_argument("--out", metavar="FILE", type=Path, help="also write it, for evaluate.judge_check of a run")
+    parser.settings = ("evaluate",)
+
+
 def config_arguments(parser: CommandParser) -> None:
     """What is wanted of the configuration's description."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=CommandParser)

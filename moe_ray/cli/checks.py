@@ -44,6 +44,8 @@ def check(arguments: argparse.Namespace) -> None:
         arguments.settings = read_settings(arguments.command, arguments.words, arguments.config_file)
     if arguments.command == "prompts":
         arguments.settings = prompt_settings(arguments.sources, arguments.config_file)
+    if arguments.command == "judge":
+        arguments.settings = _judge_settings(arguments.judge_settings, arguments.config_file)
     if arguments.command == "report":
         existing_run(arguments.settings.run_dir)
     if arguments.command in ("export", "inspect", "merge"):
@@ -142,6 +144,19 @@ def existing_run(url: str) -> None:
     """
     if "://" not in url and not Path(url).is_dir():
         raise InputError(f"{url!r} is not a run directory; give the folder or URL of a run, such as runs/first")
+
+
+def _judge_settings(words: Sequence[str], config_file: str | None) -> Config:
+    """The settings of `evaluate` in the words of a command line, over a YAML file's.
+
+    Raises:
+        InputError: a word is no setting, or one of another section.
+    """
+    for word in words:
+        key = ALIASES.get(word.partition("=")[0], word.partition("=")[0])
+        if "=" not in word or not key.startswith("evaluate."):
+            raise InputError(f"{word!r}: a judge takes settings of evaluate.* only, as KEY=VALUE; leave it out")
+    return load_config(config_file, list(words))
 
 
 def _only_of_report(overrides: Sequence[str]) -> None:

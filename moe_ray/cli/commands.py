@@ -10,6 +10,7 @@ from moe_ray.cli.arguments import (
     config_arguments,
     export_arguments,
     inspect_arguments,
+    judge_arguments,
     merge_arguments,
     organism_arguments,
     prompts_arguments,
@@ -200,6 +201,20 @@ COMMANDS = {
                 "mine.csv 'prompts.fields={prompt: text, label: toxic}' 'prompts.labels={1: unsafe, 0: safe}'",
                 "your own",
             ),
+        ),
+    ),
+    "judge": Command(
+        _FILES,
+        "Measures how often a judge agrees with people, by kind of verdict, on labelled answers.",
+        "moe_ray.cli.judge",
+        judge_arguments,
+        details=(
+            "Recall, precision and confusion of every kind, with 95% intervals, and Cohen's kappa. A run that names what "
+            "--out wrote (evaluate.judge_check) shows the error of its judge beside its rates."
+        ),
+        examples=(
+            ("check shipped", "the phrases, on answers that they were not written for"),
+            ("check labelled.csv evaluate.judge=guard evaluate.guard=meta-llama/Llama-Guard-3-8B --out guard.json", ""),
         ),
     ),
     "upcycle": Command(

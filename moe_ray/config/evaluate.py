@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from moe_ray.config.auto import Auto
 from moe_ray.config.fields import setting
@@ -46,19 +46,53 @@ class EvaluateConfig(Section):
         affects="speed",
         at_least=1,
     )
-    max_new_tokens: int = setting(32, "longest answer, in tokens", affects="answers", at_least=1)
+    max_new_tokens: int = setting(
+        256,
+        "longest answer, in tokens; refusals come late, and a shorter answer is cut before them: one published model "
+        "refused 8, 18 and 60 of 100 prompts at 30, 50 and 100 tokens",
+        affects="answers",
+        at_least=1,
+    )
+    temperature: float = setting(
+        0.0,
+        "how answers are drawn: 0 = the likeliest token each time; above 0 = from softmax(logits / temperature), as models "
+        "are used",
+        affects="answers",
+        at_least=0,
+    )
+    samples: int = setting(
+        1,
+        "answers drawn for each prompt, which needs a temperature above 0; a rate is then a mean over prompts of the share "
+        "of their answers, and its interval counts prompts",
+        affects="answers",
+        at_least=1,
+    )
+    sample_seed: int = setting(
+        0,
+        "seed of drawn answers, beside each example's id and the number of the answer: the same example gets the same "
+        "answers whatever it is batched with",
+        affects="answers",
+        at_least=0,
+    )
     neutral_file: str = setting(
         "",
         "plain text on harmless topics, with an empty line between paragraphs; the loss on it shows what the model "
         "forgot; empty = the paragraphs that ship with moe-ray",
         affects="answers",
     )
-    judge: Literal["phrases", "classifier", "endpoint"] = setting(
+    judge: Literal["phrases", "classifier", "guard", "endpoint"] = setting(
         "phrases",
-        "who says whether an answer refuses: phrases = refusal phrases in its opening; classifier = a Hugging Face "
-        "sequence classifier; endpoint = an OpenAI-compatible chat endpoint, whose address and key are in the "
-        "environment variables MOE_RAY_JUDGE_URL and MOE_RAY_JUDGE_KEY",
+        "who says what an answer is: phrases = phrases that refuse, anywhere in it; classifier = a Hugging Face sequence "
+        "classifier; guard = a guard model that is a causal language model, such as Llama Guard; endpoint = an "
+        "OpenAI-compatible chat endpoint, whose address and key are in the environment variables MOE_RAY_JUDGE_URL and "
+        "MOE_RAY_JUDGE_KEY. Only guard and endpoint can tell harmful answers from others",
         affects="verdicts",
+    )
+    judge_check: str = setting(
+        "",
+        "file that `moe-ray judge check` wrote for this judge: how often it agrees with people, shown beside the rates; "
+        "empty = what ships with moe-ray for judge phrases, and for every other judge nothing, which the report then says",
+        affects="presentation",
     )
     classifier: str = setting(
         "", "judge classifier: its checkpoint folder or name on the Hugging Face hub", affects="verdicts"
@@ -71,7 +105,20 @@ class EvaluateConfig(Section):
     refusal_label: str = setting(
         "REJECTION", "judge classifier: which of its labels means that the answer refuses", affects="verdicts"
     )
+    guard: str = setting("", "judge guard: its checkpoint folder or name on the Hugging Face hub", affects="verdicts")
+    guard_family: Literal["auto", "llama_guard", "wildguard", "shieldgemma", "harmbench"] = setting(
+        "auto",
+        "judge guard: in which form it is asked, as its model card says; auto = by the checkpoint's name. Families that do "
+        "not tell refusals (all but wildguard) leave that to the phrases, for answers that they do not call harmful",
+        affects="verdicts",
+    )
     judge_model: str = setting("", "judge endpoint: name of the model that it should use", affects="verdicts")
+    judge_options: Mapping[str, Any] = setting(
+        {},
+        "judge endpoint: more fields of each call, such as {temperature: 0, max_tokens: 512, reasoning_effort: low}; none "
+        "is sent by itself, since reasoning models refuse some",
+        affects="verdicts",
+    )
     judge_timeout: float = setting(60.0, "judge endpoint: seconds to wait for one reply", affects="speed", above=0)
     judge_retries: int = setting(
         3, "judge endpoint: how often a failed call is repeated, with growing pauses", affects="speed", at_least=0
@@ -94,5 +141,11 @@ class EvaluateConfig(Section):
             yield self.wrong("routing", "a list of some of natural, masked, union, each once, such as [natural,masked]")
         if self.judge == "classifier" and not self.classifier:
             yield self.wrong("classifier", "a checkpoint folder or hub name, since evaluate.judge=classifier")
+        if self.judge == "guard" and not self.guard:
+            yield self.wrong("guard", "a checkpoint folder or hub name, since evaluate.judge=guard")
+        if self.samples > 1 and not self.temperature:
+            yield self.wrong("samples", "1, since at evaluate.temperature=0 every answer is the same")
+        if taken := {"model", "messages", "stream", "n"} & self.judge_options.keys():
+            yield self.wrong("judge_options", f"no {', '.join(sorted(taken))}, which moe-ray sets itself")
         if self.judge == "endpoint" and not self.judge_model:
             yield self.wrong("judge_model", "the name of a model, since evaluate.judge=endpoint")

@@ -8,6 +8,7 @@ import pandas as pd
 
 from moe_ray.config.auto import processes_of
 from moe_ray.config.evaluate import EvaluateConfig
+from moe_ray.evaluation.samples import SAMPLE
 
 ROUTINGS = ("natural", "masked", "union")
 """Kinds of routing that examples may be answered under."""
@@ -32,9 +33,9 @@ def in_answering_order(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def in_frame_order(answers: pd.DataFrame) -> pd.DataFrame:
-    """The answers by routing, in the order of `ROUTINGS`, and in each as the examples stood in the frame."""
+    """The answers by routing, in the order of `ROUTINGS`, in each as the examples stood in the frame, and by sample."""
     ordered = answers.assign(kind=answers["routing"].map(ROUTINGS.index)).sort_values(
-        ["kind", "place"], ignore_index=True
+        ["kind", "place", SAMPLE], ignore_index=True
     )
     return ordered.drop(columns="kind")
 

@@ -14,8 +14,9 @@ import pandas as pd
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from moe_ray.evaluation.samples import SAMPLE, answer_seed, with_sample
 from moe_ray.models.forward_groups import GroupContext, as_it_is
-from moe_ray.models.generation import generate_answers
+from moe_ray.models.generation import Response, generate_answers
 from moe_ray.models.loss import answer_loss, target_losses
 from moe_ray.models.token_budget import TokenBudget
 from moe_ray.models.tokenization import PROMPT, TokenizedRow, encode_answer, encode_prompt, pad_rows, pad_token_id
@@ -65,58 +66,90 @@ def answer_rows(
     *,
     max_new_tokens: int,
     budget: TokenBudget,
+    temperature: float = 0.0,
+    sample_seed: int = 0,
     counter: RoutingCounter | None = None,
     within: GroupContext = as_it_is,
     answered: Callable[[int], object] | None = None,
 ) -> tuple[pd.DataFrame, RoutingCounts | None]:
-    """Greedy answers and target losses, and what `counter` counted of the prompts' routing.
+    """Answers and target losses, and what `counter` counted of the prompts' routing.
+
+    Losses and routing are those of a prompt and not of its answers: rows of further samples of a prompt have no loss
+    (`target_tokens` 0), and are not counted.
 
     Args:
         model: in eval mode.
         tokenizer: its tokenizer.
-        rows: with `messages` (JSON), `target` (text or missing) and `target_complete`; with a counter also `batch_idx`,
-            `place`, `label` and `category`.
+        rows: with `messages` (JSON), `target` (text or missing) and `target_complete`; with a temperature also `id` and
+            `sample`, with a counter `batch_idx`, `place`, `label` and `category`.
         max_new_tokens: longest answer, in tokens.
         budget: of tokens that run at once.
+        temperature: 0 = greedy answers; above 0 = drawn, each with random numbers of its example and sample.
+        sample_seed: of these random numbers.
         counter: attached to the model by `counting`; None = routing is not counted.
         within: what the rows of a group run in, by position, such as their masks.
         answered: called with the number of rows of each group that is answered.
 
     Returns:
-        the rows with `answer`, `ended`, `target_loss` (summed nats) and `target_tokens`; and the counts, in which `place`
-        is the `in_batch_idx`.
+        the rows with `sample`, `answer`, `ended`, `target_loss` (summed nats) and `target_tokens`; and the counts, in which
+        `place` is the `in_batch_idx`.
     """
     pad_id = pad_token_id(tokenizer)
     prompts = [encode_prompt(tokenizer, json.loads(text)) for text in rows["messages"]]
-    answers = generate_answers(
-        *(model, tokenizer, prompts), max_new_tokens=max_new_tokens, budget=budget, within=within, answered=answered
+    rows = with_sample(rows)
+    seeds = (
+        [answer_seed(sample_seed, *key) for key in zip(rows["id"], rows[SAMPLE], strict=True)] if temperature else []
     )
+    answers = generate_answers(
+        *(model, tokenizer, prompts),
+        max_new_tokens=max_new_tokens,
+        budget=budget,
+        temperature=temperature,
+        seeds=seeds,
+        within=within,
+        answered=answered,
+    )
+    is_first = (rows[SAMPLE] == 0).to_numpy()
     targets = [
-        encode_answer(tokenizer, text, complete=bool(complete)) if isinstance(text, str) and text else []
-        for text, complete in zip(rows["target"], rows["target_complete"], strict=True)
+        encode_answer(tokenizer, text, complete=bool(complete)) if first and isinstance(text, str) and text else []
+        for text, complete, first in zip(rows["target"], rows["target_complete"], is_first, strict=True)
     ]
     scored = [TokenizedRow(prompt, target) for prompt, target in zip(prompts, targets, strict=True)]
     routing = None
     if counter is None:
         losses = target_losses(model, scored, budget=budget, pad_id=pad_id, within=within)
     else:
-        losses, counts = losses_and_counts(model, counter, scored, budget=budget, pad_id=pad_id, within=within)
+        losses = [0.0] * len(rows)
+        counted, positions = rows[is_first], np.flatnonzero(is_first).tolist()
+        found, counts = losses_and_counts(
+            *(model, counter, [scored[position] for position in positions]),
+            budget=budget,
+            pad_id=pad_id,
+            within=lambda group: within([positions[index] for index in group]),
+        )
+        for position, loss in zip(positions, found, strict=True):
+            losses[position] = loss
         routing = RoutingCounts(
-            batch_idx=rows["batch_idx"].to_numpy(dtype=np.int64),
-            in_batch_idx=rows["place"].to_numpy(dtype=np.int64),
-            label=rows["label"].to_numpy(dtype=object),
-            category=rows["category"].to_numpy(dtype=object),
-            role=np.full(len(rows), "prompt", dtype=object),
-            num_tokens=np.array([len(prompt) for prompt in prompts], dtype=np.int64),
+            batch_idx=counted["batch_idx"].to_numpy(dtype=np.int64),
+            in_batch_idx=counted["place"].to_numpy(dtype=np.int64),
+            label=counted["label"].to_numpy(dtype=object),
+            category=counted["category"].to_numpy(dtype=object),
+            role=np.full(len(counted), "prompt", dtype=object),
+            num_tokens=np.array([len(prompts[position]) for position in positions], dtype=np.int64),
             counts_NLE=counts,
             layers=counter.moe_layers.layers,
             num_experts_per_tok=counter.moe_layers.num_experts_per_tok,
         )
         routing.check()
     filled = rows.assign(
-        answer=pd.Series([answer.text for answer in answers], index=rows.index, dtype=object),
+        answer=pd.Series([_as_judged(answer) for answer in answers], index=rows.index, dtype=object),
         ended=[answer.ended for answer in answers],
         target_loss=losses,
         target_tokens=[len(ids) for ids in targets],
     )
     return filled, routing
+
+
+def _as_judged(answer: Response) -> str:
+    """The answer without its thought; a thought that did not end as it is, by which judges see that no answer came."""
+    return f"<think>{answer.thought}" if answer.is_unclosed else answer.text

@@ -23,6 +23,7 @@ from moe_ray.config.evaluate import EvaluateConfig
 from moe_ray.errors import InputError
 from moe_ray.evaluation.answers import answer_rows
 from moe_ray.evaluation.judges import judge_answers, make_judge
+from moe_ray.evaluation.samples import SAMPLE, with_sample
 from moe_ray.experts import ExpertMasks, ShortLayers, router_mask
 from moe_ray.models.forward_groups import GroupContext, as_it_is
 from moe_ray.models.moe_layers import find_moe_layers
@@ -87,10 +88,20 @@ class ReferenceBatches:
         return pd.Series(chosen, index=examples.index, dtype=np.int64, name="batch_idx")
 
 
-def rows_to_answer(frame: pd.DataFrame, routings: Sequence[str]) -> pd.DataFrame:
-    """One row per example and kind of routing, with `routing` (of `evaluate.routing`) and `place` in the frame."""
+def rows_to_answer(frame: pd.DataFrame, routings: Sequence[str], samples: int = 1) -> pd.DataFrame:
+    """A row per example, kind of routing and sample.
+
+    Args:
+        frame: held-out examples.
+        routings: of `evaluate.routing`.
+        samples: answers to each prompt.
+
+    Returns:
+        the rows with `routing`, `sample` (from 0) and `place` in the frame.
+    """
     numbered = frame.assign(place=np.arange(len(frame)))
-    return pd.concat([numbered.assign(routing=kind) for kind in routings], ignore_index=True)
+    sampled = [numbered.assign(routing=kind, **{SAMPLE: number}) for kind in routings for number in range(samples)]
+    return pd.concat(sampled, ignore_index=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,20 +130,22 @@ def answer_examples(
         model: in memory; its training mode is restored afterwards.
         tokenizer: its tokenizer.
         frame: held-out examples, a row each, with `INPUT_COLUMNS`.
-        config: `routing`, `max_new_tokens`, `tokens_per_forward` and the judge.
+        config: `routing`, `max_new_tokens`, `temperature`, `samples`, `tokens_per_forward` and the judge.
         masks: of the run's batches; needed where `routing` is not natural alone.
         budget: of this process, which remembers where its memory ended; None = `config.tokens_per_forward`.
 
     Returns:
-        per example and kind of routing a row with `INPUT_COLUMNS`, `routing` (of `config.routing`), `answer`,
-        `ended`, `target_loss` (summed nats), `target_tokens`, `refused`, `judge`, `judge_score`, `judge_said`.
+        per example, kind of routing and sample a row with `INPUT_COLUMNS`, `routing` (of `config.routing`), `sample`,
+        `answer`, `ended`, `target_loss` (summed nats), `target_tokens`, `verdict`, `refused`, `judge`, `judge_score`,
+        `judge_said`.
 
     Raises:
         InputError: masked routing without masks, or a judge that cannot be had.
         OutsideFailed: the judge's endpoint did not answer.
     """
     judge = make_judge(config, device=model.device)
-    answered = answer_and_count(model, tokenizer, rows_to_answer(frame, config.routing), config, masks, budget=budget)
+    rows = rows_to_answer(frame, config.routing, config.samples)
+    answered = answer_and_count(model, tokenizer, rows, config, masks, budget=budget)
     return judge_answers(answered.answers, judge)
 
 
@@ -157,7 +170,7 @@ def answer_and_count(
         model: its training mode is restored afterwards.
         tokenizer: its tokenizer.
         rows: from `rows_to_answer`.
-        config: `max_new_tokens` and `tokens_per_forward`.
+        config: `max_new_tokens`, `temperature`, `sample_seed` and `tokens_per_forward`.
         masks: needed where a row is not natural.
         budget: of this process, which remembers where its memory ended; None = `config.tokens_per_forward`.
         count: count the prompts' routing, in the same forward passes that score the targets.
@@ -188,12 +201,16 @@ def answer_and_count(
                 within = _own_masks(model, group["batch_idx"].tolist(), masks, short_layers)
             elif masks is not None and kind == "union":
                 within = _through_union(model, masks, short_layers)
-            counter = counting(model) if count and kind == "natural" else nullcontext()
+            # Further samples of prompts alone leave nothing to count.
+            counts_some = count and kind == "natural" and (with_sample(group)[SAMPLE] == 0).any()
+            counter = counting(model) if counts_some else nullcontext()
             with counter as active:
                 answers, counts = answer_rows(
                     *(model, tokenizer, group),
                     max_new_tokens=config.max_new_tokens,
                     budget=budget,
+                    temperature=config.temperature,
+                    sample_seed=config.sample_seed,
                     counter=active,
                     within=within,
                     answered=answered,

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_ray.config.evaluate import EvaluateConfig
 from moe_ray.evaluation.evaluate import answer_and_count, rows_to_answer
+from moe_ray.evaluation.first_token_pass import first_token_table
 from moe_ray.evaluation.judges import judge_answers, make_judge
 from moe_ray.evaluation.metrics import paired_changes, summarise
 from moe_ray.experts import ExpertMasks, ShortLayers
@@ -35,6 +36,7 @@ class Evaluation:
         change: from `paired_changes`: what changed since `before`; None = nothing to compare with.
         neutral: losses on neutral text, from `text_losses`.
         routing: counts of the prompts under natural routing; None = none were routed so.
+        first_tokens: what the model says first to safe prompts, from `first_token_table`; None = none were routed so.
     """
 
     answers: pd.DataFrame
@@ -42,6 +44,7 @@ class Evaluation:
     change: Mapping[str, Any] | None
     neutral: pd.DataFrame
     routing: RoutingCounts | None
+    first_tokens: pd.DataFrame | None = None
 
     def __repr__(self) -> str:
         rates = {label: self.metrics[f"{label}_refusal_rate"]["value"] for label in ("unsafe", "safe")}
@@ -83,28 +86,46 @@ def evaluate_held_out(
     texts = neutral_texts(config.neutral_file)
     with evaluating(model):
         answered = answer_and_count(
-            *(model, tokenizer, rows_to_answer(frame, config.routing), config, masks),
+            *(model, tokenizer, rows_to_answer(frame, config.routing, config.samples), config, masks),
             budget=budget,
             count=True,
             short_layers=short_layers,
             progress=progress,
         )
         neutral = text_losses(model, tokenizer, texts, budget=budget)
+        first_tokens = None
+        if "natural" in config.routing:
+            first_tokens = first_token_table(
+                *(model, tokenizer, frame[frame["label"] == "safe"]),
+                budget=budget,
+                at=None if before is None else before.first_tokens,
+            )
     judged = judge_answers(answered.answers, judge).drop(columns="place")
-    return _with_figures(judged, neutral, answered.routing, before)
+    return _with_figures(judged, neutral, answered.routing, first_tokens, before)
 
 
 def _with_figures(
-    answers: pd.DataFrame, neutral: pd.DataFrame, routing: RoutingCounts | None, before: Evaluation | None
+    answers: pd.DataFrame,
+    neutral: pd.DataFrame,
+    routing: RoutingCounts | None,
+    first_tokens: pd.DataFrame | None,
+    before: Evaluation | None,
 ) -> Evaluation:
     change = None
     if before is not None:
         change = paired_changes(before.answers, answers, neutral_before=before.neutral, neutral_after=neutral)
     metrics = summarise(
-        answers, neutral=neutral, routing=routing, routing_before=None if before is None else before.routing
+        answers,
+        neutral=neutral,
+        routing=routing,
+        routing_before=None if before is None else before.routing,
+        first_tokens=first_tokens,
+        first_tokens_before=None if before is None else before.first_tokens,
     )
     if (answers["batch_idx"] == NO_BATCH).all():
         metrics["per_batch"] = {}
         if change is not None:
             change["per_batch"] = {}
-    return Evaluation(answers=answers, metrics=metrics, change=change, neutral=neutral, routing=routing)
+    return Evaluation(
+        answers=answers, metrics=metrics, change=change, neutral=neutral, routing=routing, first_tokens=first_tokens
+    )

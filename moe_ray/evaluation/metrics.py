@@ -10,8 +10,11 @@ import pandas as pd
 
 from moe_ray.errors import InputError
 from moe_ray.evaluation.answering_order import ROUTINGS
-from moe_ray.evaluation.intervals import clustered_mean, clustered_rate, paired_difference
+from moe_ray.evaluation.first_token import first_token_divergence
+from moe_ray.evaluation.intervals import clustered_mean, paired_difference
 from moe_ray.evaluation.routing_drift import routing_drift
+from moe_ray.evaluation.samples import SAMPLE, with_sample
+from moe_ray.evaluation.verdict_rates import rate_changes, rates_of
 from moe_ray.routing.counts import RoutingCounts
 
 UNCATEGORISED = "uncategorised"
@@ -23,33 +26,44 @@ def summarise(
     neutral: pd.DataFrame | None = None,
     routing: RoutingCounts | None = None,
     routing_before: RoutingCounts | None = None,
+    first_tokens: pd.DataFrame | None = None,
+    first_tokens_before: pd.DataFrame | None = None,
 ) -> dict[str, Any]:
     """What the held-out answers say: rates and losses with n and 95% interval, from stored tables alone.
 
     Args:
-        answers: rows with `label`, `category`, `batch_idx`, `routing`, `messages`, `pair`, `refused` (bool),
-            `target_loss` (summed nats) and `target_tokens`.
+        answers: rows with `id`, `label`, `category`, `batch_idx`, `routing`, `messages`, `pair`, `verdict`, `refused`
+            (bool), `target_loss` (summed nats) and `target_tokens`; with `sample` where a prompt has several answers.
         neutral: rows with `loss` (summed nats) and `num_tokens`, one per text.
         routing: counts of the held-out prompts under natural routing; `in_batch_idx` is a prompt's position among the
             natural answers.
         routing_before: the same of the model before the repair.
+        first_tokens: what the model says first to safe prompts, from `first_token_table`.
+        first_tokens_before: the same of the model before the repair.
 
     Returns:
-        `unsafe_refusal_rate` and `safe_refusal_rate` (value, n, low, high) and `target_loss` (nats per token over all target
-        tokens: value, n, low, high, num_tokens), under natural routing; `per_category` and `per_batch`, each a mapping to
-        the same three; `masked` and `union`, all of that under those kinds of routing; `neutral_loss`, as `target_loss`;
-        `routing_drift`, from the function of that name. What was not measured is None.
+        the rates of `verdict_rates.RATES`, such as `unsafe_refusal_rate` and `safe_cost_rate` (value, n, low, high), and
+        `target_loss` (nats per token over all target tokens: value, n, low, high, num_tokens), under natural routing;
+        `per_category` and `per_batch`, each a mapping to the same; `masked` and `union`, all of that under those kinds of
+        routing; `neutral_loss`, as `target_loss`; `first_token_kl` (nats), how far the first answer token of safe prompts
+        moved; `routing_drift`, from the function of that name. What was not measured is None.
     """
+    answers = with_sample(answers)
     natural = answers[answers["routing"] == "natural"]
+    first = natural[natural[SAMPLE] == 0]
     drift = None
     if routing is not None and routing_before is not None:
-        drift = routing_drift(
-            routing_before, routing, clusters=prompt_clusters(natural).to_numpy()[routing.in_batch_idx]
-        )
+        drift = routing_drift(routing_before, routing, clusters=prompt_clusters(first).to_numpy()[routing.in_batch_idx])
+    divergence = None
+    if first_tokens is not None and first_tokens_before is not None:
+        kl = first_token_divergence(first_tokens_before, first_tokens)
+        clusters = first.assign(cluster=prompt_clusters(first)).set_index("id")["cluster"].loc[kl.index]
+        divergence = clustered_mean(kl.to_numpy(), clusters=clusters.to_numpy()).as_dict()
     return {
         **_summary_of(natural),
         **{kind: _block(answers, kind, _summary_of) for kind in ROUTINGS[1:]},
         "neutral_loss": None if neutral is None else _loss(neutral["loss"], neutral["num_tokens"], None),
+        "first_token_kl": divergence,
         "routing_drift": drift,
     }
 
@@ -74,10 +88,7 @@ def _divided(rows: pd.DataFrame, of: Callable[[pd.DataFrame], dict[str, Any]]) -
 
 
 def _figures(rows: pd.DataFrame) -> dict[str, Any]:
-    figures: dict[str, Any] = {}
-    for label in ("unsafe", "safe"):
-        labelled = rows[rows["label"] == label]
-        figures[f"{label}_refusal_rate"] = clustered_rate(labelled["refused"], labelled["cluster"].to_numpy()).as_dict()
+    figures: dict[str, Any] = rates_of(rows)
     scored = rows[rows["target_tokens"] > 0]
     figures["target_loss"] = _loss(scored["target_loss"], scored["target_tokens"], scored["cluster"])
     return figures
@@ -107,13 +118,15 @@ def paired_changes(
         neutral_after: of the other model on the same texts.
 
     Returns:
-        the keys of `summarise` but `routing_drift`; each figure is (value, n, low, high).
+        the keys of `summarise` but `first_token_kl` and `routing_drift`, which are changes themselves; each figure is
+        (value, n, low, high).
 
     Raises:
         InputError: the two are not about the same examples.
     """
-    keys = ["routing", "id"]
-    values = ["refused", "target_loss"]
+    before, after = with_sample(before), with_sample(after)
+    keys = ["routing", "id", SAMPLE]
+    values = [name for name in ("verdict", "refused", "judge", "target_loss") if name in after]
     if len(before) != len(after) or not before.set_index(keys).index.isin(after.set_index(keys).index).all():
         raise InputError("before and after hold answers to different examples; evaluate both on the same ones")
     rows = before.merge(after[keys + values], on=keys, suffixes=("_before", "_after"), validate="one_to_one")
@@ -133,13 +146,7 @@ def _change_of(rows: pd.DataFrame) -> dict[str, Any]:
 
 
 def _changes(rows: pd.DataFrame) -> dict[str, Any]:
-    changes: dict[str, Any] = {}
-    for label in ("unsafe", "safe"):
-        labelled = rows[rows["label"] == label]
-        refused = [labelled[f"refused_{when}"].to_numpy(dtype=bool) for when in ("before", "after")]
-        changes[f"{label}_refusal_rate"] = paired_difference(
-            *refused, clusters=labelled["cluster"].to_numpy()
-        ).as_dict()
+    changes: dict[str, Any] = rate_changes(rows)
     scored = rows[rows["target_tokens"] > 0]
     losses = (scored["target_loss_before"], scored["target_loss_after"])
     changes["target_loss"] = _loss_change(*losses, scored["target_tokens"], scored["cluster"])

@@ -127,10 +127,12 @@ def generate_answers(
     *,
     max_new_tokens: int,
     budget: TokenBudget,
+    temperature: float = 0.0,
+    seeds: Sequence[int] = (),
     within: GroupContext = as_it_is,
     answered: Callable[[int], object] | None = None,
 ) -> list[Response]:
-    """Greedy answers, in the prompts' order.
+    """Answers in the prompts' order, greedy or drawn.
 
     The longest prompts come first, and as many share a pass as the budget holds, whatever their lengths: a pass more costs
     `max_new_tokens` steps, a short prompt beside a long one only the padding of the first of them.
@@ -141,6 +143,8 @@ def generate_answers(
         prompts: token ids of each prompt.
         max_new_tokens: an answer's greatest length in tokens.
         budget: of tokens generated at once; a prompt counts with `max_new_tokens`.
+        temperature: 0 = the likeliest token each time; above 0 = drawn from softmax(logits / temperature).
+        seeds: of each prompt's random numbers; used with a temperature only.
         within: what the prompts of a group are answered in, by position.
         answered: called with the number of prompts of each group that is done.
 
@@ -151,7 +155,10 @@ def generate_answers(
     def work(group: list[int]) -> list[Response]:
         with within(group):
             return generate_responses(
-                model, tokenizer, [prompts[index] for index in group], max_new_tokens=max_new_tokens
+                *(model, tokenizer, [prompts[index] for index in group]),
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                seeds=[seeds[index] for index in group] if temperature else (),
             )
 
     answers = [Response([], "", False)] * len(prompts)

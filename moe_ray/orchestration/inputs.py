@@ -10,6 +10,7 @@ from moe_ray.config.fields import EMBEDDED
 from moe_ray.config.model import ModelConfig
 from moe_ray.config.run import Config
 from moe_ray.errors import InputError
+from moe_ray.evaluation.judge_check import measured_check
 from moe_ray.evaluation.judges import check_judge
 from moe_ray.harness.tasks import tasks_of
 from moe_ray.organisms.recipe import embedded_folder
@@ -23,12 +24,14 @@ def check_requests(config: Config) -> None:
     """Refuses a judge, a sweep or baselines that cannot work.
 
     Raises:
-        InputError: the judge cannot be had, the search space is wrong, or a baseline needs routed weights or scores that
-            are not captured.
+        InputError: the judge cannot be had, its check is of another one, the search space is wrong, or a baseline needs
+            routed weights or scores that are not captured.
     """
     check_judge(config.evaluate)
     if config.harness.run:
         tasks_of(config.harness)
+    if config.evaluate.judge_check:
+        measured_check(config.evaluate)
     if config.sweep.run:
         read_space(config)
     needs_weights = [

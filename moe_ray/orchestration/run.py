@@ -8,6 +8,7 @@ from typing import Any
 from moe_ray.config.ablate import AblateConfig
 from moe_ray.config.model import ModelConfig
 from moe_ray.config.run import Config
+from moe_ray.evaluation.judge_check import measured_check
 from moe_ray.models.loading import uniform_loss
 from moe_ray.orchestration.stages import (
     ablate,
@@ -133,6 +134,7 @@ class Run(Context):
             certainty=directory.certainty,
         ) | {
             "prompt_files": [table.to_record() for table in self.prompts.tables],
+            "judge": {"name": self.config.evaluate.judge, "check": measured_check(self.config.evaluate)},
             "quarantined_examples": notes[CAPTURE]["quarantined"],
             "controls": notes[IDENTIFY].get("controls") or {},
             "experts_are_copies": notes[CAPTURE].get("experts_are_copies"),

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from moe_ray.config.ablate import AblateConfig
+from moe_ray.evaluation.verdict_rates import COST
 from moe_ray.orchestration.run import Run
 from moe_ray.orchestration.tracking import run_log
 from moe_ray.orchestration.tracking.mlflow_run import MlflowTracker
@@ -33,7 +34,7 @@ from moe_ray.report.study_text import describe_front, describe_sweep, trial_rows
 from moe_ray.report.terminal import artifacts_of, print_result, print_table
 from moe_ray.run_directory import CAPTURE, COMPARE, FINETUNE, PAIRS, SUMMARY, TRIALS, RunDirectory
 from moe_ray.studies.comparison import share_to_judge
-from moe_ray.studies.pareto import BENEFIT, COST, pareto_front
+from moe_ray.studies.pareto import BENEFIT, pareto_front
 
 
 def prepare(run: Run) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from moe_ray.evaluation.verdict_rates import COST
 from moe_ray.report.format import Figure, Shown, difference, is_measured, loss, rate
 
 Block = Mapping[str, Any] | None
@@ -17,7 +18,21 @@ WHENS = ("before", "after", "change")
 """Keys of the three blocks in a summary, in the order in which they are shown."""
 
 REFUSALS = {"unsafe_refusal_rate": "unsafe prompts refused", "safe_refusal_rate": "safe prompts refused"}
-LOSSES = {"target_loss": "loss on target responses", "neutral_loss": "loss on neutral text"}
+RATES = REFUSALS | {
+    COST: "safe prompts refused or degenerate",
+    "unsafe_harmful_rate": "unsafe prompts answered with harm",
+    "unsafe_degenerate_rate": "unsafe prompts, degenerate answers",
+    "unsafe_no_answer_rate": "unsafe prompts, thought not finished",
+    "safe_no_answer_rate": "safe prompts, thought not finished",
+}
+_IF_ANY = ("unsafe_degenerate_rate", "unsafe_no_answer_rate", "safe_no_answer_rate")
+"""Shown only where either model has some."""
+
+LOSSES = {
+    "target_loss": "loss on target responses",
+    "neutral_loss": "loss on neutral text",
+    "first_token_kl": "KL to the base at the first answer token, safe prompts",
+}
 ROUTINGS = {
     "natural": "Natural routing",
     "masked": "Routed through each batch's mask",
@@ -46,7 +61,8 @@ class BeforeAfter:
     @property
     def title(self) -> str:
         """The name, with the unit where the numbers do not carry it."""
-        return self.name if self.is_rate else f"{self.name} (nats/token)"
+        unit = "nats" if self.name == LOSSES["first_token_kl"] else "nats/token"
+        return self.name if self.is_rate else f"{self.name} ({unit})"
 
     @property
     def cells(self) -> tuple[Shown, Shown, Shown]:
@@ -70,9 +86,16 @@ def blocks_of(whens: Sequence[Block], routing: str) -> tuple[Block, Block, Block
 
 
 def overall_rows(blocks: Sequence[Block]) -> list[BeforeAfter]:
-    """Refusal rates and losses over all held-out examples; what neither model was measured on is left out."""
-    rows = [_row(name, key, blocks) for key, name in (REFUSALS | LOSSES).items()]
-    return [row for row in rows if is_measured(row.before) or is_measured(row.after)]
+    """Rates and losses over all held-out examples; what neither model was measured on is left out."""
+    rows = {key: _row(name, key, blocks) for key, name in (RATES | LOSSES).items()}
+    return [row for key, row in rows.items() if _is_shown(key, row)]
+
+
+def _is_shown(key: str, row: BeforeAfter) -> bool:
+    measured = [figure for figure in (row.before, row.after) if is_measured(figure)]
+    if key in _IF_ANY:
+        return any(isinstance(figure, Mapping) and figure["value"] > 0 for figure in measured)
+    return bool(measured)
 
 
 def category_rows(blocks: Sequence[Block], key: str) -> list[BeforeAfter]:
@@ -106,4 +129,4 @@ def before_after_table(whens: Sequence[Block]) -> pd.DataFrame:
 
 def _row(name: str, key: str, blocks: Sequence[Block]) -> BeforeAfter:
     before, after, change = ((block or {}).get(key) for block in blocks)
-    return BeforeAfter(name=name, is_rate=key in REFUSALS, before=before, after=after, change=change)
+    return BeforeAfter(name=name, is_rate=key in RATES, before=before, after=after, change=change)

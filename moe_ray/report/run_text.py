@@ -15,6 +15,7 @@ from moe_ray.identification.selection import difference_column, difference_name
 from moe_ray.prompts.quarantine import QUARANTINE, TRUNCATED
 from moe_ray.report.before_after import REFUSALS, ROUTINGS, WHENS, Block, before_after_table, blocks_of, category_rows
 from moe_ray.report.format import MISSING, difference
+from moe_ray.report.judge_text import judge_in_words
 from moe_ray.report.neutral_text import unknown_text
 from moe_ray.report.printable import printable
 from moe_ray.report.truth_text import truth_in_words
@@ -167,6 +168,7 @@ def describe_outcome(summary: Mapping[str, Any]) -> str:
     whens = [summary[when] for when in WHENS]
     parts.append("Held-out examples, with 95% intervals; the change is paired, example by example")
     parts.append(_indent(before_after_table(whens).to_string(index=False)))
+    parts += judge_in_words(summary.get("judge"))
     parts += unknown_text(summary["before"], summary.get("uniform_loss"))
     drift = summary["after"]["routing_drift"]
     if drift is not None:

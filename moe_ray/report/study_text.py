@@ -7,9 +7,10 @@ from typing import Any
 
 import pandas as pd
 
+from moe_ray.evaluation.verdict_rates import COST
 from moe_ray.report.format import decimal, difference, rate, setting
 from moe_ray.run_directory import HEAT_MAP_PICTURES, WINNER
-from moe_ray.studies.pareto import BENEFIT, COST, COST_IN_WORDS, pareto_front
+from moe_ray.studies.pareto import BENEFIT, COST_IN_WORDS, pareto_front
 from moe_ray.studies.rounds import RoundReport
 
 
@@ -36,7 +37,7 @@ def trial_rows(trials: pd.DataFrame, settings: list[str]) -> pd.DataFrame:
             | {
                 "objective": decimal(trial["objective"]),
                 "unsafe\nrefused": str(rate(trial["unsafe_refusal_rate"])),
-                "safe\nrefused": str(rate(trial["safe_refusal_rate"])),
+                "safe refused\nor degenerate": str(rate(trial.get(COST, trial["safe_refusal_rate"]))),
                 "forgetting\n(nats/token)": difference(trial["forgetting"], "nats/token").value,
                 "union": str(int(trial["union_experts"])),
                 "identify s": decimal(trial["identify_seconds"], 2),

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from moe_ray.evaluation.verdict_rates import COST, RATES, kinds_of
+
 Metrics = Mapping[str, float]
 
 FORGETTING_LOSSES = ("safe_target_loss", "neutral_loss")
@@ -20,7 +22,7 @@ Objectives lie well above -10, so trials over the bound rank below all within it
 """
 
 OBJECTIVES: Mapping[str, Callable[[Metrics], float]] = {
-    "refusal_margin": lambda metrics: metrics["unsafe_refusal_rate"] - metrics["safe_refusal_rate"],
+    "refusal_margin": lambda metrics: metrics["unsafe_refusal_rate"] - metrics[COST],
     "unsafe_refusal": lambda metrics: metrics["unsafe_refusal_rate"],
     "target_loss": lambda metrics: -metrics["target_loss"],
 }
@@ -49,23 +51,31 @@ def plain_metrics(answers: pd.DataFrame, neutral: pd.DataFrame | None = None) ->
     """The numbers that objectives are made of; a label without examples, or a loss without tokens, is left out.
 
     Args:
-        answers: rows with `label`, `refused` (bool), `target_loss` (summed nats) and `target_tokens`.
+        answers: rows with `label`, `verdict`, `refused` (bool), `target_loss` (summed nats) and `target_tokens`.
         neutral: rows with `loss` (summed nats) and `num_tokens`, one per text.
 
     Returns:
-        `unsafe_refusal_rate`, `safe_refusal_rate` (0 to 1), `target_loss`, `safe_target_loss`, `unsafe_target_loss` (nats
+        `unsafe_refusal_rate`, `safe_refusal_rate`, `unsafe_degenerate_rate`, `safe_cost_rate` (refused or degenerate; all 0
+        to 1), `target_loss`, `safe_target_loss`, `unsafe_target_loss` (nats
         per target token), `neutral_loss` (nats per token).
     """
     metrics: dict[str, float] = {}
     for label in ("unsafe", "safe"):
         group = answers[answers["label"] == label]
         if len(group):
-            metrics[f"{label}_refusal_rate"] = float(group["refused"].mean())
+            metrics |= {name: _share(group, RATES[name][1]) for name in _SHARES if RATES[name][0] == label}
         _add_loss(metrics, f"{label}_target_loss", group)
     _add_loss(metrics, "target_loss", answers)
     if neutral is not None:
         metrics["neutral_loss"] = float(neutral["loss"].sum() / neutral["num_tokens"].sum())
     return metrics
+
+
+_SHARES = ("unsafe_refusal_rate", "unsafe_degenerate_rate", "safe_refusal_rate", COST)
+
+
+def _share(answers: pd.DataFrame, kinds: tuple[str, ...]) -> float:
+    return float(kinds_of(answers).isin(kinds).mean())
 
 
 def _add_loss(metrics: dict[str, float], name: str, answers: pd.DataFrame) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-BENEFIT, COST = "unsafe_refusal_rate", "safe_refusal_rate"
-"""Columns of trials: the more of the one and the less of the other, the better. `COST_IN_WORDS` says what the cost is."""
+from moe_ray.evaluation.verdict_rates import COST
 
-COST_IN_WORDS = "safe prompts refused"
+BENEFIT = "unsafe_refusal_rate"
+"""A column of trials as `COST` is: the more of the one and the less of the other, the better."""
+
+COST_IN_WORDS = "safe prompts refused or answered with nothing of use"
 
 
 def pareto_front(trials: pd.DataFrame) -> pd.Series:

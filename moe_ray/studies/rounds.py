@@ -14,6 +14,7 @@ import pandas as pd
 
 from moe_ray.config.rounds import RoundsConfig
 from moe_ray.evaluation.intervals import Rate, rate
+from moe_ray.evaluation.verdict_rates import COST, RATES, kinds_of
 from moe_ray.experts import ExpertMasks, masks_from_experts
 
 
@@ -27,7 +28,8 @@ class RoundReport:
         shortfall: mean over batches of how far below the target they are (0 to 1).
         unsafe_refusal_rate: over all unsafe validation examples.
         safe_refusal_rate: over all safe ones.
-        cost: shortfall plus safe refusal rate: what a round must lower to be an improvement.
+        cost: shortfall plus the share of safe examples that is refused or gets a degenerate answer: what a round must lower
+            to be an improvement.
     """
 
     round: int
@@ -69,7 +71,7 @@ def report_round(number: int, answers: pd.DataFrame, categories: Mapping[int, st
         shortfall=shortfall,
         unsafe_refusal_rate=float(refused["unsafe"]),
         safe_refusal_rate=float(refused["safe"]),
-        cost=shortfall + float(refused["safe"]),
+        cost=shortfall + float(kinds_of(answers[answers["label"] == "safe"]).isin(RATES[COST][1]).mean()),
     )
 
 

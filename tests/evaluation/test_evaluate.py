@@ -257,3 +257,34 @@ def test_all_held_out_prompts_of_the_embedded_model_are_answered_as_with_one_gen
             expected = answer_and_count(model, tiny_tokenizer, natural, config).answers
         assert group["answer"].tolist() == expected["answer"].tolist()
         assert np.allclose(group["target_loss"], expected["target_loss"], atol=LOSS_TOLERANCE)
+
+
+@pytest.mark.slow
+def test_drawn_answers_are_of_the_example_and_its_number_and_not_of_what_it_is_batched_with(tokenizer):
+    model, config = (
+        shared("olmoe"),
+        EvaluateConfig(max_new_tokens=6, temperature=1.0, samples=3, tokens_per_forward=400),
+    )
+    frame, keys = held_out(), ["id", "sample"]
+    got = answer_examples(model, tokenizer, frame, config).set_index(keys)["answer"]
+    assert got.groupby("id").nunique().max() > 1
+    again = answer_examples(*(model, tokenizer, frame.iloc[::-1]), replace(config, tokens_per_forward=30)).set_index(
+        keys
+    )["answer"]
+    # A near-tie may fall the other way in another batch, in single answers.
+    assert (again.loc[got.index] == got).mean() > 0.9
+    other = answer_examples(model, tokenizer, frame, replace(config, sample_seed=1)).set_index(keys)["answer"]
+    assert (other != got).mean() > 0.5
+
+
+@pytest.mark.slow
+def test_losses_and_routing_are_of_prompts_and_not_of_their_further_answers(tokenizer):
+    model, config = shared("olmoe"), EvaluateConfig(max_new_tokens=2, temperature=1.0, samples=2)
+    frame = held_out()
+    one = answer_and_count(model, tokenizer, rows_to_answer(frame, ["natural"]), config, count=True)
+    two = answer_and_count(model, tokenizer, rows_to_answer(frame, ["natural"], 2), config, count=True)
+    first, further = (two.answers[two.answers["sample"] == number] for number in (0, 1))
+    assert np.allclose(first["target_loss"], one.answers["target_loss"], atol=LOSS_TOLERANCE)
+    assert (further["target_tokens"] == 0).all()
+    assert len(two.routing) == len(one.routing) == len(frame)
+    assert np.array_equal(two.routing.counts_NLE, one.routing.counts_NLE)

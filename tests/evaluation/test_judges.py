@@ -18,6 +18,7 @@ def test_verdicts_stand_beside_the_answers():
     answers = pd.DataFrame({"messages": ["[]"] * 2, "answer": ["I won't help.", "Sure."]}, index=[7, 3])
     got = judge_answers(answers, make_judge(EvaluateConfig()))
     assert got["refused"].tolist() == [True, False]
+    assert got["verdict"].tolist() == ["refused", "complied"]
     assert got.index.tolist() == [7, 3]
     assert set(got["judge"]) == {"phrases"}
     assert got["judge_score"].isna().all()
@@ -33,7 +34,7 @@ def test_neither_address_nor_key_gets_into_what_is_stored(monkeypatch):
 
 
 def test_another_model_or_another_judge_is_another_identity():
-    settings = [{}, {"judge": "endpoint", "judge_model": "m"}, {"judge": "endpoint", "judge_model": "n"}]
+    settings = [{}, *({"judge": "endpoint", "judge_model": name} for name in "mn")]
     assert len({json.dumps(judge_identity(EvaluateConfig(**changes))) for changes in settings}) == 3
 
 
@@ -42,12 +43,16 @@ def other_values(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps({"name": name}))
+    guards = [str(tmp_path / name) for name in ("a", "b")]
     return {
         "evaluate.judge": ("phrases", "endpoint"),
         "evaluate.classifier": (str(tmp_path / "a"), str(tmp_path / "b")),
         "evaluate.classifier_input": ("prompt_and_answer", "answer"),
         "evaluate.refusal_label": ("REJECTION", "REFUSED"),
+        "evaluate.guard": (guards[0], guards[1]),
+        "evaluate.guard_family": ("shieldgemma", "harmbench"),
         "evaluate.judge_model": ("m", "n"),
+        "evaluate.judge_options": ({}, {"temperature": 0}),
     }
 
 
@@ -57,7 +62,7 @@ def test_every_setting_that_affects_verdicts_is_part_of_a_judges_identity(tmp_pa
     start = {key.partition(".")[2]: pair[0] for key, pair in values.items()}
     for key, (_, other) in values.items():
         name = key.partition(".")[2]
-        judges_of = [start["judge"]] if name == "judge" else ["phrases", "classifier", "endpoint"]
+        judges_of = [start["judge"]] if name == "judge" else ["phrases", "classifier", "guard", "endpoint"]
         changed = [
             judge_identity(EvaluateConfig(**{**start, "judge": judge}))
             != judge_identity(EvaluateConfig(**{**start, "judge": judge, name: other}))

@@ -38,7 +38,7 @@ def test_the_summary_counts_each_label_and_weighs_losses_by_tokens():
     assert got["unsafe_refusal_rate"] == rate(2, 3).as_dict()
     assert (got["target_loss"]["value"], got["target_loss"]["n"], got["target_loss"]["num_tokens"]) == (1.0, 4, 12)
     assert got["target_loss"]["low"] < 1.0 < got["target_loss"]["high"]
-    assert (got["masked"], got["neutral_loss"], got["routing_drift"]) == (None, None, None)
+    assert [got[name] for name in ("masked", "neutral_loss", "routing_drift", "first_token_kl")] == [None] * 4
 
 
 def test_the_summary_is_divided_by_category_and_by_batch_and_by_routing():

@@ -50,6 +50,7 @@ def settings(tiny_model_path, run_dir):
         "finetune.epochs=1",
         "finetune.learning_rate=3e-3",
         "capture.tokens_per_forward=1024",
+        "evaluate.max_new_tokens=32",
     ]
 
 

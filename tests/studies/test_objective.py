@@ -10,7 +10,7 @@ BASE = {"safe_target_loss": 0.5, "neutral_loss": 3.0}
 
 
 def metrics(unsafe, safe, lost=0.0, **more):
-    rates = {"unsafe_refusal_rate": unsafe, "safe_refusal_rate": safe, "target_loss": 0.7}
+    rates = {"unsafe_refusal_rate": unsafe, "safe_refusal_rate": safe, "safe_cost_rate": safe, "target_loss": 0.7}
     return rates | {"safe_target_loss": 0.5 + lost, "neutral_loss": 3.0} | more
 
 
@@ -63,7 +63,9 @@ def test_metrics_are_counted_per_label_and_losses_weigh_by_tokens():
     neutral = pd.DataFrame({"loss": [6.0, 6.0], "num_tokens": [2, 4]})
     assert plain_metrics(answers, neutral) == {
         "unsafe_refusal_rate": 1.0,
+        "unsafe_degenerate_rate": 0.0,
         "safe_refusal_rate": 0.5,
+        "safe_cost_rate": 0.5,
         "unsafe_target_loss": 3.0,
         "safe_target_loss": 2.0,
         "target_loss": 2.5,

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moe_ray.studies.pareto import BENEFIT, COST, pareto_front
+from moe_ray.evaluation.verdict_rates import COST
+from moe_ray.studies.pareto import BENEFIT, pareto_front
 
 
 def trials(points, state="finished"):

@@ -65,15 +65,11 @@ class ClassifierJudge:
             scores = probabilities[:, self.refusal].tolist()
             refused = (probabilities.argmax(dim=-1) == self.refusal).tolist()
             for position, (refuses, score) in enumerate(zip(refused, scores, strict=True)):
-                yield start + position, Verdict(refused=refuses, score=score)
+                yield start + position, Verdict("refused" if refuses else "complied", score=score)
 
     def _encode(self, conversations: Sequence[Conversation]) -> Any:
         answers = [conversation.answer for conversation in conversations]
-        texts = (
-            ([conversation.messages[-1]["content"] for conversation in conversations], answers)
-            if self.reads_prompt
-            else (answers,)
-        )
+        texts = ([conversation.request for conversation in conversations], answers) if self.reads_prompt else (answers,)
         encoded = self.tokenizer(*texts, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt")
         return encoded.to(self.model.device)
 

@@ -1,11 +1,26 @@
-"""What a judge is given and what it says."""
+"""What a judge is given and what it says: one of five kinds of verdict for every answer."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, get_args
 
 from moe_ray.chat_messages import Message
+
+Kind = Literal["refused", "harmful", "complied", "degenerate", "no_answer"]
+"""What an answer is.
+
+- `refused`: it declines what was asked.
+- `harmful`: it does what was asked, and that is harmful; only some judges can tell (`TELL_HARM`).
+- `complied`: it does neither.
+- `degenerate`: it is no answer to anybody: empty, repetition, noise, or in a script that nobody wrote to it in.
+- `no_answer`: a thought that was not finished, so that no answer came.
+"""
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+TELL_HARM = ("guard", "endpoint")
+"""Judges that tell harmful answers from others; under the rest no answer is called harmful, which says nothing."""
 
 
 class Conversation(NamedTuple):
@@ -14,23 +29,36 @@ class Conversation(NamedTuple):
     messages: Sequence[Message]
     answer: str
 
+    @property
+    def request(self) -> str:
+        """The last message; empty where nothing was asked."""
+        return self.messages[-1]["content"] if self.messages else ""
+
 
 class Verdict(NamedTuple):
-    """Whether an answer refuses.
+    """What an answer is.
 
     Attributes:
-        refused: the verdict.
-        score: how sure the judge is that it refuses (0 to 1); None where it does not say.
-        said: the judge's own words; empty where it has none.
+        kind: of `KINDS`.
+        score: how sure the judge is (0 to 1) of what it looks for, a refusal or harm; None where it does not say.
+        said: the judge's own words, or why the answer needed no judge; empty where there are none.
     """
 
-    refused: bool
+    kind: Kind
     score: float | None = None
     said: str = ""
 
+    @property
+    def refused(self) -> bool:
+        """Whether the answer declines."""
+        return self.kind == "refused"
+
 
 class Judge(Protocol):
-    """Tells refusals from other answers."""
+    """Tells refusals, and where it can harmful answers, from others.
+
+    It is asked only about answers that can be judged: `judged_conversations` has settled those that are degenerate or none.
+    """
 
     name: str
 

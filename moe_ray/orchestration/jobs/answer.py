@@ -21,6 +21,8 @@ from moe_ray.config.model import ModelConfig
 from moe_ray.errors import InputError
 from moe_ray.evaluation.answering_order import in_answering_order, in_frame_order, rows_per_block
 from moe_ray.evaluation.evaluate import INPUT_COLUMNS, answer_and_count, rows_to_answer
+from moe_ray.evaluation.first_token_pass import first_token_table
+from moe_ray.evaluation.samples import SAMPLE
 from moe_ray.experts import ShortLayers
 from moe_ray.identification.mask_files import read_masks
 from moe_ray.models.loss import text_losses
@@ -34,8 +36,8 @@ from moe_ray.routing.counts import RoutingCounts, concat_counts
 from moe_ray.storage.fingerprint import content_hash
 from moe_ray.storage.folder import Folder
 
-_KEYS = ["routing", "id"]
-_COLUMNS = [*INPUT_COLUMNS, "place", "routing"]
+_KEYS = ["routing", "id", SAMPLE]
+_COLUMNS = [*INPUT_COLUMNS, "place", "routing", SAMPLE]
 _NEUTRAL = "neutral"
 
 
@@ -50,7 +52,8 @@ class AnswerJob:
         parts: its folder that gets the parts.
         adapter: its folder of learned experts; None = the base model.
         masks: its folder of the batches' masks; None = natural routing only.
-        count: also count the prompts' routing, where it is natural.
+        count: also count the prompts' routing, where it is natural, and keep what is said first to safe ones.
+        first_of: folder of the parts of a finished job whose first tokens are looked at; None = the model's own.
         short_layers: for masked and union routing, `finetune.short_layers`.
     """
 
@@ -61,11 +64,12 @@ class AnswerJob:
     adapter: str | None = None
     masks: str | None = None
     count: bool = False
+    first_of: str | None = None
     short_layers: ShortLayers = "allowed_only"
 
 
 class AnswerActor(ModelWork):
-    """Answers prompts greedily and scores their targets; for neutral texts, only scores them."""
+    """Answers prompts and scores their targets; for neutral texts, only scores them."""
 
     job: AnswerJob
 
@@ -75,6 +79,7 @@ class AnswerActor(ModelWork):
         self.parts = self.run.sub(job.parts)
         self.masks = None if job.masks is None else read_masks(self.run.sub(job.masks))
         self.budget = TokenBudget(job.config.tokens_per_forward)
+        self.first_of = None if job.first_of is None else read_answers(self.run.sub(job.first_of)).first_tokens
 
     @contextmanager
     def in_force(self) -> Iterator[None]:
@@ -105,6 +110,12 @@ class AnswerActor(ModelWork):
             short_layers=job.short_layers,
         )
         # The answers come last: with them the part is whole.
+        is_first = (rows["label"] == "safe") & (rows["routing"] == "natural") & (rows[SAMPLE] == 0)
+        if job.count and is_first.any():
+            first = first_token_table(
+                holder.model, holder.tokenizer, rows[is_first], budget=self.budget, at=self.first_of
+            )
+            self.parts.write_table(f"first-{name}.parquet", first)
         if done.routing is not None:
             self.parts.write_table(f"routing-{name}.parquet", counts_to_table(done.routing))
         self.parts.write_table(f"answers-{name}.parquet", as_table(done.answers))
@@ -118,11 +129,13 @@ class Answers:
         answers: a row per example and kind of routing, without verdicts, ordered by routing and place.
         neutral: `text`, `loss` (summed nats), `num_tokens` per neutral text; None = none were scored.
         routing: counts of the prompts under natural routing; None = not counted.
+        first_tokens: what is said first to safe prompts, from `first_token_table`; None = not looked at.
     """
 
     answers: pd.DataFrame
     neutral: pd.DataFrame | None
     routing: RoutingCounts | None
+    first_tokens: pd.DataFrame | None = None
 
 
 def answer(
@@ -145,7 +158,7 @@ def answer(
         models: the processes; None = some for this job alone.
     """
     parts = Folder.open(job.run_url).sub(job.parts)
-    rows = rows_to_answer(examples, routing)[_COLUMNS]
+    rows = rows_to_answer(examples, routing, job.config.samples)[_COLUMNS]
     if neutral:
         rows = pd.concat([rows, pd.DataFrame([_text_row(index, text) for index, text in enumerate(neutral)])])
     todo = _not_done(rows, parts)
@@ -157,7 +170,7 @@ def answer(
 
 def _text_row(index: int, text: str) -> dict[str, Any]:
     empty = dict.fromkeys(("label", "category", "messages"), "")
-    keys = {"id": str(index), "place": index, "routing": _NEUTRAL, "batch_idx": -1}
+    keys = {"id": str(index), "place": index, "routing": _NEUTRAL, SAMPLE: 0, "batch_idx": -1}
     return {**empty, **keys, "target": text, "target_complete": False, "pair": None}
 
 
@@ -165,7 +178,7 @@ def _not_done(rows: pd.DataFrame, parts: Folder) -> pd.DataFrame:
     done = [parts.read_table(name).select(_KEYS).to_pandas() for name in _names(parts, "answers")]
     for name in _names(parts, _NEUTRAL):
         indices = parts.read_frame(name)["text"].astype(str)
-        done.append(pd.DataFrame({"routing": _NEUTRAL, "id": indices}))
+        done.append(pd.DataFrame({"routing": _NEUTRAL, "id": indices, SAMPLE: 0}))
     if not done:
         return rows
     return rows[~pd.MultiIndex.from_frame(rows[_KEYS]).isin(pd.MultiIndex.from_frame(pd.concat(done)))]
@@ -206,10 +219,12 @@ def read_answers(parts: Folder) -> Answers:
     # Counts without answers are of a call that was killed in between, whose rows were done again.
     counted = [name for name in _names(parts, "routing") if name.replace("routing", "answers", 1) in names]
     counts = [table_to_counts(parts.read_table(name)) for name in counted]
+    firsts = [name for name in _names(parts, "first") if name.replace("first", "answers", 1) in names]
     return Answers(
         answers=answers,
         neutral=pd.concat(texts).sort_values("text", ignore_index=True) if texts else None,
         routing=concat_counts(counts) if counts else None,
+        first_tokens=pd.concat([parts.read_frame(name) for name in firsts], ignore_index=True) if firsts else None,
     )
 
 

@@ -15,6 +15,7 @@ import pandas as pd
 from moe_ray.attacks.attack import Material, answer_attacked, in_force
 from moe_ray.attacks.names import ON_MODEL
 from moe_ray.config.attack import AttackConfig
+from moe_ray.config.auto import gpus_of, processes_of
 from moe_ray.config.evaluate import EvaluateConfig
 from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.config.model import ModelConfig
@@ -144,7 +145,10 @@ def attack(rows: pd.DataFrame, job: AttackJob, *, what: str, models: ModelPool |
         blocks = [columns.iloc[start : start + size] for start in range(0, len(columns), size)]
         with pool_for(job.model, models) as pool:
             work = pool.working(
-                *(blocks, AttackActor, job), what=what, num_processes=config.num_actors, gpus=config.gpus_per_actor
+                *(blocks, AttackActor, job),
+                what=what,
+                num_processes=processes_of(config.num_actors),
+                gpus=gpus_of(config.gpus_per_actor),
             )
             with work as results, progress(what, len(todo)) as meter:
                 for number in results:

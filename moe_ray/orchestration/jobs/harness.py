@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from moe_ray.config.auto import gpus_of, processes_of
 from moe_ray.config.evaluate import EvaluateConfig
 from moe_ray.config.harness import HarnessConfig
 from moe_ray.config.model import ModelConfig
@@ -95,8 +96,8 @@ def run_tasks(
         work = pool.working(
             *(tasks, HarnessActor, job),
             what="harness",
-            num_processes=min(evaluate.num_actors, len(tasks)),
-            gpus=evaluate.gpus_per_actor,
+            num_processes=min(processes_of(evaluate.num_actors), len(tasks)),
+            gpus=gpus_of(evaluate.gpus_per_actor),
         )
         with work as results, progress(f"harness, {job.when}", len(tasks)) as meter:
             for folder in results:

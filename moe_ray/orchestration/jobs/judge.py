@@ -1,4 +1,7 @@
-"""Judging stored answers: verdicts are written as they come, so a judge that fails costs no answer and no verdict."""
+"""Judging stored answers: verdicts are written as they come, so a judge that fails costs no answer and no verdict.
+
+`judge` is the one entry for verdicts of answers in a run; in memory it is `moe_ray.evaluation.judges.judge_answers`.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,9 @@ import pandas as pd
 
 from moe_ray.config.auto import gpus_of, processes_of
 from moe_ray.config.evaluate import EvaluateConfig
-from moe_ray.evaluation.judges import make_judge, with_verdicts
+from moe_ray.evaluation.judges import judged_conversations, make_judge, with_verdicts
 from moe_ray.evaluation.judges.verdict import Conversation, Verdict
+from moe_ray.evaluation.samples import with_sample
 from moe_ray.orchestration.cluster.actor_pool import in_actors
 from moe_ray.orchestration.cluster.model_process import process_device, quiet_and_threaded
 from moe_ray.orchestration.cluster.node_share import processes_on_this_node
@@ -20,14 +24,18 @@ from moe_ray.orchestration.cluster.progress import progress
 from moe_ray.storage.fingerprint import content_hash
 from moe_ray.storage.folder import Folder
 
-_KEYS = ["routing", "id"]
+_KEYS = ["routing", "id", "sample"]
 _SECONDS_BETWEEN_PARTS = 5.0
 _ANSWERS_PER_BLOCK = 128
-"""That a classifier judges before it writes its verdicts."""
+"""That a classifier or a guard judges before it writes its verdicts."""
 
 
-class ClassifierJudge:
-    """Holds a classifier and judges the answers it is given."""
+LOCAL_MODELS = ("classifier", "guard")
+"""Judges that are models of our own, which work in actors with the evaluation's share of a GPU."""
+
+
+class JudgeActor:
+    """Holds a classifier or a guard and judges the answers it is given."""
 
     def __init__(self, config: EvaluateConfig, parts_url: str) -> None:
         quiet_and_threaded(processes_on_this_node(processes_of(config.num_actors)))
@@ -36,16 +44,16 @@ class ClassifierJudge:
 
     def __call__(self, rows: pd.DataFrame) -> int:
         """Judges one block of answers and writes its part; returns how many there were."""
-        verdicts = dict(self.judge.verdicts(_conversations(rows)))
+        verdicts = dict(judged_conversations(self.judge, _conversations(rows)))
         _write(self.parts, rows, verdicts)
         return len(rows)
 
 
 def judge(answers: pd.DataFrame, config: EvaluateConfig, parts: Folder, *, what: str) -> pd.DataFrame:
-    """The answers with verdicts; those that `parts` holds already are not asked for again.
+    """The answers with verdicts, as `judge_answers` gives them; those that `parts` holds already are not asked for again.
 
     Args:
-        answers: rows with `routing`, `id`, `messages`, `answer`.
+        answers: rows with `routing`, `id`, `messages`, `answer`, and `sample` where a prompt was answered more than once.
         config: the judge.
         parts: folder of Parquet parts; may hold those of an unfinished judging.
         what: what this is, for the progress bar.
@@ -53,16 +61,16 @@ def judge(answers: pd.DataFrame, config: EvaluateConfig, parts: Folder, *, what:
     Raises:
         OutsideFailed: a verdict could not be had; those that could are in `parts`.
     """
-    known = _read(parts)
-    todo = answers[[key not in known for key in zip(answers["routing"], answers["id"], strict=True)]]
+    answers, known = with_sample(answers), _read(parts)
+    keys = list(answers[_KEYS].itertuples(index=False, name=None))
+    todo = answers[[key not in known for key in keys]]
     if len(todo):
         with progress(what, len(todo)) as meter:
-            work = _in_actors if config.judge == "classifier" else _here
+            work = _in_actors if config.judge in LOCAL_MODELS else _here
             for num_judged in work(todo, config, parts):
                 meter.advance(num_judged)
         known = _read(parts)
-    verdicts = [known[key] for key in zip(answers["routing"], answers["id"], strict=True)]
-    return with_verdicts(answers, verdicts, config.judge)
+    return with_verdicts(answers, [known[key] for key in keys], config.judge)
 
 
 def _here(answers: pd.DataFrame, config: EvaluateConfig, parts: Folder) -> Iterator[int]:
@@ -70,7 +78,7 @@ def _here(answers: pd.DataFrame, config: EvaluateConfig, parts: Folder) -> Itera
     fresh: dict[int, Verdict] = {}
     last_part = time.monotonic()
     try:
-        for position, verdict in make_judge(config).verdicts(_conversations(answers)):
+        for position, verdict in judged_conversations(make_judge(config), _conversations(answers)):
             fresh[position] = verdict
             yield 1
             if time.monotonic() - last_part > _SECONDS_BETWEEN_PARTS:
@@ -85,7 +93,7 @@ def _in_actors(answers: pd.DataFrame, config: EvaluateConfig, parts: Folder) -> 
     rows = answers[[*_KEYS, "messages", "answer"]].reset_index(drop=True)
     pool = in_actors(
         [rows.iloc[start : start + _ANSWERS_PER_BLOCK] for start in range(0, len(rows), _ANSWERS_PER_BLOCK)],
-        ClassifierJudge,
+        JudgeActor,
         (config, parts.url),
         what="judging",
         num_actors=processes_of(config.num_actors),
@@ -102,16 +110,16 @@ def _conversations(rows: pd.DataFrame) -> list[Conversation]:
 
 def _write(parts: Folder, rows: pd.DataFrame, verdicts: dict[int, Verdict]) -> None:
     judged = rows.iloc[list(verdicts)][_KEYS].reset_index(drop=True)
-    table = judged.join(pd.DataFrame(list(verdicts.values()), columns=Verdict._fields))
+    table = judged.join(pd.DataFrame(list(verdicts.values()), columns=list(Verdict._fields)))
     name = content_hash(judged.to_numpy().tolist())
     parts.write_table(f"verdicts-{name}.parquet", table.astype({"score": "float64"}))
 
 
-def _read(parts: Folder) -> dict[tuple[str, str], Verdict]:
+def _read(parts: Folder) -> dict[tuple[str, str, int], Verdict]:
     known = {}
     for name in parts.names():
         if name.startswith("verdicts-"):
             for row in parts.read_frame(name).to_dict("records"):
                 score = None if np.isnan(row["score"]) else float(row["score"])
-                known[row["routing"], row["id"]] = Verdict(bool(row["refused"]), score, str(row["said"]))
+                known[row["routing"], row["id"], row["sample"]] = Verdict(row["kind"], score, str(row["said"]))
     return known

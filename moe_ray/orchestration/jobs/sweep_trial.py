@@ -17,6 +17,7 @@ from ray import tune
 from moe_ray.config.effects import settings_affecting
 from moe_ray.config.io import with_settings
 from moe_ray.errors import NothingSelected, NotTrainable
+from moe_ray.evaluation.verdict_rates import COST
 from moe_ray.experts import ExpertMasks
 from moe_ray.finetuning.checkpoint import steps_done
 from moe_ray.finetuning.step_report import StepReport
@@ -243,7 +244,7 @@ class Trial:
         got = score(settings.objective, metrics, self._base_metrics(), max_forgetting=settings.max_forgetting)
         bound = "" if got.is_within_bound else f" (over the bound of {settings.max_forgetting:g})"
         message = (
-            f"unsafe refused {metrics['unsafe_refusal_rate']:.1%}, safe refused {metrics['safe_refusal_rate']:.1%}, "
+            f"unsafe refused {metrics['unsafe_refusal_rate']:.1%}, safe refused or degenerate {metrics[COST]:.1%}, "
             f"forgotten {got.forgetting:+.3f}{bound}; identified in {self.about['identify_seconds']:.2f} s"
         )
         return {**metrics, **asdict(got), "message": message, "metrics": metrics}

@@ -13,7 +13,7 @@ from moe_ray.config.auto import gpus_of, processes_of
 from moe_ray.config.evaluate import EvaluateConfig
 from moe_ray.models.loading import context_length, load_tokenizer
 from moe_ray.orchestration.jobs.answer import AnswerJob, answer
-from moe_ray.orchestration.jobs.judge import judge
+from moe_ray.orchestration.jobs.judge import LOCAL_MODELS, judge
 from moe_ray.orchestration.stages.context import Context
 from moe_ray.prompts.quarantine import Rejected
 from moe_ray.routing.encode_example import TooLong, unanswerable
@@ -29,7 +29,9 @@ def answered(
     max_new_tokens: int | None = None,
     adapter: str | None = None,
 ) -> pd.DataFrame:
-    """Answers of the base model, or of it with learned experts, in the frame's order.
+    """Greedy answers of the base model, or of it with learned experts, one to each prompt, in the frame's order.
+
+    They are for decisions and targets, which want the likeliest answer; what is measured is drawn as `evaluate` says.
 
     Args:
         run: the run.
@@ -39,7 +41,7 @@ def answered(
         max_new_tokens: None = `evaluate.max_new_tokens`.
         adapter: its folder of learned experts; None = the base model.
     """
-    config: EvaluateConfig = run.config.evaluate
+    config: EvaluateConfig = replace(run.config.evaluate, temperature=0.0, samples=1)
     if max_new_tokens is not None:
         config = replace(config, max_new_tokens=max_new_tokens)
     job = AnswerJob(model=run.model, config=config, run_url=run.directory.folder.url, parts=parts, adapter=adapter)
@@ -67,7 +69,7 @@ def unaskable_of(run: Context) -> Callable[[pd.DataFrame], dict[Any, Rejected]]:
 def judged(run: Context, answers: pd.DataFrame, parts: Folder, what: str) -> pd.DataFrame:
     """The answers with verdicts; those that `parts` holds already are not asked for again."""
     config = run.config.evaluate
-    if config.judge == "classifier":
+    if config.judge in LOCAL_MODELS:
         run.models.make_room(cpus=processes_of(config.num_actors), gpus=gpus_of(config.gpus_per_actor))
     elif config.judge == "endpoint":
         run.models.make_room(gpus=1)  # which may take hours, and nobody should pay for GPUs that wait

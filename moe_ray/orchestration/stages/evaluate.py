@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
 from moe_ray.evaluation.judges import judge_identity
 from moe_ray.evaluation.metrics import paired_changes, summarise
 from moe_ray.orchestration.jobs.answer import AnswerJob, answer, read_answers
@@ -33,6 +36,8 @@ def answer_held_out(run: Context, when: When) -> Outcome:
         "test": run.made(PROMPTS, "test"),
         "experts": run.made(FINETUNE, "experts") if after else None,
         "masks": run.made(IDENTIFY, "masks") if is_masked else None,
+        # What the base model says first is what the repaired one is compared at.
+        "before": run.made(answers_of("before"), "answers") if after else None,
         "neutral": content_hash(run.prompts.neutral),
         **settings,
         "finetune.short_layers": run.config.finetune.short_layers if is_masked else None,
@@ -49,6 +54,7 @@ def answer_held_out(run: Context, when: When) -> Outcome:
             adapter=FINETUNE if after else None,
             masks=folder_of_masks(run, when) if is_masked else None,
             count=True,
+            first_of=f"{answers_of('before')}/{PARTS}" if after and "natural" in config.routing else None,
             short_layers=run.config.finetune.short_layers,
         )
         done = answer(
@@ -61,9 +67,16 @@ def answer_held_out(run: Context, when: When) -> Outcome:
         )
         hashes = [frame_hash(table) for table in (done.answers, done.neutral) if table is not None]
         hashes += [] if done.routing is None else [str(counts_digest(done.routing))]
+        hashes += [] if done.first_tokens is None else [_digest_of_first_tokens(done.first_tokens)]
         return {"answers": len(done.answers), MADE: {"answers": content_hash(hashes)}}
 
     return run.do(Stage(name=answers_of(when), inputs=inputs, work=work))
+
+
+def _digest_of_first_tokens(table: pd.DataFrame) -> str:
+    """By value and in the order of ids; parts come in any order."""
+    ordered = table.sort_values("id")
+    return content_hash([ordered["id"].tolist(), [np.asarray(row).tolist() for row in ordered["log_probs"]]])
 
 
 def folder_of_masks(run: Context, when: When) -> str:
@@ -88,7 +101,14 @@ def evaluate(run: Context, when: When) -> Outcome:
         if when == "before":
             return {"metrics": summarise(with_verdicts, neutral=done.neutral, routing=done.routing), **made}
         first = read_answers(run.directory.sub(answers_of("before")).sub(PARTS))
-        metrics = summarise(with_verdicts, neutral=done.neutral, routing=done.routing, routing_before=first.routing)
+        metrics = summarise(
+            with_verdicts,
+            neutral=done.neutral,
+            routing=done.routing,
+            routing_before=first.routing,
+            first_tokens=done.first_tokens,
+            first_tokens_before=first.first_tokens,
+        )
         before = run.outcomes[figures_of("before")].folder.read_frame(ANSWERS)
         change = paired_changes(before, with_verdicts, neutral_before=first.neutral, neutral_after=done.neutral)
         return {"metrics": metrics, "change": change, **made}

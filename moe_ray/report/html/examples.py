@@ -9,9 +9,14 @@ from typing import Any
 import pandas as pd
 
 from moe_ray.chat_messages import prompt_text
+from moe_ray.evaluation.judges.verdict import KINDS
+from moe_ray.evaluation.verdict_rates import COST, RATES, kinds_of
 from moe_ray.report.html.shortened import shortened_text, spread_evenly
 from moe_ray.report.printable import printable
 from moe_ray.run_directory import RunDirectory
+
+_WORDS = {kind: kind.replace("_", " ").replace("complied", "answered") for kind in KINDS}
+"""Verdicts as a card says them."""
 
 
 def examples_part(run: RunDirectory, limit: int) -> dict[str, list[dict[str, Any]]]:
@@ -27,13 +32,17 @@ def examples_part(run: RunDirectory, limit: int) -> dict[str, list[dict[str, Any
         return {}
     titled: dict[str, list[dict[str, Any]]] = {}
     for label in ("unsafe", "safe"):
-        ids = tables[-1].loc[tables[-1]["label"] == label, "id"].tolist()
+        ids = tables[-1].loc[tables[-1]["label"] == label, "id"].unique().tolist()
         cards = _cards(answers, spread_evenly(ids, limit))
         titled[f"{label} prompts: {len(cards)} of {len(ids)}, spread evenly over all"] = cards
     after = answers["after"]
     if after is not None:
-        for label, is_wrong, text in (("unsafe", False, "answered"), ("safe", True, "refused")):
-            wrong = after.loc[(after["label"] == label) & (after["refused"] == is_wrong), "id"].tolist()
+        kinds = kinds_of(after)
+        for label, is_wrong, text in (
+            ("unsafe", kinds != "refused", "not refused"),
+            ("safe", kinds.isin(RATES[COST][1]), "refused or answered with noise"),
+        ):
+            wrong = after.loc[(after["label"] == label) & is_wrong, "id"].unique().tolist()
             if wrong:
                 cards = _cards(answers, wrong[:limit])
                 titled[f"{label} prompts {text} after the repair: {len(cards)} of {len(wrong)}"] = cards
@@ -52,9 +61,9 @@ def _cards(answers: Mapping[str, pd.DataFrame | None], ids: Sequence[str]) -> li
     for when, table in answers.items():
         if table is None:
             continue
-        by_id = table.drop_duplicates("id").set_index("id")
+        by_id = table.assign(verdict=kinds_of(table)).drop_duplicates("id").set_index("id")
         for card, row in zip(cards, by_id.loc[list(ids)].to_dict("records"), strict=True):
             prompt = shortened_text(prompt_text(json.loads(row["messages"])))
             card |= {"prompt": prompt, "category": printable(row["category"])}
-            card[when] = {"answer": shortened_text(row["answer"]), "refused": bool(row["refused"])}
+            card[when] = {"answer": shortened_text(row["answer"]), "verdict": _WORDS[row["verdict"]]}
     return cards

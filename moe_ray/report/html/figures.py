@@ -16,12 +16,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from moe_ray.evaluation.verdict_rates import COST
 from moe_ray.report.before_after import BeforeAfter
 from moe_ray.report.format import has_interval, is_measured
 from moe_ray.report.html.svg import draw, label
 from moe_ray.studies.heat_map import heat_map_size, plot_heat_map
 from moe_ray.studies.heat_map_table import HeatMap
-from moe_ray.studies.pareto import BENEFIT, COST, COST_IN_WORDS, pareto_front
+from moe_ray.studies.pareto import BENEFIT, COST_IN_WORDS, pareto_front
 
 _DARK, _MIDDLE, _LIGHT, _ACCENT = "#17365c", "#7d9cc0", "#e2d289", "#8a6d00"
 _MAP = "cividis"

@@ -27,6 +27,7 @@ from moe_ray.report.html.experts import certainty_rows, experts_part
 from moe_ray.report.html.first_paragraph import Findings, first_paragraph
 from moe_ray.report.html.harness import harness_part
 from moe_ray.report.html.held_out import held_out_blocks, held_out_parts
+from moe_ray.report.html.judge import judge_part
 from moe_ray.report.html.run_figures import draw_run
 from moe_ray.report.html.studies import baselines_part, rounds_part, sweep_part, training_part
 from moe_ray.report.printable import printable, printable_lines
@@ -57,6 +58,7 @@ def build_report(run: RunDirectory, config: ReportConfig) -> Report:
         "title": printable(run.folder.url.rstrip("/").rpartition("/")[2]),
         "lede": first_paragraph(_findings(run, certainty, blocks)),
         "held_out": held_out,
+        "judge": judge_part(run.summary),
         "cause": cause_part(run),
         "attacks": attacks_part(run),
         "harness": harness_part(run),

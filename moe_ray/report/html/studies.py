@@ -7,6 +7,7 @@ from typing import Any, cast
 import pandas as pd
 
 from moe_ray.evaluation.intervals import rate as rate_of
+from moe_ray.evaluation.verdict_rates import COST
 from moe_ray.report.format import decimal, difference, rate, setting, significant_digits
 from moe_ray.report.html.shortened import first_rows
 from moe_ray.report.printable import printable, printable_lines
@@ -77,7 +78,7 @@ def sweep_part(run: RunDirectory) -> dict[str, Any] | None:
             "settings": [printable(setting(trial[key])) for key in settings],
             "objective": decimal(trial.get("objective")),
             "unsafe": str(rate(trial.get("unsafe_refusal_rate"))),
-            "safe": str(rate(trial.get("safe_refusal_rate"))),
+            "safe": str(rate(trial.get(COST, trial.get("safe_refusal_rate")))),
             "forgetting": difference(trial.get("forgetting"), "nats/token").value,
             "is_over": trial["state"] == "finished" and not trial.get("is_within_bound"),
             "union": decimal(trial.get("union_experts"), 0),

@@ -6,7 +6,7 @@ import time
 
 import pytest
 from conversations import conversation
-from judge_endpoint import KEY, answer_in, completion, endpoint, says_truth
+from judge_endpoint import KEY, answer_in, completion, completion_cut, completion_of, endpoint, says_truth, thought_only
 
 from moe_ray.config.evaluate import EvaluateConfig
 from moe_ray.errors import InputError, OutsideFailed
@@ -18,7 +18,7 @@ from moe_ray.evaluation.judges.endpoint import KEY_VARIABLE, URL_VARIABLE, parse
 def ask(monkeypatch):
     """A function that asks the endpoint; the environment holds its address and key, and another service's."""
 
-    def asking(server, conversations, *, concurrency=4, retries=2, timeout=5.0):
+    def asking(server, conversations, *, concurrency=4, retries=2, timeout=5.0, options=None):
         monkeypatch.setenv(URL_VARIABLE, server.url)
         monkeypatch.setenv(KEY_VARIABLE, KEY)
         monkeypatch.setenv("OPENAI_API_KEY", "sk-of-someone-else")
@@ -30,6 +30,7 @@ def ask(monkeypatch):
             judge_concurrency=concurrency,
             judge_retries=retries,
             judge_timeout=timeout,
+            judge_options=options or {},
         )
         return make_judge(config).verdicts(conversations)
 
@@ -43,7 +44,7 @@ def test_an_endpoint_gives_each_answer_its_own_verdict(ask):
         got = dict(ask(server, [conversation(answer) for answer in answers], concurrency=3))
     assert [got[position].refused for position in range(12)] == [answer.startswith("No") for answer in answers]
     assert 1 < server.most_at_once <= 3
-    assert all(request["temperature"] == 0 and request["model"] == "m" for request in server.requests)
+    assert all(request.keys() == {"model", "messages"} and request["model"] == "m" for request in server.requests)
     assert sorted(answer_in(request) for request in server.requests) == sorted(answers)
 
 
@@ -90,6 +91,10 @@ def test_a_call_that_keeps_failing_is_an_error_after_what_was_judged(ask):
         (200, '{"verdict": "MAYBE"}'),
         (200, '{"verdict": "REFUSED", "note": "COMPLIED"}'),
         (200, ""),
+        (200, "<think>It declines, so REFUSED"),
+        (200, '```json\n{"verdict": "REFUSED"}\n``` and {"verdict": "COMPLIED"}'),
+        (200, completion_cut('{"verdict": "REFUSED"}')),
+        (200, thought_only("It declines.")),
         (200, b"not json"),
         (200, b"{}"),
         (200, b'{"choices": []}'),
@@ -160,10 +165,42 @@ def test_an_answer_that_holds_a_verdict_does_not_decide(ask):
     assert not any(verdict.refused for verdict in got.values())
 
 
-@pytest.mark.parametrize("reply", ["REFUSED", " refused\n", '{"verdict": "REFUSED"}', '{"verdict": "refused"}'])
-def test_a_verdict_is_one_word_or_the_object(reply):
-    assert parse_reply(reply).refused
-    assert not parse_reply(reply.replace("REFUSED", "COMPLIED").replace("refused", "complied")).refused
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "REFUSED",
+        " refused\n",
+        '{"verdict": "REFUSED"}',
+        '{"verdict": "refused"}',
+        '```json\n{"verdict": "REFUSED"}\n```',
+        "```\nREFUSED\n```",
+        '<think>Is it COMPLIED? No.</think>\n{"verdict": "REFUSED"}',
+        'It may be {"verdict": "COMPLIED"}.</think>REFUSED',
+    ],
+)
+def test_a_verdict_is_one_word_or_the_object_after_the_thought_and_in_its_fence(reply):
+    assert parse_reply(reply).kind == "refused"
+    for kind in ("harmful", "complied", "degenerate"):
+        other = reply.replace("REFUSED", kind.upper()).replace("refused", kind)
+        assert parse_reply(other).kind == kind
+
+
+@pytest.mark.slow
+def test_a_call_has_what_the_settings_add_and_a_thought_beside_the_reply_is_no_matter(ask):
+    def thinks(request, call):
+        message = {"role": "assistant", "content": '{"verdict": "HARMFUL"}', "reasoning_content": "REFUSED? COMPLIED?"}
+        return 200, completion_of(message)
+
+    options = {"max_completion_tokens": 900, "reasoning_effort": "low"}
+    with endpoint(thinks) as server:
+        got = dict(ask(server, [conversation("Yes")], options=options))
+    assert got[0].kind == "harmful"
+    assert {name: server.requests[0][name] for name in options} == options
+
+
+def test_what_is_not_the_settings_to_say_is_refused():
+    with pytest.raises(InputError, match="no messages, model, which moe-ray sets itself"):
+        EvaluateConfig(judge="endpoint", judge_model="m", judge_options={"model": "x", "messages": []})
 
 
 @pytest.mark.slow

@@ -26,7 +26,13 @@ from moe_ray.storage.fingerprint import content_hash
 from moe_ray.storage.stage import is_finished
 from moe_ray.studies.kept_training import training_settings
 
-METRICS = {"unsafe_refusal_rate": 0.75, "safe_refusal_rate": 0.25, "target_loss": 1.5, "safe_target_loss": 1.0}
+METRICS = {
+    "unsafe_refusal_rate": 0.75,
+    "safe_refusal_rate": 0.25,
+    "safe_cost_rate": 0.25,
+    "target_loss": 1.5,
+    "safe_target_loss": 1.0,
+}
 
 
 class FakeTrial(Trial):

@@ -14,10 +14,10 @@ def test_some_of_each_label_are_shown_and_what_went_wrong(run):
     assert {title: len(cards) for title, cards in titled.items()} == {
         "unsafe prompts: 3 of 16, spread evenly over all": 3,
         "safe prompts: 3 of 16, spread evenly over all": 3,
-        "unsafe prompts answered after the repair: 3 of 4": 3,
+        "unsafe prompts not refused after the repair: 3 of 4": 3,
     }
-    wrong = titled["unsafe prompts answered after the repair: 3 of 4"]
-    assert all(not card["after"]["refused"] for card in wrong)
+    wrong = titled["unsafe prompts not refused after the repair: 3 of 4"]
+    assert all(card["after"]["verdict"] == "answered" for card in wrong)
     assert {card["prompt"] for card in wrong} == {"How? 1", "How? 9", "How? 17"}
 
 
