@@ -24,6 +24,10 @@ A_WRONG_KEY = (["finetune.epoch=3"], "did you mean finetune.epochs?")
 WRONG = {name: A_WRONG_KEY for name, command in COMMANDS.items() if command.work} | {
     "report": (["report.example=3"], "did you mean report.examples?"),
     "inspect": (["none"], "is not a run directory"),
+    "status": (["none"], "is not a run directory"),
+    "chat": (["none"], "is not a run directory"),
+    "steer": (["model", "none.json"], "is no file"),
+    "compare-runs": (["none", "neither"], "is not a run directory"),
     "merge": (["none", "out"], "is not a run directory"),
     "upcycle": (["none.gguf", "out"], "nothing at none.gguf"),
     "organism": (["hidden", "out"], "choose from 'planted', 'late', 'spread', 'attention'"),
@@ -43,7 +47,8 @@ print(json.dumps({"help": shown.getvalue(), "status": status, "seconds": time.pr
 """
 
 SCRIPTS = {name: ROOT / "workflows" / f"{'inspect_experts' if name == 'inspect' else name}.py" for name in COMMANDS}
-del SCRIPTS["config"]  # it is no work that is submitted to a cluster
+for name in ("config", "status", "compare-runs", "chat", "steer"):  # no work that is submitted to a cluster
+    del SCRIPTS[name]
 
 
 def help_of(name, show):
