@@ -8,6 +8,7 @@ Shape suffixes: B batches, L MoE layers, E experts, M experts of all batches.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,6 +32,18 @@ class Expert(NamedTuple):
 
     def __str__(self) -> str:
         return f"L{self.layer:02d}_E{self.expert:02d}"
+
+    @classmethod
+    def parse(cls, name: str) -> Expert:
+        """The expert of such a name.
+
+        Raises:
+            ValueError: it is no such name.
+        """
+        found = re.fullmatch(r"L(\d{2,5})_E(\d{2,5})", name)
+        if found is None:
+            raise ValueError(f"got {name!r}, expected a name such as 'L00_E17': layer 0, expert 17")
+        return cls(int(found[1]), int(found[2]))
 
 
 class Router(NamedTuple):

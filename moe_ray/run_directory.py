@@ -89,12 +89,13 @@ def round_folder(number: int | str) -> str:
     return f"{FINETUNE}/round_{number}"
 
 
-_STAGES = (
+STAGES = (
     *(PAIRS, PROMPTS, CAPTURE, SWEEP, IDENTIFY, ABLATE),
     *(answers_of("before"), figures_of("before"), FINETUNE, answers_of("after"), figures_of("after")),
     ATTACK,
     HARNESS,
 )
+"""Folders of stages, in the order in which a run makes them."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -344,7 +345,7 @@ class RunDirectory:
     @property
     def stages(self) -> Sequence[str]:
         """The finished stages, in the order in which a run makes them."""
-        return [name for name in _STAGES if self.manifest(name) is not None]
+        return [name for name in STAGES if self.manifest(name) is not None]
 
     def manifest(self, stage: str) -> dict[str, Any] | None:
         """A finished stage's inputs, notes and environment; None = it is not finished."""

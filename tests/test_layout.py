@@ -21,6 +21,7 @@ NAMED_AFTER_A_PROPERTY = {
     "test_project_files.py",
     "test_public_names.py",
     "test_readme.py",
+    "test_wheel.py",
     # of several modules
     "finetuning/test_workers.py",
     "orchestration/cluster/test_nodes.py",

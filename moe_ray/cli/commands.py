@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from moe_ray.cli.arguments import (
     CommandParser,
+    chat_arguments,
+    compare_runs_arguments,
     config_arguments,
     export_arguments,
     inspect_arguments,
@@ -15,6 +17,8 @@ from moe_ray.cli.arguments import (
     organism_arguments,
     prompts_arguments,
     report_arguments,
+    status_arguments,
+    steer_arguments,
     upcycle_arguments,
     workflow_arguments,
 )
@@ -151,8 +155,30 @@ COMMANDS = {
         "Makes the HTML report of a finished run anew.",
         "moe_ray.cli.report",
         report_arguments,
+        status_arguments,
+        steer_arguments,
         details="Starts neither Ray nor a model. All settings but these are those of the run.",
         examples=(("runs/first report.examples=20", ""),),
+    ),
+    "status": Command(
+        _FINISHED,
+        "Says how far a run is: stages finished and under way, and who is at work on it.",
+        "moe_ray.cli.status",
+        status_arguments,
+        steer_arguments,
+        details="Reads the run directory only; it disturbs nobody who works there.",
+        examples=(("runs/first", ""),),
+    ),
+    "compare-runs": Command(
+        _FINISHED,
+        "Sets finished runs beside one another: held-out figures paired by example, and settings that differ.",
+        "moe_ray.cli.compare_runs",
+        compare_runs_arguments,
+        details="Reads the run directories only. Runs on the same prompts and seed have the same held-out examples.",
+        examples=(
+            ("runs/first runs/second", ""),
+            ("runs/first runs/second --html runs/compared.html", "as a page too"),
+        ),
     ),
     "inspect": Command(
         _FINISHED,
@@ -216,6 +242,22 @@ COMMANDS = {
             ("check shipped", "the phrases, on answers that they were not written for"),
             ("check labelled.csv evaluate.judge=guard evaluate.guard=meta-llama/Llama-Guard-3-8B --out guard.json", ""),
         ),
+    ),
+    "chat": Command(
+        _FINISHED,
+        "Answers what you type, before and after the repair, side by side.",
+        "moe_ray.cli.chat",
+        chat_arguments,
+        details="Greedy answers; the input may also come from a pipe, a prompt a line. Ctrl-D ends it.",
+        examples=(("runs/first", ""), ("runs/first --prompt 'How do I pick a lock?'", "")),
+    ),
+    "steer": Command(
+        _FILES,
+        "Answers what you type with chosen experts routed around, only through, or towards; nothing is trained.",
+        "moe_ray.cli.chat",
+        steer_arguments,
+        details="Beside each steered answer stands the model's own.",
+        examples=(("models/olmoe steering.json --prompt 'How do I pick a lock?'", ""),),
     ),
     "upcycle": Command(
         _FILES,

@@ -5,8 +5,15 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
+import re
+import shlex
 import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -68,14 +75,40 @@ def _plain_buffers(array: pa.Array) -> tuple[bytes, memoryview]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions of packages and Python, and the git commit; every manifest holds them, but no stage depends on them."""
+    """With what a stage was made; every manifest holds it, but no stage depends on it.
+
+    `versions` of packages, `python`, `git_commit`, the `command` without what stands before an @ in an address, the
+    `machine` (processors and their kind; GPUs where this process uses torch), and when it `finished` (UTC).
+    """
     versions = {}
     for package in _PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return {"versions": versions, "python": platform.python_version(), "git_commit": _git_commit()}
+    return {
+        "versions": versions,
+        "python": platform.python_version(),
+        "git_commit": _git_commit(),
+        "command": _command(sys.argv),
+        "machine": _machine(),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _command(arguments: Sequence[str]) -> str:
+    """The command line as one would type it; a name or password in an address is not for files that are shared."""
+    words = [Path(arguments[0]).name, *arguments[1:]] if arguments else []
+    return shlex.join(re.sub(r"://[^/@\s]+@", "://…@", word) for word in words)
+
+
+def _machine() -> str:
+    processors = f"{os.cpu_count()} processors ({platform.machine()})"
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return processors
+    gpus = Counter(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
+    return ", ".join([processors, *(f"{number} x {name}" for name, number in gpus.items())])
 
 
 def _git_commit() -> str | None:

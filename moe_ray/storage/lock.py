@@ -41,6 +41,25 @@ def locked(folder: Folder) -> Iterator[None]:
         yield
 
 
+def holder(folder: Folder) -> dict[str, Any] | None:
+    """Who holds the folder, as `host` and `pid`; None = nobody, or nobody who could be told. Takes nothing."""
+    if not folder.exists(LOCK):
+        return None
+    said = _decoded(folder.read_bytes(LOCK).decode(errors="replace"))
+    if not isinstance(said, dict) or not {"host", "pid"} <= said.keys():
+        return None
+    if not isinstance(folder.fs, LocalFileSystem):
+        return said if time.time() - float(said.get("time", 0)) < _DEAD_SECONDS else None
+    with open(folder.file(LOCK), encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return said
+        except OSError:
+            return None
+    return None
+
+
 def _about_this_process() -> dict[str, Any]:
     return {"host": platform.node(), "pid": os.getpid(), "key": uuid.uuid4().hex}
 

@@ -25,6 +25,10 @@ WRONG = {name: A_WRONG_KEY for name, command in COMMANDS.items() if command.work
     "report": (["report.example=3"], "did you mean report.examples?"),
     "inspect": (["none"], "is not a run directory"),
     "prompts": (["prompts.label={}"], "did you mean prompts.labels?"),
+    "status": (["none"], "is not a run directory"),
+    "chat": (["none"], "is not a run directory"),
+    "steer": (["model", "none.json"], "is no file"),
+    "compare-runs": (["none", "neither"], "is not a run directory"),
     "merge": (["none", "out"], "is not a run directory"),
     "export": (["none", "out"], "is not a run directory"),
     "upcycle": (["none.gguf", "out"], "nothing at none.gguf"),
@@ -45,7 +49,8 @@ print(json.dumps({"help": shown.getvalue(), "status": status, "seconds": time.pr
 """
 
 SCRIPTS = {name: ROOT / "workflows" / f"{'inspect_experts' if name == 'inspect' else name}.py" for name in COMMANDS}
-del SCRIPTS["config"]  # it is no work that is submitted to a cluster
+for name in ("config", "status", "compare-runs", "chat", "steer"):  # no work that is submitted to a cluster
+    del SCRIPTS[name]
 
 
 def help_of(name, show):

@@ -11,7 +11,7 @@ import pandas as pd
 from moe_ray.chat_messages import prompt_text
 from moe_ray.evaluation.judges.verdict import KINDS
 from moe_ray.evaluation.verdict_rates import COST, RATES, kinds_of
-from moe_ray.report.html.shortened import shortened_text, spread_evenly
+from moe_ray.report.html.shortened import LONGEST_TEXT, shortened_text, spread_evenly
 from moe_ray.report.printable import printable
 from moe_ray.run_directory import RunDirectory
 
@@ -49,13 +49,38 @@ def examples_part(run: RunDirectory, limit: int) -> dict[str, list[dict[str, Any
     return titled
 
 
+_MOST_ANSWERS, _LONGEST_ANSWER = 400, 600
+
+
+def answers_part(run: RunDirectory) -> dict[str, Any]:
+    """A card for every held-out prompt with what was answered before and after; empty where nothing was answered.
+
+    Where there are too many for a page, `cards` are spread evenly over all, and `left_out` says how many are not there.
+    """
+    answers = {when: _natural(run.answers(when)) for when in ("before", "after")}
+    tables = [table for table in answers.values() if table is not None]
+    if not tables:
+        return {}
+    ids = tables[-1]["id"].drop_duplicates().tolist()
+    shown = spread_evenly(ids, _MOST_ANSWERS)
+    said = tables[-1].drop_duplicates("id").set_index("id").loc[shown]
+    batches = said["batch_idx"] if "batch_idx" in said else pd.Series(-1, index=said.index)
+    cards = [
+        {**card, "label": label, "batch_idx": None if pd.isna(batch) or batch < 0 else int(batch)}
+        for card, label, batch in zip(_cards(answers, shown, _LONGEST_ANSWER), said["label"], batches, strict=True)
+    ]
+    return {"cards": cards, "left_out": len(ids) - len(shown)}
+
+
 def _natural(answers: pd.DataFrame | None) -> pd.DataFrame | None:
     if answers is None or "routing" not in answers:
         return answers
     return answers[answers["routing"] == "natural"]
 
 
-def _cards(answers: Mapping[str, pd.DataFrame | None], ids: Sequence[str]) -> list[dict[str, Any]]:
+def _cards(
+    answers: Mapping[str, pd.DataFrame | None], ids: Sequence[str], longest: int = LONGEST_TEXT
+) -> list[dict[str, Any]]:
     """Per example its prompt, its category, and what was answered before and after, where that is known."""
     cards: list[dict[str, Any]] = [{} for _ in ids]
     for when, table in answers.items():
@@ -63,7 +88,7 @@ def _cards(answers: Mapping[str, pd.DataFrame | None], ids: Sequence[str]) -> li
             continue
         by_id = table.assign(verdict=kinds_of(table)).drop_duplicates("id").set_index("id")
         for card, row in zip(cards, by_id.loc[list(ids)].to_dict("records"), strict=True):
-            prompt = shortened_text(prompt_text(json.loads(row["messages"])))
+            prompt = shortened_text(prompt_text(json.loads(row["messages"])), longest)
             card |= {"prompt": prompt, "category": printable(row["category"])}
-            card[when] = {"answer": shortened_text(row["answer"]), "verdict": _WORDS[row["verdict"]]}
+            card[when] = {"answer": shortened_text(row["answer"], longest), "verdict": _WORDS[row["verdict"]]}
     return cards

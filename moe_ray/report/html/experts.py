@@ -8,6 +8,7 @@ Shape suffixes: B batches, L MoE layers, E experts.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -27,7 +28,7 @@ from moe_ray.report.html.shortened import first_rows, spread_evenly
 from moe_ray.report.printable import printable
 from moe_ray.run_directory import RunDirectory
 
-_TOP_EXPERTS, _BATCHES_IN_SIGHT, _MOST_BATCHES_COMPARED = 20, 6, 120
+_TOP_EXPERTS, _BATCHES_IN_SIGHT, _MOST_BATCHES_COMPARED = 200, 6, 120
 _TOP_KS = (10, 25, 50, 100)
 _SMALLEST_SCALE = 1e-3
 """A heat map of nothing but zeros still needs a scale."""
@@ -80,6 +81,27 @@ def risk_grid(risk: Risk, masks: ExpertMasks, batch_idx: int | None = None) -> n
     rows = aggregate_risk(risk) if batch_idx is None else batch_table(risk, batch_idx)
     means = rows.set_index(["layer", "expert"])["risk_diff"].unstack("expert")
     return np.asarray(means.reindex(index=masks.layers), dtype=np.float64)
+
+
+def map_values(grid_LE: npt.NDArray[np.float64], layers: Sequence[int]) -> dict[str, str]:
+    """A map's numbers as a page's script reads them: ten-thousandths row by row, and the layers' indices.
+
+    Args:
+        grid_LE: (L, E) differences of fractions.
+        layers: L decoder layer indices.
+    """
+    ten_thousandths = np.rint(np.nan_to_num(grid_LE) * 1e4).astype(int)
+    return {"values": " ".join(map(str, ten_thousandths.ravel())), "layers": " ".join(map(str, layers))}
+
+
+def maps_part(run: RunDirectory, config: ReportConfig) -> dict[str, dict[str, str]]:
+    """The numbers behind each map of experts, by the figure's name."""
+    layers = run.masks.layers
+    single = {f"risk_batch_{batch}": batch for batch in batches_drawn(run, config)}
+    return {
+        name: map_values(risk_grid(run.risk, run.masks, batch), layers)
+        for name, batch in {"risk_overall": None, **single}.items()
+    }
 
 
 def scale_limit(grids: list[npt.NDArray[np.float64]]) -> float:

@@ -1,10 +1,14 @@
 """The page: a run's figures, tables and examples in one HTML file that loads nothing.
 
-Prompts, answers and categories are untrusted: Jinja escapes every value, and the page forbids scripts and requests.
+Prompts, answers and categories are untrusted: Jinja escapes every value, and the page forbids requests and
+all scripts but its own, which it names by hash.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import importlib.resources
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,13 +26,16 @@ from moe_ray.report.controls_text import controls_in_words, controls_table
 from moe_ray.report.format import decimal, rate
 from moe_ray.report.html.attacks import attacks_part
 from moe_ray.report.html.cause import cause_part
-from moe_ray.report.html.examples import examples_part
-from moe_ray.report.html.experts import certainty_rows, experts_part
+from moe_ray.report.html.examples import answers_part, examples_part
+from moe_ray.report.html.experts import certainty_rows, experts_part, maps_part
 from moe_ray.report.html.first_paragraph import Findings, first_paragraph
 from moe_ray.report.html.harness import harness_part
+from moe_ray.report.html.headline import headline
 from moe_ray.report.html.held_out import held_out_blocks, held_out_parts
+from moe_ray.report.html.how_made import how_it_was_made
 from moe_ray.report.html.judge import judge_part
 from moe_ray.report.html.run_figures import draw_run
+from moe_ray.report.html.selected_experts import categories_part, selected_part
 from moe_ray.report.html.studies import baselines_part, rounds_part, sweep_part, training_part
 from moe_ray.report.printable import printable, printable_lines
 from moe_ray.report.truth_text import truth_part
@@ -54,6 +61,9 @@ def build_report(run: RunDirectory, config: ReportConfig) -> Report:
     blocks = held_out_blocks(run)
     held_out = held_out_parts(blocks)
     drawn = draw_run(run, config, held_out)
+    experts = experts_part(run, config)
+    certain = certainty_rows(run, certainty)
+    script = _script()
     page = {
         "title": printable(run.folder.url.rstrip("/").rpartition("/")[2]),
         "lede": first_paragraph(_findings(run, certainty, blocks)),
@@ -64,19 +74,41 @@ def build_report(run: RunDirectory, config: ReportConfig) -> Report:
         "harness": harness_part(run),
         "baselines": baselines_part(run),
         "truth": truth_part(run),
-        "experts": experts_part(run, config),
-        "certainty": certainty_rows(run, certainty),
+        "headline": headline(
+            num_union=len(run.masks.union_experts),
+            num_experts=int(run.masks.union.size),
+            num_batches=len(run.masks.batch_idx),
+            before=blocks[0],
+            after=blocks[1],
+            change=blocks[2],
+            ablation=run.ablation,
+        ),
+        "experts": experts,
+        "maps": maps_part(run, config),
+        "selected": selected_part(run),
+        "specificity": categories_part(run),
+        "shown_experts": {row["name"] for row in experts["top"]},
+        "shown_batches": {row["batch_idx"] for row in certain["rows"]},
+        "certainty": certain,
         "controls": _controls(run),
         "level": f"{significance_level(run.identify_config):g}",
         "sweep": sweep_part(run),
         "training": training_part(run),
         "rounds": rounds_part(run),
         "examples": examples_part(run, config.examples),
+        "answers": answers_part(run),
+        "made": how_it_was_made(run),
+        "script": Markup(script),  # our own file; nothing of the run is in it
+        "script_hash": "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         "settings": {key: printable(str(value)) for key, value in flatten(run.config).items()},
         "stages": _stages(run),
         "figure": lambda name: Markup(drawn[name]),  # our own SVG, its texts escaped by the XML writer
     }
     return Report(html=_environment().get_template("page.html.jinja").render(page), figures=drawn)
+
+
+def _script() -> str:
+    return importlib.resources.files("moe_ray.report.html").joinpath("page.js").read_text(encoding="utf-8")
 
 
 def _environment() -> jinja2.Environment:

@@ -9,7 +9,9 @@ from moe_ray.report.printable import printable_lines
 
 Item = TypeVar("Item")
 
-_MOST_ROWS, _LONGEST_TEXT = 200, 1200
+LONGEST_TEXT = 1200
+"""Characters of an untrusted text that are shown."""
+_MOST_ROWS = 200
 
 
 def spread_evenly(items: Sequence[Item], limit: int) -> list[Item]:
@@ -19,12 +21,18 @@ def spread_evenly(items: Sequence[Item], limit: int) -> list[Item]:
     return [items[index * len(items) // limit] for index in range(limit)]
 
 
+def shown_rows(rows: Sequence[Item], most: int) -> tuple[list[Item], int]:
+    """The first `most` rows, and how many are left out."""
+    return list(rows[:most]), max(0, len(rows) - most)
+
+
 def first_rows(rows: Sequence[Any]) -> dict[str, Any]:
     """The `rows` of a table that are shown, and how many are `left_out`."""
-    return {"rows": list(rows[:_MOST_ROWS]), "left_out": max(0, len(rows) - _MOST_ROWS)}
+    shown, left_out = shown_rows(rows, _MOST_ROWS)
+    return {"rows": shown, "left_out": left_out}
 
 
-def shortened_text(text: str) -> str:
-    """Untrusted text without control characters other than line ends, cut after 1,200 characters."""
+def shortened_text(text: str, most: int = LONGEST_TEXT) -> str:
+    """Untrusted text without control characters other than line ends, cut after `most` characters."""
     clean = printable_lines(text)
-    return clean if len(clean) <= _LONGEST_TEXT else clean[:_LONGEST_TEXT] + " …"
+    return clean if len(clean) <= most else clean[:most] + " …"
