@@ -269,6 +269,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"model.path={args.model}",
             f"prompts.files=[{args.prompts}]",
             f"evaluate.routing=[{','.join(args.routings)}]",
+            # Steps and answers as `workflows/demo.yaml` has them, for the tiny models that this compares on.
+            *("finetune.learning_rate=3e-3", "finetune.warmup=0"),
             *args.settings,
         ],
     )

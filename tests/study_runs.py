@@ -14,6 +14,7 @@ def settings(tiny_model_path, run_dir, *more):
         "prompts.max_batches=3",
         "prompts.max_test_examples=6",
         "finetune.epochs=1",
+        "finetune.learning_rate=3e-3",
         "finetune.num_workers=0",
         "evaluate.max_new_tokens=12",
         "identify.permutations=100",

@@ -109,7 +109,10 @@ class CompareConfig(Section):
         at_least=1,
     )
     lora_learning_rate: float = setting(
-        0.0, "learning rate of the LoRA baselines; 0 = finetune.learning_rate", affects="search", at_least=0
+        2e-4,  # ten times that of whole weights, as Schulman et al. (LoRA Without Regret, 2025) found best
+        "learning rate of the LoRA baselines; 0 = finetune.learning_rate",
+        affects="search",
+        at_least=0,
     )
     full_learning_rate: float = setting(
         0.0,

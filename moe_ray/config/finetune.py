@@ -36,7 +36,12 @@ class FinetuneConfig(Section):
         at_least=0,
     )
     epochs: int = setting(4, "passes over all batches", affects="weights", at_least=1)
-    learning_rate: float = setting(3e-3, "AdamW's step size", affects="weights", above=0)
+    learning_rate: float = setting(  # between ESFT's 1e-5 (its configs/base.yaml) and the 5e-5 of transformers' Trainer
+        2e-5,
+        "AdamW's step size; 1e-5 to 5e-5 suit experts of real models; a tiny one takes steps a hundred times as large",
+        affects="weights",
+        above=0,
+    )
     weight_decay: float = setting(
         0.0, "AdamW's decay, applied only to the experts of the batch being trained", affects="weights", at_least=0
     )
@@ -47,7 +52,7 @@ class FinetuneConfig(Section):
         affects="weights",
     )
     warmup: float = setting(
-        0.0,
+        0.05,
         "fraction of all steps over which the learning rate rises evenly from 0",
         affects="weights",
         at_least=0,
@@ -91,7 +96,10 @@ class FinetuneConfig(Section):
         1, "router alternating: steps of the experts between two of the routers", affects="weights", at_least=1
     )
     router_learning_rate: float = setting(
-        1e-3, "router alternating: AdamW's step size for the routers, without decay", affects="weights", above=0
+        2e-5,
+        "router alternating: AdamW's step size for the routers, without decay; it follows the same schedule",
+        affects="weights",
+        above=0,
     )
     router_consistency: float = setting(
         1.0,
@@ -132,8 +140,9 @@ class FinetuneConfig(Section):
         at_least=1,
     )
     tokens_per_forward: int = setting(
-        0,
-        "tokens of a batch that run at once, padding included; changes memory, not the result; 0 = no limit",
+        4096,
+        "tokens of a batch that run at once, padding included; changes memory, not the result; a longer example runs alone; "
+        "0 = no limit",
         affects="speed",
         at_least=0,
     )

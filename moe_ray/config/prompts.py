@@ -70,7 +70,7 @@ class PromptsConfig(Section):
         affects="speed",
     )
     own_answer_tokens: int = setting(
-        48,
+        128,
         "safe examples that come without a `target` are trained towards the model's own answer, which is cut off after "
         "this many tokens",
         affects="targets",

@@ -14,7 +14,7 @@ Shape suffixes: B rows, S positions, T = B*S tokens, K experts per token, E expe
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,17 @@ from moe_ray.errors import InputError
 from moe_ray.models.expert_list import ExpertList
 from moe_ray.models.moe_layers import MoELayer, routing_of_call
 
+_PROBE_TOKENS = 64
+
+
+class Probe(NamedTuple):
+    """Some tokens as an experts module received them, and what it is called with beside them."""
+
+    hidden_TH: Tensor
+    index_TK: Tensor
+    weights_TK: Tensor
+    rest: Sequence[Any]
+
 
 class TrainedForward:
     """Stands in for one experts module's `forward`.
@@ -34,9 +45,13 @@ class TrainedForward:
         routed_E: tokens that came with a weight for each expert, since construction.
         watched_T: which tokens of the pass that runs now `watched_E` counts; None = none of them.
         watched_E: as `routed_E`, of watched tokens.
+        keeps_probe: the next pass fills `probe`, up to 64 tokens, those first that chose an expert of the batch.
+        probe: of the first pass since `keeps_probe` was set.
     """
 
     watched_T: Tensor | None = None
+    keeps_probe = False
+    probe: Probe | None = None
 
     def __init__(
         self,
@@ -64,6 +79,7 @@ class TrainedForward:
         hidden_TH, index_TK, weights_TK = routing_of_call(self.layer, args, kwargs)
         rest = [*args, *kwargs.values()][3:]
         self._note(index_TK, weights_TK)
+        self._probe(hidden_TH, index_TK, weights_TK, rest)
         slots_TK = self.slot_E[index_TK]
         if self.only_these:
             # What the mask left over has weight 0, but its id still indexes the list: -1 would fail, or count from the end.
@@ -79,6 +95,18 @@ class TrainedForward:
         tuned_TH = self._run_listed(hidden_TH[tokens], slots_TK[tokens].clamp(min=0), weights_TK, rest)
         # Not in place: backward may need the frozen part's output as it was.
         return output_TH.index_add(0, tokens, tuned_TH.to(output_TH.dtype))
+
+    def trained_output(self, probe: Probe) -> Tensor:
+        """(T, H): what the batch's experts give for the tokens of a probe, with the weights that these were routed with."""
+        slots_TK = self.slot_E[probe.index_TK]
+        weights_TK = probe.weights_TK.masked_fill(slots_TK < 0, 0.0)
+        return self._run_listed(probe.hidden_TH, slots_TK.clamp(min=0), weights_TK, list(probe.rest))
+
+    def _probe(self, hidden_TH: Tensor, index_TK: Tensor, weights_TK: Tensor, rest: Sequence[Any]) -> None:
+        if self.keeps_probe and self.probe is None:
+            chose_T = ((self.slot_E[index_TK] >= 0) & (weights_TK != 0)).any(dim=1)
+            first = chose_T.long().argsort(descending=True, stable=True)[:_PROBE_TOKENS]
+            self.probe = Probe(hidden_TH.detach()[first], index_TK[first], weights_TK.detach()[first], rest)
 
     def watch(self, restricted_BS: npt.NDArray[np.bool_]) -> None:
         """Counts these tokens of the next passes by themselves too, until another call."""
@@ -129,7 +157,17 @@ class TrainedModules(TrainedForward):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         """The experts module's output for `(hidden_states, top_k_index, top_k_weights)`."""
-        self._note(*routing_of_call(self.layer, args, kwargs)[1:])
+        hidden_TH, index_TK, weights_TK = routing_of_call(self.layer, args, kwargs)
+        self._note(index_TK, weights_TK)
+        self._probe(hidden_TH, index_TK, weights_TK, [*args, *kwargs.values()][3:])
+        return self._run_shown(*args, **kwargs)
+
+    def trained_output(self, probe: Probe) -> Tensor:
+        """(T, H): what the batch's experts give for the tokens of a probe, with the weights that these were routed with."""
+        weights_TK = probe.weights_TK.masked_fill(self.slot_E[probe.index_TK] < 0, 0.0)
+        return self._run_shown(probe.hidden_TH, probe.index_TK, weights_TK, *probe.rest)
+
+    def _run_shown(self, *args: Any, **kwargs: Any) -> Tensor:
         shown = list(self._shown_parameters())
         try:
             for owner, name, tensor in shown:

@@ -19,6 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.experts import Mask
+from moe_ray.finetuning.output_movement import OutputMovement
 from moe_ray.finetuning.routing_policy import RoutingPolicy
 from moe_ray.finetuning.trainable_experts import TrainableExperts
 from moe_ray.models.loss import answer_loss, micro_batches
@@ -53,6 +54,7 @@ def accumulate_gradient(
     pad_id: int,
     policy: RoutingPolicy | None = None,
     weight: float = 1.0,
+    movement: OutputMovement | None = None,
 ) -> BatchGradient:
     """Adds the gradient of the mean loss over a whole batch's answer tokens; micro-batches only bound memory.
 
@@ -65,12 +67,17 @@ def accumulate_gradient(
         pad_id: token id that fills padding.
         policy: of the step; None = that of the first step.
         weight: the gradient, not the loss that is returned, is multiplied by this.
+        movement: may look at what the experts receive; None = nobody does.
     """
     policy = policy or RoutingPolicy.at_step(config, 0, 1)
     with trainable.training_on(mask_LE, policy) as batch:
+        if movement is not None:
+            movement.begin(batch)
         loss, num_tokens = backward_of_batch(
             model, rows, config=config, pad_id=pad_id, weight=weight, passing=batch.passing
         )
+        if movement is not None:
+            movement.take(batch)
         return BatchGradient(
             loss, num_tokens, sum(row.num_tokens for row in rows), batch.routed(), batch.routed_restricted()
         )

@@ -127,7 +127,11 @@ class TrainableExperts:
 
 
 class BatchInTraining:
-    """A batch while it trains: its passes under the policy, and what the experts modules of its layers received so far."""
+    """A batch while it trains: its passes under the policy, and what the experts modules of its layers received so far.
+
+    Attributes:
+        forwards: of the layers that train.
+    """
 
     def __init__(
         self,
@@ -137,7 +141,7 @@ class BatchInTraining:
         forwards: Sequence[TrainedForward],
     ) -> None:
         self._model, self._moe_layers = trainable.model, trainable.moe_layers
-        self._policy, self._reachable_LE, self._forwards = policy, reachable_LE, forwards
+        self._policy, self._reachable_LE, self.forwards = policy, reachable_LE, forwards
 
     @contextmanager
     def passing(self, rows: Sequence[TokenizedRow]) -> Iterator[None]:
@@ -148,7 +152,7 @@ class BatchInTraining:
         """
         if self._policy.restricts_some_tokens:
             restricted_BS = self._policy.restricted_tokens(rows)
-            for forward in self._forwards:
+            for forward in self.forwards:
                 forward.watch(restricted_BS)
         with self._policy.on_pass(self._model, rows, self._reachable_LE):
             yield
@@ -158,17 +162,17 @@ class BatchInTraining:
 
         With a weight, because a mask leaves disallowed choices in the token's list at weight 0.
         """
-        return self._seen([forward.routed_E for forward in self._forwards])
+        return self._seen([forward.routed_E for forward in self.forwards])
 
     def routed_restricted(self) -> Mask:
         """(L, E): the same of those tokens alone that the policy restricts."""
         if self._policy.restricts_every_token:
             return self.routed()
-        return self._seen([forward.watched_E for forward in self._forwards])
+        return self._seen([forward.watched_E for forward in self.forwards])
 
     def _seen(self, tokens_E_of_forwards: Sequence[Tensor]) -> Mask:
         seen_LE = np.zeros((len(self._moe_layers), self._moe_layers.num_experts), dtype=bool)
-        for forward, tokens_E in zip(self._forwards, tokens_E_of_forwards, strict=True):
+        for forward, tokens_E in zip(self.forwards, tokens_E_of_forwards, strict=True):
             seen_LE[self._moe_layers.row_of(forward.layer.layer)] = (tokens_E > 0).cpu().numpy()
         return seen_LE
 

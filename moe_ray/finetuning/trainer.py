@@ -33,10 +33,11 @@ from moe_ray.finetuning.gradients import (
 )
 from moe_ray.finetuning.mask_check import Monitor, Observation, check_routing, restricting_layers
 from moe_ray.finetuning.optimizer import adamw
+from moe_ray.finetuning.output_movement import Movement, OutputMovement, watched_steps
 from moe_ray.finetuning.router_training import RouterTraining
 from moe_ray.finetuning.routing_policy import RoutingPolicy
 from moe_ray.finetuning.schedule import has_stopped_improving, learning_rate_factor, plan_steps, share_out
-from moe_ray.finetuning.step_report import BatchReport, StepReport
+from moe_ray.finetuning.step_report import StepReport, reports_of_all_workers
 from moe_ray.finetuning.trainable_experts import TrainableExperts
 from moe_ray.models.tokenization import TokenizedRow
 
@@ -124,6 +125,8 @@ class MaskedTrainer:
         self.optimizer = adamw(
             trainable.all_parameters(), learning_rate=config.learning_rate, weight_decay=config.weight_decay
         )
+        self._movement = OutputMovement(trainable, world_size=world_size)
+        self._watched_steps = watched_steps(len(self.plan), schedule=config.schedule, warmup=config.warmup)
         self.routers: RouterTraining | None = None
         if config.router == "alternating":
             self.routers = RouterTraining(model, trainable, config, pad_id=pad_id, world_size=world_size)
@@ -162,8 +165,13 @@ class MaskedTrainer:
         step_masks = [self.masks[batch_idx] for batch_idx in batch_ids if batch_idx >= 0]
         weights = [self.batch_weights.get(batch_idx, 1.0) for batch_idx in batch_ids if batch_idx >= 0]
         average_gradients(self.trainable, step_masks, weights=weights, world_size=self.world_size)
-        batches = self._reports_of_all_workers(batch_ids, gradients)
+        batches = reports_of_all_workers(
+            batch_ids, gradients, self.masks, device=self.model.device, world_size=self.world_size
+        )
         grad_norm = self._update(step_masks, weights)
+        moved = Movement()
+        if step < self._watched_steps:
+            moved = self._movement.after_step(what=f"step {step}, learning rate {learning_rate:.3g}")
         if self.routers is not None and self.routers.is_due(step):
             own = [batch_ids[position] for position in gradients]
             self.routers.step(
@@ -184,6 +192,8 @@ class MaskedTrainer:
             learning_rate=learning_rate,
             seconds=seconds,
             tokens_per_second=sum(batch.num_input_tokens for batch in batches) / seconds,
+            output_movement=moved.of_layers,
+            warning=moved.warning,
         )
 
     def _own_positions(self, batch_ids: Sequence[int]) -> list[int]:
@@ -198,32 +208,6 @@ class MaskedTrainer:
             steps = self.plan[step : (epoch + 1) * self.steps_per_epoch]
             self.before_epoch([batch_ids[n] for batch_ids in steps for n in self._own_positions(batch_ids)])
         self._epoch_prepared = epoch
-
-    def _reports_of_all_workers(
-        self, batch_ids: Sequence[int], gradients: Mapping[int, BatchGradient]
-    ) -> tuple[BatchReport, ...]:
-        """Every worker fills in its own rows of a table of numbers; their sum has all."""
-        numbers = torch.zeros(len(batch_ids), 4, dtype=torch.float64, device=self.model.device)
-        for position, gradient in gradients.items():
-            num_routed = (gradient.routed_LE & self.masks[batch_ids[position]]).sum()
-            row = (gradient.loss, gradient.num_tokens, gradient.num_input_tokens, num_routed)
-            numbers[position] = torch.tensor(row, dtype=torch.float64)
-        if self.world_size > 1:
-            dist.all_reduce(numbers)
-        return tuple(
-            BatchReport(
-                batch_idx=batch_idx,
-                num_experts=len(self.masks.selected[batch_idx]),
-                num_experts_routed=int(num_routed),
-                num_tokens=int(num_tokens),
-                num_input_tokens=int(num_input_tokens),
-                loss=loss,
-            )
-            for batch_idx, (loss, num_tokens, num_input_tokens, num_routed) in zip(
-                batch_ids, numbers.tolist(), strict=True
-            )
-            if batch_idx >= 0
-        )
 
     def _set_learning_rate(self, step: int) -> float:
         config = self.config
@@ -248,6 +232,7 @@ class MaskedTrainer:
             pad_id=self.pad_id,
             policy=policy,
             weight=self.batch_weights.get(batch_idx, 1.0),
+            movement=self._movement if self.next_step < self._watched_steps else None,
         )
         if self.monitor is not None:
             self.monitor(

@@ -95,8 +95,9 @@ def test_training_moves_the_union_only_and_as_far(routing):
     config = CONFIG if routing == "masked" else type(CONFIG)(**{**vars(CONFIG), "routing": routing})
     fused, listed = build("olmoe"), build_listed()
     before, frozen = fused_state(listed), hash_frozen(listed, batch_masks(listed, EXPERTS).union)
-    train(fused, config)
-    train(listed, config)
+    reports = [train(model, config) for model in (fused, listed)]
+    moved = [report.output_movement for report in reports[0]]
+    assert [report.output_movement for report in reports[1]] == [pytest.approx(layers, rel=1e-3) for layers in moved]
     expected, got = fused_state(fused), fused_state(listed)
     for expert, tensors in got.items():
         for one, other in zip(tensors, expected[expert], strict=True):

@@ -19,6 +19,7 @@ REPORT = StepReport(
     loss=0.1,
     grad_norm=1e-7,
     learning_rate=2 / 3,
+    output_movement=(0.0, 1 / 7),
     seconds=0.5,
     tokens_per_second=48.0,
 )
@@ -37,7 +38,8 @@ def test_lines_come_back_in_order_whatever_text_they_hold(tmp_path, lines):
 def test_a_report_keeps_every_digit(folder):
     write_history(folder, [REPORT.as_dict()] * 2)
     first, second = read_history(folder)
-    assert first == second == {**REPORT.as_dict(), "batches": [vars(batch) for batch in REPORT.batches]}
+    lists = {"batches": [vars(batch) for batch in REPORT.batches], "output_movement": list(REPORT.output_movement)}
+    assert first == second == {**REPORT.as_dict(), **lists}
 
 
 def test_writing_again_replaces_what_was_there(folder):

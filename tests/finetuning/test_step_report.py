@@ -35,4 +35,5 @@ def test_a_report_comes_back_from_the_history_as_it_was(tmp_path):
     assert line == json.loads(json.dumps(report_of(7, 3).as_dict()))
     batches = tuple(BatchReport(**batch) for batch in line.pop("batches"))
     line.pop("batch_idx")
-    assert StepReport(**line, batches=batches) == report_of(7, 3)
+    moved = tuple(line.pop("output_movement"))
+    assert StepReport(**line, batches=batches, output_movement=moved) == report_of(7, 3)

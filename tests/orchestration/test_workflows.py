@@ -48,6 +48,7 @@ def settings(tiny_model_path, run_dir):
         "prompts.max_batches=4",
         "prompts.max_test_examples=8",
         "finetune.epochs=1",
+        "finetune.learning_rate=3e-3",
         "capture.tokens_per_forward=1024",
     ]
 

@@ -155,6 +155,9 @@ def _run_worker(
         due = trainer.next_step % every == 0 or trainer.next_step == len(trainer.plan)
         if rank == 0:
             _say(step, len(trainer.plan))
+            if step.warning and job.config.num_workers > 0:
+                # In the command's own process, the trainer's log is shown.
+                print(f"WARNING {step.warning}", flush=True)  # noqa: T201
             history.add(step.as_dict())
             if due:
                 history.save()
