@@ -60,7 +60,8 @@ def load_checkpoint(trainer: MaskedTrainer, folder: str | Path) -> None:
             "the training checkpoint belongs to another order of batches: finetune.epochs, finetune.num_workers, "
             "finetune.length_window or seed differ; set them back, or remove the run's `finetune` folder to start anew"
         )
-    tensors = load_file(Path(folder, _TENSORS), device=str(trainer.model.device))
+    # Not on one of the model's devices: layers may be spread over several, none of which has room for all of it.
+    tensors = load_file(Path(folder, _TENSORS))
     trained = _trained(trainer)
     with torch.no_grad():
         for index, (parameter, optimizer) in enumerate(trained):

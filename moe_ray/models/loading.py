@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from moe_ray.config.model import ModelConfig
 from moe_ray.errors import InputError
 from moe_ray.models.moe_layers import MoELayers, find_moe_layers
+from moe_ray.models.unmaskable import refuse_unmaskable
 from moe_ray.models.weight_files import check_weight_files
 
 
@@ -53,6 +54,15 @@ def check_trainable(config: ModelConfig) -> None:
             f"model.path {config.path!r}: got a checkpoint quantised as fp8, whose experts are codes with scales and cannot "
             "be trained, expected weights in bfloat16, float16 or float32; give the checkpoint before its quantisation"
         )
+
+
+def check_maskable(config: ModelConfig) -> None:
+    """Refuses a checkpoint whose routers no mask can restrict, without loading its weights.
+
+    Raises:
+        InputError: as `check_model`; or a router is known to be of that kind.
+    """
+    refuse_unmaskable(check_model(config))
 
 
 def load_model(

@@ -16,7 +16,14 @@ from moe_ray.config.run import Config
 from moe_ray.errors import OutsideFailed
 from moe_ray.evaluation.target_check import refuse_complying_targets
 from moe_ray.orchestration.cluster.local_environment import set_local_environment
-from moe_ray.orchestration.inputs import cache_folder, check_requests, resolve_model, warn_of_embedded_prompts
+from moe_ray.orchestration.inputs import (
+    WITHOUT_TRAINING,
+    cache_folder,
+    check_requests,
+    resolve_model,
+    uses_masks,
+    warn_of_embedded_prompts,
+)
 from moe_ray.orchestration.stages.seconds import Seconds
 from moe_ray.organisms.build_process import EmbeddedBuild
 from moe_ray.prompts.prompt_set import Prompts, read_prompts
@@ -30,7 +37,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_WITHOUT_TRAINING = ("prepare", "capture", "identify", "ablate")
 _WITH_MODEL = ("capture", "identify", "ablate", "finetune", "evaluate", "full", "sweep", "compare")
 """Workflows whose first long stage is the capture."""
 
@@ -58,7 +64,7 @@ def launch(config: Config, workflow: str, *, began: float | None = None) -> None
     if config.model.path != EMBEDDED:
         config.model.local_folder()
         _import_model_library()
-    model = resolve_model(config, trained=workflow not in _WITHOUT_TRAINING)
+    model = resolve_model(config, trained=workflow not in WITHOUT_TRAINING, masked=uses_masks(config, workflow))
     warn_of_embedded_prompts(config)
     directory = RunDirectory.open(config.run_dir)
     logger.info("run directory %s", directory.folder.url)
