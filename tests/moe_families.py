@@ -145,3 +145,74 @@ def tiny_model(family: str, **settings: Any) -> PreTrainedModel:
                 # A table of experts by token id: every token its own, none of them twice.
                 buffer.copy_(torch.rand(VOCAB, EXPERTS).argsort(dim=1)[:, : buffer.shape[1]])
     return model.to(torch.float32 if family in _SINGLE else torch.float64).eval()
+
+
+REFUSED = {
+    # Product keys: a layer has thousands of one-neuron experts and neither experts module nor router module.
+    "doge": "is a DogeCDMoE of another kind",
+    # Experts receive tokens sorted by expert, and the attention has experts of its own.
+    "jetmoe": "is a JetMoeMoE of another kind",
+    # Every expert computes every token, scaled by a score that is 0 where it is not chosen; no ids are passed.
+    "llama4": "is a Llama4TextMoe of another kind",
+    "llama4_text": "is a Llama4TextMoe of another kind",
+    # Some ids are of experts that compute nothing, so a token has from 0 to K experts with weights.
+    "longcat_flash": "is a LongcatFlashMoE of another kind",
+    # The router may choose to skip the layer; the experts then receive id 0 with weight 0, which is not what was routed.
+    "zaya": "expected exactly one module with a (8, hidden) weight",
+}
+"""Families without counts: why, and what the user is told."""
+
+UNMASKABLE = {
+    # Its first layers choose by a table of experts per token id, which no logit reaches.
+    "deepseek_v4": "its router takes experts from a table by token id",
+    # Experts of groups that were not chosen are scored 0, and a lowered score is below that. (Without groups it can be.)
+    "axk2": "its router gives experts of groups that it has not chosen a score of 0",
+}
+"""Families that are counted, and cannot be masked: why, and what the user is told."""
+
+UNTRAINABLE = {
+    # Its experts stand below one another in matrices, (experts * ffn, hidden).
+    "dbrx": "has no tensors with one slice per expert",
+}
+"""Families that are counted and masked, and cannot be trained: why, and what the user is told."""
+
+FAMILIES = causal_moe_families()
+COUNTED = tuple(family for family in FAMILIES if family not in REFUSED)
+MASKED = tuple(family for family in COUNTED if family not in UNMASKABLE)
+TRAINED = tuple(family for family in COUNTED if family not in UNTRAINABLE)
+TRAINED_MASKED = tuple(family for family in MASKED if family not in UNTRAINABLE)
+
+
+def page() -> str:
+    """`docs/families.md`: what the tests of all families check, family by family."""
+    lines = [
+        "# Model families",
+        "",
+        "<!-- Written by `python tests/moe_families.py > docs/families.md` from the lists that the tests go through. -->",
+        "",
+        f"The tests find {len(FAMILIES)} causal model types with experts in transformers {transformers.__version__}, build "
+        "each as a tiny random model, and check that",
+        "",
+        "- *counted*: counts are of what the experts received, for each token and whatever the padding, and change no logit "
+        "(`tests/routing/test_all_families.py`);",
+        "- *masked*: the output under a mask is that of the model from which the other experts were cut out, for one mask "
+        "and for one mask per row (the same file);",
+        "- *trained*: the gradient of the batch's experts, under natural routing, is that of the plain model, and nothing "
+        "else moves; *trained, masked*: it is that of the model without the other experts "
+        "(`tests/finetuning/test_all_families.py`).",
+        "",
+        f"Counted: {len(COUNTED)}. Masked: {len(MASKED)}. Trained: {len(TRAINED)}. "
+        f"Trained under a mask: {len(TRAINED_MASKED)}.",
+        "",
+        "| model type | counted | masked | trained | trained, masked | what is refused says |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for family in FAMILIES:
+        marks = ["yes" if family in families else "no" for families in (COUNTED, MASKED, TRAINED, TRAINED_MASKED)]
+        why = REFUSED.get(family) or UNMASKABLE.get(family) or UNTRAINABLE.get(family) or ""
+        lines.append(f"| `{family}` | {' | '.join(marks)} | {why} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(page())

@@ -23,6 +23,7 @@ NAMED_AFTER_A_PROPERTY = {
     "test_readme.py",
     "test_wheel.py",
     # of several modules
+    "finetuning/test_all_families.py",
     "finetuning/test_workers.py",
     "orchestration/cluster/test_nodes.py",
     "orchestration/test_submitted_job.py",

@@ -73,7 +73,8 @@ def load_checkpoint(trainer: MaskedTrainer, folder: str | Path) -> None:
         )
     path, trained = Path(folder, _TENSORS), _trained(trainer)
     _check_layout(path, trained)
-    tensors = read_tensors(path, cure=_CURE, device=str(trainer.model.device))
+    # Not on one of the model's devices: layers may be spread over several, none of which has room for all of it.
+    tensors = read_tensors(path, cure=_CURE)
     if (name := first_not_finite(tensors.items())) is not None:
         raise InputError(f"{path}: {name} has infinite or undefined numbers; {_CURE}")
     with torch.no_grad():

@@ -130,7 +130,7 @@ def fine_tune(
 
     Raises:
         InputError: an example has no target.
-        NotTrainable: the gradient is not finite.
+        NotTrainable: a gradient or a learned weight is not finite; nothing of that step was saved.
         NothingSelected: no mask has any expert.
         FrozenChanged: something outside the union changed; nothing was saved.
     """

@@ -104,7 +104,7 @@ class RouterTraining:
             rate: the share of the full learning rate (0 to 1).
 
         Raises:
-            NotTrainable: the gradient is not finite; nothing has moved.
+            NotTrainable: the gradient is not finite, or the routers are not after the step; the model has not changed.
         """
         for rows, weight in batches:
             self._add_gradient(rows, weight / (total_weight or 1.0))
@@ -122,6 +122,12 @@ class RouterTraining:
             group["lr"] = self.config.router_learning_rate * rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        largest = torch.nn.utils.get_total_norm(parameters, norm_type=math.inf).item()
+        if not largest <= torch.finfo(next(self.model.parameters()).dtype).max:
+            raise NotTrainable(
+                "after the update the routers hold infinite or undefined weights; nothing of this step was saved, and what "
+                "was saved before it stays; lower finetune.router_learning_rate or finetune.learning_rate"
+            )
         self.write_back()
 
     @torch.no_grad()

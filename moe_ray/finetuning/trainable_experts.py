@@ -10,6 +10,7 @@ Shape suffixes: L MoE layers, E experts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
@@ -116,6 +117,23 @@ class TrainableExperts:
             now = self.tensors_of(expert)
             for name, tensor in self._layers[expert.layer].tensors_of(expert.expert).items():
                 tensor.copy_(now[name])
+
+    @torch.no_grad()
+    def out_of_range(self, mask_LE: Mask) -> tuple[Expert, ...]:
+        """Those of the mask's experts with a number that is infinite or undefined, also once the model's type holds it."""
+
+        def is_out(parameters: Sequence[nn.Parameter], dtype: torch.dtype) -> bool:
+            # Not "greater than", which an undefined number never is.
+            largest = torch.nn.utils.get_total_norm(parameters, norm_type=math.inf).item()
+            return not largest <= torch.finfo(dtype).max
+
+        experts = self.experts_of(mask_LE)
+        dtype = next(self.moe_layers[0].experts.parameters()).dtype
+        every = [parameter for expert in experts for parameter in self.parameters[expert].values()]
+        # All at once first: one number to wait for.
+        if not every or not is_out(every, dtype):
+            return ()
+        return tuple(expert for expert in experts if is_out(list(self.parameters[expert].values()), dtype))
 
     @torch.no_grad()
     def load(self, tensors: Mapping[Expert, Mapping[str, Tensor]]) -> None:

@@ -40,6 +40,7 @@ from moe_ray.finetuning.schedule import has_stopped_improving, learning_rate_fac
 from moe_ray.finetuning.step_report import StepReport, reports_of_all_workers
 from moe_ray.finetuning.trainable_experts import TrainableExperts
 from moe_ray.models.tokenization import TokenizedRow
+from moe_ray.models.unmaskable import refuse_unmaskable
 
 TrainingBatches = Mapping[int, Sequence[TokenizedRow]]
 """Per `batch_idx`, the prompts with their target responses."""
@@ -73,8 +74,8 @@ class MaskedTrainer:
         validation_losses: one per finished epoch, if there is `validate`.
 
     Raises:
-        InputError: a batch has a mask but no rows, `config.patience` is on without `validate`, or a step has fewer batches
-            than there are workers.
+        InputError: a batch has a mask but no rows, `config.patience` is on without `validate`, a step has fewer batches
+            than there are workers, or tokens are to be masked in a family that cannot be.
     """
 
     def __init__(
@@ -105,6 +106,10 @@ class MaskedTrainer:
         self.pad_id, self.rank, self.world_size = pad_id, rank, world_size
         self.batch_weights, self.lengths = batch_weights or {}, lengths
         self.before_epoch, self.validate, self.monitor = before_epoch, validate, monitor
+        if config.routing.startswith("masked"):
+            # Of all batches, before the first: its mask may have no expert in the layers that cannot be masked.
+            layers = zip(trainable.moe_layers, masks.union, strict=True)
+            refuse_unmaskable(layer for layer, union_E in layers if union_E.any())
         batches_per_step = config.batches_per_step or world_size
         if batches_per_step < world_size:
             raise InputError(
@@ -267,6 +272,14 @@ class MaskedTrainer:
         with steps_multiplied(self.trainable, masks, weights):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        # The same on all workers again, and before anything is written into the model, a checkpoint or an adapter.
+        if broken := self.trainable.out_of_range(mask_LE):
+            layers = sorted({expert.layer for expert in broken})
+            raise NotTrainable(
+                f"step {self.next_step}: after the update {len(broken)} experts of layers {layers} hold infinite or "
+                f"undefined weights, such as {broken[0]}; nothing of this step was saved, and what was before stays; "
+                "lower finetune.learning_rate, or set finetune.dtype=float32 and a model.dtype of a larger range"
+            )
         self.trainable.write_back(mask_LE)
         return norm
 

@@ -12,6 +12,7 @@ from moe_ray.config.model import ModelConfig
 from moe_ray.errors import InputError
 from moe_ray.models.checkpoint_check import check_shapes
 from moe_ray.models.moe_layers import MoELayers, find_moe_layers
+from moe_ray.models.unmaskable import refuse_unmaskable
 
 
 def check_model(config: ModelConfig) -> MoELayers:
@@ -78,6 +79,15 @@ def check_tokenizer(config: ModelConfig) -> None:
             f"model.path {config.path!r}: the tokenizer has token ids up to {largest}, but the model has embeddings for "
             f"{size} tokens; give a checkpoint with its own tokenizer, or resize its embeddings"
         )
+
+
+def check_maskable(config: ModelConfig) -> None:
+    """Refuses a checkpoint whose routers no mask can restrict, without loading its weights.
+
+    Raises:
+        InputError: as `check_model`; or a router is known to be of that kind.
+    """
+    refuse_unmaskable(check_model(config))
 
 
 def load_model(

@@ -1,6 +1,6 @@
 """The loss of target responses, and the micro-batches it is computed in.
 
-Shape suffixes: B rows, S positions, V vocabulary.
+Shape suffixes: B rows, S positions, P answer tokens of the row with most, U positions with logits, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,21 +19,40 @@ from moe_ray.models.tokenization import IGNORED, TokenizedRow, pad_rows, pad_tok
 
 
 def answer_loss(model: PreTrainedModel, rows: Sequence[TokenizedRow], *, pad_id: int) -> Tensor:
-    """(B,) summed loss of each row's answer tokens, in nats; prompts and padding do not count."""
-    padded = pad_rows(rows, pad_id=pad_id).to(model.device)
-    length = padded.labels_BS.shape[1]
-    first = max(1, min(len(row.prompt_ids) for row in rows))
+    """(B,) summed loss of each row's answer tokens, in nats; prompts and padding do not count.
+
+    Logits are made for the positions alone at which some row has an answer, and turned into float32 for each row's own: they
+    are the largest tensors of a pass, and prompts are mostly longer than answers.
+    """
+    padded = pad_rows(rows, pad_id=pad_id)
+    kept_U, places_BP, labels_BP = (tensor.to(model.device) for tensor in _answer_places(rows))
+    padded = padded.to(model.device)
     output = model(
         input_ids=padded.input_ids_BS,
         attention_mask=padded.attention_mask_BS,
         use_cache=False,
-        logits_to_keep=length - first + 1,
+        logits_to_keep=kept_U,
     )
-    # The logits at a position are about the next token; the first label that counts is at position `first`.
-    logits_BSV = output.logits[:, -(length - first + 1) : -1].float()
-    labels_BS = padded.labels_BS[:, first:]
-    losses = F.cross_entropy(logits_BSV.flatten(0, 1), labels_BS.flatten(), ignore_index=IGNORED, reduction="none")
-    return losses.view(labels_BS.shape).sum(dim=1)
+    logits_BPV = output.logits.take_along_dim(places_BP.unsqueeze(2), dim=1).float()
+    losses = F.cross_entropy(logits_BPV.flatten(0, 1), labels_BP.flatten(), ignore_index=IGNORED, reduction="none")
+    return losses.view(labels_BP.shape).sum(dim=1)
+
+
+def _answer_places(rows: Sequence[TokenizedRow]) -> tuple[Tensor, Tensor, Tensor]:
+    """Positions whose logits are about an answer token: (U,) those of any row; (B, P) each row's among them; its labels."""
+    # The logits at a position are about the next token, and nothing is about the first.
+    begins = [max(1, len(row.prompt_ids)) for row in rows]
+    answers = [row.answer_ids[begin - len(row.prompt_ids) :] for row, begin in zip(rows, begins, strict=True)]
+    width = max(1, *map(len, answers))
+    labels_BP = torch.full((len(rows), width), IGNORED, dtype=torch.long)
+    # Where a row's answer is shorter, its first position again, which no label counts.
+    positions_BP = torch.tensor(begins).unsqueeze(1).repeat(1, width) - 1
+    for number, answer in enumerate(answers):
+        labels_BP[number, : len(answer)] = torch.tensor(answer, dtype=torch.long)
+        positions_BP[number, : len(answer)] += torch.arange(len(answer))
+    positions_BP.clamp_(max=max(row.num_tokens for row in rows) - 1)
+    kept_U, places_BP = positions_BP.unique(return_inverse=True)
+    return kept_U, places_BP, labels_BP
 
 
 def micro_batches(

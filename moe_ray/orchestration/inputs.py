@@ -6,6 +6,7 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+from moe_ray.config.compare import POLICY
 from moe_ray.config.fields import EMBEDDED
 from moe_ray.config.model import ModelConfig
 from moe_ray.config.run import Config
@@ -18,6 +19,9 @@ from moe_ray.resources.model_size import ModelSize, size_of
 from moe_ray.studies.search_space import read_space
 
 logger = logging.getLogger(__name__)
+
+WITHOUT_TRAINING = ("prepare", "capture", "identify", "ablate")
+"""Workflows that end before anything is learned."""
 
 
 def check_requests(config: Config) -> None:
@@ -48,21 +52,41 @@ def check_requests(config: Config) -> None:
         raise InputError("compare.names: esft_gate needs routed weights; set capture.weights=true, or leave it out")
 
 
-def resolve_model(config: Config, *, trained: bool = False) -> ModelConfig:
+def uses_masks(config: Config, workflow: str) -> bool:
+    """Whether a workflow keeps tokens to some experts; where it does so only if it can, it is not said to."""
+    routings = {config.finetune.routing}
+    if config.sweep.run:
+        routings |= set(read_space(config).choices.get("finetune.routing", ()))
+    trains = workflow not in WITHOUT_TRAINING
+    compared = config.compare.names or ("mask_only",)
+    return (
+        workflow == "ablate"
+        or (trains and any(routing.startswith("masked") for routing in routings))
+        or (trains and bool({"masked", "union"} & set(config.evaluate.routing)))
+        or (workflow in ("full", "sweep", "compare") and config.ablate.run == "true")
+        or (
+            trains and config.compare.run and any(f"{POLICY}masked" in name or name == "mask_only" for name in compared)
+        )
+    )
+
+
+def resolve_model(config: Config, *, trained: bool = False, masked: bool = False) -> ModelConfig:
     """The model to use: the configured one, or the embedded one, whether it is built yet or not.
 
     A local checkpoint's path comes back absolute, since workers run in folders of their own.
 
     Raises:
         InputError: the checkpoint does not exist, has no experts or its parts do not belong together, or it is to be
-            `trained` and its experts cannot be.
+            `trained` and its experts cannot be, or `masked` and its routers cannot be.
     """
     if config.model.path == EMBEDDED:
         return replace(config.model, path=str(embedded_folder(cache_folder(config), seed=config.seed)))
     # Torch and the model library take seconds to import.
-    from moe_ray.models.loading import check_model, check_tokenizer, check_trainable
+    from moe_ray.models.loading import check_maskable, check_model, check_tokenizer, check_trainable
 
     (check_trainable if trained else check_model)(config.model)
+    if masked:
+        check_maskable(config.model)
     check_tokenizer(config.model)
     folder = config.model.local_folder()
     return config.model if folder is None else replace(config.model, path=str(folder.absolute()))

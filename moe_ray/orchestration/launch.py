@@ -19,10 +19,12 @@ from moe_ray.errors import OutsideFailed
 from moe_ray.evaluation.target_check import refuse_complying_targets
 from moe_ray.orchestration.cluster.local_environment import set_local_environment
 from moe_ray.orchestration.inputs import (
+    WITHOUT_TRAINING,
     cache_folder,
     check_requests,
     model_size,
     resolve_model,
+    uses_masks,
     warn_of_embedded_prompts,
 )
 from moe_ray.orchestration.stages.seconds import Seconds
@@ -42,7 +44,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_WITHOUT_TRAINING = ("prepare", "capture", "identify", "ablate")
 _WITH_MODEL = ("capture", "identify", "ablate", "finetune", "evaluate", "full", "sweep", "compare")
 """Workflows whose first long stage is the capture."""
 
@@ -70,7 +71,7 @@ def launch(config: Config, workflow: str, *, began: float | None = None) -> None
     if config.model.path != EMBEDDED:
         config.model.local_folder()
         _import_model_library()
-    model = resolve_model(config, trained=workflow not in _WITHOUT_TRAINING)
+    model = resolve_model(config, trained=workflow not in WITHOUT_TRAINING, masked=uses_masks(config, workflow))
     size = model_size(config)
     warn_of_embedded_prompts(config)
     directory = RunDirectory.open(config.run_dir)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from moe_ray.errors import InputError
 from moe_ray.models.moe_layers import MoELayer, MoELayers, find_moe_layers, routing_of_call, uncompiled
+from moe_ray.routing.layer_mask import COUNTS, has_mask
 
 
 class RoutingCounter:
@@ -61,11 +62,21 @@ class RoutingCounter:
         """Ends a pass that failed: what later forwards route is not counted, and the pass's memory is free."""
         self._pass = None
 
-    def observe(self, row: int, layer: MoELayer, top_k_index_TK: Tensor, top_k_weights_TK: Tensor) -> None:
+    def observe(
+        self, row: int, layer: MoELayer, top_k_index_TK: Tensor, top_k_weights_TK: Tensor, *, is_masked: bool = False
+    ) -> None:
         """Adds the call of the experts module of MoE layer number `row`.
 
+        Args:
+            row: of the layer.
+            layer: the layer itself.
+            top_k_index_TK: the ids that the module receives.
+            top_k_weights_TK: their weights.
+            is_masked: a mask is in force, which leaves the choices that it took away in the list, at weight 0.
+
         Raises:
-            InputError: the module gets only a part of the tokens, or runs a second time in one pass.
+            InputError: the module gets only a part of the tokens, or runs a second time in one pass; or ids are to be kept
+                of masked tokens, some of which have fewer than others.
         """
         if self._pass is None:
             return
@@ -81,10 +92,15 @@ class RoutingCounter:
                 "per layer and is not supported"
             )
         keys = self._pass.keys(top_k_index_TK)
-        self._pass.add(self._pass.counts, row, keys, self._pass.one(keys))
+        ones = (top_k_weights_TK != 0).flatten().int() if is_masked else self._pass.one(keys)
+        self._pass.add(self._pass.counts, row, keys, ones)
         if self._captures_weights:
             self._pass.add(self._pass.weights, row, keys, top_k_weights_TK.detach().flatten().float())
         if self._captures_ids:
+            if is_masked:
+                raise InputError(
+                    "got routed ids to keep under an expert mask, expected none; count without `ids` there"
+                )
             self._pass.ids[row] = top_k_index_TK.to(self._pass.ids_dtype)
 
 
@@ -145,7 +161,8 @@ class _Pass:
 def counting(model: nn.Module, *, weights: bool = False, ids: bool = False) -> Iterator[RoutingCounter]:
     """Attaches a counter to the model's experts modules; leaves no hook behind, also after an error.
 
-    The hooks only read, so outputs are bit-identical to those without a counter.
+    The hooks only read, so outputs are bit-identical to those without a counter. Under a mask, which has to be entered
+    first, choices that the mask took away do not count.
 
     Args:
         model: a transformers MoE model.
@@ -161,9 +178,12 @@ def counting(model: nn.Module, *, weights: bool = False, ids: bool = False) -> I
     handles = []
 
     def make_hook(row: int, layer: MoELayer) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-            counter.observe(row, layer, *routing_of_call(layer, args, dict(kwargs))[1:])
+        is_masked = has_mask(layer.experts)
 
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+            counter.observe(row, layer, *routing_of_call(layer, args, dict(kwargs))[1:], is_masked=is_masked)
+
+        setattr(hook, COUNTS, True)
         return hook
 
     try:

@@ -26,6 +26,15 @@ _LOWERED = -1e30
 """Replaces a disallowed expert's logit: finite, so that no family's arithmetic makes a NaN of it."""
 
 
+COUNTS = "counts_routing"
+"""Attribute of a hook on an experts module that counts what it sees, and must therefore come after a mask's."""
+
+
+def has_mask(experts: nn.Module) -> bool:
+    """Whether a mask is in force on an experts module."""
+    return any(isinstance(getattr(hook, "__self__", None), LayerMask) for hook in experts._forward_pre_hooks.values())
+
+
 class _EditedLogits(TorchFunctionMode):
     """Passes the output of every linear map that has one column per logit of the router through `edit`."""
 
@@ -95,6 +104,7 @@ class LayerMask:
     Attributes:
         num_routed: tokens that were routed so far.
         num_strays: choices of a disallowed expert by a router that had enough allowed ones.
+        num_lost: tokens with disallowed choices that were left without any expert that has a weight.
     """
 
     def __init__(self, layer: MoELayer, allowed_E: Tensor) -> None:
@@ -105,6 +115,7 @@ class LayerMask:
         self.num_routed = self.num_lowered = 0
         # On the device, and read once at the end: a number read in every layer would make the host wait for the device.
         self.num_strays = torch.zeros((), dtype=torch.long, device=allowed_E.device)
+        self.num_lost = torch.zeros_like(self.num_strays)
 
     def lower(self, logits: Tensor) -> Tensor:
         """The router's logits, those of disallowed experts lowered."""
@@ -124,6 +135,8 @@ class LayerMask:
         self.num_routed += len(index_TK)
         index_TK, disallowed_TK = self.settle(index_TK)
         weights_TK = weights_TK.masked_fill(disallowed_TK, 0.0)
+        # Of lowered logits, many families make weights of 0 themselves, so the router's own weights would not tell.
+        self.num_lost += (disallowed_TK.any(dim=1) & (weights_TK == 0).all(dim=1)).sum()
         if self.num_allowed < index_TK.shape[1]:
             # At most `num_allowed` choices of a token are left; the rest, at weight 0, would be computed for nothing.
             # Stable: the allowed choices keep the router's order, and so does the sum over them.

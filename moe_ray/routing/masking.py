@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from moe_ray.errors import InputError, NothingSelected
 from moe_ray.experts import Mask
 from moe_ray.models.moe_layers import MoELayer, find_moe_layers, uncompiled
-from moe_ray.routing.layer_mask import EditedRouter, LayerMask, function_modes_ended
+from moe_ray.models.unmaskable import refuse_unmaskable
+from moe_ray.routing.layer_mask import COUNTS, EditedRouter, LayerMask, function_modes_ended, has_mask
 from moe_ray.routing.row_mask import RowLayerMask, RowsOfPass
 
 
@@ -42,9 +43,9 @@ def route_through(model: nn.Module, mask_LE: Mask) -> Iterator[None]:
     Raises:
         InputError: the mask has another shape than the model's layers and experts, allows nothing at all, or was not
             applied by any forward pass inside the context; or another mask is in force; or the router is of a kind that
-            cannot be masked.
+            cannot be masked: known beforehand, or seen in that it chose disallowed experts or a token was left without any.
     """
-    masks = [LayerMask(layer, allowed_E) for layer, allowed_E in _layers_with_experts(model, mask_LE)]
+    masks = [LayerMask(layer, allowed_E) for layer, allowed_E in _masked_layers(model, mask_LE)]
     with function_modes_ended(), ExitStack() as stack, uncompiled():
         _put_in_force(masks, stack)
         yield
@@ -82,7 +83,7 @@ def route_rows_through(
             rows,
             None if positions_BS is None else torch.as_tensor(positions_BS, device=allowed_BE.device),
         )
-        for layer, allowed_BE in _layers_with_experts(model, masks_BLE, by_row=True)
+        for layer, allowed_BE in _masked_layers(model, masks_BLE, by_row=True)
     ]
     with function_modes_ended(), ExitStack() as stack, uncompiled():
         rows.attach(model, stack)
@@ -93,9 +94,13 @@ def route_rows_through(
 
 def _put_in_force(masks: Sequence[LayerMask], stack: ExitStack) -> None:
     for mask in masks:
-        hooks = mask.layer.experts._forward_pre_hooks.values()
-        if any(isinstance(getattr(hook, "__self__", None), LayerMask) for hook in hooks):
+        if has_mask(mask.layer.experts):
             raise InputError("another expert mask is in force; leave its route_through before entering a new one")
+        if any(getattr(hook, COUNTS, False) for hook in mask.layer.experts._forward_pre_hooks.values()):
+            raise InputError(
+                "routing is being counted, which would see choices that the mask takes away; enter `route_through` first, "
+                "and `counting` inside it"
+            )
     for mask in masks:
         mask.attach(stack)
 
@@ -108,6 +113,11 @@ def _check_applied(masks: Sequence[LayerMask], context: str) -> None:
             raise InputError(
                 f"{mask.layer.name}: the router chose disallowed experts {int(mask.num_strays)} times though enough are "
                 "allowed; how this family chooses is not known to moe-ray, so it cannot be masked"
+            )
+        if mask.num_lost:
+            raise InputError(
+                f"{mask.layer.name}: the mask left {int(mask.num_lost)} tokens without any expert that has a weight; "
+                "how this family chooses is not known to moe-ray, so it cannot be masked"
             )
 
 
@@ -136,6 +146,14 @@ def route_towards(model: nn.Module, mask_LE: Mask, *, boost: float) -> Iterator[
 
 def _raised(logits: Tensor, by_E: Tensor) -> Tensor:
     return logits + F.pad(by_E, (0, logits.shape[-1] - len(by_E))).to(logits.dtype)
+
+
+def _masked_layers(
+    model: nn.Module, mask: npt.NDArray[np.bool_], *, by_row: bool = False
+) -> list[tuple[MoELayer, Tensor]]:
+    found = _layers_with_experts(model, mask, by_row=by_row)
+    refuse_unmaskable(layer for layer, _ in found)
+    return found
 
 
 def _layers_with_experts(

@@ -9,9 +9,12 @@ import pytest
 import torch
 from families import batch_masks, build, state_of
 from policies import ROUTINGS, config_of
+from safetensors.torch import load_file
+from torch import nn
 from training_runs import BATCHES, CONFIG, EXPERTS
 
 from moe_ray.errors import InputError
+from moe_ray.finetuning import checkpoint
 from moe_ray.finetuning.checkpoint import load_checkpoint, save_checkpoint
 from moe_ray.finetuning.trainable_experts import trainable_experts
 from moe_ray.finetuning.trainer import MaskedTrainer
@@ -91,6 +94,33 @@ def test_experts_that_never_trained_have_no_optimiser_state_after_resuming(tmp_p
         load_checkpoint(trainer, tmp_path)
         first = trainer.plan[0][0]
         assert len(trainer.optimizer.state) == 2 * len(EXPERTS[first])
+
+
+def test_state_goes_to_each_parameters_own_device_and_never_all_to_one(tmp_path, monkeypatch):
+    """The meta device stands for a second GPU: half of the experts are there."""
+    run(build("olmoe"), folder=tmp_path, kill_at=3)
+    model = build("olmoe")
+    masks = batch_masks(model, EXPERTS)
+    loaded_to = []
+    monkeypatch.setattr(checkpoint, "load_file", lambda path, device="cpu": loaded_to.append(device) or load_file(path))
+    with trainable_experts(model, masks.union) as trainable:
+        for expert, tensors in trainable.parameters.items():
+            if expert.layer == 1:
+                trainable.parameters[expert] = {name: nn.Parameter(t.to("meta")) for name, t in tensors.items()}
+        trainer = MaskedTrainer(model, trainable, BATCHES, masks, CONFIG, pad_id=0, seed=0)
+        assert not trainer.optimizer.defaults["fused"]
+        # Nothing can be copied back from there, which a second GPU could.
+        monkeypatch.setattr(trainable, "write_back", lambda mask_LE: None)
+        load_checkpoint(trainer, tmp_path)
+        state = trainer.optimizer.state
+        assert {parameter.device.type for parameter in state} == {"cpu", "meta"}
+        for parameter, values in state.items():
+            assert {name: value.device for name, value in values.items() if name != "step"} == {
+                "exp_avg": parameter.device,
+                "exp_avg_sq": parameter.device,
+            }
+            assert values["step"].device.type == "cpu"
+    assert loaded_to == ["cpu"]
 
 
 def test_no_pickle_is_written(tmp_path):

@@ -449,6 +449,33 @@ def test_a_batch_without_unsafe_experts_is_not_trained():
     assert {report.batch_idx for report in reports} == {7, 9}
 
 
+@pytest.mark.parametrize(
+    ("rate", "dtype", "num_steps"),
+    [(3e38, torch.float32, 0), (7e4, torch.float16, 0), (float("nan"), torch.float32, 2)],
+)
+def test_an_update_that_gives_infinite_or_undefined_weights_is_never_kept(rate, dtype, num_steps):
+    """Too large for the type of the trained copies, or for the model's, which is what would be used."""
+    model, done = build("olmoe", dtype=dtype), []
+    config = replace(CONFIG, learning_rate=1e-6 if math.isnan(rate) else rate, max_grad_norm=1.0, weight_decay=0.0)
+    states = [state_of(model)]
+
+    def after_step(trainer, report):
+        done.append(report.step)
+        states.append(state_of(model))
+        if math.isnan(rate) and len(done) == num_steps:
+            for group in trainer.optimizer.param_groups:
+                group["weight_decay"] = rate
+
+    with pytest.raises(
+        InputError, match=r"step \d: after the update \d+ experts of layers \[.*nothing of this step"
+    ) as error:
+        train(model, config, after_step=after_step)
+    assert "such as L0" in str(error.value)
+    assert done == list(range(num_steps))
+    assert all(torch.equal(tensor, states[-1][name]) for name, tensor in state_of(model).items())
+    assert all(tensor.isfinite().all() for tensor in state_of(model).values())
+
+
 def test_a_gradient_that_is_not_finite_stops_training_before_it_moves_anything():
     model = build("olmoe")
     with torch.no_grad():

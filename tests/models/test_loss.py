@@ -34,6 +34,28 @@ def test_the_loss_of_a_text_is_that_of_predicting_each_token_after_the_first():
         assert loss == pytest.approx(alone["target_loss"].iloc[0], abs=LOSS_TOLERANCE)
 
 
+def test_the_loss_is_that_of_the_plain_logits_and_few_of_them_are_made(monkeypatch):
+    model = shared("olmoe")
+    some = rows((12, 3), (4, 9), (9, 0), (3, 1), (0, 4), (40, 2), seed=6)
+    expected = []
+    for row in some:
+        logits = model(torch.tensor([row.prompt_ids + row.answer_ids])).logits[0].log_softmax(-1)
+        middle = len(row.prompt_ids)
+        counted = [(middle + n, token) for n, token in enumerate(row.answer_ids) if middle + n]
+        expected.append(-sum(logits[place - 1, token].item() for place, token in counted))
+    made = []
+    whole = model.lm_head.forward
+    monkeypatch.setattr(model.lm_head, "forward", lambda hidden: made.append(hidden.shape[1]) or whole(hidden))
+    assert answer_loss(model, some, pad_id=0).tolist() == pytest.approx(expected, abs=LOSS_TOLERANCE)
+    # Of the 42 positions: 11 to 13, 3 to 11, 2, 0 to 2, 39 and 40, and 8, where the row without an answer has its place.
+    assert made == [len({*range(11, 14), *range(3, 12), 2, *range(3), 39, 40, 8})]
+
+
+def test_rows_without_any_answer_have_no_loss():
+    loss = answer_loss(shared("olmoe"), rows((5, 0), (3, 0), (1, 0)), pad_id=0)
+    assert loss.tolist() == [0, 0, 0]
+
+
 def test_micro_batches_hold_every_row_once():
     some = rows((5, 4), (3, 2), (7, 3), (1, 1), (9, 9), seed=4)
     for tokens in (0, 1, 10, 20, 100):

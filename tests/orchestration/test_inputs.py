@@ -3,11 +3,12 @@
 import json
 
 import pytest
+from moe_families import tiny_model
 
 from moe_ray.config.io import load_config
 from moe_ray.errors import InputError
 from moe_ray.evaluation.judges.endpoint import URL_VARIABLE
-from moe_ray.orchestration.inputs import check_requests, resolve_model, warn_of_embedded_prompts
+from moe_ray.orchestration.inputs import check_requests, resolve_model, uses_masks, warn_of_embedded_prompts
 from moe_ray.prompts.prompt_set import read_prompts
 
 
@@ -81,3 +82,33 @@ def test_a_judge_that_cannot_be_asked_is_refused(unsplit, monkeypatch):
 def test_a_real_model_on_the_prompts_of_the_demo_is_warned_of(arguments, warned, caplog):
     warn_of_embedded_prompts(load_config(None, arguments))
     assert ["name yours with prompts.files=[FILE]" in message for message in caplog.messages] == [True] * warned
+
+
+@pytest.mark.parametrize(
+    ("workflow", "settings", "expected"),
+    [
+        ("full", [], False),
+        ("ablate", [], True),
+        ("full", ["ablate.run=true"], True),
+        ("finetune", ["ablate.run=true"], False),
+        ("finetune", ["finetune.routing=masked_unsafe"], True),
+        ("identify", ["finetune.routing=masked_unsafe"], False),
+        ("evaluate", ["evaluate.routing=[natural, union]"], True),
+        ("compare", ["compare.run=true"], True),
+        ("compare", ["compare.run=true", "compare.names=[random, policy:boosted]"], False),
+        ("compare", ["compare.run=true", "compare.names=[policy:masked_prompt]"], True),
+        ("sweep", ["sweep.run=true", "sweep.space={finetune.routing: [natural, masked]}"], True),
+        ("sweep", ["sweep.run=true", "sweep.space={finetune.epochs: [1, 2]}"], False),
+    ],
+)
+def test_it_is_known_beforehand_whether_a_workflow_masks(workflow, settings, expected):
+    assert uses_masks(load_config(None, settings), workflow) is expected
+
+
+@pytest.mark.slow  # saves a checkpoint
+def test_a_family_that_cannot_be_masked_is_refused_where_masks_are_asked_for(tmp_path):
+    tiny_model("axk2").save_pretrained(tmp_path)
+    config = load_config(None, [f"model.path={tmp_path}"])
+    assert resolve_model(config, trained=True).path == str(tmp_path)
+    with pytest.raises(InputError, match=r"but not masked.*finetune\.routing natural"):
+        resolve_model(config, masked=True)

@@ -15,7 +15,8 @@ import pytest
 import torch
 from families import FAMILIES as KNOWN_FAMILIES
 from families import hooks_left, rows, token_ids
-from moe_families import causal_moe_families, tiny_model
+from moe_families import COUNTED, FAMILIES, MASKED, REFUSED, UNMASKABLE, tiny_model
+from removed_experts import masks_of, without_experts
 from torch import nn
 
 from moe_ray.errors import InputError
@@ -27,29 +28,12 @@ from moe_ray.routing.masking import route_rows_through, route_through, route_tow
 
 pytestmark = pytest.mark.slow
 
-REFUSED = {
-    # Product keys: a layer has thousands of one-neuron experts and neither experts module nor router module.
-    "doge": "is a DogeCDMoE of another kind",
-    # Experts receive tokens sorted by expert, and the attention has experts of its own.
-    "jetmoe": "is a JetMoeMoE of another kind",
-    # Every expert computes every token, scaled by a score that is 0 where it is not chosen; no ids are passed.
-    "llama4": "is a Llama4TextMoe of another kind",
-    "llama4_text": "is a Llama4TextMoe of another kind",
-    # Some ids are of experts that compute nothing, so a token has from 0 to K experts with weights.
-    "longcat_flash": "is a LongcatFlashMoE of another kind",
-    # The router may choose to skip the layer; the experts then receive id 0 with weight 0, which is not what was routed.
-    "zaya": "expected exactly one module with a (8, hidden) weight",
-}
-"""Families without counts: why, and what the user is told."""
-
 MOVED_BY_LEFT_PADDING = (
     # Attention over nothing but padding gives NaN, which reaches the row's tokens. (moe-ray counts right-padded rows.)
     "granitemoe_swa",
 )
 """Families whose own forward differs under left padding."""
 
-FAMILIES = causal_moe_families()
-SUPPORTED = tuple(family for family in FAMILIES if family not in REFUSED)
 ROWS = rows((7, 4), (3, 2), (5, 6), (9, 0))
 ROW_TOLERANCE = 1e-5
 """Some families compute parts of their forward in float32, which rounds differently beside other rows."""
@@ -95,8 +79,8 @@ def routed_of_one_row(model, row: TokenizedRow) -> np.ndarray:
 
 
 def test_the_library_has_more_than_forty_families_and_those_known_are_among_them():
-    assert len({type(tiny_model(family).config).__name__ for family in SUPPORTED}) > 40
-    assert set(KNOWN_FAMILIES) <= set(SUPPORTED)
+    assert len({type(tiny_model(family).config).__name__ for family in COUNTED}) > 40
+    assert set(KNOWN_FAMILIES) <= set(COUNTED)
     assert set(REFUSED) | set(MOVED_BY_LEFT_PADDING) <= set(FAMILIES)
 
 
@@ -107,7 +91,7 @@ def test_a_family_that_does_not_fit_is_refused_with_the_reason(family):
     assert REFUSED[family] in str(refused.value)
 
 
-@pytest.mark.parametrize("family", SUPPORTED)
+@pytest.mark.parametrize("family", COUNTED)
 def test_capturing_leaves_logits_bit_identical_and_no_hook_also_after_an_error(family):
     model, ids = tiny_model(family), token_ids(2, 9)
     with torch.inference_mode():
@@ -120,7 +104,7 @@ def test_capturing_leaves_logits_bit_identical_and_no_hook_also_after_an_error(f
     assert hooks_left(model) == 0
 
 
-@pytest.mark.parametrize("family", SUPPORTED)
+@pytest.mark.parametrize("family", COUNTED)
 def test_counts_are_of_what_the_experts_received_for_each_row_alone(family):
     model = tiny_model(family)
     counts = captured(model, ROWS)
@@ -137,7 +121,7 @@ def test_a_router_that_chooses_one_expert_is_counted(family):
     assert (counts[:, 0].sum(axis=2) == [[len(row.prompt_ids)] for row in ROWS]).all()
 
 
-@pytest.mark.parametrize("family", SUPPORTED)
+@pytest.mark.parametrize("family", COUNTED)
 def test_left_padding_and_row_order_change_no_count(family, monkeypatch):
     model, order = tiny_model(family), [2, 0, 3, 1]
     right = captured(model, ROWS)
@@ -151,7 +135,7 @@ def test_left_padding_and_row_order_change_no_count(family, monkeypatch):
         assert np.array_equal(captured(model, [ROWS[index] for index in order]), right[order])
 
 
-@pytest.mark.parametrize("family", SUPPORTED)
+@pytest.mark.parametrize("family", COUNTED)
 def test_an_expert_takes_part_in_the_output_exactly_when_it_is_counted(family):
     model, row = tiny_model(family), ROWS[0]
     counts_LE = captured(model, [row]).sum(axis=(0, 1))
@@ -192,11 +176,62 @@ def test_a_router_that_weighs_shared_experts_too_is_masked_in_its_own_experts_on
     assert shares[0] < shares[1] < shares[2] == 1
 
 
-UNMASKABLE = {
-    # Its first layers choose by a table of experts per token id, which no logit reaches.
-    "deepseek_v4": "chose disallowed experts",
-}
-"""Families that are counted, and cannot be masked: what the user is told."""
+@pytest.mark.parametrize("family", MASKED)
+def test_output_under_a_mask_equals_that_of_the_model_without_the_other_experts(family):
+    model, ids = tiny_model(family), token_ids(3, 11)
+    for name, mask_LE in masks_of(find_moe_layers(model)).items():
+        with torch.no_grad():
+            expected = without_experts(model, mask_LE)(ids).logits
+            with route_through(model, mask_LE), weights_spied(model) as weights:
+                masked = model(ids).logits
+        torch.testing.assert_close(
+            masked, expected, atol=ROW_TOLERANCE, rtol=0, msg=lambda text, n=name: f"{n}: {text}"
+        )
+        for allowed_E, weights_TE in zip(mask_LE, weights, strict=True):
+            assert not weights_TE[:, torch.as_tensor(~allowed_E & allowed_E.any())].any()
+            assert (weights_TE != 0).any(dim=1).all()
+
+
+@pytest.mark.parametrize("family", UNMASKABLE)
+def test_a_family_that_cannot_be_masked_is_refused_before_a_forward_pass(family, monkeypatch):
+    model = tiny_model(family)
+    layers = find_moe_layers(model)
+    for masks in (np.eye(layers.num_experts, dtype=bool)[None, :1].repeat(len(layers), axis=1), masks_of_rows(model)):
+        mask_LE = masks[-1]
+        mask_LE[0] = True
+        with pytest.raises(InputError, match=UNMASKABLE[family]), route_through(model, mask_LE):
+            raise AssertionError("entered")
+        with pytest.raises(InputError, match=UNMASKABLE[family]), route_rows_through(model, masks):
+            raise AssertionError("entered")
+    assert hooks_left(model) == 0
+
+
+@pytest.mark.parametrize("family", UNMASKABLE)
+def test_what_is_refused_by_its_structure_would_be_seen_in_its_routing(family, monkeypatch):
+    """Masks of one expert: tokens are left without any, which counting disallowed choices would miss."""
+    monkeypatch.setattr("moe_ray.routing.masking.refuse_unmaskable", lambda layers: None)
+    model = tiny_model(family)
+    layers = find_moe_layers(model)
+    seen = []
+    for expert in range(layers.num_experts):
+        mask_LE = np.zeros((len(layers), layers.num_experts), dtype=bool)
+        mask_LE[:, expert] = True
+        try:
+            with torch.no_grad(), route_through(model, mask_LE):
+                model(token_ids(3, 17))
+        except InputError as error:
+            seen.append(str(error))
+    assert seen
+    assert all("without any expert" in text for text in seen)
+
+
+def test_groups_are_what_makes_a_family_unmaskable_that_fills_them_with_zero():
+    model = tiny_model("axk2", n_group=None, topk_group=None)
+    for mask_LE in masks_of(find_moe_layers(model)).values():
+        with torch.no_grad():
+            expected = without_experts(model, mask_LE)(token_ids(2, 9)).logits
+            with route_through(model, mask_LE):
+                torch.testing.assert_close(model(token_ids(2, 9)).logits, expected, atol=ROW_TOLERANCE, rtol=0)
 
 
 def masks_of_rows(model: nn.Module) -> np.ndarray:
@@ -211,7 +246,7 @@ def masks_of_rows(model: nn.Module) -> np.ndarray:
 
 
 @pytest.mark.parametrize("left", [False, True])
-@pytest.mark.parametrize("family", SUPPORTED)
+@pytest.mark.parametrize("family", MASKED)
 def test_rows_under_masks_of_their_own_are_routed_as_in_a_pass_for_each_mask(family, left):
     model = tiny_model(family)
     masks_BLE, padded = masks_of_rows(model), pad_rows(ROWS, pad_id=0, left=left)
@@ -224,10 +259,6 @@ def test_rows_under_masks_of_their_own_are_routed_as_in_a_pass_for_each_mask(fam
             logits = model(input_ids=inputs, attention_mask=attention).logits
         return logits, [layer.view(*inputs.shape, -1) for layer in weights]
 
-    if family in UNMASKABLE:
-        with pytest.raises(InputError, match=UNMASKABLE[family]):
-            run(slice(None), route_rows_through(model, masks_BLE))
-        return
     together, routed = run(slice(None), route_rows_through(model, masks_BLE))
     for row, mask_LE in enumerate(masks_BLE):
         alone, routed_alone = run(slice(row, row + 1), route_through(model, mask_LE))

@@ -26,6 +26,7 @@ from torch import nn
 
 from moe_ray.errors import InputError
 from moe_ray.models.moe_layers import find_moe_layers
+from moe_ray.routing.counter import counting
 from moe_ray.routing.masking import route_rows_through, route_through, route_towards
 
 IDS = token_ids(3, 11)
@@ -265,6 +266,44 @@ def test_a_family_whose_way_to_choose_is_not_known_is_refused(family, monkeypatc
         masking(model, mask_named(model, "exactly k")),
     ):
         model(IDS)
+
+
+@in_both_ways
+@pytest.mark.parametrize("family", ["olmoe", "deepseek_v3"])
+def test_tokens_that_lose_all_their_experts_are_noticed(family, monkeypatch, masking):
+    """A mask with fewer experts than a token uses, and experts by groups, where disallowed choices may be unavoidable."""
+    model = build(family)
+    layer = find_moe_layers(model)[1]
+    choose = layer.router.forward
+
+    def by_table(hidden):
+        logits, weights, index = choose(hidden)
+        return logits, torch.ones_like(weights), torch.arange(index.shape[1]).expand_as(index) + 4
+
+    monkeypatch.setattr(layer.router, "forward", by_table)
+    mask_LE = mask(model, (1, 2, 3), (0, 1) if family == "olmoe" else (0, 1, 2))
+    with pytest.raises(InputError, match=f"left {IDS.numel()} tokens without any expert"), masking(model, mask_LE):
+        model(IDS)
+    with masking(model, mask(model, (1, 2, 3), (4,))):
+        model(IDS)
+
+
+@in_both_ways
+@pytest.mark.parametrize("family", ["olmoe", "deepseek_v3"])
+@pytest.mark.parametrize("name", MASKS)
+def test_counts_inside_a_mask_are_of_what_is_left_and_a_mask_inside_counting_is_refused(family, name, masking):
+    model = shared(family)
+    mask_LE = mask_named(model, name)
+    with masking(model, mask_LE), counting(model) as counter, routing_spied(model) as calls:
+        counter.start(torch.zeros(IDS.shape, dtype=torch.long), 1)
+        model(IDS)
+        counts_LE = counter.finish()[0]
+    expected = [index[weights != 0].bincount(minlength=NUM_EXPERTS) for index, weights in calls]
+    assert torch.equal(counts_LE.long(), torch.stack(expected))
+    assert not counts_LE[torch.as_tensor(~mask_LE & mask_LE.any(axis=1, keepdims=True))].any()
+    with counting(model), pytest.raises(InputError, match="enter `route_through` first"), masking(model, mask_LE):
+        raise AssertionError("entered")
+    assert hooks_left(model) == 0
 
 
 # autocast and torch.compile

@@ -11,7 +11,9 @@ from moe_ray.ablation.ablate import Ablation
 from moe_ray.ablation.cost import RunSize, what_is_affordable
 from moe_ray.ablation.plan import chosen_batches, plan_batches, prompts_of_batches
 from moe_ray.config.ablate import AblateConfig
+from moe_ray.errors import InputError
 from moe_ray.identification.selection import ranking_column
+from moe_ray.models.loading import check_maskable
 from moe_ray.orchestration.jobs import ablate as job
 from moe_ray.orchestration.stages.context import Context
 from moe_ray.orchestration.stages.identify import selecting_settings
@@ -78,6 +80,11 @@ def affordable(run: Context) -> AblateConfig | None:
         epochs=run.config.finetune.epochs,
         answer_tokens=run.config.evaluate.max_new_tokens,
     )
+    try:
+        check_maskable(run.model)
+    except InputError as error:
+        logger.warning("ablate: left out; %s", error)
+        return None
     estimate = what_is_affordable(size, config)
     logger.info(estimate.in_words())
     return estimate.config

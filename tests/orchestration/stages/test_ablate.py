@@ -12,6 +12,7 @@ import pytest
 from moe_ray.ablation.ablate import ablate_batches
 from moe_ray.config.io import load_config
 from moe_ray.config.model import ModelConfig
+from moe_ray.errors import InputError
 from moe_ray.identification.findings import findings_of, joined
 from moe_ray.identification.identify import identify as identify_counts
 from moe_ray.identification.risk_tables import write_part
@@ -171,3 +172,14 @@ def test_the_full_workflow_does_what_is_asked_or_cheap(run_of, settings, details
         config = run_of(*settings).affordable_check()
     assert (None if config is None else (config.leave_one_out, config.curve)) == details
     assert ("tokens in forward passes" in caplog.text) == (not any("ablate.run" in setting for setting in settings))
+
+
+def test_where_nobody_asked_for_it_a_model_that_cannot_be_masked_goes_without(run_of, monkeypatch, caplog):
+    def refused(model):
+        raise InputError("its routers cannot be masked")
+
+    monkeypatch.setattr(ablate, "check_maskable", refused)
+    cheap = ("ablate.prompts=1", "ablate.max_batches=1", "finetune.epochs=50", "ablate.draws=1")
+    assert run_of(*cheap).affordable_check() is None
+    assert "ablate: left out; its routers cannot be masked" in caplog.text
+    assert run_of(*cheap, "ablate.run=true").affordable_check() is not None
