@@ -1,68 +1,119 @@
-"""A pool of Ray Data actors that each hold a judge and work on blocks of rows."""
+"""Processes that each hold something that takes long to make, such as a judge, and work on blocks of rows.
+
+They are Ray actors of our own and not a pool of Ray Data's: that hands its context and its plan to every actor through the
+object store, and says itself, in an error line at each start, that a restart then fails once these are lost. These get their
+arguments by value, so one that dies is started again wherever there is room, and its block is done again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import ray.data
+import ray
 
-from moe_ray.orchestration.cluster.ray_session import require_cpus, resources_released
+from moe_ray.errors import InputError
+from moe_ray.orchestration.cluster.ray_session import (
+    require_cpus,
+    require_gpus,
+    resources_released,
+    result_of,
+)
 
-Columns = dict[str, np.ndarray[Any, Any]]
+_MOST_RESTARTS = 3
+"""Of one process: what ends it once may be a machine that went away, what ends it four times is in the work itself."""
+
+
+class BlockActor:
+    """One process, as Ray runs it.
+
+    What it holds is made at the first block: an error in a constructor would end the process without a word of why.
+
+    Args:
+        what: the work, as logs and the dashboard name the process.
+        make: makes what works on a block.
+        arguments: of `make`.
+    """
+
+    def __init__(self, what: str, make: Callable[..., Callable[[Any], Any]], arguments: tuple[Any, ...]) -> None:
+        self._what, self._make, self._arguments = what, make, arguments
+        self._work: Callable[[Any], Any] | None = None
+
+    def __repr__(self) -> str:
+        return self._what
+
+    def do(self, block: Any) -> Any:
+        """What is made of one block."""
+        if self._work is None:
+            self._work = self._make(*self._arguments)
+        return self._work(block)
 
 
 @contextmanager
 def in_actors(
-    blocks: Sequence[pa.Table],
-    actor: type,
+    blocks: Sequence[Any],
+    make: Callable[..., Callable[[Any], Any]],
     arguments: tuple[Any, ...],
     *,
     what: str,
     num_actors: int,
     gpus_per_actor: float = 0.0,
-) -> Iterator[Iterator[Columns]]:
+) -> Iterator[Iterator[Any]]:
     """Has actors work on the blocks; at the end of the context their GPUs and CPUs are free again.
 
     Args:
-        blocks: one call's rows each.
-        actor: called with the columns of a block.
-        arguments: of its constructor; small, since Ray keeps them to start an actor again.
-        what: the work, for errors and warnings.
-        num_actors: how many actors.
+        blocks: what one call gets each.
+        make: makes what works on a block, in each actor; such as a class.
+        arguments: of `make`; small, since they travel by value.
+        what: the work, for errors, warnings and the dashboard.
+        num_actors: how many actors, at most one for each block.
         gpus_per_actor: a fraction of a GPU, one, or several.
 
     Yields:
         what an actor returned for a block, one after another, in any order of blocks.
 
     Raises:
-        InputError: a local Ray has too few CPUs, and the actors would wait for ever.
+        InputError: a local Ray has too few CPUs or GPUs, and the actors would wait for ever; or one ended again and again.
+        MoeRayError: an actor raised it.
     """
-    require_cpus(num_actors + 1, what)
-    pool = ray.data.ActorPoolStrategy(size=num_actors)
+    require_cpus(num_actors, what)
+    require_gpus(num_actors * gpus_per_actor, what)
+    kind = ray.remote(
+        num_cpus=1,
+        num_gpus=gpus_per_actor,
+        max_restarts=_MOST_RESTARTS,
+        max_task_retries=-1,
+        scheduling_strategy="SPREAD",
+    )(BlockActor)
     with resources_released(what):
-        results = mapped(blocks, actor, arguments, pool, gpus_per_actor=gpus_per_actor)
-        yield iter(results.iter_batches(batch_size=None, batch_format="numpy"))
+        actors = [kind.remote(what, make, arguments) for _ in range(min(num_actors, len(blocks)))]
+        try:
+            yield _results(actors, blocks, what)
+        finally:
+            for actor in actors:
+                ray.kill(actor)
 
 
-def mapped(
-    blocks: Sequence[pa.Table], actor: type, arguments: tuple[Any, ...], pool: Any, *, gpus_per_actor: float
-) -> Any:
-    """The data set of what the actors return; the work starts when it is read."""
-    return ray.data.from_arrow(list(blocks)).map_batches(
-        actor,
-        fn_constructor_args=arguments,
-        compute=pool,
-        # Whole blocks; `None` would say that too, but not where GPUs are asked for: Ray Data wants a number there.
-        batch_size=max(map(len, blocks)),
-        batch_format="numpy",
-        num_gpus=gpus_per_actor or None,
-    )
+def _results(actors: Sequence[Any], blocks: Sequence[Any], what: str) -> Iterator[Any]:
+    todo, busy = iter(blocks), dict[Any, Any]()
 
+    def give(actor: Any) -> None:
+        for block in todo:
+            busy[actor.do.options(name=what).remote(block)] = actor
+            return
 
-def blocks_of(table: pa.Table, rows: int) -> list[pa.Table]:
-    """The table in blocks of at most `rows` rows."""
-    return [table.slice(start, rows) for start in range(0, len(table), rows)]
+    for actor in actors:
+        give(actor)
+    while busy:
+        (done,), _ = ray.wait(list(busy), num_returns=1)
+        actor = busy.pop(done)
+        try:
+            result = result_of(done)
+        except ray.exceptions.RayActorError as error:
+            raise InputError(
+                f"{what}: a process ended {_MOST_RESTARTS + 1} times, as it does where memory runs out; use fewer "
+                "processes, or a smaller model"
+            ) from error
+        give(actor)
+        yield result

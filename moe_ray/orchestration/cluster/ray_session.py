@@ -183,16 +183,10 @@ def resources_released(what: str, *, timeout_seconds: float = 60.0) -> Iterator[
     """Waits at the end until the actors that were started meanwhile have given back their GPUs and CPUs.
 
     Ray ends actors some time after their work is done, and the next stage would find no free GPU until then. After an error
-    of ours it waits too. After an error of Ray's it does not: the error keeps the actors alive.
+    no stage comes next, and nothing is waited for.
     """
     before = ray.available_resources()
-    try:
-        yield
-    except ray.exceptions.RayError:
-        raise
-    except BaseException:
-        wait_until_free(before, what, timeout_seconds=timeout_seconds)
-        raise
+    yield
     wait_until_free(before, what, timeout_seconds=timeout_seconds)
 
 

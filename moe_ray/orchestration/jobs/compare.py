@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import ray
 
 from moe_ray.config.effects import settings_affecting
 from moe_ray.config.evaluate import EvaluateConfig
@@ -21,10 +20,10 @@ from moe_ray.config.model import ModelConfig
 from moe_ray.config.run import Config
 from moe_ray.experts import Mask
 from moe_ray.identification.mask_files import write_masks
+from moe_ray.orchestration.cluster.actor_pool import in_actors
 from moe_ray.orchestration.cluster.model_process import BaseModel
 from moe_ray.orchestration.cluster.node_share import processes_on_this_node
 from moe_ray.orchestration.cluster.progress import progress
-from moe_ray.orchestration.cluster.ray_session import require_cpus, result_of
 from moe_ray.prompts.example_tables import frame_to_batches
 from moe_ray.report.format import decimal, rate
 from moe_ray.run_directory import ANSWERS, RunDirectory
@@ -143,29 +142,22 @@ def _inputs_of(
 
 
 def _run_missing(job: CompareJob, missing: Sequence[_Training], folder: Folder, depends: Mapping[str, Any]) -> None:
-    num_actors = min(job.num_actors, len(missing))
-    require_cpus(num_actors, "the comparison")
-    kind = ray.remote(num_cpus=1, num_gpus=job.gpus_per_actor, scheduling_strategy="SPREAD")(_ArmActor)
-    idle = [kind.remote(job) for _ in range(num_actors)]
-    waiting = list(missing)
-    running: dict[Any, tuple[Any, _Training]] = {}
-    try:
-        with progress("compare", len(missing)) as meter:
-            while waiting or running:
-                while waiting and idle:
-                    actor, training = idle.pop(), waiting.pop(0)
-                    running[actor.run.remote(*training)] = (actor, training)
-                (done,), _ = ray.wait(list(running), num_returns=1)
-                actor, training = running.pop(done)
-                idle.append(actor)
-                _write_arm(training, result_of(done), folder.sub(training.folder), depends[training.folder])
-                meter.advance()
-    finally:
-        for actor in [*idle, *(actor for actor, _ in running.values())]:
-            ray.kill(actor)
+    named = {training.folder: training for training in missing}
+    work = in_actors(
+        missing,
+        _Arms,
+        (job,),
+        what="compare",
+        num_actors=job.num_actors,
+        gpus_per_actor=job.gpus_per_actor,
+    )
+    with work as outcomes, progress("compare", len(missing)) as meter:
+        for name, outcome in outcomes:
+            _write_arm(named[name], outcome, folder.sub(name), depends[name])
+            meter.advance()
 
 
-class _ArmActor:
+class _Arms:
     """Trains and measures arms on one base model."""
 
     def __init__(self, job: CompareJob) -> None:
@@ -184,13 +176,14 @@ class _ArmActor:
             trained_batches=job.trained_batches,
         )
 
-    def run(self, arm: Arm, seed: int) -> ArmOutcome:
-        """What the arm gives under the seed."""
+    def __call__(self, training: _Training) -> tuple[str, ArmOutcome]:
+        """The training's folder, and what its arm gives under its seed."""
+        arm, name = training.arm, training.folder
         self.base.check()
         if arm.masks is not None:
             # What comes through Ray's object store cannot be written to, which torch warns of.
             arm = replace(arm, masks=replace(arm.masks, masks_BLE=arm.masks.masks_BLE.copy()))
-        return self.trainer.run(arm, seed=seed)
+        return name, self.trainer.run(arm, seed=training.seed)
 
 
 def _write_arm(training: _Training, outcome: ArmOutcome, folder: Folder, depends: Mapping[str, Any]) -> None:

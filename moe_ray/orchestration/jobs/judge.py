@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 
 from moe_ray.config.evaluate import EvaluateConfig
 from moe_ray.evaluation.judges import make_judge, with_verdicts
 from moe_ray.evaluation.judges.verdict import Conversation, Verdict
-from moe_ray.orchestration.cluster.actor_pool import blocks_of, in_actors
+from moe_ray.orchestration.cluster.actor_pool import in_actors
 from moe_ray.orchestration.cluster.model_process import process_device, quiet_and_threaded
 from moe_ray.orchestration.cluster.node_share import processes_on_this_node
 from moe_ray.orchestration.cluster.progress import progress
@@ -27,7 +25,7 @@ _ANSWERS_PER_BLOCK = 128
 """That a classifier judges before it writes its verdicts."""
 
 
-class JudgeActor:
+class ClassifierJudge:
     """Holds a classifier and judges the answers it is given."""
 
     def __init__(self, config: EvaluateConfig, parts_url: str) -> None:
@@ -35,12 +33,11 @@ class JudgeActor:
         self.judge = make_judge(config, device=process_device())
         self.parts = Folder.open(parts_url)
 
-    def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
-        """Judges one block of answers and writes its part; returns what was done."""
-        rows = pd.DataFrame(batch)
+    def __call__(self, rows: pd.DataFrame) -> int:
+        """Judges one block of answers and writes its part; returns how many there were."""
         verdicts = dict(self.judge.verdicts(_conversations(rows)))
         _write(self.parts, rows, verdicts)
-        return {"id": rows["id"].to_numpy()}
+        return len(rows)
 
 
 def judge(answers: pd.DataFrame, config: EvaluateConfig, parts: Folder, *, what: str) -> pd.DataFrame:
@@ -84,18 +81,17 @@ def _here(answers: pd.DataFrame, config: EvaluateConfig, parts: Folder) -> Itera
 
 
 def _in_actors(answers: pd.DataFrame, config: EvaluateConfig, parts: Folder) -> Iterator[int]:
-    table = pa.Table.from_pandas(answers[[*_KEYS, "messages", "answer"]], preserve_index=False)
+    rows = answers[[*_KEYS, "messages", "answer"]].reset_index(drop=True)
     pool = in_actors(
-        blocks_of(table, _ANSWERS_PER_BLOCK),
-        JudgeActor,
+        [rows.iloc[start : start + _ANSWERS_PER_BLOCK] for start in range(0, len(rows), _ANSWERS_PER_BLOCK)],
+        ClassifierJudge,
         (config, parts.url),
         what="judging",
         num_actors=config.num_actors,
         gpus_per_actor=config.gpus_per_actor,
     )
     with pool as results:
-        for done in results:
-            yield len(done["id"])
+        yield from results
 
 
 def _conversations(rows: pd.DataFrame) -> list[Conversation]:

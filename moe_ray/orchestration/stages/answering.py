@@ -67,7 +67,7 @@ def judged(run: Context, answers: pd.DataFrame, parts: Folder, what: str) -> pd.
     """The answers with verdicts; those that `parts` holds already are not asked for again."""
     config = run.config.evaluate
     if config.judge == "classifier":
-        run.models.make_room(cpus=config.num_actors + 1, gpus=config.gpus_per_actor)
+        run.models.make_room(cpus=config.num_actors, gpus=config.gpus_per_actor)
     elif config.judge == "endpoint":
         run.models.make_room(gpus=1)  # which may take hours, and nobody should pay for GPUs that wait
     return judge(answers, config, parts, what=what)
