@@ -246,7 +246,7 @@ PARTS: Mapping[str, Callable[[Data], object]] = {
     "capture: plan of windows": windows,
     "capture: remove_doubles": doubles,
     "capture: digest and tokens": digests,
-    "identify: batches_in_parts and task plan": task_plan,
+    "sweep: batches_in_parts and plan of reads": task_plan,
     "identify: lengths of all examples": lambda data: read_lengths(data.counts),
     "identify: masks made and written": masks_written,
     "finetune: masks read, each looked up": masks_used,

@@ -27,11 +27,14 @@ def test_the_schema_check_would_notice_an_unknown_key(cluster):
         validate_config(prepare_config(cluster | {"max_wrokers": 3}))
 
 
-def test_the_head_has_no_gpu_and_the_workers_scale_from_none(cluster):
+def test_the_head_takes_no_work_and_workers_with_and_without_gpus_scale_from_none(cluster):
     types = cluster["available_node_types"]
-    assert "GPU" not in types[cluster["head_node_type"]]["resources"]
-    workers = [kind for name, kind in types.items() if name != cluster["head_node_type"]]
-    assert all(kind["resources"]["GPU"] >= 1 and kind["min_workers"] == 0 < kind["max_workers"] for kind in workers)
+    assert types[cluster["head_node_type"]]["resources"] == {"CPU": 0}
+    workers = {name: kind for name, kind in types.items() if name != cluster["head_node_type"]}
+    assert all(kind["min_workers"] == 0 < kind["max_workers"] for kind in workers.values())
+    gpus = {name: kind["resources"].get("GPU", 0) for name, kind in workers.items()}
+    assert gpus == {"cpu_worker": 0, "gpu_worker": 1}
+    assert cluster["max_workers"] == sum(kind["max_workers"] for kind in workers.values())
 
 
 @pytest.mark.parametrize("name", [".git", ".venv", "/runs", "/data", "/models"])

@@ -19,6 +19,7 @@ NAMED_AFTER_A_PROPERTY = {
     "test_layers.py",
     "test_layout.py",
     "test_project_files.py",
+    "test_rayjob.py",
     "test_public_names.py",
     "test_readme.py",
     "test_wheel.py",

@@ -38,6 +38,14 @@ class FinetuneConfig(Section):
         affects="speed",
         at_least=0,
     )
+    max_workers: int = setting(
+        0,
+        "more workers join, up to this many, while the cluster has room, and fewer go on, down to num_workers, when a node "
+        "goes away: training then goes on from its last checkpoint; needs batches_per_step, so that a step is the same "
+        "however many share it; 0 = always num_workers",
+        affects="speed",
+        at_least=0,
+    )
     epochs: int = setting(4, "passes over all batches", affects="weights", at_least=1)
     learning_rate: float = setting(  # between ESFT's 1e-5 (its configs/base.yaml) and the 5e-5 of transformers' Trainer
         2e-5,
@@ -202,8 +210,8 @@ class FinetuneConfig(Section):
 
     @property
     def needs_ray_train(self) -> bool:
-        """Whether several workers train."""
-        return self.num_workers > 1
+        """Whether several workers train, or may."""
+        return max(self.num_workers, self.max_workers) > 1
 
     def faults(self) -> Iterator[str]:
         """Yields what is wrong with the boost, the routers' training, the batches of a step and their weights."""
@@ -215,7 +223,15 @@ class FinetuneConfig(Section):
             )
         if self.router == "alternating" and self.learn_from == "unsafe" and self.router_consistency > 0:
             yield self.wrong("router_consistency", "0 with finetune.learn_from=unsafe, as no safe prompt is seen")
-        if 0 < self.batches_per_step < self.num_workers:
+        if self.max_workers and not 0 < self.num_workers <= self.max_workers:
+            yield self.wrong("max_workers", f"0, or at least finetune.num_workers={max(1, self.num_workers)}")
+        elif self.max_workers > self.num_workers and self.batches_per_step < self.max_workers:
+            yield self.wrong(
+                "batches_per_step",
+                f"a number, and at least one batch for each of finetune.max_workers={self.max_workers}: a step must not "
+                "depend on how many workers there happen to be",
+            )
+        elif 0 < self.batches_per_step < self.num_workers:
             yield self.wrong("batches_per_step", f"0, or at least one batch for each of the {self.num_workers} workers")
         for entry in self.batch_weights:
             if not _is_weight(entry):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -116,7 +117,12 @@ def _column(name: str) -> str:
 
 
 def _as_tensors(values_NLE: npt.NDArray[Any]) -> pa.Array:
-    return pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(values_NLE))
+    # `FixedShapeTensorArray.from_numpy_ndarray` would write a permutation of axes into the type, one that changes nothing:
+    # pyarrow makes no empty table of such a type, which shuffles of Ray Data need.
+    flat = pa.array(np.ascontiguousarray(values_NLE).reshape(-1))
+    shape = values_NLE.shape[1:]
+    rows = pa.FixedSizeListArray.from_arrays(flat, math.prod(shape))
+    return pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(flat.type, shape), rows)
 
 
 def _tensor_column(table: pa.Table, name: str) -> Any:

@@ -37,6 +37,13 @@ def test_a_replaced_value_is_checked_again():
         (lambda: IdentifyConfig(alpha=0.1, rule="esft_gate"), "identify.rule: got 'esft_gate'"),
         (lambda: FinetuneConfig(batch_weights=("1=-2",)), "finetune.batch_weights: got '1=-2', expected entries such"),
         (lambda: FinetuneConfig(boost=1.0), "finetune.boost: got 1.0"),
+        (lambda: FinetuneConfig(num_workers=3, max_workers=2), "finetune.max_workers: got 2, expected 0, or at least"),
+        (lambda: FinetuneConfig(num_workers=0, max_workers=2), "finetune.max_workers: got 2, expected 0, or at least"),
+        (
+            lambda: FinetuneConfig(max_workers=4),
+            "finetune.batches_per_step: got 0, expected a number, and at least one",
+        ),
+        (lambda: FinetuneConfig(max_workers=4, batches_per_step=3), "batch for each of finetune.max_workers=4"),
     ],
 )
 def test_python_is_checked_as_a_file_is(make, said):

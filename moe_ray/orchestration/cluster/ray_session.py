@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from moe_ray.config.auto import number_of
 from moe_ray.config.cluster import ClusterConfig
-from moe_ray.errors import InputError, MoeRayError
+from moe_ray.errors import InputError, MoeRayError, OutsideFailed
 from moe_ray.orchestration.cluster.local_environment import cluster_address, set_local_environment
 from moe_ray.orchestration.cluster.token_file import protect_token
 from moe_ray.signals import end_on_sigterm
@@ -111,8 +111,13 @@ def _start_local(**options: Any) -> None:
             ray.init(address="local", dashboard_host="127.0.0.1", logging_level="warning", **options)
             return
         except Exception as error:  # Ray has no type of its own for it
-            if not attempts_left or "timed out during startup" not in str(error):
+            if "timed out during startup" not in str(error):
                 raise
+            if not attempts_left:
+                raise OutsideFailed(
+                    "Ray did not start on this machine, twice, within the time that it gives itself; run the same command "
+                    "again when the machine is less busy"
+                ) from error
             logger.warning("Ray did not start within the time that it gives itself; trying once more")
             ray.shutdown()
 

@@ -17,7 +17,12 @@ from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.errors import MoeRayError
 from moe_ray.finetuning.checkpoint import save_checkpoint
 from moe_ray.finetuning.trainer import MaskedTrainer
-from moe_ray.orchestration.cluster.ray_session import arrow_filesystem, require_cpus, require_gpus
+from moe_ray.orchestration.cluster.ray_session import (
+    arrow_filesystem,
+    require_cpus,
+    require_gpus,
+    resources_released,
+)
 from moe_ray.storage.folder import Folder
 
 
@@ -50,7 +55,9 @@ class Worker:
 def train_with_ray(
     loop: Callable[[Any, Worker], dict[str, Any]], job: Any, config: FinetuneConfig, out: Folder
 ) -> dict[str, Any]:
-    """Runs a loop in `config.num_workers` workers; returns what the first of them returned.
+    """Runs a loop in `config.num_workers` workers, up to `max_workers`; returns what the first of them returned.
+
+    Afterwards their GPUs and CPUs are free again. Where workers join or go away, all begin again at the last checkpoint.
 
     Args:
         loop: gets the job and the worker.
@@ -68,7 +75,7 @@ def train_with_ray(
         _worker_loop,
         train_loop_config={"loop": loop, "job": job},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=config.num_workers,
+            num_workers=_num_workers(config),
             use_gpu=gpus_of(config.gpus_per_worker) > 0,
             resources_per_worker=_worker_resources(config),
         ),
@@ -82,7 +89,8 @@ def train_with_ray(
         ),
     )
     try:
-        result = trainer.fit()
+        with resources_released("fine-tuning"):
+            result = trainer.fit()
     except ray.train.WorkerGroupError as error:
         raise _error_of_worker(error) from None
     outcome: dict[str, Any] = result.return_value
@@ -98,6 +106,11 @@ def _error_of_worker(error: Any) -> BaseException:
             return cause
     original: BaseException = error
     return original
+
+
+def _num_workers(config: FinetuneConfig) -> int | tuple[int, int]:
+    """As Ray Train takes it: how many, or between how many."""
+    return (config.num_workers, config.max_workers) if config.max_workers > config.num_workers else config.num_workers
 
 
 def _worker_resources(config: FinetuneConfig) -> dict[str, float]:

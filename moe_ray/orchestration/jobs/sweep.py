@@ -28,7 +28,7 @@ from moe_ray.config.io import to_yaml
 from moe_ray.config.run import Config
 from moe_ray.errors import InputError, MoeRayError, OutsideFailed
 from moe_ray.orchestration.cluster.leases import start_leases
-from moe_ray.orchestration.cluster.ray_session import require_cpus, require_gpus
+from moe_ray.orchestration.cluster.ray_session import require_cpus, require_gpus, resources_released
 from moe_ray.orchestration.jobs.sweep_job import SweepJob, plain_settings, read_trials, record_name
 from moe_ray.orchestration.jobs.sweep_trial import forget_checkpoints, sweep_trial
 from moe_ray.report.format import setting
@@ -68,7 +68,7 @@ def sweep(job: SweepJob) -> pd.DataFrame:
     if settings.max_concurrent_trials > 1:
         job = replace(job, leases=start_leases())
     # Trials give Ray Tune numbers only, so no node but this one needs to reach its folder.
-    with tempfile.TemporaryDirectory(prefix="moe-ray-tune-") as state:
+    with tempfile.TemporaryDirectory(prefix="moe-ray-tune-") as state, resources_released("the sweep"):
         results = _tuner(job, state, space, total).fit()
     if results.errors:
         raise _first_error(results.errors)
