@@ -97,7 +97,7 @@ def measure_batch(
         if config.generate and is_scored_N.any():
             answers = _with_answers_without(model, tokenizer, ids, plan, answers, is_scored_N, config, budget, cost)
         scored = np.flatnonzero(is_scored_N)
-        rows = [TokenizedRow(ids[place], own[place].ids) for place in scored]
+        rows = [own[place].after(ids[place]) for place in scored]
         effects_SN = _effects(model, rows, plan, budget, cost, pad_id=pad_token_id(tokenizer))
     # Column by column: a frame for each set would take longer than its passes do in a small model.
     of_prompt, num_sets = prompts.loc[scored, ["id", "label", "pair"]], len(plan.sets)
@@ -117,7 +117,7 @@ def measure_batch(
 
 
 def _state(response: Response) -> str:
-    if not response.ids:
+    if len(response.ids) == response.num_thought:
         return SILENT
     return REFUSED if is_refusal(response.text) else ANSWERED
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moe_ray.models.moe_layers import MoELayer, find_moe_layers, routing_of_call, uncompiled
-from moe_ray.models.tokenization import PROMPT, RESPONSE, TokenizedRow, pad_rows
+from moe_ray.models.tokenization import PROMPT, RESPONSE, THOUGHT, TokenizedRow, pad_rows
 
 _TOKENS_AT_ONCE = 2_048
 """Tokens of a layer whose experts' outputs are there at the same time, one for each token and expert."""
@@ -39,14 +39,14 @@ def router_weighted_saliency(
         pad_id: token id that fills padding.
 
     Returns:
-        (B, 2, L, E) float64; the second axis is (prompt, response).
+        (B, 3, L, E) float64; the second axis is (prompt, response, thought).
 
     Raises:
         InputError: the model has no experts, or belongs to a family that is not supported.
     """
     layers = find_moe_layers(model)
     padded = pad_rows(rows, pad_id=pad_id).to(model.device)
-    roles = (PROMPT, RESPONSE)
+    roles = (PROMPT, RESPONSE, THOUGHT)
     rows_B1 = torch.arange(len(rows), device=model.device).unsqueeze(1)
     # What is not counted goes to a last segment, which is dropped.
     segments_T = torch.where(

@@ -28,7 +28,7 @@ class IdentifyConfig(Section):
 
     group: ClassVar[str] = "identify"
 
-    roles: tuple[Literal["prompt", "response"], ...] = setting(
+    roles: tuple[Literal["prompt", "response", "thought"], ...] = setting(
         ("prompt",), "whose tokens count: those of the prompt, of the response, or of both", affects="masks"
     )
     rule: Literal[

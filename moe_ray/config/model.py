@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from moe_ray.config.fields import EMBEDDED, setting
 from moe_ray.config.section import Section
@@ -39,12 +41,24 @@ class ModelConfig(Section):
         "how transformers computes the experts; auto = eager on CPU, the library's default on GPU",
         affects=("targets", "counts", "weights", "answers", "ablation"),
     )
+    chat_template_options: Mapping[str, Any] = setting(
+        {},
+        "values for variables of the checkpoint's chat template, such as {enable_thinking: false} for Qwen3 and GLM-4.5, "
+        "{thinking: true} for DeepSeek-V3.1 or {reasoning_effort: low} for gpt-oss; they hold wherever a prompt is rendered",
+        affects=("targets", "counts", "weights", "answers", "ablation"),
+    )
     trust_remote_code: bool = setting(
         False,
         "run Python code that comes with the checkpoint; only for sources you trust",
         # Without it such a checkpoint is refused; what it computes is its content's business.
         affects="speed",
     )
+
+    def faults(self) -> Iterator[str]:
+        """Yields what is wrong with the options of the chat template."""
+        wrong = [name for name in self.chat_template_options if not re.fullmatch(r"[A-Za-z_]\w*", str(name), re.ASCII)]
+        if wrong:
+            yield self.wrong("chat_template_options", "names of variables, each with a value")
 
     def local_folder(self) -> Path | None:
         """The checkpoint's folder, or None where `path` names a hub repository.

@@ -19,7 +19,15 @@ from moe_ray.models.forward_groups import GroupContext, as_it_is
 from moe_ray.models.generation import Response, generate_answers
 from moe_ray.models.loss import answer_loss, target_losses
 from moe_ray.models.token_budget import TokenBudget
-from moe_ray.models.tokenization import PROMPT, TokenizedRow, encode_answer, encode_prompt, pad_rows, pad_token_id
+from moe_ray.models.tokenization import (
+    PROMPT,
+    TokenizedRow,
+    answer_opening_ids,
+    encode_answer,
+    encode_prompt,
+    pad_rows,
+    pad_token_id,
+)
 from moe_ray.routing.counter import RoutingCounter
 from moe_ray.routing.counts import RoutingCounts
 
@@ -71,6 +79,7 @@ def answer_rows(
     counter: RoutingCounter | None = None,
     within: GroupContext = as_it_is,
     answered: Callable[[int], object] | None = None,
+    after_thought: bool = False,
 ) -> tuple[pd.DataFrame, RoutingCounts | None]:
     """Answers and target losses, and what `counter` counted of the prompts' routing.
 
@@ -89,13 +98,14 @@ def answer_rows(
         counter: attached to the model by `counting`; None = routing is not counted.
         within: what the rows of a group run in, by position, such as their masks.
         answered: called with the number of rows of each group that is answered.
+        after_thought: the model is asked for an answer without a thought, as answers to train towards are.
 
     Returns:
         the rows with `sample`, `answer`, `ended`, `target_loss` (summed nats) and `target_tokens`; and the counts, in which
         `place` is the `in_batch_idx`.
     """
     pad_id = pad_token_id(tokenizer)
-    prompts = [encode_prompt(tokenizer, json.loads(text)) for text in rows["messages"]]
+    prompts = [encode_prompt(tokenizer, json.loads(text), after_thought=after_thought) for text in rows["messages"]]
     rows = with_sample(rows)
     seeds = (
         [answer_seed(sample_seed, *key) for key in zip(rows["id"], rows[SAMPLE], strict=True)] if temperature else []
@@ -114,7 +124,12 @@ def answer_rows(
         encode_answer(tokenizer, text, complete=bool(complete)) if first and isinstance(text, str) and text else []
         for text, complete, first in zip(rows["target"], rows["target_complete"], is_first, strict=True)
     ]
-    scored = [TokenizedRow(prompt, target) for prompt, target in zip(prompts, targets, strict=True)]
+    # A target stands where an answer does, after an empty thought where the template writes one.
+    opening = [] if after_thought else answer_opening_ids(tokenizer)
+    scored = [
+        TokenizedRow(prompt + opening, target, num_thought=len(opening))
+        for prompt, target in zip(prompts, targets, strict=True)
+    ]
     routing = None
     if counter is None:
         losses = target_losses(model, scored, budget=budget, pad_id=pad_id, within=within)

@@ -160,6 +160,7 @@ def answer_and_count(
     count: bool = False,
     short_layers: ShortLayers = "allowed_only",
     progress: Progress | None = None,
+    after_thought: bool = False,
 ) -> Answered:
     """Answers and target losses of the rows, and where asked for the routing of those under natural routing.
 
@@ -176,6 +177,7 @@ def answer_and_count(
         count: count the prompts' routing, in the same forward passes that score the targets.
         short_layers: for rows that are not natural, the policy that training has (`finetune.short_layers`).
         progress: called with the number of rows that are answered, and of all.
+        after_thought: the model is asked for answers without a thought.
 
     Raises:
         InputError: a row is not natural and there are no masks, or a row does not fit in memory.
@@ -214,6 +216,7 @@ def answer_and_count(
                     counter=active,
                     within=within,
                     answered=answered,
+                    after_thought=after_thought,
                 )
             parts.append(answers)
             counted += [] if counts is None else [counts]

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from moe_ray.errors import InputError
-from moe_ray.models.tokenization import TokenizedRow, encode_answer, encode_prompt
+from moe_ray.models.tokenization import TokenizedRow, encode_target
 from moe_ray.prompts.batches import Batch
 from moe_ray.prompts.example_rows import example_to_row
 from moe_ray.prompts.examples import Example
@@ -93,9 +93,11 @@ def target_rows(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example])
     """
     refuse_missing_targets([example.id for example in examples if not example.target])
     return [
-        TokenizedRow(
-            encode_prompt(tokenizer, example.messages),
-            encode_answer(tokenizer, example.target or "", complete=example.target_complete),
+        encode_target(
+            tokenizer,
+            example.messages,
+            example.target,
+            complete=example.target_complete,
             is_unsafe=example.label == "unsafe",
         )
         for example in examples

@@ -221,7 +221,7 @@ def _asking(
             said = generate_answers(
                 model,
                 tokenizer,
-                [encode_prompt(tokenizer, json.loads(messages)) for messages in rows["messages"]],
+                [encode_prompt(tokenizer, json.loads(text), after_thought=True) for text in rows["messages"]],
                 max_new_tokens=config.own_answer_tokens,
                 budget=TokenBudget(EvaluateConfig().tokens_per_forward),
             )

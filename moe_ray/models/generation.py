@@ -45,6 +45,16 @@ class Response(NamedTuple):
     thought: str = ""
     is_unclosed: bool = False
 
+    def after(self, prompt_ids: Sequence[int], counted: list[bool] | None = None) -> TokenizedRow:
+        """The prompt with this answer, and the thought between them.
+
+        Args:
+            prompt_ids: of the prompt.
+            counted: see `TokenizedRow`.
+        """
+        thought_ids, answer_ids = self.ids[: self.num_thought], self.ids[self.num_thought :]
+        return TokenizedRow([*prompt_ids, *thought_ids], answer_ids, counted, num_thought=self.num_thought)
+
 
 def example_seed(seed: int, batch_idx: int, in_batch_idx: int) -> int:
     """The seed of an example's random numbers."""
@@ -113,7 +123,7 @@ def generate_responses(
     ]
 
 
-def _until_end(tokenizer: PreTrainedTokenizerBase, ids: list[int], ends: set[int], *, opened: bool) -> Response:
+def _until_end(tokenizer: PreTrainedTokenizerBase, ids: list[int], ends: set[int], *, opened: bool = False) -> Response:
     stop = next((position for position, token in enumerate(ids) if token in ends), None)
     kept = ids if stop is None else ids[: stop + 1]
     num_thought, split = split_thought_ids(tokenizer, kept, opened=opened)

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from moe_ray.config.model import ModelConfig
 from moe_ray.errors import InputError
+from moe_ray.models.chat_template import with_options
 from moe_ray.models.checkpoint_check import check_shapes
 from moe_ray.models.moe_layers import MoELayers, find_moe_layers
 from moe_ray.models.unmaskable import refuse_unmaskable
@@ -20,12 +21,14 @@ def check_model(config: ModelConfig) -> MoELayers:
 
     Raises:
         InputError: the checkpoint does not exist, cannot be read, or has no experts; or a local one's weights are missing,
-            damaged, pickles or of other shapes than its configuration says.
+            damaged, pickles or of other shapes than its configuration says; or its chat template does not know an option.
     """
     model = build_without_weights(config)
     layers = find_moe_layers(model)
     if (folder := config.local_folder()) is not None:
         check_shapes(model, folder)
+    if config.chat_template_options:
+        load_tokenizer(config)
     return layers
 
 
@@ -150,13 +153,12 @@ def _load_all_weights(config: ModelConfig, **options: Any) -> Any:
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    """The model's tokenizer.
+    """The model's tokenizer, whose chat template has the options of the configuration.
 
     Raises:
-        InputError: the checkpoint does not exist or has no tokenizer.
+        InputError: the checkpoint does not exist or has no tokenizer, or its chat template does not know an option.
     """
-    tokenizer: PreTrainedTokenizerBase = _load_or_explain(AutoTokenizer, config)
-    return tokenizer
+    return with_options(_load_or_explain(AutoTokenizer, config), config.chat_template_options)
 
 
 def _load_or_explain(kind: Any, config: ModelConfig, **options: Any) -> Any:

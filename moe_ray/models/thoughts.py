@@ -104,6 +104,21 @@ def closing_of(prompt: str) -> str:
     return ""
 
 
+def without_thought(text: str) -> str:
+    """An answer as it is, or what comes after its thought; empty where the thought is unclosed."""
+    split = split_thought(text)
+    return split.answer if text[: split.start].strip() else text
+
+
+def without_opening(thought: str) -> str:
+    """A thought's text without the mark that opens it, and the line end after that; the prompt has written both."""
+    text = thought.lstrip()
+    for opening, _ in _MARKS:
+        if text.startswith(opening):
+            return text.removeprefix(opening).removeprefix("\n")
+    return thought
+
+
 def split_thought_ids(
     tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], *, opened: bool = False
 ) -> tuple[int, ThoughtSplit]:

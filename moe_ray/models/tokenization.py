@@ -15,33 +15,36 @@ from transformers import PreTrainedTokenizerBase
 
 from moe_ray.chat_messages import Message
 from moe_ray.errors import InputError
+from moe_ray.models.chat_template import answer_form, render
 from moe_ray.models.template_spans import Span, content_spans
+from moe_ray.models.thoughts import split_thought, without_opening, without_thought
 
 IGNORED = -100
 """Label of a position that the loss does not see."""
 
-NOT_COUNTED, PROMPT, RESPONSE = -1, 0, 1
-"""Role of a position: padding or a token left out of the counts, a prompt token, a response token."""
-
-_BLANK_LINE = "\n\n"
-"""Between the contents of messages where the tokenizer has no chat template."""
+NOT_COUNTED, PROMPT, RESPONSE, THOUGHT = -1, 0, 1, 2
+"""Role of a position: padding or a token left out of the counts, a prompt token, a response token, a token of the thought
+between them."""
 
 
 class TokenizedRow(NamedTuple):
     """One prompt and the answer that follows it, as token ids.
 
     Attributes:
-        prompt_ids: token ids of the prompt.
+        prompt_ids: token ids of what the answer follows: the prompt, and the thought where there is one.
         answer_ids: token ids of the answer; may be empty.
         counted: for each token, the prompt's and then the answer's, whether routing counts it; None = all are counted.
             It changes neither what the model sees nor what a loss is over.
         is_unsafe: whether the prompt is labelled unsafe; None = no label is known. Only training asks for it.
+        num_thought: how many of the last `prompt_ids` are the thought's, or what the chat template writes in its place. No
+            loss is over them.
     """
 
     prompt_ids: list[int]
     answer_ids: list[int]
     counted: list[bool] | None = None
     is_unsafe: bool | None = None
+    num_thought: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -57,7 +60,7 @@ class PaddedRows:
         input_ids_BS: token ids.
         attention_mask_BS: 1 = token, 0 = padding.
         labels_BS: the answer's ids; -100 elsewhere.
-        roles_BS: 0 = prompt, 1 = response, -1 = padding or a token that is not counted.
+        roles_BS: 0 = prompt, 1 = response, 2 = thought, -1 = padding or a token that is not counted.
     """
 
     input_ids_BS: torch.Tensor
@@ -70,18 +73,25 @@ class PaddedRows:
         return PaddedRows(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, after_thought: bool = False
+) -> list[int]:
     """Token ids of the messages up to the point where the assistant answers.
 
     A tokenizer without a chat template gets the messages' contents, a blank line between them.
 
+    Args:
+        tokenizer: its chat template is applied where there is one.
+        messages: the prompt.
+        after_thought: up to the point where the answer itself begins, without a thought; see `answer_form`.
+
     Raises:
         InputError: the prompt has no tokens, or the chat template refuses it.
     """
-    ids = tokenizer(_render(tokenizer, messages), add_special_tokens=not tokenizer.chat_template)["input_ids"]
+    ids = list(tokenizer(render(tokenizer, messages), add_special_tokens=not tokenizer.chat_template)["input_ids"])
     if not ids:
         raise InputError(f"a prompt has no tokens: {str(messages)[:80]}; remove it")
-    return list(ids)
+    return ids + answer_opening_ids(tokenizer) if after_thought else ids
 
 
 def encode_row(
@@ -108,14 +118,61 @@ def encode_row(
             comes from the messages, their contents cannot be located in what the template renders, or the tokenizer is
             a slow one, which does not say where tokens come from.
     """
-    answer_ids = encode_answer(tokenizer, response, complete=complete) if response else []
+    counted: list[bool] | None = None
     if template_tokens:
-        return TokenizedRow(encode_prompt(tokenizer, messages), answer_ids)
-    prompt_ids, counted = _encode_contents(tokenizer, messages)
-    from_response = [True] * len(answer_ids)
-    if answer_ids and complete and tokenizer.eos_token_id is not None:
-        from_response[-1] = False
-    return TokenizedRow(prompt_ids, answer_ids, counted + from_response)
+        prompt_ids = encode_prompt(tokenizer, messages)
+    else:
+        prompt_ids, counted = _encode_contents(tokenizer, messages)
+    thought, answer = _parts(tokenizer, response) if response else ("", "")
+    thought_ids = _plain_ids(tokenizer, thought)
+    answer_ids = encode_answer(tokenizer, answer, complete=complete) if answer else []
+    if counted is not None:
+        is_said = bool(thought_ids) and thought != answer_form(tokenizer).opening
+        from_response = [True] * len(answer_ids)
+        if answer_ids and complete and tokenizer.eos_token_id is not None:
+            from_response[-1] = False
+        counted += [is_said] * len(thought_ids) + from_response
+    return TokenizedRow(prompt_ids + thought_ids, answer_ids, counted, num_thought=len(thought_ids))
+
+
+def encode_target(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    target: str | None,
+    *,
+    complete: bool = True,
+    is_unsafe: bool | None = None,
+) -> TokenizedRow:
+    """A prompt with an answer to train or score towards, which is never a thought.
+
+    A thought in the target is left out. Where the prompt opens one, or the chat template writes an empty one or names a
+    channel before an answer, that stands before the target as the template writes it, and no loss is over it.
+
+    Args:
+        tokenizer: its chat template is applied where there is one.
+        messages: the prompt.
+        target: the answer; None or empty = none.
+        complete: the target is a whole answer, so the end-of-turn token follows it.
+        is_unsafe: the prompt's label, where it matters.
+    """
+    opening_ids = answer_opening_ids(tokenizer)
+    answer_ids = encode_answer(tokenizer, target, complete=complete) if target else []
+    prompt_ids = encode_prompt(tokenizer, messages) + opening_ids
+    return TokenizedRow(prompt_ids, answer_ids, is_unsafe=is_unsafe, num_thought=len(opening_ids))
+
+
+def answer_opening_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of what stands between a prompt and an answer without a thought, see `answer_form`; often none."""
+    return _plain_ids(tokenizer, answer_form(tokenizer).opening)
+
+
+def _parts(tokenizer: PreTrainedTokenizerBase, response: str) -> tuple[str, str]:
+    """The text between the prompt and the answer, and the answer; no answer where the thought is unclosed."""
+    form, split = answer_form(tokenizer), split_thought(response)
+    thought = response[: split.start]
+    if not thought.strip():
+        return form.opening, response
+    return (without_opening(thought) if form.is_open else thought), split.answer
 
 
 def _encode_contents(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
@@ -125,7 +182,7 @@ def _encode_contents(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mess
     if not tokenizer.is_fast:
         raise InputError(f"{name}: a slow tokenizer does not say which characters a token comes from; {advice}")
     try:
-        text, spans = content_spans(lambda some: _render(tokenizer, some), messages)
+        text, spans = content_spans(lambda some: render(tokenizer, some), messages)
     except InputError as error:
         raise InputError(f"chat template of {name}: {error}; {advice}") from error
     encoded = tokenizer(
@@ -157,30 +214,20 @@ def _tokens_within(
     return counted
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
-    """The text that the model is asked to continue."""
-    if not tokenizer.chat_template:
-        return _BLANK_LINE.join(message["content"] for message in messages)
-    from jinja2 import TemplateError  # comes with chat templates, which a core without them does not need
-
-    try:
-        text: str = tokenizer.apply_chat_template(
-            [dict(message) for message in messages], add_generation_prompt=True, tokenize=False
-        )
-    except TemplateError as error:
-        raise InputError(
-            f"the chat template of {tokenizer.name_or_path or type(tokenizer).__name__} refuses a prompt: {error}: "
-            f"{str(messages)[:80]}; change the prompt or remove it"
-        ) from error
-    return text
-
-
 def encode_answer(tokenizer: PreTrainedTokenizerBase, text: str, *, complete: bool = True) -> list[int]:
-    """Token ids of an answer; a complete one ends with the end-of-turn token."""
-    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    if complete and tokenizer.eos_token_id is not None:
+    """Token ids of an answer without its thought; a complete one ends with the end-of-turn token.
+
+    Where the thought is unclosed there is no answer, and no token.
+    """
+    answer = without_thought(text)
+    ids = _plain_ids(tokenizer, answer)
+    if complete and (answer or not text) and tokenizer.eos_token_id is not None:
         ids.append(tokenizer.eos_token_id)
     return ids
+
+
+def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -205,7 +252,7 @@ def pad_rows(rows: Sequence[TokenizedRow], *, pad_id: int, left: bool = False) -
     attention_mask_BS = torch.zeros(shape, dtype=torch.long)
     labels_BS = torch.full(shape, IGNORED, dtype=torch.long)
     roles_BS = torch.full(shape, NOT_COUNTED, dtype=torch.long)
-    for position, (prompt_ids, answer_ids, counted, _) in enumerate(rows):
+    for position, (prompt_ids, answer_ids, counted, _, num_thought) in enumerate(rows):
         size = len(prompt_ids) + len(answer_ids)
         start = length - size if left else 0
         middle, end = start + len(prompt_ids), start + size
@@ -213,6 +260,7 @@ def pad_rows(rows: Sequence[TokenizedRow], *, pad_id: int, left: bool = False) -
         attention_mask_BS[position, start:end] = 1
         labels_BS[position, middle:end] = torch.tensor(answer_ids, dtype=torch.long)
         roles_BS[position, start:middle] = PROMPT
+        roles_BS[position, middle - num_thought : middle] = THOUGHT
         roles_BS[position, middle:end] = RESPONSE
         if counted is not None:
             roles_BS[position, start:end].masked_fill_(~torch.tensor(counted, dtype=torch.bool), NOT_COUNTED)

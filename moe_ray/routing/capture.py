@@ -21,13 +21,13 @@ from transformers import PreTrainedModel
 
 from moe_ray.errors import NotFinite
 from moe_ray.models.moe_layers import MoELayers
-from moe_ray.models.tokenization import PROMPT, RESPONSE, TokenizedRow, pad_rows
+from moe_ray.models.tokenization import PROMPT, RESPONSE, THOUGHT, TokenizedRow, pad_rows
 from moe_ray.prompts.examples import Example
 from moe_ray.routing.counter import RoutingCounter
 from moe_ray.routing.counts import ROLES, RoutingCounts
 
 RowScores = Mapping[str, npt.NDArray[Any]]
-"""By a name of `RoutingCounts` what is known of B rows: (B, 2, …), the second axis (prompt, response)."""
+"""By a name of `RoutingCounts` what is known of B rows: (B, 3, …), the second axis that of `ROLES`."""
 
 ScoreRows = Callable[..., RowScores]
 """From B rows, with `labels` and `targets` of their examples, to their scores."""
@@ -54,8 +54,8 @@ def count_rows(
         pad_id: token id that fills padding.
 
     Returns:
-        counts (B, 2, L, E) int32 and number of counted tokens (B, 2) int64; the second axis is (prompt, response). The
-        counter's `last_weights` and `last_ids` have B * 2 segments in the same order.
+        counts (B, 3, L, E) int32 and number of counted tokens (B, 3) int64; the second axis is that of `ROLES`. The
+        counter's `last_weights` and `last_ids` have B * 3 segments in the same order.
 
     Raises:
         NotFinite: hidden states are not finite.
@@ -78,7 +78,7 @@ def count_rows(
         counts = counter.finish().view(len(rows), len(ROLES), len(counter.moe_layers), -1)
     finally:
         counter.stop()
-    num_tokens = torch.stack([(padded.roles_BS == role).sum(dim=1) for role in (PROMPT, RESPONSE)], dim=1)
+    num_tokens = torch.stack([(padded.roles_BS == role).sum(dim=1) for role in (PROMPT, RESPONSE, THOUGHT)], dim=1)
     return counts.numpy(), num_tokens.cpu().numpy()
 
 

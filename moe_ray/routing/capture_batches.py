@@ -153,13 +153,13 @@ def _with_responses(
 
 
 def with_response(row: TokenizedRow, response: Response) -> TokenizedRow:
-    """The row with a generated response, whose end token belongs to the chat template."""
-    if row.counted is None:
-        return TokenizedRow(row.prompt_ids, response.ids)
-    from_response = [True] * len(response.ids)
-    if response.ended:
-        from_response[-1] = False
-    return TokenizedRow(row.prompt_ids, response.ids, row.counted + from_response)
+    """The row with a generated response, whose end token belongs to the chat template; its thought is one of the row."""
+    counted = None
+    if row.counted is not None:
+        counted = row.counted + [True] * len(response.ids)
+        if response.ended:
+            counted[-1] = False
+    return response.after(row.prompt_ids, counted)
 
 
 def _check_share(rejected: dict[str, Rejected], num_examples: int, max_share: float) -> None:

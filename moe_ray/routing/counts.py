@@ -17,7 +17,7 @@ from moe_ray.errors import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
-ROLES = ("prompt", "response")
+ROLES = ("prompt", "response", "thought")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class RoutingCounts:
         in_batch_idx: (N,) its position there.
         label: (N,) `safe` or `unsafe`.
         category: (N,) text, may be empty.
-        role: (N,) `prompt` or `response`.
+        role: (N,) `prompt`, `response` or `thought`, which is what the model wrote for itself before its answer.
         num_tokens: (N,) tokens of that role that were counted.
         counts_NLE: (N, L, E) int32 tokens routed to each expert; a token counts once for each of its K experts.
         layers: L decoder layer indices.

@@ -69,7 +69,8 @@ def _truncated(row: TokenizedRow, limit: int) -> TokenizedRow:
     """The first `limit` tokens of a row."""
     prompt_ids = row.prompt_ids[:limit]
     counted = None if row.counted is None else row.counted[:limit]
-    return TokenizedRow(prompt_ids, row.answer_ids[: limit - len(prompt_ids)], counted)
+    num_thought = max(0, row.num_thought - (len(row.prompt_ids) - len(prompt_ids)))
+    return TokenizedRow(prompt_ids, row.answer_ids[: limit - len(prompt_ids)], counted, num_thought=num_thought)
 
 
 def unanswerable(

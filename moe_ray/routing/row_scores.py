@@ -53,9 +53,9 @@ class RowScorer:
     def __call__(
         self, rows: Sequence[TokenizedRow], *, labels: Sequence[str], targets: Sequence[str | None]
     ) -> RowScores:
-        """The scores of rows by their name in `RoutingCounts`, the second axis (prompt, response).
+        """The scores of rows by their name in `RoutingCounts`, the second axis that of `ROLES`.
 
-        What is of an answer and not of tokens stands at `response`, and is 0 at `prompt` and for a row without an answer.
+        What is of an answer and not of tokens stands at `response`, and is 0 elsewhere and for a row without an answer.
         The counter's `last_weights` and `last_ids` are not those of the rows afterwards.
 
         Args:
@@ -127,7 +127,7 @@ class RowScorer:
             if row.counted is not None:
                 # The end token belongs to the chat template, as that of a generated answer does.
                 counted = [*row.counted[: len(row.prompt_ids)], *[True] * (len(ids) - 1), *[False] * bool(ids)]
-            found.append(TokenizedRow(row.prompt_ids, ids, counted))
+            found.append(TokenizedRow(row.prompt_ids, ids, counted, num_thought=row.num_thought))
         return found
 
     def _routing_of(self, refusals: Sequence[TokenizedRow], refused: list[int]) -> dict[str, npt.NDArray[Any]]:

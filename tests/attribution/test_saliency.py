@@ -27,7 +27,7 @@ def test_it_is_the_formula_of_the_paper():
         model(torch.tensor([row.prompt_ids + row.answer_ids]))
     for handle in handles:
         handle.remove()
-    expected = np.zeros((2, len(layers), layers.num_experts))
+    expected = np.zeros((3, len(layers), layers.num_experts))
     with torch.inference_mode():
         for number, (layer, x_TH, (index_TK, weights_TK)) in enumerate(zip(layers, hidden, calls, strict=True)):
             for token, (experts, weights) in enumerate(zip(index_TK.tolist(), weights_TK.tolist(), strict=True)):
@@ -44,7 +44,8 @@ def test_rows_are_apart_and_padding_and_pieces_change_nothing(family, monkeypatc
     model = tiny_model(family)
     together = router_weighted_saliency(model, ROWS, pad_id=0)
     assert (together[2, 1] == 0).all()
-    assert (together[:2].sum(axis=3) > 0).all()
+    assert (together[:2, :2].sum(axis=3) > 0).all()
+    assert (together[:, 2] == 0).all()
     monkeypatch.setattr(module, "_TOKENS_AT_ONCE", 3)
     for row, found in zip(ROWS, together, strict=True):
         np.testing.assert_allclose(router_weighted_saliency(model, [row], pad_id=0)[0], found, rtol=1e-4, atol=1e-6)

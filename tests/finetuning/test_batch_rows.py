@@ -61,7 +61,7 @@ def test_a_row_without_an_answer_keeps_its_place():
     rows.load([4])
     packed = rows._loaded[4]
     packed.sizes[0] = (packed.sizes[0].sum(), 0)
-    assert rows[4][0] == (EXPECTED[4][0].prompt_ids + EXPECTED[4][0].answer_ids, [], None, False)
+    assert rows[4][0] == (EXPECTED[4][0].prompt_ids + EXPECTED[4][0].answer_ids, [], None, False, 0)
     assert rows[4][1] == EXPECTED[4][1]
 
 

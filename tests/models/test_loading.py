@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from families import build, state_of, token_ids
 from safetensors.torch import load_file, save_file
+from thinking_templates import QWEN3, thinking_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from moe_ray.config.model import ModelConfig
@@ -17,9 +19,13 @@ from moe_ray.models.loading import (
     check_trainable,
     context_length,
     load_model,
+    load_tokenizer,
     num_decoder_layers,
 )
 from moe_ray.models.moe_layers import find_moe_layers
+from moe_ray.models.tokenization import encode_prompt
+
+WITHOUT_THINKING = {"chat_template_options": {"enable_thinking": False}}
 
 
 @pytest.fixture(scope="module")
@@ -164,3 +170,27 @@ def test_a_tokenizer_that_is_none_is_named(untrained_model_path, tmp_path, text)
     (tmp_path / "tokenizer.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(InputError, match=r"cannot be loaded: .*; give a checkpoint folder"):
         check_tokenizer(ModelConfig(path=str(tmp_path)))
+
+
+# Options of the chat template
+
+
+def test_the_tokenizer_has_the_options_of_the_configuration(checkpoint):
+    thinking_tokenizer(QWEN3).save_pretrained(checkpoint.path)
+    plain, quiet = load_tokenizer(checkpoint), load_tokenizer(replace(checkpoint, **WITHOUT_THINKING))
+    question = [{"role": "user", "content": "?"}]
+    assert encode_prompt(quiet, question) == encode_prompt(plain, question, after_thought=True)
+    assert encode_prompt(quiet, question) != encode_prompt(plain, question)
+
+
+def test_an_option_that_the_template_does_not_know_is_refused_before_weights_are_loaded(checkpoint):
+    thinking_tokenizer(QWEN3).save_pretrained(checkpoint.path)
+    check_model(replace(checkpoint, **WITHOUT_THINKING))
+    with pytest.raises(InputError, match=r"model\.chat_template_options: got 'thinking', expected a variable"):
+        check_model(replace(checkpoint, chat_template_options={"thinking": False}))
+
+
+@pytest.mark.parametrize("name", ["a b", "1", "", "x}}{{ 1"])
+def test_an_option_is_the_name_of_a_variable(name):
+    with pytest.raises(InputError, match=r"model\.chat_template_options: got .* expected names of variables"):
+        ModelConfig(chat_template_options={name: 1})

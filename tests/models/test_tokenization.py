@@ -5,15 +5,23 @@ from __future__ import annotations
 import pytest
 import torch
 from byte_tokenizer import CHATML, byte_tokenizer, counted_text, counted_words
+from thinking_templates import DEEPSEEK_R1, DEEPSEEK_V31, GLM_45, GPT_OSS, QWEN3, QWEN3_THINKING, thinking_tokenizer
 from word_tokenizer import MESSAGES, TEMPLATE, WORDS, make_tokenizer
 
 from moe_ray.errors import InputError
+from moe_ray.models.chat_template import answer_form, with_options
+from moe_ray.models.thoughts import opens_thought, split_thought
 from moe_ray.models.tokenization import (
     IGNORED,
+    NOT_COUNTED,
+    PROMPT,
+    RESPONSE,
+    THOUGHT,
     TokenizedRow,
     encode_answer,
     encode_prompt,
     encode_row,
+    encode_target,
     pad_rows,
     pad_token_id,
 )
@@ -134,3 +142,85 @@ def test_tokens_that_are_not_counted_are_still_seen_and_learned():
     assert padded.roles_BS.tolist() == [[-1, 0, 1, -1], [-1, -1, -1, 0]]
     assert padded.attention_mask_BS.tolist() == [[1, 1, 1, 1], [0, 0, 0, 1]]
     assert padded.labels_BS[0].tolist() == [IGNORED, IGNORED, 7, 8]
+
+
+# Thoughts
+
+ASKED = [{"role": "user", "content": "?"}]
+
+
+def parts(tokenizer, row) -> dict[str, str]:
+    """What the row says, by role."""
+    padded = pad_rows([row], pad_id=0)
+    ids, roles = padded.input_ids_BS[0], padded.roles_BS[0]
+    names = {PROMPT: "prompt", THOUGHT: "thought", RESPONSE: "response", NOT_COUNTED: "not counted"}
+    return {names[role]: tokenizer.decode(ids[roles == role]) for role in sorted(set(roles.tolist()), reverse=True)}
+
+
+@pytest.mark.parametrize(
+    ("template", "response", "thought"),
+    [
+        (QWEN3, "No.", "<think>\n\n</think>\n\n"),
+        (QWEN3, "<think>\nhm\n</think>\n\nNo.", "<think>\nhm\n</think>\n\n"),
+        (DEEPSEEK_R1, "No.", "\n</think>\n\n"),
+        (DEEPSEEK_R1, "hm\n</think>\n\nNo.", "hm\n</think>\n\n"),
+        (DEEPSEEK_R1, "<think>\nhm\n</think>\n\nNo.", "hm\n</think>\n\n"),
+        (DEEPSEEK_V31, "No.", ""),
+        (GLM_45, "No.", "\n<think></think>\n"),
+        (GPT_OSS, "No.", "<|channel|>final<|message|>"),
+    ],
+)
+def test_a_response_has_its_thought_or_the_templates_before_it_in_a_role_of_its_own(template, response, thought):
+    tokenizer = thinking_tokenizer(template)
+    row = encode_row(tokenizer, ASKED, response)
+    said = parts(tokenizer, row)
+    assert said["response"] == "No." + tokenizer.eos_token
+    assert said.get("thought", "") == thought
+    assert said["prompt"] == tokenizer.decode(encode_prompt(tokenizer, ASKED))
+    # The loss is over the answer alone.
+    labels = pad_rows([row], pad_id=0).labels_BS[0]
+    assert tokenizer.decode(labels[labels != IGNORED]) == said["response"]
+
+
+def test_what_the_template_writes_in_place_of_a_thought_is_not_counted_without_the_templates_tokens():
+    tokenizer = thinking_tokenizer(QWEN3)
+    said = parts(tokenizer, encode_row(tokenizer, ASKED, "No.", template_tokens=False))
+    assert (said["prompt"], said["response"], "thought" in said) == ("?", "No.", False)
+    said = parts(tokenizer, encode_row(tokenizer, ASKED, "<think>\nhm\n</think>\n\nNo.", template_tokens=False))
+    assert said["thought"] == "<think>\nhm\n</think>\n\n"
+
+
+def test_an_unclosed_thought_has_no_answer():
+    tokenizer = thinking_tokenizer(QWEN3)
+    row = encode_row(tokenizer, ASKED, "<think>\nhm")
+    assert row.answer_ids == []
+    assert parts(tokenizer, row)["thought"] == "<think>\nhm"
+    assert encode_target(tokenizer, ASKED, "<think>\nhm").answer_ids == encode_answer(tokenizer, "<think>hm") == []
+
+
+@pytest.mark.parametrize("target", ["No.", "<think>\nThey ask.\n</think>\n\nNo."])
+@pytest.mark.parametrize(
+    ("template", "options"),
+    [
+        *((template, {}) for template in (QWEN3, QWEN3_THINKING, DEEPSEEK_R1, DEEPSEEK_V31, GLM_45, GPT_OSS)),
+        (QWEN3, {"enable_thinking": False}),
+        (DEEPSEEK_V31, {"thinking": True}),
+    ],
+)
+def test_a_target_closes_the_thought_as_the_template_would_and_is_never_one(template, options, target):
+    tokenizer = with_options(thinking_tokenizer(template), options)
+    row = encode_target(tokenizer, ASKED, target, is_unsafe=True)
+    assert tokenizer.decode(row.answer_ids) == "No." + tokenizer.eos_token
+    opening = answer_form(tokenizer).opening
+    assert tokenizer.decode(row.prompt_ids[len(row.prompt_ids) - row.num_thought :]) == opening
+    assert row.prompt_ids == encode_prompt(tokenizer, ASKED, after_thought=True)
+    # What the model is trained towards is what is judged of it.
+    prompt = tokenizer.decode(row.prompt_ids)
+    said = split_thought(opening + "No.", opened=opens_thought(prompt.removesuffix(opening)))
+    assert (said.answer, said.thought) == ("No.", "")
+
+
+def test_without_thoughts_a_target_follows_its_prompt_at_once():
+    tokenizer = byte_tokenizer(CHATML, eos_token="<|im_end|>")
+    row = encode_target(tokenizer, ASKED, "No.", complete=False)
+    assert row == TokenizedRow(encode_prompt(tokenizer, ASKED), encode_answer(tokenizer, "No.", complete=False))

@@ -69,12 +69,12 @@ def experts_spied(model: nn.Module, *, masked: bool = False) -> Iterator[list[to
 
 
 def routed_of_one_row(model, row: TokenizedRow) -> np.ndarray:
-    """(2, L, E) counts of prompt and response, of this row alone without padding."""
+    """(3, L, E) counts of prompt, response and thought, of this row alone without padding."""
     num_experts = find_moe_layers(model).num_experts
     with experts_spied(model) as received, torch.inference_mode():
         model(torch.tensor([row.prompt_ids + row.answer_ids]))
     middle = len(row.prompt_ids)
-    parts = [[ids[:middle] for ids in received], [ids[middle:] for ids in received]]
+    parts = [[ids[:middle] for ids in received], [ids[middle:] for ids in received], [ids[:0] for ids in received]]
     return np.array([[np.bincount(ids.ravel(), minlength=num_experts) for ids in part] for part in parts])
 
 
@@ -109,7 +109,7 @@ def test_counts_are_of_what_the_experts_received_for_each_row_alone(family):
     model = tiny_model(family)
     counts = captured(model, ROWS)
     assert np.array_equal(counts, np.stack([routed_of_one_row(model, row) for row in ROWS]))
-    sizes = np.array([[len(row.prompt_ids), len(row.answer_ids)] for row in ROWS])
+    sizes = np.array([[len(row.prompt_ids), len(row.answer_ids), 0] for row in ROWS])
     assert (counts.sum(axis=3) == sizes[:, :, None] * find_moe_layers(model).num_experts_per_tok).all()
 
 

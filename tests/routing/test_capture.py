@@ -21,11 +21,11 @@ from moe_ray.routing.counter import counting
 
 
 def routed_of_one_row(model, row: TokenizedRow) -> np.ndarray:
-    """(2, L, E) counts of prompt and response, from what the experts modules received for this row alone."""
+    """(3, L, E) counts of prompt, response and thought, from what the experts modules received for this row alone."""
     moe_layers = find_moe_layers(model)
     with routing_spied(model) as calls, torch.inference_mode():
         model(torch.tensor([row.prompt_ids + row.answer_ids]))
-    counts = np.zeros((2, len(moe_layers), NUM_EXPERTS), dtype=np.int32)
+    counts = np.zeros((3, len(moe_layers), NUM_EXPERTS), dtype=np.int32)
     for layer, (index, _) in enumerate(calls):
         for position, experts in enumerate(index.tolist()):
             for expert in experts:
@@ -93,7 +93,7 @@ def test_counts_sum_to_tokens_times_experts_per_token(family):
     counts, num_tokens = captured(model, ROWS)
     assert np.array_equal(
         counts.sum(axis=-1),
-        np.broadcast_to(num_tokens[:, :, None] * find_moe_layers(model).num_experts_per_tok, (4, 2, 2)),
+        np.broadcast_to(num_tokens[:, :, None] * find_moe_layers(model).num_experts_per_tok, (4, 3, 2)),
     )
 
 
@@ -130,7 +130,7 @@ def test_which_token_fills_padding_changes_no_count(family):
 
 
 def test_numbers_of_tokens_are_of_prompt_and_response():
-    assert captured(shared("olmoe"), ROWS)[1].tolist() == [[7, 4], [3, 2], [5, 6], [9, 0]]
+    assert captured(shared("olmoe"), ROWS)[1].tolist() == [[7, 4, 0], [3, 2, 0], [5, 6, 0], [9, 0, 0]]
 
 
 def test_a_role_without_tokens_has_no_row():
@@ -177,6 +177,18 @@ def test_ids_above_256_experts_are_uint16():
     assert np.array_equal(counts_of_ids(counts.ids[0], 300), counts.counts_NLE[0])
 
 
+# Thoughts
+
+
+def test_a_thought_has_counts_of_its_own_which_the_others_lack():
+    model = shared("olmoe", torch.float64)
+    thoughtful = [row._replace(num_thought=1) for row in ROWS]
+    (plain, _), (counts, num_tokens) = captured(model, ROWS), captured(model, thoughtful)
+    assert num_tokens[:, 2].tolist() == [1] * len(ROWS)
+    assert np.array_equal(counts[:, 0] + counts[:, 2], plain[:, 0])
+    assert np.array_equal(counts[:, 1], plain[:, 1])
+
+
 # Tokens that are left out
 
 
@@ -188,7 +200,7 @@ def test_tokens_that_are_not_counted_are_in_no_count_and_change_no_other():
     parts = [captured(model, rows_) for rows_ in (some, rest, ROWS)]
     assert np.array_equal(parts[0][0] + parts[1][0], parts[2][0])
     assert np.array_equal(parts[0][1] + parts[1][1], parts[2][1])
-    assert parts[1][1].tolist() == [[3, 1], [1, 1], [2, 2], [3, 0]]
+    assert parts[1][1].tolist() == [[3, 1, 0], [1, 1, 0], [2, 2, 0], [3, 0, 0]]
 
 
 def test_count_batches_leaves_template_tokens_out_by_choice():

@@ -10,11 +10,12 @@ import pytest
 import torch
 from counting_alone import count_batches
 from families import build, hooks_left, made_equal, shared
+from thinking_templates import QWEN3, thinking_tokenizer
 from word_tokenizer import TEMPLATE, make_tokenizer
 
 from moe_ray.config.capture import CaptureConfig
 from moe_ray.errors import InputError
-from moe_ray.models.generation import generate_responses
+from moe_ray.models.generation import Response, generate_responses
 from moe_ray.models.tokenization import TokenizedRow, encode_row
 from moe_ray.prompts.batches import Batch
 from moe_ray.prompts.examples import Example
@@ -140,3 +141,22 @@ def test_a_model_whose_experts_are_copies_is_counted_and_said_to_be_one(tokenize
         assert "are equal" not in caplog.text
         capture_batches(made_equal("olmoe"), tokenizer, some_batches(), LENIENT)
     assert "capture: All experts of a layer are equal" in caplog.text
+
+
+def test_the_thought_of_a_response_is_counted_apart_from_its_answer():
+    tokenizer = thinking_tokenizer(QWEN3)
+    ids = tokenizer("<think>\nhm\n</think>\n\nNo.<|im_end|>", add_special_tokens=False)["input_ids"]
+    response = Response(ids, "No.", True, num_thought=len(ids) - 4, thought="hm")
+    row = with_response(TokenizedRow([3, 4], [], [True, False]), response)
+    assert (row.num_thought, tokenizer.decode(row.answer_ids)) == (len(ids) - 4, "No.<|im_end|>")
+    assert row.prompt_ids + row.answer_ids == [3, 4, *ids]
+    assert row.counted == [True, False] + [True] * (len(ids) - 1) + [False]
+
+
+def test_responses_with_thoughts_give_rows_of_all_three_roles():
+    tokenizer = make_tokenizer(chat_template=TEMPLATE, eos_token="<end>")
+    example = Example(
+        id="a", messages=({"role": "user", "content": "how"},), label="safe", response="[THINK] are [/THINK] you"
+    )
+    counts = count_batches(shared("olmoe"), tokenizer, [Batch(batch_idx=0, category="", examples=(example,))])
+    assert dict(zip(counts.role, counts.num_tokens.tolist(), strict=True)) == {"prompt": 4, "response": 2, "thought": 3}

@@ -65,3 +65,14 @@ def test_prompts_that_the_model_cannot_be_asked_are_found_by_their_place(tokeniz
     assert unanswerable(frame.drop(index=3), tokenizer, limit=None) == {}
     with pytest.raises(InputError, match=r"c: an example is too long"):
         unanswerable(frame, tokenizer, limit=200, too_long="error")
+
+
+def test_a_row_that_is_cut_within_its_thought_has_what_is_left_of_it():
+    tokenizer = make_tokenizer(chat_template=TEMPLATE, eos_token="<end>")
+    messages = json.dumps([{"role": "user", "content": "how"}])
+    whole = encode_example(tokenizer, messages, "[THINK] are [/THINK] you", limit=None).row
+    assert whole.num_thought == 3
+    for limit in range(1, whole.num_tokens):
+        row = encode_example(tokenizer, messages, "[THINK] are [/THINK] you", limit=limit, too_long="truncate").row
+        assert row.num_tokens == limit
+        assert row.num_thought == max(0, min(3, limit - (len(whole.prompt_ids) - 3)))

@@ -55,6 +55,7 @@ class AnswerJob:
         count: also count the prompts' routing, where it is natural, and keep what is said first to safe ones.
         first_of: folder of the parts of a finished job whose first tokens are looked at; None = the model's own.
         short_layers: for masked and union routing, `finetune.short_layers`.
+        after_thought: the model is asked for answers without a thought.
     """
 
     model: ModelConfig
@@ -66,6 +67,7 @@ class AnswerJob:
     count: bool = False
     first_of: str | None = None
     short_layers: ShortLayers = "allowed_only"
+    after_thought: bool = False
 
 
 class AnswerActor(ModelWork):
@@ -108,6 +110,7 @@ class AnswerActor(ModelWork):
             budget=self.budget,
             count=job.count,
             short_layers=job.short_layers,
+            after_thought=job.after_thought,
         )
         # The answers come last: with them the part is whole.
         is_first = (rows["label"] == "safe") & (rows["routing"] == "natural") & (rows[SAMPLE] == 0)

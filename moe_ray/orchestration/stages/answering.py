@@ -28,6 +28,7 @@ def answered(
     *,
     max_new_tokens: int | None = None,
     adapter: str | None = None,
+    after_thought: bool = False,
 ) -> pd.DataFrame:
     """Greedy answers of the base model, or of it with learned experts, one to each prompt, in the frame's order.
 
@@ -40,11 +41,13 @@ def answered(
         what: what this is, for the progress bar.
         max_new_tokens: None = `evaluate.max_new_tokens`.
         adapter: its folder of learned experts; None = the base model.
+        after_thought: the model is asked for answers without a thought.
     """
     config: EvaluateConfig = replace(run.config.evaluate, temperature=0.0, samples=1)
     if max_new_tokens is not None:
         config = replace(config, max_new_tokens=max_new_tokens)
     job = AnswerJob(model=run.model, config=config, run_url=run.directory.folder.url, parts=parts, adapter=adapter)
+    job = replace(job, after_thought=after_thought)
     return answer(frame, job, what=what, models=run.models).answers
 
 

@@ -79,7 +79,9 @@ class Context:
     @cached_property
     def checkpoint(self) -> dict[str, str]:
         """Hashes of what the model is made of."""
-        return hash_checkpoint(self.model.path, self.model.revision)
+        options = self.model.chat_template_options
+        found = hash_checkpoint(self.model.path, self.model.revision)
+        return {**found, "model.chat_template_options": content_hash(dict(options))} if options else found
 
     def numerics(self, gpus_per_actor: float | Auto) -> dict[str, str]:
         """The type of numbers and the kernels that experts are computed with.

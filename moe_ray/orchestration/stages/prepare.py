@@ -202,7 +202,9 @@ def _own_answers(run: Context, asked: pd.DataFrame, split: str, number: int) -> 
     }
 
     def work(folder: Folder) -> dict[str, Any]:
-        answers = answered(run, asked, f"{name}/{PARTS}", f"own answers, {split}", max_new_tokens=tokens)
+        answers = answered(
+            run, asked, f"{name}/{PARTS}", f"own answers, {split}", max_new_tokens=tokens, after_thought=True
+        )
         folder.write_table(ANSWERS, answers[["id", "answer", "ended"]])
         return {"answers": len(answers)}
 

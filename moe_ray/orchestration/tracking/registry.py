@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import mlflow
@@ -44,7 +45,7 @@ def register_repaired(tracker: MlflowTracker, model: ModelConfig, adapter: Folde
             warnings.simplefilter("ignore")
             with mlflow.start_run(run_id=tracker.run_id):
                 logged = mlflow.transformers.log_model(
-                    {"model": repaired, "tokenizer": load_tokenizer(model)},
+                    {"model": repaired, "tokenizer": load_tokenizer(replace(model, chat_template_options={}))},
                     name="repaired_model",
                     task="text-generation",
                     registered_model_name=name,
