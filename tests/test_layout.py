@@ -30,6 +30,7 @@ NAMED_AFTER_A_PROPERTY = {
     "orchestration/test_submitted_job.py",
     "report/test_imports.py",
     "routing/test_all_families.py",
+    "routing/test_host_waits.py",
 }
 
 

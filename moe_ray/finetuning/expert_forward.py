@@ -3,7 +3,8 @@
 The batch's experts are separate parameters. The family's own forward runs on a list of them (`expert_list`) in place of the
 fused tensors, with ids renumbered, so nothing is computed for absent experts and no family's arithmetic is written a second
 time. Where some token may also go elsewhere (under every policy but `masked`), the forward runs twice: on the model's frozen
-tensors with the batch's experts at weight 0, and on the list for the tokens that chose one of them.
+tensors with the batch's experts at weight 0, and on the list for the tokens that chose one of them. Where the family's
+products skip ids beyond the last expert, all tokens go there with such ids, and the host need not know which.
 
 Where a family keeps each expert as a module of its own there is nothing to list: those of the batch show their parameters
 while the family's forward runs.
@@ -26,6 +27,9 @@ from moe_ray.models.expert_list import ExpertList
 from moe_ray.models.moe_layers import MoELayer, routing_of_call
 
 _PROBE_TOKENS = 64
+
+_IDS_BEYOND = "_is_expert_parallel"
+"""Attribute of an experts module of transformers: ids may be the number of experts, and are then skipped."""
 
 
 class Probe(NamedTuple):
@@ -87,6 +91,10 @@ class TrainedForward:
         # Frozen and trained experts each run on their own; weight 0 keeps a choice from being counted by both.
         is_trained_TK = slots_TK >= 0
         output_TH: Tensor = self.original(hidden_TH, index_TK, weights_TK.masked_fill(is_trained_TK, 0.0), *rest)
+        if self._skips_ids_beyond():
+            beyond_TK = slots_TK.masked_fill(~is_trained_TK, len(self.experts))
+            weights_TK = weights_TK.masked_fill(~is_trained_TK, 0.0)
+            return output_TH + self._run_listed(hidden_TH, beyond_TK, weights_TK, rest, ids_beyond=True).to(output_TH)
         # Only the tokens that chose a trained expert: the list is short, and most tokens may have nothing to do with it.
         tokens = is_trained_TK.any(dim=1).nonzero().squeeze(1)
         if not len(tokens):
@@ -125,7 +133,18 @@ class TrainedForward:
             has_weight_TK = has_weight_TK & self.watched_T.unsqueeze(1)
             self.watched_E.index_add_(0, index_TK.flatten(), has_weight_TK.flatten().long())
 
-    def _run_listed(self, hidden_TH: Tensor, slots_TK: Tensor, weights_TK: Tensor, rest: list[Any]) -> Tensor:
+    def _skips_ids_beyond(self) -> bool:
+        """Whether the products compute nothing for an id that is the number of experts.
+
+        They do where transformers lets experts be spread over devices, whose ids elsewhere are such. Choosing the tokens
+        beforehand would make the host wait for the device in every layer; where experts run one by one, it waits anyway.
+        """
+        implementation = getattr(getattr(self.layer.experts, "config", None), "_experts_implementation", None)
+        return implementation == "grouped_mm" and hasattr(self.layer.experts, _IDS_BEYOND)
+
+    def _run_listed(
+        self, hidden_TH: Tensor, slots_TK: Tensor, weights_TK: Tensor, rest: list[Any], *, ids_beyond: bool = False
+    ) -> Tensor:
         # An entry in the instance's dictionary hides the registered parameter of the same name. Setting the attribute would
         # be refused: a module takes nothing but a Parameter under a parameter's name.
         attributes = self.layer.experts.__dict__
@@ -134,12 +153,17 @@ class TrainedForward:
                 attributes[name] = ExpertList([tensors[name].to(dtype) for tensors in self.tensors])
             # Families size their bookkeeping by it, and grouped products want as many groups as the stack has experts.
             attributes["num_experts"] = len(self.tensors)
+            is_spread = attributes.get(_IDS_BEYOND)
+            if ids_beyond:
+                attributes[_IDS_BEYOND] = True
             output_TH: Tensor = self.original(hidden_TH, slots_TK, weights_TK, *rest)
             return output_TH
         finally:
             for name in self.dtypes:
                 attributes.pop(name, None)
             attributes["num_experts"] = self.layer.num_experts
+            if ids_beyond:
+                attributes[_IDS_BEYOND] = is_spread
 
     def install(self) -> None:
         """Replaces the module's forward."""

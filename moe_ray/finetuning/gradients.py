@@ -110,7 +110,8 @@ def backward_of_batch(
         the mean loss (nats per token), without `weight`, and the number of answer tokens.
     """
     num_tokens = sum(len(row.answer_ids) for row in rows)
-    total = 0.0
+    # Added up where it is, as exactly as the host would: a number read in every pass would make the host wait in each.
+    total = torch.zeros((), dtype=torch.float64, device=model.device)
     for group in micro_batches(
         rows,
         rows_per_forward=config.rows_per_forward,
@@ -124,8 +125,8 @@ def backward_of_batch(
             # Where tokens may go elsewhere, those of some rows may reach none of the batch's experts: nothing to learn.
             if loss.requires_grad:
                 (loss * weight).backward()  # type: ignore[no-untyped-call]
-        total += loss.item()
-    return total, num_tokens
+        total += loss.detach().to(total)
+    return total.item(), num_tokens
 
 
 @contextmanager

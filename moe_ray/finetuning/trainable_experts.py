@@ -190,8 +190,11 @@ class BatchInTraining:
 
     def _seen(self, tokens_E_of_forwards: Sequence[Tensor]) -> Mask:
         seen_LE = np.zeros((len(self._moe_layers), self._moe_layers.num_experts), dtype=bool)
-        for forward, tokens_E in zip(self.forwards, tokens_E_of_forwards, strict=True):
-            seen_LE[self._moe_layers.row_of(forward.layer.layer)] = (tokens_E > 0).cpu().numpy()
+        if tokens_E_of_forwards:
+            # One copy to the host, of all layers.
+            device = tokens_E_of_forwards[0].device
+            seen = (torch.stack([tokens_E.to(device) for tokens_E in tokens_E_of_forwards]) > 0).cpu().numpy()
+            seen_LE[[self._moe_layers.row_of(forward.layer.layer) for forward in self.forwards]] = seen
         return seen_LE
 
 

@@ -51,7 +51,7 @@ def _answer_places(rows: Sequence[TokenizedRow]) -> tuple[Tensor, Tensor, Tensor
         labels_BP[number, : len(answer)] = torch.tensor(answer, dtype=torch.long)
         positions_BP[number, : len(answer)] += torch.arange(len(answer))
     positions_BP.clamp_(max=max(row.num_tokens for row in rows) - 1)
-    kept_U, places_BP = positions_BP.unique(return_inverse=True)
+    kept_U, places_BP = positions_BP.unique(return_inverse=True)  # type: ignore[no-untyped-call]
     return kept_U, places_BP, labels_BP
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from moe_ray.report.format import MISSING, decimal
-from moe_ray.routing.count_store import all_keys
+from moe_ray.routing.count_keys import all_keys
 from moe_ray.run_directory import CAPTURE, COUNTS, FINETUNE, STAGES, RunDirectory
 from moe_ray.storage.lock import holder
 from moe_ray.storage.stage import STARTED

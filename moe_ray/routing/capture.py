@@ -60,7 +60,9 @@ def count_rows(
     Raises:
         NotFinite: hidden states are not finite.
     """
-    padded = pad_rows(rows, pad_id=pad_id).to(model.device)
+    on_host = pad_rows(rows, pad_id=pad_id)
+    num_tokens = torch.stack([(on_host.roles_BS == role).sum(dim=1) for role in (PROMPT, RESPONSE)], dim=1)
+    padded = on_host.to(model.device)
     rows_B1 = torch.arange(len(rows), device=model.device).unsqueeze(1)
     segments_BS = torch.where(padded.roles_BS < 0, -1, rows_B1 * len(ROLES) + padded.roles_BS)
     counter.start(segments_BS, len(rows) * len(ROLES))
@@ -71,15 +73,21 @@ def count_rows(
         hidden_BSH = output.last_hidden_state
         # A model that is spread over several devices ends on another one than it began on.
         is_padding_BS1 = (padded.attention_mask_BS == 0).unsqueeze(-1).to(hidden_BSH.device)
-        if not (hidden_BSH.isfinite() | is_padding_BS1).all():
-            raise NotFinite(
-                "the model's hidden states are not finite, so its routing means nothing; try another model.dtype"
-            )
+        is_finite = (hidden_BSH.isfinite() | is_padding_BS1).all()
         counts = counter.finish().view(len(rows), len(ROLES), len(counter.moe_layers), -1)
     finally:
         counter.stop()
+<<<<<<< HEAD
     num_tokens = torch.stack([(padded.roles_BS == role).sum(dim=1) for role in (PROMPT, RESPONSE, THOUGHT)], dim=1)
     return counts.numpy(), num_tokens.cpu().numpy()
+=======
+    # Looked at after the counts have come, when the device has nothing left to do.
+    if not is_finite:
+        raise NotFinite(
+            "the model's hidden states are not finite, so its routing means nothing; try another model.dtype"
+        )
+    return counts.numpy(), num_tokens.numpy()
+>>>>>>> w-a-core
 
 
 def count_placed(

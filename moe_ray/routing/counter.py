@@ -149,7 +149,8 @@ class _Pass:
 
     def ids_per_segment(self) -> list[npt.NDArray[Any]]:
         """Each segment's (tokens, L, K) routed experts."""
-        ids_TLK = torch.stack([layer_ids.cpu() for layer_ids in self.ids], dim=1).numpy()
+        device = self.ids[0].device
+        ids_TLK = torch.stack([layer_ids.to(device) for layer_ids in self.ids], dim=1).cpu().numpy()
         ids_TLK = ids_TLK if ids_TLK.dtype == np.uint8 else ids_TLK.view(np.uint16)
         segments_T = self.segments_T.cpu().numpy()
         order = np.argsort(segments_T, kind="stable")

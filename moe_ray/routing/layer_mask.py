@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -100,6 +102,7 @@ class LayerMask:
     Args:
         layer: which one.
         allowed_E: on its device; at least one True.
+        on_host: the same numbers on the host, where looking at them waits for no device.
 
     Attributes:
         num_routed: tokens that were routed so far.
@@ -107,11 +110,10 @@ class LayerMask:
         num_lost: tokens with disallowed choices that were left without any expert that has a weight.
     """
 
-    def __init__(self, layer: MoELayer, allowed_E: Tensor) -> None:
+    def __init__(self, layer: MoELayer, allowed_E: Tensor, on_host: npt.NDArray[np.bool_]) -> None:
         self.layer, self.allowed_E = layer, allowed_E
         self.kept_logits = keep_shared_logits(layer, allowed_E)
-        self.first_allowed = int(allowed_E.nonzero()[0])
-        self.num_allowed = int(allowed_E.sum())
+        self.first_allowed, self.num_allowed = int(on_host.argmax()), int(on_host.sum())
         self.num_routed = self.num_lowered = 0
         # On the device, and read once at the end: a number read in every layer would make the host wait for the device.
         self.num_strays = torch.zeros((), dtype=torch.long, device=allowed_E.device)

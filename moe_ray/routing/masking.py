@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -45,7 +46,7 @@ def route_through(model: nn.Module, mask_LE: Mask) -> Iterator[None]:
             applied by any forward pass inside the context; or another mask is in force; or the router is of a kind that
             cannot be masked: known beforehand, or seen in that it chose disallowed experts or a token was left without any.
     """
-    masks = [LayerMask(layer, allowed_E) for layer, allowed_E in _masked_layers(model, mask_LE)]
+    masks = [LayerMask(*item) for item in _masked_layers(model, mask_LE)]
     with function_modes_ended(), ExitStack() as stack, uncompiled():
         _put_in_force(masks, stack)
         yield
@@ -76,15 +77,14 @@ def route_rows_through(
             f"positions of rows: got those of {len(positions_BS)} rows, expected one row for each of {len(masks_BLE)} masks"
         )
     rows = RowsOfPass(len(masks_BLE), None if positions_BS is None else positions_BS.shape[1])
-    masks = [
-        RowLayerMask(
-            layer,
-            allowed_BE,
-            rows,
-            None if positions_BS is None else torch.as_tensor(positions_BS, device=allowed_BE.device),
-        )
-        for layer, allowed_BE in _masked_layers(model, masks_BLE, by_row=True)
-    ]
+    is_everywhere = positions_BS is None or bool(positions_BS.all())
+    places: dict[torch.device, Tensor] = {}
+    masks = []
+    for layer, allowed_BE, on_host in _masked_layers(model, masks_BLE, by_row=True):
+        if positions_BS is not None and allowed_BE.device not in places:
+            places[allowed_BE.device] = torch.as_tensor(positions_BS, device=allowed_BE.device)
+        places_BS = places.get(allowed_BE.device)
+        masks.append(RowLayerMask(layer, allowed_BE, on_host, rows, places_BS, is_everywhere=is_everywhere))
     with function_modes_ended(), ExitStack() as stack, uncompiled():
         rows.attach(model, stack)
         _put_in_force(masks, stack)
@@ -108,17 +108,26 @@ def _put_in_force(masks: Sequence[LayerMask], stack: ExitStack) -> None:
 def _check_applied(masks: Sequence[LayerMask], context: str) -> None:
     if not any(mask.num_routed for mask in masks):
         raise InputError(f"expert mask was never applied: no forward pass ran inside {context}")
+    # One number to wait for on each device, however many layers it has.
+    flags: dict[torch.device, list[Tensor]] = {}
     for mask in masks:
-        if mask.num_strays:
-            raise InputError(
-                f"{mask.layer.name}: the router chose disallowed experts {int(mask.num_strays)} times though enough are "
-                "allowed; how this family chooses is not known to moe-ray, so it cannot be masked"
-            )
-        if mask.num_lost:
-            raise InputError(
-                f"{mask.layer.name}: the mask left {int(mask.num_lost)} tokens without any expert that has a weight; "
-                "how this family chooses is not known to moe-ray, so it cannot be masked"
-            )
+        flags.setdefault(mask.num_strays.device, []).append(mask.num_strays + mask.num_lost)
+    if any(int(torch.stack(of_device).sum()) for of_device in flags.values()):
+        for mask in masks:
+            _refuse_lost_tokens(mask)
+
+
+def _refuse_lost_tokens(mask: LayerMask) -> None:
+    if mask.num_strays:
+        raise InputError(
+            f"{mask.layer.name}: the router chose disallowed experts {int(mask.num_strays)} times though enough are "
+            "allowed; how this family chooses is not known to moe-ray, so it cannot be masked"
+        )
+    if mask.num_lost:
+        raise InputError(
+            f"{mask.layer.name}: the mask left {int(mask.num_lost)} tokens without any expert that has a weight; "
+            "how this family chooses is not known to moe-ray, so it cannot be masked"
+        )
 
 
 @contextmanager
@@ -135,7 +144,7 @@ def route_towards(model: nn.Module, mask_LE: Mask, *, boost: float) -> Iterator[
     """
     routers = []
     with function_modes_ended(), ExitStack() as stack, uncompiled():
-        for layer, boosted_E in _layers_with_experts(model, mask_LE):
+        for layer, boosted_E, _ in _layers_with_experts(model, mask_LE):
             router = EditedRouter(layer, partial(_raised, by_E=boosted_E * boost))
             router.attach(stack)
             routers.append(router)
@@ -148,18 +157,22 @@ def _raised(logits: Tensor, by_E: Tensor) -> Tensor:
     return logits + F.pad(by_E, (0, logits.shape[-1] - len(by_E))).to(logits.dtype)
 
 
-def _masked_layers(
-    model: nn.Module, mask: npt.NDArray[np.bool_], *, by_row: bool = False
-) -> list[tuple[MoELayer, Tensor]]:
+class _OfLayer(NamedTuple):
+    """A layer's part of a mask, on its device and on the host."""
+
+    layer: MoELayer
+    allowed: Tensor
+    on_host: npt.NDArray[np.bool_]
+
+
+def _masked_layers(model: nn.Module, mask: npt.NDArray[np.bool_], *, by_row: bool = False) -> list[_OfLayer]:
     found = _layers_with_experts(model, mask, by_row=by_row)
-    refuse_unmaskable(layer for layer, _ in found)
+    refuse_unmaskable(item.layer for item in found)
     return found
 
 
-def _layers_with_experts(
-    model: nn.Module, mask: npt.NDArray[np.bool_], *, by_row: bool = False
-) -> list[tuple[MoELayer, Tensor]]:
-    """Layers with an expert in the mask, or in that of a row, each with its part of it on the layer's device."""
+def _layers_with_experts(model: nn.Module, mask: npt.NDArray[np.bool_], *, by_row: bool = False) -> list[_OfLayer]:
+    """Layers with an expert in the mask, or in that of a row, each with its part of it."""
     moe_layers = find_moe_layers(model)
     moe_layers.check_shape(
         np.asarray(mask.any(axis=0)) if by_row else mask, "expert mask of a row" if by_row else "expert mask"
@@ -170,8 +183,14 @@ def _layers_with_experts(
         )
     for layer in moe_layers:
         layer.refuse_offloaded()
-    return [
-        (layer, torch.as_tensor(allowed, dtype=torch.bool, device=next(layer.experts.parameters()).device))
-        for layer, allowed in zip(moe_layers, np.moveaxis(mask, -2, 0), strict=True)
-        if allowed.any()
-    ]
+    by_layer = np.ascontiguousarray(np.moveaxis(mask, -2, 0), dtype=np.bool_)
+    # One copy to each device, for all of its layers.
+    on_device: dict[torch.device, Tensor] = {}
+    found = []
+    for row, layer in enumerate(moe_layers):
+        device = next(layer.experts.parameters()).device
+        if by_layer[row].any():
+            if device not in on_device:
+                on_device[device] = torch.from_numpy(by_layer).to(device)
+            found.append(_OfLayer(layer, on_device[device][row], by_layer[row]))
+    return found

@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -65,24 +67,39 @@ class RowLayerMask(LayerMask):
     Args:
         layer: which one.
         allowed_BE: on its device; a row with no True routes naturally.
+        on_host: the same numbers on the host.
         rows: of the pass.
         positions_BS: where a row's mask is in force; tokens elsewhere are routed naturally; None = everywhere.
+        is_everywhere: they are all True, or there are none.
     """
 
     def __init__(
-        self, layer: MoELayer, allowed_BE: Tensor, rows: RowsOfPass, positions_BS: Tensor | None = None
+        self,
+        layer: MoELayer,
+        allowed_BE: Tensor,
+        on_host: npt.NDArray[np.bool_],
+        rows: RowsOfPass,
+        positions_BS: Tensor | None = None,
+        *,
+        is_everywhere: bool = True,
     ) -> None:
         allowed_BE = allowed_BE | ~allowed_BE.any(dim=1, keepdim=True)
         allowed_BPE = allowed_BE.unsqueeze(1)
         if positions_BS is not None:
             allowed_BPE = allowed_BPE | ~positions_BS.unsqueeze(2)
-        super().__init__(layer, allowed_BPE.flatten(0, 1).any(dim=0))
+        on_host = on_host | ~on_host.any(axis=1, keepdims=True)
+        # A token that no mask is in force for may be routed to any expert.
+        super().__init__(
+            layer,
+            allowed_BPE.flatten(0, 1).any(dim=0),
+            np.asarray(on_host.any(axis=0)) if is_everywhere else np.ones_like(on_host[0]),
+        )
         self.rows, self.allowed_BPE = rows, allowed_BPE
         self.kept_BPE = keep_shared_logits(layer, allowed_BPE)
         self.first_allowed_BP1 = allowed_BPE.long().argmax(dim=2, keepdim=True)
         self.num_allowed_BP1 = allowed_BPE.sum(dim=2, keepdim=True)
         # A token's list of choices is as long as the token with the most allowed experts needs it.
-        self.num_allowed = int(self.num_allowed_BP1.max())
+        self.num_allowed = int(on_host.sum(axis=1).max()) if is_everywhere else on_host.shape[1]
 
     def lower(self, logits: Tensor) -> Tensor:
         """The router's logits, at each token those of its disallowed experts lowered."""

@@ -8,10 +8,17 @@ from families import batch_masks, build, mask, state_of, token_ids
 from torch import nn
 from training_runs import BATCHES, CONFIG, EXPERTS, train
 
+from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.errors import InputError
+<<<<<<< HEAD
 from moe_ray.finetuning.adapter import adapter_applied, apply_adapter, expert_weights, save_adapter
 from moe_ray.finetuning.adapter_tensors import hash_weights
+=======
+from moe_ray.finetuning.adapter import adapter_applied, apply_adapter, expert_weights, hash_weights, save_adapter
+from moe_ray.finetuning.expert_forward import TrainedForward
+>>>>>>> w-a-core
 from moe_ray.finetuning.frozen import count_changed, hash_frozen
+from moe_ray.finetuning.gradients import accumulate_gradient
 from moe_ray.finetuning.trainable_experts import trainable_experts
 from moe_ray.finetuning.trainer import MaskedTrainer
 from moe_ray.models.moe_layers import find_moe_layers
@@ -130,3 +137,26 @@ def test_an_adapter_makes_the_round_trip(tmp_path):
     assert all(torch.equal(tensor, before[name]) for name, tensor in state_of(again).items())
     with pytest.raises(InputError, match="shapes"):
         apply_adapter(build("olmoe"), tmp_path)
+
+
+@pytest.mark.parametrize("family", ["olmoe", "gpt_oss", "deepseek_v3"])
+def test_without_choosing_tokens_beforehand_gradients_and_weights_are_the_same(family, monkeypatch):
+    """Grouped products skip ids beyond the last expert; the other way is by tokens, which the host has to know."""
+    given = []
+    for skips in (True, False):
+        model = build(family)
+        model.config._experts_implementation = "grouped_mm"
+        mask_LE = mask(model, (1, 4, 6), (2,))
+        with monkeypatch.context() as patched, trainable_experts(model, mask_LE) as trainable:
+            if not skips:
+                patched.setattr(TrainedForward, "_skips_ids_beyond", lambda self: False)
+            gradient = accumulate_gradient(
+                model, trainable, BATCHES[7], mask_LE, config=FinetuneConfig(routing="natural"), pad_id=0
+            )
+            given.append((gradient.loss, [p.grad for p in trainable.all_parameters()]))
+        assert all(layer.experts._is_expert_parallel is False for layer in find_moe_layers(model))
+    (loss, gradients), (other_loss, others) = given
+    assert loss == pytest.approx(other_loss, rel=1e-6)
+    for one, other in zip(gradients, others, strict=True):
+        assert one.isfinite().all()
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)

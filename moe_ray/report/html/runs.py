@@ -25,7 +25,7 @@ def runs_page(compared: Sequence[ComparedRun], first_settings: dict[str, object]
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("runs.html.jinja").render(
+    page: str = environment.get_template("runs.html.jinja").render(
         names=[run.name for run in compared],
         sentences=what_is_compared(compared),
         tables={
@@ -33,6 +33,7 @@ def runs_page(compared: Sequence[ComparedRun], first_settings: dict[str, object]
             "Settings that differ": _cells(settings_of_runs(compared, first_settings)),
         },
     )
+    return page
 
 
 def _cells(table: pd.DataFrame) -> dict[str, list[list[str]] | list[str]]:
