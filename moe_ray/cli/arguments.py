@@ -69,6 +69,15 @@ def workflow_arguments(parser: CommandParser) -> None:
     parser.settings = ()
 
 
+def plan_arguments(parser: CommandParser) -> None:
+    """Any setting, and whether the model is loaded."""
+    _settings_arguments(parser)
+    parser.usage = f"{parser.prog} [KEY=VALUE ...] [--config FILE] [--measure]"
+    text = "load the model, time one batch, and say how long a run takes"
+    parser.add_argument("--measure", action="store_true", help=text)
+    parser.settings = ()
+
+
 def report_arguments(parser: CommandParser) -> None:
     """The run directory and the settings of the report."""
     _settings_arguments(parser)

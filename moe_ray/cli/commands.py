@@ -15,6 +15,7 @@ from moe_ray.cli.arguments import (
     judge_arguments,
     merge_arguments,
     organism_arguments,
+    plan_arguments,
     prompts_arguments,
     report_arguments,
     status_arguments,
@@ -62,6 +63,17 @@ _FILES = "Models and settings"
 _BEFORE = "Runs the stages before it too."
 
 COMMANDS = {
+    "plan": Command(
+        _RUN,
+        "Says what a run would do and take: examples, batches, memory of each process, passes.",
+        "moe_ray.cli.plan",
+        plan_arguments,
+        details="Reads prompts and configuration; starts neither Ray nor the model, and writes nothing.",
+        examples=(
+            ("model.path=allenai/OLMoE-1B-7B-0125-Instruct 'prompts.files=[prompts.jsonl]'", ""),
+            ("--config run.yaml --measure", "with seconds, from one batch of the model on this machine"),
+        ),
+    ),
     "full": _workflow(
         _RUN,
         "Runs every stage, tracked in MLflow, with a summary and a report.",

@@ -8,9 +8,8 @@ import tempfile
 from pathlib import Path
 
 from moe_ray.config.model import ModelConfig
-from moe_ray.finetuning.adapter import merge_adapter
 from moe_ray.finetuning.adapter_files import local_adapter, read_adapter_header
-from moe_ray.models.loading import load_model, load_tokenizer
+from moe_ray.finetuning.merge import write_repaired
 from moe_ray.run_directory import open_run
 
 logger = logging.getLogger("moe_ray.merge")
@@ -45,9 +44,8 @@ def merge(run_dir: str, out: Path, *, base: str = "", dtype: str = "auto") -> No
 
 def _write(adapter: Path, out: Path, *, base: str, dtype: str) -> None:
     config = ModelConfig(path=base, dtype=dtype)  # type: ignore[arg-type]
-    model, tokenizer = load_model(config, device="cpu"), load_tokenizer(config)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as work:
         staged = Path(work, "checkpoint")
-        merge_adapter(model, adapter, staged, tokenizer=tokenizer)
+        write_repaired(config, adapter, staged)
         staged.replace(out)

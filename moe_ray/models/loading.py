@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import is_accelerate_available
 
 from moe_ray.config.model import ModelConfig
 from moe_ray.errors import InputError
@@ -116,12 +117,12 @@ def load_model(
     implementation = config.experts_implementation
     if implementation != "auto" or on_cpu:
         options["experts_implementation"] = "eager" if implementation == "auto" else implementation
-    if device_map is None and not on_cpu:
+    if device_map is None and not on_cpu and is_accelerate_available():
         # Every tensor goes there as it is read; a model that is loaded and then moved is whole in the host's memory first.
-        device_map = {"": target}
+        device_map = {"": torch.device(target.type, target.index or 0)}
     if device_map is not None:
-        options["device_map"] = device_map
-    loaded: PreTrainedModel = _load_all_weights(config, **options)
+        return _load_all_weights(config, device_map=device_map, **options).eval()
+    loaded: PreTrainedModel = _load_all_weights(config, **options).to(target)
     return loaded.eval()
 
 

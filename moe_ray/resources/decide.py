@@ -68,10 +68,11 @@ def decide(
     """
     per_copy = _gpus_per_copy(model, nodes)
     asked = _gpus_asked(config)
+    if not per_copy:
+        # On nodes that may come yet, where the settings say how many for some of the processes.
+        per_copy = math.ceil(max((gpus for gpus in asked.values() if not isinstance(gpus, str)), default=0))
     on_gpu = bool(per_copy) and any(gpus == "auto" or gpus for gpus in asked.values())
     on_cpu = not per_copy or any(gpus == 0 for gpus in asked.values())
-    if per_copy == 0 and any(gpus != "auto" and gpus for gpus in asked.values()):
-        on_gpu = True  # as the settings say, on nodes that may come yet
     chosen, why = _dtype(config, model, nodes, on_gpu=on_gpu, recorded=dtype)
     needed = math.ceil(model.bytes_in(chosen) * _ROOM)
     if on_cpu and not may_grow and nodes:
@@ -83,7 +84,7 @@ def decide(
         process_bytes=needed,
         gpus_per_copy=per_copy,
         in_words=f"{_weights_in_words(model, chosen)}{why}: {_processes_in_words(resolved, nodes)}",
-        warnings=tuple(_warnings(resolved, model, nodes, per_copy)),
+        warnings=tuple(_warnings(resolved, model, nodes, per_copy, may_grow=may_grow)),
     )
 
 
@@ -216,10 +217,15 @@ def _processes_in_words(config: Config, nodes: Sequence[Node]) -> str:
     return ", ".join(f"{name} {count} x {device(gpus)}" for name, (count, gpus) in stages.items())
 
 
-def _warnings(config: Config, model: ModelSize, nodes: Sequence[Node], per_copy: int) -> list[str]:
+def _warnings(config: Config, model: ModelSize, nodes: Sequence[Node], per_copy: int, *, may_grow: bool) -> list[str]:
     there = sum(node.gpus for node in nodes)
     if not there:
-        return []
+        if per_copy or not may_grow:
+            return []
+        return [
+            "no node of the cluster has a GPU now, so the model is on the CPU; where nodes with GPUs are added when they "
+            "are asked for, ask with capture.gpus_per_actor=1"
+        ]
     if not per_copy:
         most = max(node.gpus * (node.gpu_memory or 0) for node in nodes)
         return [

@@ -61,7 +61,7 @@ def count_rows(
         NotFinite: hidden states are not finite.
     """
     on_host = pad_rows(rows, pad_id=pad_id)
-    num_tokens = torch.stack([(on_host.roles_BS == role).sum(dim=1) for role in (PROMPT, RESPONSE)], dim=1)
+    num_tokens = torch.stack([(on_host.roles_BS == role).sum(dim=1) for role in (PROMPT, RESPONSE, THOUGHT)], dim=1)
     padded = on_host.to(model.device)
     rows_B1 = torch.arange(len(rows), device=model.device).unsqueeze(1)
     segments_BS = torch.where(padded.roles_BS < 0, -1, rows_B1 * len(ROLES) + padded.roles_BS)
@@ -77,17 +77,12 @@ def count_rows(
         counts = counter.finish().view(len(rows), len(ROLES), len(counter.moe_layers), -1)
     finally:
         counter.stop()
-<<<<<<< HEAD
-    num_tokens = torch.stack([(padded.roles_BS == role).sum(dim=1) for role in (PROMPT, RESPONSE, THOUGHT)], dim=1)
-    return counts.numpy(), num_tokens.cpu().numpy()
-=======
     # Looked at after the counts have come, when the device has nothing left to do.
     if not is_finite:
         raise NotFinite(
             "the model's hidden states are not finite, so its routing means nothing; try another model.dtype"
         )
     return counts.numpy(), num_tokens.numpy()
->>>>>>> w-a-core
 
 
 def count_placed(

@@ -22,6 +22,7 @@ HEAVY = {"torch", "transformers", "ray", "mlflow", "pandas", "scipy", "numpy", "
 
 A_WRONG_KEY = (["finetune.epoch=3"], "did you mean finetune.epochs?")
 WRONG = {name: A_WRONG_KEY for name, command in COMMANDS.items() if command.work} | {
+    "plan": A_WRONG_KEY,
     "report": (["report.example=3"], "did you mean report.examples?"),
     "inspect": (["none"], "is not a run directory"),
     "prompts": (["prompts.label={}"], "did you mean prompts.labels?"),

@@ -10,13 +10,9 @@ from training_runs import BATCHES, CONFIG, EXPERTS, train
 
 from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.errors import InputError
-<<<<<<< HEAD
 from moe_ray.finetuning.adapter import adapter_applied, apply_adapter, expert_weights, save_adapter
 from moe_ray.finetuning.adapter_tensors import hash_weights
-=======
-from moe_ray.finetuning.adapter import adapter_applied, apply_adapter, expert_weights, hash_weights, save_adapter
 from moe_ray.finetuning.expert_forward import TrainedForward
->>>>>>> w-a-core
 from moe_ray.finetuning.frozen import count_changed, hash_frozen
 from moe_ray.finetuning.gradients import accumulate_gradient
 from moe_ray.finetuning.trainable_experts import trainable_experts

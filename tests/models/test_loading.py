@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from moe_ray.config.model import ModelConfig
 from moe_ray.errors import InputError
+from moe_ray.models import loading
 from moe_ray.models.loading import (
     check_model,
     check_tokenizer,
@@ -41,6 +42,17 @@ def test_the_layers_found_without_weights_are_those_of_the_loaded_model(checkpoi
     assert found.layers == loaded.layers
     assert (found.num_experts, found.num_experts_per_tok) == (loaded.num_experts, loaded.num_experts_per_tok)
     assert all(parameter.is_meta for layer in found for parameter in layer.expert_tensors().values())
+
+
+def test_weights_go_straight_to_their_gpu(checkpoint, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        loading, "_load_all_weights", lambda _, **options: asked.append(options) or torch.nn.Linear(1, 1)
+    )
+    for device in ("cuda", "cuda:1", "cpu"):
+        load_model(checkpoint, device=device)
+    maps = [options.get("device_map") for options in asked]
+    assert maps == [{"": torch.device("cuda", 0)}, {"": torch.device("cuda", 1)}, None]
 
 
 def test_the_length_of_a_row_is_the_same_before_and_after_loading(checkpoint):

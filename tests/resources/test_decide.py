@@ -182,6 +182,15 @@ def test_gpus_that_are_too_small_are_named():
     assert "have no room on the GPUs of one node (8 GB)" in decision.warnings[0]
 
 
+def test_gpus_that_a_cluster_will_add_are_asked_for_in_every_stage_once_one_asks():
+    head = Node(cpus=2, memory=16 * GB)
+    asked = with_settings(Config(), {"capture.gpus_per_actor": 1, "capture.num_actors": 4})
+    decision = decide(asked, SMALL, [head], may_grow=True)
+    assert (decision.dtype, decision.config.capture.num_actors, decision.warnings) == ("bfloat16", 4, ())
+    assert {get(decision.config, name) for name in GPUS} == {1}
+    assert "ask with capture.gpus_per_actor=1" in decide(Config(), SMALL, [head], may_grow=True).warnings[0]
+
+
 def test_a_fraction_of_a_gpu_shares_one_and_never_spans_two():
     node = Node(cpus=64, memory=GB, gpus=3)
     assert [copies_on(node, gpus) for gpus in (0.5, 0.4, 1, 2, 3)] == [6, 6, 3, 1, 1]

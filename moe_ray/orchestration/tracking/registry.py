@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import tempfile
 import warnings
-from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import mlflow
 import requests
 
 from moe_ray.config.model import ModelConfig
-from moe_ray.finetuning.adapter import apply_adapter
 from moe_ray.finetuning.adapter_files import local_adapter
-from moe_ray.models.loading import load_model, load_tokenizer
+from moe_ray.finetuning.merge import write_repaired
 from moe_ray.orchestration.tracking.mlflow_run import MlflowTracker
 from moe_ray.storage.folder import Folder
 
@@ -35,23 +35,11 @@ def register_repaired(tracker: MlflowTracker, model: ModelConfig, adapter: Folde
     Returns:
         the model's URI, `models:/NAME/VERSION`; None, after a warning that names it, where the server did not take it.
     """
-    repaired: Any = load_model(model, device="cpu")
-    with local_adapter(adapter) as local:
-        apply_adapter(repaired, local)
     before = mlflow.get_tracking_uri()
     try:
-        mlflow.set_tracking_uri(tracker.uri)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with mlflow.start_run(run_id=tracker.run_id):
-                logged = mlflow.transformers.log_model(
-                    {"model": repaired, "tokenizer": load_tokenizer(replace(model, chat_template_options={}))},
-                    name="repaired_model",
-                    task="text-generation",
-                    registered_model_name=name,
-                    # Given, since MLflow would else start the model once more to find them out.
-                    pip_requirements=[f"{package}=={_public_version(package)}" for package in _REQUIREMENTS],
-                )
+        with tempfile.TemporaryDirectory() as folder, local_adapter(adapter) as local:
+            write_repaired(model, local, Path(folder))
+            logged = _log(tracker, folder, name)
     except (mlflow.exceptions.MlflowException, requests.RequestException, OSError) as error:
         logger.warning("the repaired model was not registered as %s: %s; run again in this run_dir", name, error)
         return None
@@ -60,6 +48,22 @@ def register_repaired(tracker: MlflowTracker, model: ModelConfig, adapter: Folde
     uri = f"models:/{name}/{logged.registered_model_version}"
     logger.info("registered the repaired model as %s", uri)
     return uri
+
+
+def _log(tracker: MlflowTracker, folder: str, name: str) -> Any:
+    """Logs a checkpoint's files as they are; no process holds the model."""
+    mlflow.set_tracking_uri(tracker.uri)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with mlflow.start_run(run_id=tracker.run_id):
+            return mlflow.transformers.log_model(
+                folder,
+                name="repaired_model",
+                task="text-generation",
+                registered_model_name=name,
+                # Given, since MLflow would else start the model once more to find them out.
+                pip_requirements=[f"{package}=={_public_version(package)}" for package in _REQUIREMENTS],
+            )
 
 
 def _public_version(package: str) -> str:

@@ -1,0 +1,51 @@
+"""A repaired model as a plain checkpoint."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from moe_ray.config.model import ModelConfig
+from moe_ray.finetuning.adapter import merge_adapter
+from moe_ray.finetuning.merge_files import OtherLayout, merge_files
+from moe_ray.models.loading import build_without_weights, load_model, load_tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+def write_repaired(base: ModelConfig, adapter: Path, out: Path) -> None:
+    """Writes base + adapter with the tokenizer, by the names that the base's files have.
+
+    Files are merged one after the other, without loading the model. Only where they are of another form than the family's
+    is the model loaded and saved.
+
+    Args:
+        base: the base model, in the type that the adapter was learned in.
+        adapter: its folder.
+        out: folder; made if missing.
+
+    Raises:
+        InputError: the base is not the adapter's, or cannot be loaded.
+    """
+    try:
+        if base.dtype == "auto" or base.trust_remote_code:
+            raise OtherLayout("of an earlier version, or with code of its own")
+        merge_files(build_without_weights(base), _folder_of(base), adapter, out, dtype=getattr(torch, base.dtype))
+    except OtherLayout as reason:
+        logger.info("merging by loading the model: %s", reason)
+        merge_adapter(load_model(base, device="cpu"), adapter, out)
+    # Options of the chat template belong to a run, not to the model.
+    load_tokenizer(replace(base, chat_template_options={})).save_pretrained(out)
+
+
+def _folder_of(base: ModelConfig) -> Path:
+    folder = base.local_folder()
+    if folder is not None:
+        return folder
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.safetensors", "*.json"]
+    return Path(snapshot_download(base.path, revision=base.revision, allow_patterns=patterns))
