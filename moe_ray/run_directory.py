@@ -47,6 +47,7 @@ from moe_ray.prompts.quarantine import QUARANTINE, TRUNCATED, training_examples,
 from moe_ray.prompts.stored_batches import StoredBatches
 from moe_ray.routing.count_store import parts_info, read_counts, read_lengths
 from moe_ray.routing.counts import RoutingCounts
+from moe_ray.storage.damage import reading
 from moe_ray.storage.folder import Folder
 from moe_ray.storage.stage import is_finished, read_manifest
 
@@ -150,7 +151,12 @@ class RunDirectory:
         """The run's configuration."""
         if not self.folder.exists(CONFIG):
             raise InputError(f"{self.folder.url} holds no {CONFIG}; give the directory of a run")
-        return parse_config(self.folder.read_bytes(CONFIG).decode(), source=self.folder.file(CONFIG))
+        path = self.folder.file(CONFIG)
+        with reading(path, expected="the settings of a run", cure="give the directory of a run"):
+            text = self.folder.read_bytes(CONFIG).decode()
+            if not text.strip():
+                raise ValueError("it is empty")
+        return parse_config(text, source=path)
 
     @cached_property
     def identify_config(self) -> IdentifyConfig:
@@ -169,7 +175,9 @@ class RunDirectory:
     @cached_property
     def batches(self) -> pd.DataFrame:
         """The training examples, a row each, quarantined ones too."""
-        return self._require(PROMPTS, BATCHES).read_frame(BATCHES)
+        return self._require(PROMPTS, BATCHES).read_frame(
+            BATCHES, needs=("batch_idx", "in_batch_idx", "id", "label", "messages")
+        )
 
     @property
     def test(self) -> pd.DataFrame:
@@ -252,7 +260,7 @@ class RunDirectory:
     @cached_property
     def certainty(self) -> pd.DataFrame:
         """How sure each batch's selection is, a row each; see `findings.Findings`."""
-        return self._require(IDENTIFY, CERTAINTY).read_frame(CERTAINTY)
+        return self._require(IDENTIFY, CERTAINTY).read_frame(CERTAINTY, needs=("batch_idx", "is_significant"))
 
     @cached_property
     def controls(self) -> pd.DataFrame | None:
@@ -299,12 +307,18 @@ class RunDirectory:
     def answers(self, when: When) -> pd.DataFrame | None:
         """The judged held-out answers before or after the repair; None = they were not evaluated."""
         name = figures_of(when)
-        return self.sub(name).read_frame(ANSWERS) if self.holds(name, ANSWERS) else None
+        return self.sub(name).read_frame(ANSWERS, needs=("label", "answer")) if self.holds(name, ANSWERS) else None
 
     @cached_property
     def summary(self) -> dict[str, Any] | None:
         """`summary.json`; None = the run did not get that far."""
-        return self.folder.read_json(SUMMARY) if self.folder.exists(SUMMARY) else None
+        if not self.folder.exists(SUMMARY):
+            return None
+        summary: dict[str, Any] = self.folder.read_json(SUMMARY)
+        with reading(self.folder.file(SUMMARY), expected="the figures of a run"):
+            if not isinstance(summary, dict):
+                raise TypeError(f"got a {type(summary).__name__}")
+        return summary
 
     @cached_property
     def trials(self) -> pd.DataFrame | None:
@@ -365,9 +379,9 @@ def open_run(url: str) -> RunDirectory:
         InputError: there is none.
     """
     try:
-        fs, path = fsspec.url_to_fs(url)
+        fs, path = fsspec.url_to_fs(url, use_listings_cache=False)
         is_there = fs.exists(f"{path}/{CONFIG}")
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # what a storage's library raises is of its own kind
         raise InputError(f"{url!r} cannot be opened: {error}; give the run_dir of a run") from error
     if not is_there:
         raise InputError(f"{url!r} is not a run directory (no {CONFIG}); give the run_dir of a run")

@@ -11,8 +11,12 @@ NAMED_AFTER_A_PROPERTY = {
     "identification/test_damaged_masks.py",
     "prompts/test_damaged_prompts.py",
     "routing/test_damaged_counts.py",
+    "storage/test_object_store.py",
+    "storage/test_other_users.py",
     "finetuning/test_damaged_files.py",
     "orchestration/test_foreign_run.py",
+    "orchestration/test_s3_run.py",
+    "orchestration/test_malformed_inputs.py",
     # of the whole repository
     "test_cluster_yaml.py",
     "test_import.py",

@@ -87,7 +87,7 @@ class RiskParts:
         """
         wanted = None if columns is None else list(dict.fromkeys(["batch_idx", *_EXPERT, *columns]))
         for *_, name in self._parts:
-            with self.folder.open_parquet(name) as file:
+            with self.folder.open_parquet(name, needs=wanted or ["batch_idx", *_EXPERT]) as file:
                 for group in range(file.num_row_groups):
                     table = file.read_row_group(group, columns=wanted, use_threads=False).to_pandas()
                     yield int(table["batch_idx"].iloc[0]), table
@@ -100,7 +100,7 @@ class RiskParts:
         """
         for first, last, name in self._parts:
             if first <= batch_idx <= last:
-                with self.folder.open_parquet(name) as file:
+                with self.folder.open_parquet(name, needs=["batch_idx", *_EXPERT]) as file:
                     names = file.read(columns=["batch_idx"])["batch_idx"].unique().to_numpy()
                     found = np.flatnonzero(names == batch_idx)
                     if len(found):

@@ -13,6 +13,8 @@ from moe_ray.storage.folder import Folder
 
 _FEW_VALUES = ("label", "category", "split", "topic", "template")
 """Columns of few different texts, of which each is in memory once."""
+_OF_LATER_VERSIONS = ("topic", "template")
+"""Columns that the tables of earlier versions lack."""
 _OF_TEXTS = ["batch_idx", "in_batch_idx", "label", "messages"]
 _TEXTS = 20_000
 
@@ -37,7 +39,7 @@ class StoredBatches:
         Args:
             names: of the columns; those with long texts are better read with `pieces`.
         """
-        with self._folder.open_parquet(BATCHES) as file:
+        with self._folder.open_parquet(BATCHES, needs=_needed(names)) as file:
             groups = [_with_categoricals(file.read_row_group(i, list(names))) for i in range(file.num_row_groups)]
         frame: pd.DataFrame = pa.concat_tables(groups).unify_dictionaries().to_pandas(ignore_metadata=True)
         for name in _FEW_VALUES:
@@ -51,7 +53,7 @@ class StoredBatches:
         Args:
             names: of the columns; none = all.
         """
-        with self._folder.open_parquet(BATCHES) as file:
+        with self._folder.open_parquet(BATCHES, needs=_needed(names)) as file:
             for group in range(file.num_row_groups):
                 yield file.read_row_group(group, list(names) or None).to_pandas()
 
@@ -70,7 +72,7 @@ class StoredBatches:
         Args:
             most: where there are more examples, whole pieces spread evenly over the table are read, so many rows at most.
         """
-        with self._folder.open_parquet(BATCHES) as file:
+        with self._folder.open_parquet(BATCHES, needs=_OF_TEXTS) as file:
             sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
             number = len(sizes)
             if sum(sizes) > most:
@@ -78,6 +80,10 @@ class StoredBatches:
             chosen: Sequence[int] = (np.arange(number) * len(sizes) // max(1, number)).tolist()
             frame: pd.DataFrame = file.read_row_groups(chosen, _OF_TEXTS).to_pandas()
         return frame
+
+
+def _needed(names: Sequence[str]) -> list[str]:
+    return [name for name in names if name not in _OF_LATER_VERSIONS]
 
 
 def _with_categoricals(table: pa.Table) -> pa.Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import pyarrow as pa
@@ -56,6 +56,22 @@ def reading(
         if error.errno is not None:
             raise
         raise InputError(f"{path} is damaged or foreign: {_in_short(error)}; expected {expected}; {cure}") from error
+
+
+def check_columns(path: str, have: Iterable[str], needs: Iterable[str]) -> None:
+    """Refuses a table that lacks columns.
+
+    Args:
+        path: of its file, as messages name it.
+        have: its columns.
+        needs: those that it must have.
+
+    Raises:
+        InputError: it lacks some.
+    """
+    missing = sorted(set(needs).difference(have))
+    if missing:
+        raise InputError(f"{path} is damaged or foreign: it has no column {', '.join(missing)}; {AGAIN}")
 
 
 def _in_short(error: Exception) -> str:

@@ -20,10 +20,13 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from moe_ray.errors import InputError, OutsideFailed
-from moe_ray.storage.damage import reading
+from moe_ray.storage.damage import check_columns, reading
 
 _NOTHING_TO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
 _READ_ONLY = {"http", "https", "data", "zip", "tar", "libarchive", "git", "github"}
+
+_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci"}
+"""Stores without folders and without a rename, which show an object whole or not at all."""
 
 
 @dataclass(frozen=True)
@@ -53,26 +56,39 @@ class Folder:
             OutsideFailed: the storage does not answer.
         """
         try:
-            fs, path = fsspec.url_to_fs(url)
-            if _READ_ONLY & ({fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)):
+            # Other processes write here too, and a listing that is kept would not have what they wrote since.
+            fs, path = fsspec.url_to_fs(url, use_listings_cache=False)
+            protocols = _protocols(fs)
+            if _READ_ONLY & protocols:
                 raise ValueError("nothing can be written there")
-            if private and isinstance(fs, LocalFileSystem) and not fs.exists(path):
-                os.makedirs(os.path.dirname(path), exist_ok=True)
-                os.mkdir(path, 0o700)
-            fs.makedirs(path, exist_ok=True)
+            if _OBJECT_STORES & protocols:
+                _check_bucket(fs, path)
+            else:
+                if private and isinstance(fs, LocalFileSystem) and not fs.exists(path):
+                    os.makedirs(os.path.dirname(path), exist_ok=True)
+                    os.mkdir(path, 0o700)
+                fs.makedirs(path, exist_ok=True)
         except (ValueError, ImportError, PermissionError, FileExistsError, NotADirectoryError) as error:
             raise InputError(f"run_dir {url!r} cannot be opened: {error}; give a writable folder or URL") from error
-        except OSError as error:
+        except Exception as error:
             if "://" not in url or url.startswith("file://"):
+                if not isinstance(error, OSError):
+                    raise
                 raise InputError(f"run_dir {url!r} cannot be opened: {error}; give a writable folder") from error
+            # What a storage's library raises is of its own kind, such as credentials that are missing.
             raise OutsideFailed(f"storage at {url} does not answer: {error}; try again later") from error
         return cls(url=str(fs.unstrip_protocol(path)), fs=fs, path=path)
 
     def sub(self, name: str) -> Folder:
         """A folder inside, made if missing."""
         path = f"{self.path}/{name}"
-        self.fs.makedirs(path, exist_ok=True)
+        if not self._is_object_store:
+            self.fs.makedirs(path, exist_ok=True)
         return Folder(url=f"{self.url}/{name}", fs=self.fs, path=path)
+
+    @property
+    def _is_object_store(self) -> bool:
+        return bool(_OBJECT_STORES & _protocols(self.fs))
 
     def file(self, name: str) -> str:
         """The path of a file inside, as messages name it and `fs` takes it."""
@@ -92,7 +108,9 @@ class Folder:
             paths = self.fs.ls(self.path, detail=False)
         except FileNotFoundError:  # an object store has no empty folders
             return []
-        return sorted(str(path).rstrip("/").rpartition("/")[2] for path in paths)
+        names = (str(path).rstrip("/") for path in paths)
+        # Some stores list a folder among what is inside it.
+        return sorted(name.rpartition("/")[2] for name in names if name != self.path.rstrip("/"))
 
     def files(self) -> list[str]:
         """Paths of all files inside, relative to the folder, sorted."""
@@ -101,6 +119,9 @@ class Folder:
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Writes a file so that readers see all of it or nothing."""
+        if self._is_object_store:  # which writes whole objects, and cannot rename them
+            self.fs.pipe_file(self.file(name), data)
+            return
         temporary = self.file(f".{name}.part")
         self.fs.pipe_file(temporary, data)
         self.fs.mv(temporary, self.file(name))
@@ -167,12 +188,15 @@ class Folder:
         self.fs.mv(temporary, self.file(name))
 
     @contextlib.contextmanager
-    def open_parquet(self, name: str, *, footer: pq.FileMetaData | None = None) -> Iterator[pq.ParquetFile]:
+    def open_parquet(
+        self, name: str, *, footer: pq.FileMetaData | None = None, needs: Sequence[str] = ()
+    ) -> Iterator[pq.ParquetFile]:
         """An open Parquet file, from which a reader can take some columns or row groups only.
 
         Args:
             name: of the file.
             footer: its metadata, where they were read before.
+            needs: columns that it must have.
 
         Raises:
             InputError: it is damaged; also where that shows only as its rows are read.
@@ -180,6 +204,7 @@ class Folder:
         with self.fs.open(self.file(name), "rb") as file:
             with reading(self.file(name), expected="Parquet"):
                 opened = pq.ParquetFile(file, metadata=footer)
+            check_columns(self.file(name), opened.schema_arrow.names, needs)
             with (
                 opened as parquet,
                 reading(self.file(name), expected="the rows that its footer names", only=(pa.ArrowException,)),
@@ -213,9 +238,20 @@ class Folder:
                     if error.errno not in _NOTHING_TO_SYNC:
                         raise
 
-    def read_frame(self, name: str) -> pd.DataFrame:
-        """A Parquet file's rows."""
-        frame: pd.DataFrame = self.read_table(name).to_pandas()
+    def read_frame(self, name: str, *, needs: Sequence[str] = ()) -> pd.DataFrame:
+        """A Parquet file's rows.
+
+        Args:
+            name: of the file.
+            needs: columns that it must have.
+
+        Raises:
+            InputError: it is damaged, or lacks one of them.
+        """
+        table = self.read_table(name)
+        check_columns(self.file(name), table.column_names, needs)
+        with reading(self.file(name), expected="texts and numbers"):
+            frame: pd.DataFrame = table.to_pandas()
         return frame
 
     def delete(self) -> None:
@@ -231,7 +267,8 @@ class Folder:
                     self.fs.rm(self.file(name), recursive=True)
         else:
             self.delete()
-        self.fs.makedirs(self.path, exist_ok=True)
+        if not self._is_object_store:
+            self.fs.makedirs(self.path, exist_ok=True)
 
 
 @contextlib.contextmanager
@@ -241,3 +278,22 @@ def _opened(path: str) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _protocols(fs: Any) -> set[str]:
+    return {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+
+
+def _check_bucket(fs: Any, path: str) -> None:
+    """Refuses a bucket that is not there; the store's own way to make a folder would make one.
+
+    Raises:
+        ValueError: there is none.
+    """
+    bucket = path.partition("/")[0]
+    try:
+        found = bool(bucket) and fs.info(bucket)
+    except FileNotFoundError:
+        found = False
+    if not found:
+        raise ValueError(f"there is no bucket {bucket!r}")

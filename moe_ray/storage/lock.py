@@ -32,7 +32,8 @@ def locked(folder: Folder) -> Iterator[None]:
 
     On a local or shared disk the system holds the lock, and gives it back when the process ends in whatever way. In an
     object store a file says who holds it and since when; it is renewed, and is free again when nobody has renewed it for
-    90 s. There two drivers that begin in the same moment may both go on.
+    90 s, or at once where the holder was a process of this machine that is gone. There two drivers that begin in the same
+    moment may both go on.
 
     Raises:
         InputError: another process holds it.
@@ -61,7 +62,30 @@ def holder(folder: Folder) -> dict[str, Any] | None:
 
 
 def _about_this_process() -> dict[str, Any]:
-    return {"host": platform.node(), "pid": os.getpid(), "key": uuid.uuid4().hex}
+    return {"host": platform.node(), "pid": os.getpid(), "key": uuid.uuid4().hex, "system": _system()}
+
+
+def _system() -> str:
+    """What processes have in common that see each other by their ids; empty where it is not known."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def _has_gone(holder: dict[str, Any]) -> bool:
+    """Whether the holder is known to have ended, since it was a process of this system."""
+    pid = holder.get("pid")
+    if not holder.get("system") or holder["system"] != _system() or type(pid) is not int or pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _refusal(folder: Folder, holder: Any) -> InputError:
@@ -104,14 +128,17 @@ def _held_by_a_file(folder: Folder) -> Iterator[None]:
         folder.write_json(LOCK, {**about, "time": time.time()})
 
     holder = _decoded(folder.read_bytes(LOCK).decode(errors="replace")) if folder.exists(LOCK) else None
-    if isinstance(holder, dict) and time.time() - float(holder.get("time", 0)) < _DEAD_SECONDS:
+    if isinstance(holder, dict) and time.time() - _beat_of(holder) < _DEAD_SECONDS and not _has_gone(holder):
         raise _refusal(folder, holder)
     renew()
     ended = threading.Event()
 
     def beat() -> None:
         while not ended.wait(_BEAT_SECONDS):
-            renew()
+            try:
+                renew()
+            except Exception as error:  # a storage's library raises what it likes, and the next beat may come through
+                logger.warning("the lock of %s could not be renewed: %s", folder.url, error)
 
     beating = threading.Thread(target=beat, name="run directory lock", daemon=True)
     beating.start()
@@ -121,6 +148,11 @@ def _held_by_a_file(folder: Folder) -> Iterator[None]:
         ended.set()
         beating.join()
         folder.remove(LOCK)
+
+
+def _beat_of(holder: dict[str, Any]) -> float:
+    when = holder.get("time")
+    return float(when) if isinstance(when, (int, float)) else 0.0
 
 
 def _decoded(text: str) -> Any:

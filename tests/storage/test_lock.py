@@ -97,3 +97,37 @@ def test_a_sign_of_life_is_given_again_and_again(tmp_path, monkeypatch):
         while folder.read_json(LOCK)["time"] == first:
             assert time.monotonic() < deadline
             time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_in_an_object_store_a_driver_of_this_machine_that_was_killed_holds_nothing(tmp_path):
+    folder = Folder.open(f"memory://{tmp_path.name}")
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    left = {"host": "h", "pid": process.pid, "time": time.time(), "system": lock._system()}
+    folder.write_json(LOCK, left)
+    with pytest.raises(InputError, match=f"process {process.pid} on h"), locked(folder):
+        pytest.fail("two at a time")
+    process.kill()
+    process.wait()
+    folder.write_json(LOCK, {**left, "system": "of another machine"})
+    with pytest.raises(InputError, match=f"process {process.pid} on h"), locked(folder):
+        pytest.fail("its processes are not known here")
+    folder.write_json(LOCK, left)
+    with locked(folder):
+        assert folder.read_json(LOCK)["pid"] == os.getpid()
+    process.stdin.close()
+
+
+def test_a_sign_of_life_that_fails_is_tried_again(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(lock, "_BEAT_SECONDS", 0.01)
+    folder = Folder.open(f"memory://{tmp_path.name}")
+    with locked(folder):
+        first = folder.read_json(LOCK)["time"]
+        with monkeypatch.context() as broken:
+            broken.setattr(Folder, "write_json", lambda *args: 1 / 0)
+            while "could not be renewed" not in caplog.text:
+                time.sleep(0.01)
+        deadline = time.monotonic() + 10
+        while folder.read_json(LOCK)["time"] == first:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)

@@ -1,0 +1,73 @@
+"""Another user of the machine reads nothing of a run, and has no token to submit a job with."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from moe_ray.orchestration.cluster.token_file import protect_token
+from moe_ray.run_directory import IDENTIFY, PROMPTS, RunDirectory
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user"),
+]
+NOBODY = 65534
+TRIES = f"""
+import os, sys
+os.setgroups([])
+os.setgid({NOBODY})
+os.setuid({NOBODY})
+for path in sys.argv[1:]:
+    try:
+        print("read", len(os.listdir(path) if os.path.isdir(path) else open(path, "rb").read()))
+    except PermissionError:
+        print("denied")
+"""
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A home that everybody may enter, as many systems have it."""
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.owner() == "root" and str(folder).startswith("/tmp/"):
+            folder.chmod(0o755)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def as_another_user(*paths: Path) -> list[str]:
+    """What a process of another user gets of each path."""
+    command = [sys.executable, "-I", "-S", "-c", TRIES, *map(str, paths)]
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd="/").stdout.split("\n")[:-1]
+
+
+def test_what_is_open_is_read_by_everybody(home):
+    (home / "open.txt").write_text("for all")
+    assert as_another_user(home / "open.txt") == ["read 7"]
+
+
+def test_a_run_directory_is_its_owners_alone(home):
+    run = RunDirectory.open(str(home / "runs" / "first"))
+    run.sub(PROMPTS).write_json("secret.json", "a prompt")
+    run.sub(IDENTIFY).write_json("masks.json", 1)
+    paths = [Path(run.folder.path), *(Path(run.folder.path, name) for name in (PROMPTS, f"{PROMPTS}/secret.json"))]
+    assert as_another_user(*paths) == ["denied"] * 3
+
+
+def test_a_run_directory_that_was_there_keeps_its_rights(home):
+    (home / "shared").mkdir(mode=0o755)
+    RunDirectory.open(str(home / "shared")).folder.write_json("x.json", 1)
+    assert as_another_user(home / "shared" / "x.json")[0].startswith("read")
+
+
+def test_without_the_token_no_job_is_submitted(home):
+    """Ray asks for the token, whose file the other user cannot read."""
+    protect_token()
+    assert as_another_user(home / ".ray", home / ".ray" / "auth_token") == ["denied"] * 2
