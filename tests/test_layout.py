@@ -17,6 +17,7 @@ NAMED_AFTER_A_PROPERTY = {
     "orchestration/test_foreign_run.py",
     "orchestration/test_s3_run.py",
     "orchestration/test_malformed_inputs.py",
+    "orchestration/test_kills.py",
     # of the whole repository
     "test_cluster_yaml.py",
     "test_import.py",

@@ -1,0 +1,441 @@
+"""Kills the real command at random moments and lets it go on: the result is an uninterrupted one's, and nothing is left.
+
+    python tests/kills.py FOLDER --kills 100 --seed 0
+
+FOLDER gets an uninterrupted run of each form, `kills.jsonl` with a line per kill, and the table at the end; the same command
+goes on where it was stopped. Each kill takes about one and a half times a run. A run that ended otherwise than it should
+stays in FOLDER for a look.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from mlflow_server import Server
+from paths import ROOT
+from run_results import differences, files_of
+
+DEADLINE = 600.0
+"""Seconds that a command may take to end, by itself or after what was done to it."""
+
+SETTINGS = (
+    "prompts.max_batches=6",
+    "prompts.max_test_examples=8",
+    "finetune.epochs=2",
+    "finetune.batches_per_step=2",
+    "finetune.checkpoint_every=1",
+    "evaluate.max_new_tokens=8",
+    "identify.permutations=500",
+    "capture.tokens_per_forward=512",
+)
+FORMS: dict[str, tuple[str, ...]] = {
+    # One model process does all; tracking in a file.
+    "alone": (),
+    # Ray Train's workers, a classifier that judges in actors, and a tracking server.
+    "spread": ("finetune.num_workers=2", "evaluate.judge=classifier"),
+}
+_BYTES_OF_THE_DISK = 300 * 2**20
+
+
+@dataclass
+class Command:
+    """The command at work, and what it said so far with the seconds at which it did."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    mark: str
+    began: float
+
+    def lines(self) -> list[str]:
+        return self.log.read_text(errors="replace").splitlines()
+
+    def ended_stages(self) -> int:
+        return sum(": done in" in line or ": reused from" in line for line in self.lines())
+
+    def processes(self) -> dict[int, str]:
+        """Every process that this command started, in whatever way, with its title."""
+        found = {}
+        for path in Path("/proc").iterdir():
+            if not path.name.isdigit():
+                continue
+            try:
+                if f"MOE_RAY_KILLS={self.mark}".encode() in (path / "environ").read_bytes().split(b"\0"):
+                    state = (path / "stat").read_text().rpartition(")")[2].split()[0]
+                    if state != "Z":
+                        found[int(path.name)] = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+            except OSError:  # it has ended meanwhile
+                continue
+        return found
+
+    def wait(self) -> int:
+        return self.process.wait(DEADLINE)
+
+    def orphans(self) -> dict[int, str]:
+        """What is still there some time after the command has ended; it is ended then.
+
+        Ray's processes look once in a while whether their parent is there, and a crowded machine makes that late.
+        """
+        deadline = time.monotonic() + 120
+        while (left := self.processes()) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return left
+
+
+class Place:
+    """Where one kill happens: a run directory, temporary folders of its own, and a disk that can be filled."""
+
+    def __init__(self, folder: Path, form: str, given: Sequence[str]) -> None:
+        self.folder, self.form = folder, form
+        self.run, self.temporary = folder / "disk" / "run", folder / "tmp"
+        self.given = (*SETTINGS, *FORMS[form], *given)
+        self.number = 0
+        shutil.rmtree(folder, ignore_errors=True)
+        for path in (folder / "disk", self.temporary):
+            path.mkdir(parents=True)
+
+    def start(self) -> Command:
+        self.number += 1
+        mark = f"{self.folder.name}-{self.number}-{os.getpid()}"
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        environment |= {
+            "MOE_RAY_KILLS": mark,
+            "PYTHONPATH": str(ROOT),
+            "TMPDIR": str(self.temporary),
+            # Ray's sockets have paths of at most 107 bytes.
+            "RAY_TMPDIR": str(self.temporary),
+            # A crowded machine is no fault of a run.
+            "RAY_raylet_start_wait_time_s": "300",
+        }
+        log = self.folder / f"{self.number}.log"
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                [sys.executable, str(ROOT / "workflows" / "full.py"), str(self.run), *self.given],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=file,
+                start_new_session=True,
+            )
+        return Command(process, log, mark, time.monotonic())
+
+    @contextlib.contextmanager
+    def small_disk(self) -> Iterator[None]:
+        """The run directory is on a disk of its own."""
+        disk = str(self.folder / "disk")
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={_BYTES_OF_THE_DISK}", "none", disk], check=True)
+        try:
+            yield
+        finally:
+            subprocess.run(["umount", "--lazy", disk], check=True)
+
+    def left_over(self) -> list[str]:
+        """Temporary files of ours; Ray keeps its logs."""
+        return sorted(path.name for path in self.temporary.iterdir() if path.name != "ray")
+
+
+def of_driver(number: int) -> Callable[[Command], str]:
+    def kill(command: Command) -> str:
+        command.process.send_signal(number)
+        return "driver"
+
+    return kill
+
+
+def of_process(*titles: str) -> Callable[[Command], str]:
+    """Kills a process whose title begins so, at once; waits for one to come."""
+
+    def kill(command: Command) -> str:
+        deadline = time.monotonic() + 60
+        while command.process.poll() is None and time.monotonic() < deadline:
+            for pid, title in command.processes().items():
+                if any(wanted in title.split(" ")[0] for wanted in titles):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                    return title.split(" ")[0].rpartition("/")[2]
+            time.sleep(0.02)
+        return ""
+
+    return kill
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One way to disturb a run.
+
+    Attributes:
+        form: of the run.
+        does: does it; returns what was met, empty = nothing was there any more.
+        within: stages in which it is done; empty = all.
+        statuses: of the command after it.
+        says: what the command must say then, if it did not go on to the end.
+    """
+
+    form: str
+    does: Callable[[Command], str]
+    within: tuple[str, ...] = ()
+    statuses: tuple[int, ...] = (0,)
+    says: str = ""
+
+
+KINDS: dict[str, Kind] = {
+    "driver": Kind("alone", of_driver(signal.SIGKILL), statuses=(-9,)),
+    "SIGINT": Kind("alone", of_driver(signal.SIGINT), statuses=(130,), says="interrupted; the same command goes on"),
+    "SIGTERM": Kind("alone", of_driver(signal.SIGTERM), statuses=(143,), says="terminated; the same command goes on"),
+    "model process": Kind("alone", of_process("ray::ModelActor"), within=("capture", "evaluate", "finetune")),
+    "raylet": Kind("alone", of_process("/raylet"), statuses=(0, 4), says="Ray"),
+    "disk full": Kind("alone", lambda command: "disk", statuses=(0, 4), says="the disk is full"),
+    "second driver": Kind("alone", lambda command: "lock", within=("prompts", "capture", "identify")),
+    "train worker": Kind("spread", of_process("ray::RayTrainWorker"), within=("finetune",)),
+    "judge": Kind("spread", of_process("ray::BlockActor", "ray::verdicts"), within=("evaluate/before/figures",)),
+    "MLflow server": Kind("spread", lambda command: "server", statuses=(0, 4), says="tracking"),
+    "driver of Train": Kind("spread", of_driver(signal.SIGKILL), within=("finetune",), statuses=(-9,)),
+}
+
+
+@dataclass
+class Reference:
+    """An uninterrupted run: where it is, when its stages ended, in seconds, and all that it took."""
+
+    run: Path
+    ends: list[tuple[str, float]]
+    seconds: float
+
+
+def uninterrupted(folder: Path, form: str, given: Sequence[str]) -> Reference:
+    """The run that the others of its form are held against; done once."""
+    place_folder, note = folder / f"whole-{form}", folder / f"whole-{form}.json"
+    run = place_folder / "disk" / "run"
+    if not note.exists():
+        place = Place(place_folder, form, given)
+        command = place.start()
+        ends: list[tuple[str, float]] = []
+        while command.process.poll() is None:
+            done = [line for line in command.lines() if ": done in" in line]
+            for line in done[len(ends) :]:
+                ends.append((line.split(" ", 1)[1].partition(":")[0], time.monotonic() - command.began))
+            assert time.monotonic() - command.began < DEADLINE, command.lines()[-20:]
+            time.sleep(0.05)
+        said = "\n".join(command.lines())
+        assert command.process.returncode == 0, said
+        # What Ray's C++ complains of, and what nobody caught.
+        assert " E " not in said, said
+        assert "Traceback" not in said, said
+        assert not command.orphans()
+        assert not place.left_over(), place.left_over()
+        note.write_text(json.dumps({"ends": ends, "seconds": time.monotonic() - command.began}))
+    known = json.loads(note.read_text())
+    return Reference(run, [(name, end) for name, end in known["ends"]], known["seconds"])
+
+
+def moment(kind: Kind, reference: Reference, chance: random.Random) -> tuple[int, float, str]:
+    """When: after how many stages have ended, how many seconds later, and in which stage that is."""
+    ends = [0.0, *(end for _, end in reference.ends)]
+    names = [name for name, _ in reference.ends]
+    fitting = [index for index, name in enumerate(names) if not kind.within or name.startswith(kind.within)]
+    stage = chance.choice(fitting)
+    return stage, chance.random() * (ends[stage + 1] - ends[stage]), names[stage]
+
+
+def disturb(name: str, place: Place, reference: Reference, server: Server, chance: random.Random) -> dict[str, Any]:
+    """One kill, and the run to its end; what came of it."""
+    kind = KINDS[name]
+    after, later, stage = moment(kind, reference, chance)
+    command = place.start()
+    while command.process.poll() is None and command.ended_stages() < after:
+        time.sleep(0.02)
+    until = time.monotonic() + later
+    while command.process.poll() is None and time.monotonic() < until:
+        time.sleep(0.02)
+    at, met, faults = time.monotonic() - command.began, "", list[str]()
+    ballast = place.folder / "disk" / "ballast"
+    if command.process.poll() is None:
+        if name == "second driver":
+            faults += _second_driver(place, command)
+        elif name == "disk full":
+            _fill(ballast)
+        elif name == "MLflow server":
+            server.kill()
+        met = kind.does(command)
+    status = command.wait()
+    ended = time.monotonic() - command.began
+    said = "\n".join(command.lines())
+    orphans = command.orphans()
+    if name == "MLflow server":
+        server.start()
+    ballast.unlink(missing_ok=True)
+    if met and status not in kind.statuses and not (status == 0 and at > reference.seconds - 1):
+        faults.append(f"status {status}, expected one of {kind.statuses}: {said[-300:]}")
+    if met and status > 0:
+        if kind.says not in said.splitlines()[-1]:
+            faults.append(f"last line {said.splitlines()[-1]!r} does not say {kind.says!r}")
+        if "Traceback" in said:
+            faults.append("a traceback")
+    resumed = None
+    if status or name == "MLflow server":
+        again = place.start()
+        if again.wait():
+            faults.append("resuming failed: " + "\n".join(again.lines())[-1500:])
+        resumed = time.monotonic() - again.began
+        orphans |= again.orphans()
+    left = place.left_over()
+    if orphans:
+        faults.append(f"left running: {sorted(orphans.values())}")
+    if left and status != -signal.SIGKILL:
+        faults.append(f"left in the temporary folder: {left}")
+    if not (place.run / "summary.json").exists():
+        faults.append("no summary")
+    else:
+        faults += differences(reference.run, place.run)
+        extra = files_of(place.run) ^ files_of(reference.run)
+        if extra:
+            faults.append(f"files of only one of both runs: {sorted(extra)}")
+    return {
+        "kind": name,
+        "stage": stage,
+        "at": round(at, 1),
+        "met": met,
+        "status": status,
+        "ended": round(ended, 1),
+        "resumed": None if resumed is None else round(resumed, 1),
+        "whole": round(reference.seconds, 1),
+        "temporary": left,
+        "faults": faults,
+    }
+
+
+def _second_driver(place: Place, first: Command) -> list[str]:
+    """Starts the same command beside the first; it must be refused at once, and the first not be disturbed."""
+    second = place.start()
+    status, said = second.wait(), "\n".join(second.lines())
+    if status == 2 and "is at work in" in said and "Traceback" not in said:
+        return []
+    if status == 0 and first.process.poll() is not None:
+        return []  # The first had ended before the second one came to the lock.
+    return [f"the second driver ended with {status} and said: {said[-300:]}"]
+
+
+def _fill(ballast: Path) -> None:
+    with ballast.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(2**16))
+        except OSError:
+            pass
+
+
+def with_mounts() -> bool:
+    """Whether this process may mount a disk of its own that nobody else sees."""
+    return shutil.which("unshare") is not None and not subprocess.run(["unshare", "-m", "true"], check=False).returncode
+
+
+def kill_runs(folder: Path, model: Path, *, kills: int, seed: int, kinds: Sequence[str]) -> list[dict[str, Any]]:
+    """All kills, each a record; those that are recorded already are not done again."""
+    records = folder / "kills.jsonl"
+    done = [json.loads(line) for line in records.read_text().splitlines()] if records.exists() else []
+    classifier = folder / "classifier"
+    if not classifier.exists():
+        from tiny_classifier import save_tiny_classifier
+
+        save_tiny_classifier(classifier)
+    server = Server(folder)
+    if any(KINDS[kind].form == "spread" for kind in kinds):
+        server.start()
+    given = {
+        "alone": (f"model.path={model}",),
+        "spread": (f"model.path={model}", f"evaluate.classifier={classifier}", f"tracking.uri={server.uri}"),
+    }
+    try:
+        for number in range(len(done), kills):
+            chance = random.Random(f"{seed} {number}")
+            name = kinds[number % len(kinds)]
+            form = KINDS[name].form
+            reference = uninterrupted(folder, form, given[form])
+            place = Place(folder / f"k{number}", form, given[form])
+            if name == "disk full":
+                with place.small_disk():
+                    record = disturb(name, place, reference, server, chance)
+            else:
+                record = disturb(name, place, reference, server, chance)
+            record = {"number": number, **record}
+            with records.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+            done.append(record)
+            words = "; ".join(record["faults"]) or "equal"
+            print(
+                f"{number + 1}/{kills} {name} in {record['stage']} after {record['at']:.0f} s: status {record['status']}, "
+                f"resumed in {record['resumed']} of {record['whole']} s: {words}",
+                flush=True,
+            )
+            if not record["faults"]:
+                shutil.rmtree(place.folder, ignore_errors=True)
+    finally:
+        server.kill()
+    return done
+
+
+def table(records: Sequence[dict[str, Any]]) -> str:
+    """A row per kind: kills, how many hit, how many ended as they should, and seconds."""
+    frame = pd.DataFrame(records)
+    frame["equal"], frame["hit"] = frame["faults"].str.len() == 0, frame["met"] != ""
+    rows = frame.groupby("kind", sort=False).agg(
+        kills=("kind", "size"),
+        hit=("hit", "sum"),
+        equal=("equal", "sum"),
+        stages=("stage", "nunique"),
+        whole_s=("whole", "mean"),
+        killed_at_s=("at", "mean"),
+        resumed_s=("resumed", "mean"),
+        resumed_most_s=("resumed", "max"),
+    )
+    return rows.round(1).to_string(na_rep="-")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="short, since Ray's sockets are below it, such as /tmp/kills")
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
+    parser.add_argument("--model", type=Path, help="checkpoint folder; the embedded model, unless given")
+    arguments = parser.parse_args()
+    if "disk full" in arguments.kinds and "MOE_RAY_MOUNTS" not in os.environ:
+        if with_mounts():
+            os.environ["MOE_RAY_MOUNTS"] = "1"
+            os.execvp("unshare", ["unshare", "-m", sys.executable, *sys.argv])
+        print("disk full: left out, since this user may not mount a disk")
+        arguments.kinds.remove("disk full")
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    if arguments.model is None:
+        from moe_ray.organisms import build_embedded
+
+        arguments.model = build_embedded(ROOT / ".cache")
+    records = kill_runs(
+        arguments.folder.resolve(),
+        arguments.model,
+        kills=arguments.kills,
+        seed=arguments.seed,
+        kinds=arguments.kinds,
+    )
+    print(table(records))
+    return int(any(record["faults"] for record in records))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""The real command is killed and goes on; a second one beside it is refused; `tests/kills.py` does so a hundred times."""
+
+import tempfile
+from pathlib import Path
+
+import pytest
+from kills import KINDS, Kind, Reference, kill_runs, moment, table
+
+pytestmark = pytest.mark.filterwarnings("default")
+
+
+class Halfway:
+    """Chooses the last of what it may choose, and the middle of it."""
+
+    def choice(self, values):
+        return values[-1]
+
+    def random(self):
+        return 0.5
+
+
+def test_a_moment_is_in_a_stage_that_the_kind_names():
+    reference = Reference(Path("run"), [("prompts", 10.0), ("capture", 14.0), ("identify", 15.0)], 20.0)
+    assert moment(Kind("alone", str, within=("capture",)), reference, Halfway()) == (1, 2.0, "capture")
+    assert moment(Kind("alone", str), reference, Halfway()) == (2, 0.5, "identify")
+
+
+def test_the_table_says_how_many_ended_as_they_should():
+    record = {"kind": "driver", "stage": "capture", "at": 3.0, "met": "driver", "resumed": 9.0, "whole": 20.0}
+    said = table([{**record, "faults": []}, {**record, "faults": ["masks"], "resumed": None}])
+    assert said.splitlines()[-1].split() == ["driver", "2", "2", "1", "1", "20.0", "3.0", "9.0", "9.0"]
+
+
+@pytest.mark.needs_ray
+@pytest.mark.slow
+@pytest.mark.exhaustive
+def test_killed_runs_end_as_an_uninterrupted_one(tiny_model_path):
+    """Each process once: Ray says nothing of restarts that would fail, nobody is left, and all that was found is equal."""
+    kinds = ["model process", "second driver", "driver"]
+    assert set(kinds) < set(KINDS)
+    # Ray's sockets are below it, whose paths must be shorter than pytest's own temporary folders make them.
+    with tempfile.TemporaryDirectory(prefix="kills") as folder:
+        records = kill_runs(Path(folder), tiny_model_path, kills=len(kinds), seed=3, kinds=kinds)
+    assert [record["kind"] for record in records] == kinds
+    assert [record["faults"] for record in records] == [[]] * len(kinds), table(records)
