@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parents[1]
 GB = 1e9
 HIDDEN, INTERMEDIATE, EXPERTS, VOCABULARY = 2048, 1024, 64, 50304
 SETTINGS = (
-    "prompts.max_batches=2", "prompts.safe_per_batch=4", "prompts.unsafe_per_batch=4", "prompts.max_test_examples=4",
+    "prompts.max_batches=2", "prompts.safe_per_batch=4", "prompts.unsafe_per_batch=4", "prompts.max_test_examples=2",
     "capture.max_new_tokens=4", "evaluate.max_new_tokens=4", "prompts.own_answer_tokens=4", "finetune.epochs=1",
     "identify.top_k=12", "identify.threshold=0.0", "ablate.run=false",
 )  # fmt: skip
