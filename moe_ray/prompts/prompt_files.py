@@ -23,6 +23,9 @@ from moe_ray.errors import InputError, OutsideFailed
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 """What reads a protocol where fsspec alone does not."""
 
+_NOT_THERE = (401, 403, 404, 410)
+"""What a web server answers where asking again gives no more."""
+
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _WEB = re.compile(r"https?://", re.IGNORECASE)
 
@@ -144,8 +147,9 @@ def _said(name: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         why = f" ({type(error.__cause__).__name__}: {_first_line(error.__cause__)})" if error.__cause__ else ""
-        # A web server that does not answer comes as a file that is not there, with a cause.
-        if why and _WEB.match(name):
+        # A web server that does not answer comes as a file that is not there, with a cause, whose status says what is so.
+        is_said = getattr(error.__cause__, "status", None) in _NOT_THERE
+        if why and _WEB.match(name) and not is_said:
             raise OutsideFailed(f"prompts file {name!r} cannot be read now{why}; try again later") from error
         raise InputError(f"prompts file {name!r} does not exist{why}; check prompts.files") from error
     except ImportError as error:
