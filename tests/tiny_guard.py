@@ -6,7 +6,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-WORDS = ("[PAD]", "[UNK]", "yes", "no", "Yes", "No", "safe", "unsafe", "harm", "refusal", "plain", "other")
+WORDS = ("[PAD]", "[UNK]", "yes", "no", "Yes", "No", "safe", "unsafe", "harm", "declines", "plain", "other")
 CHAT_TEMPLATE = "{% for message in messages %}{{ message.role }} : {{ message.content }} {% endfor %}"
 
 

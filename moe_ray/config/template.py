@@ -46,7 +46,7 @@ def _commented(key: Key, name: str, *, indent: str) -> str:
 
 
 def _as_yaml(name: str, value: Any) -> str:
-    """A setting as a line; a mapping as a line for each of its entries, below the name."""
+    """A setting as a line; a mapping as a line for each of its entries, below the name, or as `{}` where it has none."""
     if isinstance(value, Mapping) and value:
         return "\n".join([f"{name}:", *(f"  {key}: {in_one_line(item)}" for key, item in value.items())])
     return f"{name}: {in_one_line(value)}"

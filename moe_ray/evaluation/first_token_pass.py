@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from moe_ray.errors import InputError
 from moe_ray.evaluation.first_token import COLUMNS, KEPT
 from moe_ray.models.token_budget import TokenBudget
 from moe_ray.models.tokenization import TokenizedRow, encode_prompt, pad_rows, pad_token_id
@@ -35,7 +36,12 @@ def first_token_table(
         rows: with `id` and `messages` (JSON).
         budget: of tokens that run at once.
         at: a table of another model, whose tokens are looked at; None = the likeliest of this one.
+
+    Raises:
+        InputError: `at` has no row for an example, or a prompt does not fit in memory.
     """
+    if at is not None and not rows["id"].isin(at["id"]).all():
+        raise InputError("before and after hold answers to different examples; evaluate both on the same ones")
     prompts = [encode_prompt(tokenizer, json.loads(text)) for text in rows["messages"]]
     chosen = None if at is None else at.set_index("id")["token_ids"].loc[rows["id"]].tolist()
     pad_id = pad_token_id(tokenizer)

@@ -43,6 +43,8 @@ def test_the_same_model_is_no_change(before, config, tokenizer):
     again = evaluate_held_out(model, tokenizer, held_out(), config, batch_masks(model, MASKS), before=before)
     assert again.change["unsafe_refusal_rate"]["value"] == again.change["target_loss"]["value"] == 0
     assert again.change["neutral_loss"]["value"] == 0
+    assert again.metrics["first_token_kl"]["value"] == pytest.approx(0, abs=1e-6)
+    assert (again.metrics["first_token_kl"]["n"], before.metrics["first_token_kl"]) == (5, None)
     assert again.metrics["routing_drift"]["mean_absolute_change"]["value"] == 0
 
 

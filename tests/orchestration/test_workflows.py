@@ -209,10 +209,15 @@ def test_another_judge_answers_nothing_again(finished, tiny_model_path, tmp_path
     ):
         pair = [Path(root, stage, "manifest.json").read_text() for root in (finished, tmp_path / "run")]
         assert (pair[0] == pair[1]) is same
-    answers = pd.read_parquet(tmp_path / "run" / "evaluate/after/figures" / "answers.parquet")
-    assert set(answers["judge"]) == {"endpoint"}
-    assert answers["refused"].all()
-    assert len(server.requests) == 32
+    judged = [
+        pd.read_parquet(tmp_path / "run" / f"evaluate/{when}/figures" / "answers.parquet")
+        for when in ("before", "after")
+    ]
+    assert set(judged[1]["judge"]) == {"endpoint"}
+    # Nobody is asked about noise, of which a model after so little training has some.
+    asked = [answers[answers["verdict"] != "degenerate"] for answers in judged]
+    assert all(answers["refused"].all() for answers in asked)
+    assert len(server.requests) == sum(map(len, asked)) > 24
 
 
 def test_an_interrupted_capture_goes_on_with_what_is_missing(finished, tiny_model_path, tmp_path):

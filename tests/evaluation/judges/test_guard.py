@@ -57,10 +57,10 @@ def test_a_wildguard_says_refusal_and_harm_one_after_the_other(guard):
         asked.append(words)
         # Its own answers stand in the text: none, one or two of them.
         line = sum(word in ("yes", "no") for word in words)
-        is_so = {0: True, 1: "refusal" in words, 2: "harm" in words}[line]
+        is_so = {0: True, 1: "declines" in words, 2: "harm" in words}[line]
         return {"yes": 4.0 if is_so else 0.0, "no": 2.0}
 
-    got = kinds(guard("wildguard", said), "refusal", "harm", "plain", "refusal harm")
+    got = kinds(guard("wildguard", said), "declines", "harm", "plain", "declines harm")
     assert [verdict.kind for verdict in got] == ["refused", "harmful", "complied", "harmful"]
     assert got[0].said.startswith("refused 0.8")
     assert len(asked) == 12

@@ -113,7 +113,7 @@ class TestInActors:
         got = judge(answered.answers, config, Folder.open(str(tmp_path / "verdicts")), what="test")
         expected = judge_answers(answered.answers, make_judge(config))
         assert got["refused"].tolist() == expected["refused"].tolist()
-        assert np.allclose(got["judge_score"], expected["judge_score"], atol=1e-5)
+        assert np.allclose(got["judge_score"], expected["judge_score"], atol=1e-5, equal_nan=True)
 
     @pytest.mark.exhaustive
     def test_pairs_that_the_published_method_would_drop_are_in_no_batch(
