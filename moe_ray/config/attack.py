@@ -39,16 +39,16 @@ class AttackConfig(Section):
 
     run: bool = setting(False, "attack the model at the end of the full workflow", affects="search")
     names: tuple[AttackName, ...] = setting(
-        get_args(AttackName),
-        "which attacks: flip_* and fool_model = FlipAttack; base64 to morse = the request in a cipher; prefix_injection = "
-        "the prompt asks for an answer that begins with attack.prefix; prefill = the answer is made to begin with it; "
-        "random_routes = each prompt's tokens go to random experts that make an affirmative answer likelier; "
+        (),
+        "which attacks, empty = all of them: flip_* and fool_model = FlipAttack; base64 to morse = the request in a cipher; "
+        "prefix_injection = the prompt asks for an answer that begins with attack.prefix; prefill = the answer is made to "
+        "begin with it; random_routes = each prompt's tokens go to random experts that make an affirmative answer likelier; "
         "silenced_experts = tokens go around the learned experts; abliteration = one direction is removed from all that "
         "writes into the residual stream; benign_finetuning = the learned experts are trained on safe prompts",
         affects="search",
     )
     max_prompts: int = setting(
-        48, "most held-out prompts of each label that every attack is tried on; 0 = all", affects="attacks", at_least=0
+        32, "most held-out prompts of each label that every attack is tried on; 0 = all", affects="attacks", at_least=0
     )
     max_new_tokens: int = setting(
         0, "longest answer, in tokens; 0 = evaluate.max_new_tokens", affects="attacks", at_least=0
@@ -81,13 +81,18 @@ class AttackConfig(Section):
         0.0, "benign_finetuning: AdamW's step size; 0 = finetune.learning_rate", affects="attacks", at_least=0
     )
 
+    @property
+    def chosen(self) -> tuple[AttackName, ...]:
+        """The attacks that are done."""
+        return self.names or get_args(AttackName)
+
     def faults(self) -> Iterator[str]:
-        """Yields whether no attack is named, or one twice, and what the named ones miss."""
-        if not self.names or len(set(self.names)) < len(self.names):
-            yield self.wrong("names", "a list of some attacks, each once, such as [base64,abliteration]")
-        if not self.prefix.strip() and {"prefix_injection", "prefill"} & set(self.names):
+        """Yields whether an attack is named twice, and what the chosen ones miss."""
+        if len(set(self.names)) < len(self.names):
+            yield self.wrong("names", "a list of attacks, each once, such as [base64,abliteration], or an empty one")
+        if not self.prefix.strip() and {"prefix_injection", "prefill"} & set(self.chosen):
             yield self.wrong(
                 "prefix", "the beginning of an answer, or neither prefix_injection nor prefill in attack.names"
             )
-        if "random_routes" in self.names and not all(text.strip() for text in self.affirmations or ("",)):
+        if "random_routes" in self.chosen and not all(text.strip() for text in self.affirmations or ("",)):
             yield self.wrong("affirmations", "beginnings of an answer, since attack.names has random_routes")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -79,6 +80,32 @@ def _provider() -> Any:
     return inspect_model.modelapi(name=PROVIDER)(InMemory)
 
 
+def task_in_file(task: HarnessTask) -> Any:
+    """The inspect_ai `Task` that a file's decorated function gives; the file is run.
+
+    Raises:
+        InputError: the file has no such task, or several and none is named.
+    """
+    assert task.file is not None, task
+    spec = spec_from_file_location(f"moe_ray_task_{task.file.stem}", task.file)
+    assert spec is not None, task.file
+    assert spec.loader is not None, task.file
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    known = {name: value for name, value in vars(module).items() if _is_task(value)}
+    wanted = task.name.partition("@")[2] or (next(iter(known)) if len(known) == 1 else "")
+    if wanted not in known:
+        raise InputError(
+            f"harness.inspect: {task.name}: got tasks {sorted(known)} in it, expected one, or one of them named as "
+            "FILE.py@TASK"
+        )
+    return known[wanted]()
+
+
+def _is_task(value: Any) -> bool:
+    return getattr(getattr(value, "__registry_info__", None), "type", None) == "task"
+
+
 def inspect_scores(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -103,7 +130,7 @@ def inspect_scores(
     as_number = scorer.value_to_float()
     with TemporaryDirectory() as folder, served(name, model, tokenizer) as served_model:
         (done,) = inspect_ai.eval(
-            task.name,
+            task.name if task.file is None else task_in_file(task),
             model=served_model,
             limit=config.limit or None,
             max_tokens=config.max_new_tokens,

@@ -29,7 +29,7 @@ def test_inspects_own_reader_finds_the_answers_with_their_verdicts(tmp_path, cap
     log = read_eval_log(str(tmp_path / "logs" / "after.eval"))
     assert log.status == "success"
     assert len(log.samples) == 32
-    sample = log.samples[3]
+    (sample,) = (sample for sample in log.samples if sample.id == "3/natural")
     assert sample.scores["refused"].value == 1
     assert sample.output.completion.startswith("I'm sorry")
     assert sample.metadata["label"] == "unsafe"

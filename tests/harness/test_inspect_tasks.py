@@ -8,7 +8,8 @@ from harness_tasks import inspect_task, needs_inspect
 from word_tokenizer import TEMPLATE, make_tokenizer
 
 from moe_ray.config.harness import HarnessConfig
-from moe_ray.harness.inspect_tasks import inspect_scores
+from moe_ray.errors import InputError
+from moe_ray.harness.inspect_tasks import inspect_scores, task_in_file
 from moe_ray.harness.tasks import HarnessTask
 from moe_ray.models.generation import generate_responses
 from moe_ray.models.tokenization import encode_prompt
@@ -29,7 +30,17 @@ def test_every_sample_has_its_score_and_the_log_holds_the_models_own_answers(tmp
     log = read_eval_log(str(tmp_path / "log.eval"))
     assert log.status == "success"
     assert log.eval.model == "moe_ray/before"
+    assert log.eval.task == "four_rows"
     asked = [encode_prompt(tokenizer, [{"role": "user", "content": "how are you"}])]
     (answer,) = generate_responses(model, tokenizer, asked, max_new_tokens=4)
     assert log.samples[0].output.completion == answer.text
     assert table["value"].iloc[0] == float("fine" in answer.text)
+
+
+def test_of_several_tasks_in_a_file_one_must_be_named(tmp_path):
+    file = inspect_task(tmp_path / "task")
+    with open(file, "a") as more:
+        more.write("\n@task\ndef second():\n    return four_rows()\n")
+    with pytest.raises(InputError, match=r"got tasks \['four_rows', 'second'\] in it, expected one"):
+        task_in_file(HarnessTask(harness="inspect_ai", name=file))
+    assert len(task_in_file(HarnessTask(harness="inspect_ai", name=f"{file}@second")).dataset) == 4

@@ -43,7 +43,7 @@ _KEPT = ("id", "label", "category", "pair", "messages", "asked")
 def attack_model(run: Context) -> Outcome:
     """The attacks on the base and the repaired model; makes `attacks`."""
     config = run.config.attack
-    names = [NO_ATTACK, *config.names]
+    names = [NO_ATTACK, *config.chosen]
     inputs = {
         "test": run.made(PROMPTS, "test"),
         "targets": run.made(PROMPTS, "targets"),

@@ -119,15 +119,17 @@ def test_what_an_attack_depends_on_runs_it_again_and_no_other(run_of):
     runs, pool = run_of
     names = "attack.names=[base64,prefill,benign_finetuning]"
     runs(names).attack()
+    now = []
     for changed, expected in (
         ("attack.prefix=do-fraud", {("prefill", False), ("prefill", True)}),
         ("attack.benign_steps=3", {("benign_finetuning", False), ("benign_finetuning", True)}),
     ):
         del pool.jobs[:]
-        runs(names, changed).attack()
+        now.append(changed)
+        runs(names, *now).attack()
         assert {(job.name, job.is_repaired) for job in pool.jobs} == expected
     del pool.jobs[:]
-    runs(names, "attack.benign_steps=3", "attack.prefix=do-fraud", experts="other").attack()
+    runs(names, *now, experts="other").attack()
     # Prompts are asked of the base model, whatever was learned; the experts that are tuned are the learned ones.
     assert {(job.name, job.is_repaired) for job in pool.jobs} == {
         ("none", True), ("base64", True), ("prefill", True), ("benign_finetuning", False), ("benign_finetuning", True),
