@@ -27,7 +27,7 @@ def row(follows: str, shift: float, num_batches: int) -> dict[str, Any]:
     """Shares of planted experts, over all batches."""
     planted = {} if follows == "nothing" else {f"by_{follows}": PLANTED}
     counts, fields = simulate_confounded(POPULATION, num_batches=num_batches, shift=shift, **planted)
-    config = IdentifyConfig()
+    config = IdentifyConfig(roles=("prompt",), weighting="tokens")
     table = controls_of_batches(counts, fields, dict.fromkeys(range(num_batches), PLANTED), config)
     shares: dict[str, Any] = {"follows": follows, "shift": shift}
     of_topic = table[table["factor"] == "topic"]

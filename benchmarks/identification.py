@@ -54,6 +54,10 @@ from moe_ray.testing.simulated_counts import Population, simulate
 
 OLMOE = Population(num_layers=16, num_experts=64, num_experts_per_tok=8)
 QWEN3 = Population(num_layers=48, num_experts=128, num_experts_per_tok=8)
+PROMPT = ("prompt",)
+PLAIN = IdentifyConfig(roles=PROMPT, weighting="tokens")
+"""Simulated counts are of prompts, without weights."""
+
 NULL_SETTINGS = {
     "equal lengths": (OLMOE, "tokens"),
     "unsafe 4x longer": (replace(OLMOE, unsafe_tokens=(60, 200)), "tokens"),
@@ -75,7 +79,7 @@ def null(args: argparse.Namespace) -> pd.DataFrame:
     """Share of batches from one population in which anything passes, and how many experts do."""
     rows = []
     for name, (population, weighting) in NULL_SETTINGS.items():
-        selection = IdentifyConfig(weighting=weighting, resamples=0)  # type: ignore[arg-type]
+        selection = IdentifyConfig(roles=PROMPT, weighting=weighting, resamples=0)  # type: ignore[arg-type]
         alarms, above, token_tests = [], [], []
         for seed in range(args.batches):
             table = identify(simulate(population, seed=seed), selection)
@@ -116,9 +120,9 @@ def planted(args: argparse.Namespace) -> pd.DataFrame:
             planted=sorted(truth),
             shift=args.shift,
         )
-        risk = identify(counts, IdentifyConfig())
+        risk = identify(counts, PLAIN)
         for name, setting in PLANTED_RULES.items():
-            chosen = [set(unsafe_experts(table, IdentifyConfig(**setting))) for _, table in batch_tables(risk)]
+            chosen = [set(unsafe_experts(table, replace(PLAIN, **setting))) for _, table in batch_tables(risk)]
             hits, total = sum(len(experts & truth) for experts in chosen), sum(map(len, chosen))
             precision = f"{hits / total:.2f}" if total else "–"
             tables[name][f"{each}+{each}"] = (
@@ -145,7 +149,7 @@ def reduction(args: argparse.Namespace) -> pd.DataFrame:
     keys = (examples[:, None, None] * 48 + np.arange(48)[None, :, None]) * 128 + ids
     binned = np.bincount(keys.ravel(), minlength=16 * 48 * 128).reshape(16, 48, 128).astype(np.int32)
     count_seconds = time.perf_counter() - started
-    seconds, plain = [], IdentifyConfig(permutations=0, resamples=0)
+    seconds, plain = [], replace(PLAIN, permutations=0, resamples=0)
     for _ in range(20):
         started = time.perf_counter()
         risk = identify(replace(counts, counts_NLE=binned), plain)
@@ -246,7 +250,7 @@ class Watch:
 
 def speed(args: argparse.Namespace) -> pd.DataFrame:
     """The real job with Ray: processor seconds of tasks and driver, and the driver's peak memory, all at their defaults."""
-    config = IdentifyConfig(compiled=not args.numpy, permutations=args.permutations)
+    config = replace(PLAIN, compiled=not args.numpy, permutations=args.permutations)
     with tempfile.TemporaryDirectory() as work:
         # In a process of its own, so that the driver's peak memory is the job's.
         writer = multiprocessing.get_context("spawn").Process(target=write_run, args=(work, args.batches))
@@ -312,7 +316,7 @@ def ways(args: argparse.Namespace) -> pd.DataFrame:
         "interval": partial(cluster_interval, samples),
         "certifiable": partial(smallest_effect, samples, test),
         "q": partial(q_values, test.p_X),
-        "everything": partial(identify, simulate(QWEN3), IdentifyConfig()),
+        "everything": partial(identify, simulate(QWEN3), PLAIN),
     }
     for name, part in parts.items():
         seconds = []

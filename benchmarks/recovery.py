@@ -68,21 +68,24 @@ class Rule(NamedTuple):
     settings: Mapping[str, Any]
 
 
+_TOKENS = {"weighting": "tokens"}
+_PROMPT, _RESPONSE = {"roles": ("prompt",)}, {"roles": ("response",)}
+
 RULES = {
-    "risk difference, prompt tokens": Rule({}),
-    "risk difference, prompt and response": Rule({"roles": ("prompt", "response")}),
-    "risk difference, response tokens": Rule({"roles": ("response",)}),
-    "activation-weighted, prompt tokens": Rule({"weighting": "activation"}),
-    "activation-weighted, response tokens": Rule({"weighting": "activation", "roles": ("response",)}),
+    "risk difference, prompt tokens": Rule({**_TOKENS, **_PROMPT}),
+    "risk difference, prompt and response": Rule({**_TOKENS, "roles": ("prompt", "response")}),
+    "risk difference, response tokens": Rule({**_TOKENS, **_RESPONSE}),
+    "risk difference by weight, prompt tokens": Rule({"weighting": "activation", **_PROMPT}),
+    "risk difference by weight, response tokens": Rule({"weighting": "activation", **_RESPONSE}),
     "comply versus refuse, same prompts": Rule({"rule": "comply_refuse"}),
     "attribution |w dL/dw| of the answer": Rule({"rule": "attribution"}),
     "gate attribution of the answer": Rule({"rule": "gate"}),
     "gate attribution, comply versus refuse": Rule({"rule": "gate_refuse"}),
-    "REAP saliency, prompt tokens": Rule({"rule": "reap"}),
-    "REAP saliency, response tokens": Rule({"rule": "reap", "roles": ("response",)}),
-    "MoE-Sieve, top routed": Rule({"rule": "top_routed"}),
-    "ESFT token, prompt tokens": Rule({"rule": "esft_token"}),
-    "ESFT token, response tokens": Rule({"rule": "esft_token", "roles": ("response",)}),
+    "REAP saliency, prompt tokens": Rule({"rule": "reap", **_PROMPT}),
+    "REAP saliency, response tokens": Rule({"rule": "reap", **_RESPONSE}),
+    "MoE-Sieve, top routed, prompt tokens": Rule({"rule": "top_routed", **_PROMPT}),
+    "ESFT token, prompt tokens": Rule({"rule": "esft_token", **_PROMPT}),
+    "ESFT token, response tokens": Rule({"rule": "esft_token", **_RESPONSE}),
 }
 """The rules compared, by the name that they are printed with."""
 

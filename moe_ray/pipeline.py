@@ -8,6 +8,7 @@ are about processes and GPUs have no meaning here.
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -25,9 +26,11 @@ from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.config.identify import IdentifyConfig
 from moe_ray.config.prompts import PromptsConfig
 from moe_ray.config.run import Config
+from moe_ray.config.scores import measured_for
 from moe_ray.errors import InputError
 from moe_ray.evaluation.evaluate import assign_reference_batches
 from moe_ray.evaluation.held_out import NO_BATCH, Evaluation, evaluate_held_out
+from moe_ray.evaluation.own_answers import OwnAnswers, refusals_warning
 from moe_ray.evaluation.target_check import refuse_complying_targets
 from moe_ray.experts import ExpertMasks, ShortLayers
 from moe_ray.finetuning.fine_tune import FineTuned
@@ -39,7 +42,8 @@ from moe_ray.identification.identify import Identification
 from moe_ray.identification.identify import identify as risk_of_batches
 from moe_ray.identification.risk import batches_with_both_labels, label_tokens
 from moe_ray.identification.risk_tables import Risk
-from moe_ray.identification.selection import select
+from moe_ray.identification.selection import ranking_column, select
+from moe_ray.models.generation import Response
 from moe_ray.models.moe_layers import find_moe_layers
 from moe_ray.progress import Progress, shown
 from moe_ray.prompts.batches import Batch
@@ -49,6 +53,8 @@ from moe_ray.prompts.prompt_set import Prompts, group_examples
 from moe_ray.routing.capture_batches import capture_batches
 from moe_ray.routing.counts import RoutingCounts
 from moe_ray.studies.trial import in_one_process
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -101,17 +107,19 @@ def capture(
     batches: Sequence[Batch],
     *,
     config: CaptureConfig | None = None,
+    identify_config: IdentifyConfig | None = None,
     seed: int = 0,
     progress: bool | Progress = False,
     **settings: Any,
 ) -> RoutingCounts:
-    """Which experts each example's tokens are really routed to.
+    """Which experts each example's tokens are really routed to; the model answers examples without a `response` itself.
 
     Args:
         model: a causal language model; its training mode is restored afterwards.
         tokenizer: its tokenizer; the chat template is applied where there is one.
         batches: of `prepare`.
         config: the section `capture`.
+        identify_config: the section `identify` that the counts are for; what it needs is measured as well.
         seed: of generated responses.
         progress: True shows a bar; a callback gets (done, total) examples.
         settings: of the section, such as `weights=True`, or `scores=["attribution"]` for the rules that rank by a score.
@@ -119,9 +127,17 @@ def capture(
     Raises:
         InputError: see `capture_batches`.
     """
-    chosen = _merged(CaptureConfig, config, settings)
+    chosen = measured_for(_merged(CaptureConfig, config, settings), identify_config or IdentifyConfig())
+    totals = OwnAnswers()
+
+    def on_answer(example: Example, answer: Response) -> None:
+        totals.add(example.label, answer.text, len(answer.ids), ended=answer.ended)
+
     with shown(progress, "capture") as show:
-        return capture_batches(model, tokenizer, batches, chosen, seed=seed, progress=show)
+        counts = capture_batches(model, tokenizer, batches, chosen, seed=seed, progress=show, on_answer=on_answer)
+    if warning := refusals_warning(totals.as_dict()):
+        logger.warning("capture: %s", warning)
+    return counts
 
 
 def identify(
@@ -156,7 +172,7 @@ def ablate(
     risk: Risk,
     *,
     held_out: Sequence[Example] = (),
-    ranked_by: str = "risk_diff",
+    ranked_by: str = "",
     config: AblateConfig | None = None,
     seed: int = 0,
     progress: bool | Progress = False,
@@ -172,7 +188,8 @@ def ablate(
         risk: of `identify`, for the shares of tokens that controls are matched by.
         held_out: examples of the batches' categories that did not choose the experts, such as `prepare(...).validation`;
             batches that have too few of them are asked their own.
-        ranked_by: the column of `risk` by whose mean the one list for all batches is made, see `ranking_column`.
+        ranked_by: the column of `risk` by whose mean the one list for all batches is made, see `ranking_column`; empty =
+            that of the default selection where `risk` has it, else `risk_diff`.
         config: the section `ablate`; `run` is not used.
         seed: of draws and relabellings.
         progress: True shows a bar; a callback gets (done, total) batches.
@@ -194,11 +211,12 @@ def ablate(
         chosen,
         seed=seed,
     )
+    usual = ranking_column(IdentifyConfig())
     plans = plan_batches(
         *(prompts, masks, risk, categories, chosen),
         num_experts_per_tok=find_moe_layers(model).num_experts_per_tok,
         seed=seed,
-        column=ranked_by,
+        column=ranked_by or (usual if usual in risk else "risk_diff"),
     )
     with shown(progress, "ablation") as show:
         return ablate_batches(model, tokenizer, plans, chosen, seed=seed, progress=show)

@@ -128,7 +128,7 @@ def main():
         capture(
             RunDirectory.open(run),
             ModelConfig(path=model),
-            CaptureConfig(tokens_per_forward=256),
+            CaptureConfig(generate=False, tokens_per_forward=256),
             actor=SlowActor,
             seconds_per_part=0.0,
         )

@@ -50,7 +50,7 @@ def build(kind: Literal["causal", "spread", "copies"]) -> PreTrainedModel:
     config = OlmoeConfig(
         vocab_size=_HIDDEN, hidden_size=_HIDDEN, intermediate_size=_HIDDEN, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=2, num_experts=NUM_EXPERTS, num_experts_per_tok=1, norm_topk_prob=True,
-        max_position_embeddings=64, pad_token_id=0, bos_token_id=None, eos_token_id=1,
+        max_position_embeddings=256, pad_token_id=0, bos_token_id=None, eos_token_id=1,
     )  # fmt: skip
     model = OlmoeForCausalLM._from_config(config, experts_implementation="eager").eval()
     layer = model.model.layers[0]

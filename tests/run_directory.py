@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from prompt_tokens import by_prompt_tokens
 
 from moe_ray.config.effects import settings_affecting
 from moe_ray.config.identify import IdentifyConfig
@@ -32,7 +33,7 @@ PLANTED = (Expert(1, 3), Expert(2, 2))
 def write_identified(folder: Folder, *, num_batches: int = 4, categories: tuple[str, ...] = ("fraud", "theft")) -> None:
     """Batches, counts, risk table and masks of simulated prompts, two experts of which answer to the unsafe ones."""
     config = Config()
-    config = replace(config, identify=replace(config.identify, permutations=500, resamples=20))
+    config = replace(config, identify=by_prompt_tokens(permutations=500, resamples=20))
     counts = simulate(Population(), num_batches=num_batches, planted=PLANTED, shift=0.7)
     rows = [
         {
@@ -121,7 +122,8 @@ def _answers(prompt: str, categories: tuple[str, ...], *, refuse: bool) -> pd.Da
 
 def write_swept(folder: Folder) -> None:
     """A sweep of four trials, the worst of which forgets too much and one of which could not be trained; and two rounds."""
-    config = with_settings(Config(), {"sweep.space": {"identify.threshold": [0.05, 0.1], "identify.top_k": [6, 12]}})
+    space = {"identify.threshold": [0.05, 0.1], "identify.top_k": [6, 12]}
+    config = with_settings(replace(Config(), identify=by_prompt_tokens()), {"sweep.space": space})
     folder.write_bytes("config.yaml", to_yaml(config).encode())
     rows: list[dict[str, Any]] = [
         {

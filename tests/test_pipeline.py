@@ -12,6 +12,7 @@ import pytest
 import torch
 from counting_alone import count_batches
 from families import build, hooks_left, state_of
+from prompt_tokens import by_prompt_tokens
 from word_tokenizer import TEMPLATE, make_tokenizer
 
 import moe_ray
@@ -40,6 +41,7 @@ SIZES = {"safe_per_batch": 3, "unsafe_per_batch": 3}
 SETTINGS = {**SIZES, "allow_complying_targets": True}
 FINE_TUNE = FinetuneConfig(epochs=2, learning_rate=1e-2, schedule="constant")
 EVALUATE = EvaluateConfig(max_new_tokens=4)
+CAPTURE = CaptureConfig(max_new_tokens=4)
 
 
 def some_examples() -> list[moe_ray.Example]:
@@ -70,7 +72,7 @@ def prompts():
 
 @pytest.fixture(scope="module")
 def counts(prompts, tokenizer):
-    return moe_ray.capture(build("olmoe"), tokenizer, prompts.batches)
+    return moe_ray.capture(build("olmoe"), tokenizer, prompts.batches, config=CAPTURE)
 
 
 @pytest.fixture(scope="module")
@@ -119,8 +121,24 @@ def test_safe_examples_without_a_target_get_the_models_own_answer(tokenizer, cap
 
 def test_capture_counts_what_the_rows_alone_give(prompts, counts, tokenizer):
     expected = count_batches(build("olmoe"), tokenizer, prompts.batches, rows_per_forward=2)
-    assert np.array_equal(counts.counts_NLE, expected.counts_NLE)
-    assert counts.to_frame().equals(expected.to_frame())
+    of_prompts = counts.take(counts.role == "prompt")
+    assert np.array_equal(of_prompts.counts_NLE, expected.counts_NLE)
+    assert (counts.role == "response").sum() == len(expected)
+    assert counts.weights_NLE is not None
+    plain = moe_ray.capture(
+        build("olmoe"), tokenizer, prompts.batches, generate=False, identify_config=by_prompt_tokens()
+    )
+    assert plain.to_frame().equals(expected.to_frame())
+    assert plain.weights_NLE is None
+
+
+def test_a_capture_warns_where_most_of_the_models_own_answers_to_unsafe_prompts_refuse(
+    prompts, tokenizer, caplog, monkeypatch
+):
+    monkeypatch.setattr("moe_ray.evaluation.own_answers.is_refusal", lambda text: True)
+    with caplog.at_level(logging.WARNING):
+        moe_ray.capture(build("olmoe"), tokenizer, prompts.batches[:1], config=CAPTURE)
+    assert "3 of the 3 answers that the model itself gives to unsafe prompts are worded as refusals" in caplog.text
 
 
 def test_identify_is_the_risk_table_and_the_selection_of_a_run(counts, found):
@@ -245,8 +263,8 @@ def test_a_batch_that_lost_a_label_gets_no_mask(counts, caplog):
     with caplog.at_level(logging.WARNING):
         found = moe_ray.identify(rest, permutations=0, resamples=0)
     assert found.masks.batch_idx == tuple(batches[1:])
-    assert f"batches [{batches[0]}] have prompt tokens of one label only" in caplog.text
-    with pytest.raises(InputError, match="has prompt tokens of both labels"):
+    assert f"batches [{batches[0]}] have response tokens of one label only" in caplog.text
+    with pytest.raises(InputError, match="has response tokens of both labels"):
         moe_ray.identify(counts.take(counts.label == "safe"))
 
 
@@ -261,7 +279,7 @@ def test_progress_is_told_to_a_callback(prompts, found, tokenizer):
 
     model = build("olmoe")
     moe_ray.capture(
-        model, tokenizer, prompts.batches, progress=to("capture"), config=CaptureConfig(tokens_per_forward=40)
+        model, tokenizer, prompts.batches, progress=to("capture"), config=replace(CAPTURE, tokens_per_forward=40)
     )
     moe_ray.evaluate(model, tokenizer, prompts.test, progress=to("evaluate"), max_new_tokens=1, tokens_per_forward=30)
     moe_ray.fine_tune(
@@ -276,9 +294,9 @@ def test_progress_is_told_to_a_callback(prompts, found, tokenizer):
 
 
 def test_a_bar_is_shown_where_it_is_asked_for(prompts, tokenizer, capsys):
-    moe_ray.capture(build("olmoe"), tokenizer, prompts.batches)
+    moe_ray.capture(build("olmoe"), tokenizer, prompts.batches, config=CAPTURE)
     assert capsys.readouterr().err == ""
-    moe_ray.capture(build("olmoe"), tokenizer, prompts.batches, progress=True)
+    moe_ray.capture(build("olmoe"), tokenizer, prompts.batches, config=CAPTURE, progress=True)
     total = 6 * len(prompts.batches)
     assert "capture: 100%" in (shown := capsys.readouterr().err)
     assert f"{total}/{total}" in shown

@@ -24,7 +24,7 @@ from moe_ray.config.ablate import AblateConfig
 from moe_ray.errors import InputError
 from moe_ray.evaluation.judges.phrases import is_refusal
 from moe_ray.experts import Mask
-from moe_ray.models.generation import Response, generate_responses
+from moe_ray.models.generation import Response, beginning, generate_responses
 from moe_ray.models.loss import target_losses
 from moe_ray.models.token_budget import TokenBudget
 from moe_ray.models.tokenization import TokenizedRow, encode_prompt, pad_token_id
@@ -89,7 +89,7 @@ def measure_batch(
     prompts = plan.prompts.reset_index(drop=True)
     ids = [encode_prompt(tokenizer, json.loads(messages)) for messages in prompts["messages"]]
     with evaluating(model):
-        own = _generate(model, tokenizer, ids, config, budget, cost)
+        own = _own_answers(model, tokenizer, ids, plan, config, budget, cost)
         answers = prompts[["id", "label"]].assign(
             state=[_state(response) for response in own], answer=[response.text for response in own]
         )
@@ -114,6 +114,28 @@ def measure_batch(
     for name in ("set", "expert"):
         effects[name] = effects[name].astype(object)
     return BatchEffects(effects=_named(effects, plan), answers=_named(answers, plan), cost=cost)
+
+
+def _own_answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    ids: Sequence[list[int]],
+    plan: BatchPlan,
+    config: AblateConfig,
+    budget: TokenBudget,
+    cost: Cost,
+) -> list[Response]:
+    """Of all prompts: the beginning of the answer that the plan has, or one that is asked for."""
+    names = plan.prompts["id"].tolist()
+    missing = [place for place, name in enumerate(names) if name not in plan.answers]
+    asked = _generate(model, tokenizer, [ids[place] for place in missing], config, budget, cost) if missing else []
+    given = dict(zip(missing, asked, strict=True))
+    return [
+        given[place]
+        if place in given
+        else beginning(model, tokenizer, ids[place], plan.answers[name], config.max_new_tokens)
+        for place, name in enumerate(names)
+    ]
 
 
 def _state(response: Response) -> str:

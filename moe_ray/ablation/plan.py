@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -55,6 +55,7 @@ class BatchPlan:
         prompts: rows with `COLUMNS`.
         sets: the experts, the selection first.
         shares: of each set, its share of all tokens that are routed in the batch (0 to 1).
+        answers: by a prompt's id, the token ids of the greedy answer that it has been given already; the others are asked.
     """
 
     batch_idx: int
@@ -63,6 +64,7 @@ class BatchPlan:
     prompts: pd.DataFrame
     sets: tuple[ExpertSet, ...]
     shares: tuple[float, ...]
+    answers: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"BatchPlan({self.batch_idx}, {self.category}, {len(self.prompts)} prompts, {len(self.sets)} sets)"

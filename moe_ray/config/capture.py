@@ -48,8 +48,8 @@ class CaptureConfig(Section):
     )
     weights: bool = setting(
         False,
-        "also sum the routing weights of each expert's tokens (the factors that the router puts on its output), which "
-        "identify.weighting=activation and identify.rule=esft_gate need",
+        "also sum the routing weights of each expert's tokens (the factors that the router puts on its output). What "
+        "identify.weighting, identify.rule and compare.names need is measured whether it is on or not",
         affects="counts",
     )
     ids: bool = setting(
@@ -88,8 +88,9 @@ class CaptureConfig(Section):
         at_most=1,
     )
     generate: bool = setting(
-        False,
-        "let the model itself answer examples that come without a `response`, and count the answer's tokens too",
+        True,
+        "let the model itself answer examples that come without a `response`, and count the answer's tokens too; without "
+        "answers identify.roles can only be [prompt]",
         affects="counts",
     )
     max_new_tokens: int = setting(64, "generate: longest generated answer, in tokens", affects="counts", at_least=1)

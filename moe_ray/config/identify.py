@@ -18,6 +18,9 @@ SCORES_OF_RULE: Mapping[str, tuple[str, ...]] = {
 }
 """What of `capture.scores` a rule needs; rules that are not here need routing only."""
 
+RULES_BY_WEIGHT = ("esft_gate",)
+"""Rules that need routed weights, whatever the weighting."""
+
 RULES_WITHOUT_A_TEST = ("top_routed", "esft_token", "esft_gate")
 """Rules that look at unsafe prompts alone, so that no difference of theirs is tested."""
 
@@ -29,7 +32,10 @@ class IdentifyConfig(Section):
     group: ClassVar[str] = "identify"
 
     roles: tuple[Literal["prompt", "response", "thought"], ...] = setting(
-        ("prompt",), "whose tokens count: those of the prompt, of the response, or of both", affects="masks"
+        ("response",),
+        "whose tokens count: those of the prompt, of the response (a given one, or the model's own, see capture.generate), "
+        "or of both",
+        affects="masks",
     )
     rule: Literal[
         "risk_diff",
@@ -56,9 +62,11 @@ class IdentifyConfig(Section):
         affects="masks",
     )
     weighting: Literal["tokens", "prompts", "activation"] = setting(
-        "tokens",
+        "activation",
         "what an expert's rate is: tokens = tokens routed to it / all tokens; prompts = mean of each prompt's own rate, so "
-        "that long prompts count no more than short ones; activation = routing weight it received / all tokens",
+        "that long prompts count no more than short ones; activation = as tokens, but a routed token counts by the part of "
+        "its router weight that the expert gets, and not alike for each of its experts; rule comply_refuse counts tokens "
+        "alike there too. The weights are measured whether capture.weights is on or not",
         affects="masks",
     )
     threshold: float = setting(
@@ -141,5 +149,3 @@ class IdentifyConfig(Section):
             yield self.wrong("resamples", "1 or more, since identify.stability is on")
         if (self.alpha or self.stability) and self.rule in RULES_WITHOUT_A_TEST:
             yield self.wrong("rule", "one that compares two labels, such as risk_diff, where alpha or stability is on")
-        if self.rule == "comply_refuse" and self.weighting == "activation":
-            yield self.wrong("weighting", "tokens or prompts with rule comply_refuse")

@@ -77,7 +77,7 @@ def _of_refusals(batch: ExampleCounts, config: IdentifyConfig) -> Samples | None
     refused = answers.is_refused_too
     tokens = answers.tokens_M[refused], answers.refusal_tokens_M[refused]
     counts = answers.counts_MX[refused], answers.refusal_MX[refused]
-    if config.weighting == "tokens":
+    if config.weighting != "prompts":  # The weights of a refusal's tokens are not captured.
         return _within_prompts(*counts, *tokens)
     rates = [of / size[:, None] for of, size in zip(counts, tokens, strict=True)]
     return _within_prompts(rates[0], rates[1])

@@ -18,7 +18,7 @@ from moe_ray.experts import Expert, ExpertMasks, masks_from_experts
 from moe_ray.identification.confounds import selections_by_weighting
 from moe_ray.identification.filters import nothing_selected
 from moe_ray.identification.identify import certainty_per_batch
-from moe_ray.identification.selection import ranking_column, select_batches
+from moe_ray.identification.selection import SCORE_COLUMN, ranking_column, select_batches
 
 CERTAINTY = "certainty.parquet"
 """Of a finished identification, in the stage's folder: `findings_of` without the experts, a row per batch."""
@@ -52,7 +52,7 @@ def findings_of(risk: pd.DataFrame, config: IdentifyConfig, *, seed: int) -> pa.
     masks = masks_from_experts(selected, layers=layers, num_experts=int(risk["expert"].max()) + 1)
     certainty = certainty_per_batch(risk, masks, config)
     by_batch = risk.groupby("batch_idx", sort=True)
-    certainty["largest_risk_diff"] = by_batch["risk_diff"].max().to_numpy()
+    certainty["largest_risk_diff"] = by_batch[SCORE_COLUMN[config.weighting]].max().to_numpy()
     certainty[_SCORE] = by_batch[ranking_column(config)].max().to_numpy()
     certainty["jaccard"] = selections_by_weighting(risk, config)["jaccard"].to_numpy()
     # A column of nothing but None would have a type of its own, and parts of a run would differ.

@@ -50,15 +50,15 @@ def identify(counts: RoutingCounts, config: IdentifyConfig, *, seed: int = 0) ->
 
     Returns:
         the columns of `activation_rates`; `risk_diff_prompt`, the difference of mean rates with equal weight per prompt;
-        with routed weights also `w_safe`, `w_unsafe` (their sums) and `risk_diff_activation` (difference of weight per
-        token); for each captured score of `COMPARISONS` the means of both sides and their difference, NaN where a side has
-        no example. About the difference that `identify.rule` and `identify.weighting` name, see `difference_column`: `p`,
-        one-sided permutation p; `p_maxt`, corrected for all experts of the batch; `q`, Benjamini-Hochberg; `ci_low`,
-        `ci_high`, 95% interval with prompts as clusters; `stability`, share of prompt resamples in which the expert is above
-        the rule's bar and in the `top_k`; `certifiable`, the smallest difference this batch could have certified at 0.05,
-        infinite where none. What is switched off is NaN. With weighting `prompts` and one label's prompts several times
-        longer, `p_maxt` is too small: 0.05 gave a false alarm in 12% of simulated null batches, against 1 to 3% with
-        weighting `tokens`.
+        with routed weights also `w_safe`, `w_unsafe` (their sums) and `risk_diff_activation` (difference of rates in which
+        routed tokens count by weight, see `shared_by_weight`); for each captured score of `COMPARISONS` the means of both
+        sides and their difference, NaN where a side has no example. About the difference that `identify.rule` and
+        `identify.weighting` name, see `difference_column`: `p`, one-sided permutation p; `p_maxt`, corrected for all experts
+        of the batch; `q`, Benjamini-Hochberg; `ci_low`, `ci_high`, 95% interval with prompts as clusters; `stability`, share
+        of prompt resamples in which the expert is above the rule's bar and in the `top_k`; `certifiable`, the smallest
+        difference this batch could have certified at 0.05, infinite where none. What is switched off is NaN. With weighting
+        `prompts` and one label's prompts several times longer, `p_maxt` is too small: 0.05 gave a false alarm in 12% of
+        simulated null batches, against 1 to 3% with weighting `tokens`.
 
     Raises:
         InputError: there are no rows in these roles, a batch lacks a label, the weighting or the rule needs what was not
@@ -66,18 +66,18 @@ def identify(counts: RoutingCounts, config: IdentifyConfig, *, seed: int = 0) ->
     """
     comparisons = captured_comparisons(counts, config)
     batches = example_counts(counts, roles=config.roles)
-    tables = [_identify(batch, counts.layers, comparisons, config, seed) for batch in batches]
+    tables = [_identify(batch, counts, comparisons, config, seed) for batch in batches]
     return pd.concat(tables, ignore_index=True)
 
 
 def _identify(
     batch: ExampleCounts,
-    layers: tuple[int, ...],
+    counts: RoutingCounts,
     comparisons: tuple[Comparison, ...],
     config: IdentifyConfig,
     seed: int,
 ) -> pd.DataFrame:
-    table = activation_rates(batch, layers)
+    table = activation_rates(batch, counts.layers)
     table["risk_diff_prompt"] = samples_of(batch, "prompts").difference()
     if batch.weights_NX is not None:
         table["w_safe"] = batch.weights_NX[~batch.is_unsafe_N].sum(axis=0)
@@ -89,7 +89,9 @@ def _identify(
         values = np.nan if found is None else np.column_stack([*found.rates(), found.difference()])
         table[list(comparison.columns)] = values
     samples = compared(batch, config) if config.rule in COMPARISONS else samples_of(batch, config.weighting)
-    certainty = _certainty(samples, batch.batch_idx, config, seed)
+    # A token that gives all its weight to one of its k experts counts k times there.
+    most = counts.num_experts_per_tok if config.weighting == "activation" and config.rule not in COMPARISONS else 1
+    certainty = _certainty(samples, batch.batch_idx, config, seed, most=float(most))
     return table.assign(**{name: certainty.get(name, np.nan) for name in CERTAINTY_COLUMNS})
 
 
@@ -104,18 +106,20 @@ def samples_of(batch: ExampleCounts, weighting: str) -> Samples:
     if weighting == "prompts":
         values_NX, sizes_N = batch.counts_NX / sizes_N[:, None], np.ones_like(sizes_N)
     elif weighting == "activation":
-        if batch.weights_NX is None:
+        if batch.shared_NX is None:
             raise InputError(
                 "identify.weighting=activation: the routing counts hold no routed weights; capture them, or use "
                 "identify.weighting=tokens"
             )
-        values_NX = batch.weights_NX
+        values_NX = batch.shared_NX
     return Samples.of(values_NX, sizes_N, batch.is_unsafe_N, batch.pairs_N)
 
 
-def _certainty(samples: Samples, batch_idx: int, config: IdentifyConfig, seed: int) -> dict[str, Floats]:
+def _certainty(
+    samples: Samples, batch_idx: int, config: IdentifyConfig, seed: int, *, most: float
+) -> dict[str, Floats]:
     columns: dict[str, Floats] = {}
-    unit, most = 1.0, 1.0
+    unit = 1.0
     if is_relative(config):
         # In units of the largest value, so that rounding is as small beside them as beside rates; a difference has no bound.
         unit, most = float(np.abs(samples.values_NX).max()) or 1.0, np.inf

@@ -39,6 +39,8 @@ class ExampleCounts:
         tokens_N: (N,) tokens of the chosen roles.
         counts_NX: (N, L*E) tokens routed to each expert.
         weights_NX: (N, L*E) routed weight given to each expert; None where it was not captured.
+        shared_NX: (N, L*E) the routed tokens of each layer shared out among its experts by routed weight, see
+            `shared_by_weight`; None where that was not captured.
         pairs_N: (N,) what the examples of a pair share, empty for single examples; None where pairs are not known.
         reap_NX: (N, L*E) summed router-weighted saliency; None where it was not captured.
         answers: the examples with an answer, whatever roles were chosen; None where there are none.
@@ -49,6 +51,7 @@ class ExampleCounts:
     tokens_N: npt.NDArray[np.int64]
     counts_NX: npt.NDArray[np.int64]
     weights_NX: Floats | None = None
+    shared_NX: Floats | None = None
     pairs_N: npt.NDArray[np.object_] | None = None
     reap_NX: Floats | None = None
     answers: Answers | None = None
@@ -72,8 +75,8 @@ def example_counts(counts: RoutingCounts, *, roles: Sequence[str] = ("prompt",))
     rows = np.flatnonzero(np.isin(counts.role.astype(str), list(roles)) & (counts.num_tokens > 0))
     if not len(rows):
         raise InputError(
-            f"no routing counts of role {' or '.join(roles)}; got {sorted(set(counts.role))}; change identify.roles or "
-            "give examples a response"
+            f"no routing counts of role {' or '.join(roles)}; got {sorted(set(counts.role))}; set capture.generate=true, "
+            "give examples a response, or change identify.roles"
         )
     answers = dict(_by_batch(counts, np.flatnonzero((counts.role == "response") & (counts.num_tokens > 0))))
     for batch_idx, batch_rows in _by_batch(counts, rows):
@@ -118,8 +121,8 @@ def batches_with_both_labels(tokens: pd.DataFrame, roles: Sequence[str]) -> list
     whole, one_sided, of_roles = sums.index[has_both].tolist(), sums.index[~has_both].tolist(), " or ".join(roles)
     if not whole:
         raise InputError(
-            f"none of {len(one_sided)} batches has {of_roles} tokens of both labels; change identify.roles or give "
-            "examples a response"
+            f"none of {len(one_sided)} batches has {of_roles} tokens of both labels; set capture.generate=true, give "
+            "examples a response, or change identify.roles"
         )
     if one_sided:
         logger.warning(
@@ -137,13 +140,16 @@ def _examples_of(
     positions = counts.in_batch_idx[rows]
     firsts = np.flatnonzero(np.diff(positions, prepend=positions[0] - 1))
     heads = rows[firsts]
-    weights, saliency = counts.weights_NLE, counts.reap_NLE
+    saliency, num_layers = counts.reap_NLE, len(counts.layers)
+    counts_NX = _add_rows(counts.counts_NLE, rows, firsts, np.int64)
+    weights_NX = None if counts.weights_NLE is None else _add_rows(counts.weights_NLE, rows, firsts, np.float64)
     batch = ExampleCounts(
         batch_idx=int(counts.batch_idx[rows[0]]),
         is_unsafe_N=_is_unsafe(counts.label[heads]),
         tokens_N=np.add.reduceat(counts.num_tokens[rows], firsts).astype(np.int64),
-        counts_NX=_add_rows(counts.counts_NLE, rows, firsts, np.int64),
-        weights_NX=None if weights is None else _add_rows(weights, rows, firsts, np.float64),
+        counts_NX=counts_NX,
+        weights_NX=weights_NX,
+        shared_NX=None if weights_NX is None else shared_by_weight(counts_NX, weights_NX, num_layers),
         pairs_N=None if counts.pair is None else counts.pair[heads],
         reap_NX=None if saliency is None else _add_rows(saliency, rows, firsts, np.float64),
         answers=None if answers is None else answers_of(counts, answers, _is_unsafe(counts.label[answers])),
@@ -156,6 +162,25 @@ def _examples_of(
             "the batch needs examples of both labels"
         )
     return batch
+
+
+def shared_by_weight(counts_NX: npt.NDArray[np.int64], weights_NX: Floats, num_layers: int) -> Floats:
+    """(N, L*E) each example's routed tokens of a layer, shared out among the layer's experts by routed weight.
+
+    With k experts a token, a routed token counts k times its part of the layer's weight instead of 1. So what a family
+    scales its weights by does not matter, a layer still adds up to the tokens routed in it, and where all weights are alike
+    each expert has the number of tokens that are routed to it: a difference of 0.05 means the same as one of plain rates.
+
+    Args:
+        counts_NX: (N, L*E) tokens routed to each expert.
+        weights_NX: (N, L*E) routed weight given to each.
+        num_layers: L.
+    """
+    num_examples = len(counts_NX)
+    counts_NLE, weights_NLE = (values.reshape(num_examples, num_layers, -1) for values in (counts_NX, weights_NX))
+    total_NL1 = weights_NLE.sum(axis=2, keepdims=True)
+    share_NLE = np.divide(weights_NLE, total_NL1, out=np.zeros_like(weights_NLE), where=total_NL1 > 0)
+    return np.asarray((share_NLE * counts_NLE.sum(axis=2, keepdims=True)).reshape(num_examples, -1))
 
 
 def _add_rows(values_NLE: Any, rows: npt.NDArray[np.int64], firsts: npt.NDArray[np.int64], dtype: Any) -> Any:

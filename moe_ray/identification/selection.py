@@ -23,6 +23,11 @@ from moe_ray.identification.risk_tables import Risk, batch_tables
 SCORE_COLUMN = {"tokens": "risk_diff", "prompts": "risk_diff_prompt", "activation": "risk_diff_activation"}
 """The column that `identify.weighting` ranks experts by."""
 
+_NAME_OF_WEIGHTING = {
+    "tokens": "risk difference",
+    "prompts": "risk difference by prompts",
+    "activation": "risk difference by weight",
+}
 _COLUMN_OF_RULE = {"top_routed": "a_unsafe", "esft_token": "a_unsafe", "esft_gate": "w_unsafe"}
 
 
@@ -56,7 +61,7 @@ def difference_column(config: IdentifyConfig) -> str:
 
 def difference_name(config: IdentifyConfig) -> str:
     """What `difference_column` is, in words."""
-    return COMPARISONS[config.rule].name if config.rule in COMPARISONS else "risk difference"
+    return COMPARISONS[config.rule].name if config.rule in COMPARISONS else _NAME_OF_WEIGHTING[config.weighting]
 
 
 def bar_of(values: npt.ArrayLike, config: IdentifyConfig) -> float:

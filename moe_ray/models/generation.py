@@ -123,6 +123,26 @@ def generate_responses(
     ]
 
 
+def beginning(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Sequence[int],
+    ids: Sequence[int],
+    most: int,
+) -> Response:
+    """The first tokens of a generated response, as it would have been with `most` as `max_new_tokens`, if it was greedy.
+
+    Args:
+        model: that generated it.
+        tokenizer: its tokenizer.
+        prompt: token ids that it followed.
+        ids: of the response.
+        most: tokens that are kept, at most.
+    """
+    opened = prompt_opens_thought(tokenizer, prompt)
+    return _until_end(tokenizer, list(ids[:most]), set(end_ids(model, tokenizer)), opened=opened)
+
+
 def _until_end(tokenizer: PreTrainedTokenizerBase, ids: list[int], ends: set[int], *, opened: bool = False) -> Response:
     stop = next((position for position, token in enumerate(ids) if token in ends), None)
     kept = ids if stop is None else ids[: stop + 1]

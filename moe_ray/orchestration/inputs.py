@@ -10,7 +10,6 @@ from moe_ray.config.compare import POLICY
 from moe_ray.config.fields import EMBEDDED
 from moe_ray.config.model import ModelConfig
 from moe_ray.config.run import Config
-from moe_ray.errors import InputError
 from moe_ray.evaluation.judge_check import measured_check
 from moe_ray.evaluation.judges import check_judge
 from moe_ray.harness.tasks import tasks_of
@@ -25,11 +24,10 @@ WITHOUT_TRAINING = ("prepare", "capture", "identify", "ablate")
 
 
 def check_requests(config: Config) -> None:
-    """Refuses a judge, a sweep or baselines that cannot work.
+    """Refuses a judge, a harness or a sweep that cannot work.
 
     Raises:
-        InputError: the judge cannot be had, its check is of another one, the search space is wrong, or a baseline needs
-            routed weights or scores that are not captured.
+        InputError: the judge cannot be had, its check is of another one, or a task or the search space is wrong.
     """
     check_judge(config.evaluate)
     if config.harness.run:
@@ -38,18 +36,6 @@ def check_requests(config: Config) -> None:
         measured_check(config.evaluate)
     if config.sweep.run:
         read_space(config)
-    needs_weights = [
-        f"identify.{name}={value}"
-        for name, value, in_need in (
-            ("weighting", config.identify.weighting, "activation"),
-            ("rule", config.identify.rule, "esft_gate"),
-        )
-        if value == in_need
-    ]
-    if needs_weights and not config.capture.weights:
-        raise InputError(f"{needs_weights[0]} needs routed weights; set capture.weights=true")
-    if config.compare.run and "esft_gate" in config.compare.names and not config.capture.weights:
-        raise InputError("compare.names: esft_gate needs routed weights; set capture.weights=true, or leave it out")
 
 
 def uses_masks(config: Config, workflow: str) -> bool:

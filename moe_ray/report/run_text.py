@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 
 from moe_ray.config.identify import IdentifyConfig
+from moe_ray.evaluation.own_answers import OwnAnswers, own_answers_in_words
 from moe_ray.experts import EXPERTS_ARE_COPIES, Expert, ExpertMasks
-from moe_ray.identification.comparisons import COMPARISONS
 from moe_ray.identification.risk_tables import Risk, aggregate_risk, batch_table
 from moe_ray.identification.selection import difference_column, difference_name
 from moe_ray.prompts.quarantine import QUARANTINE, TRUNCATED
@@ -55,7 +55,9 @@ def describe_capture(notes: Mapping[str, Any]) -> str:
         text += f"\n{notes['quarantined']} examples in quarantine ({reasons}), see routing/{QUARANTINE}"
     if notes["truncated"]:
         text += f"\n{notes['truncated']} examples were cut to the longest allowed length, see routing/{TRUNCATED}"
-    # Manifests of runs from before this was looked at do not have it.
+    # Manifests of runs from before these were looked at do not have them.
+    if words := own_answers_in_words(notes.get("own_answers", OwnAnswers().as_dict())):
+        text += f"\n{words}"
     if notes.get("experts_are_copies"):
         text += f"\n{EXPERTS_ARE_COPIES}"
     return text
@@ -104,8 +106,7 @@ def describe_selection(
         selection: the settings of the selection; None = the defaults.
     """
     chosen_by = selection or IdentifyConfig()
-    column = difference_column(chosen_by) if chosen_by.rule in COMPARISONS else "risk_diff"
-    what = difference_name(chosen_by)
+    column, what = difference_column(chosen_by), difference_name(chosen_by)
     overall = aggregate_risk(risk).sort_values([column, "layer", "expert"], ascending=[False, True, True])
     sizes = pd.Series({batch: len(masks.selected[batch]) for batch in masks.batch_idx})
     parts = [

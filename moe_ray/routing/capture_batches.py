@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -18,6 +18,7 @@ from moe_ray.models.token_budget import TokenBudget
 from moe_ray.models.tokenization import TokenizedRow, pad_token_id
 from moe_ray.progress import Progress
 from moe_ray.prompts.batches import Batch
+from moe_ray.prompts.examples import Example
 from moe_ray.prompts.quarantine import Rejected
 from moe_ray.routing.capture import PlacedRow, count_placed, evaluating
 from moe_ray.routing.counter import counting
@@ -36,6 +37,7 @@ def capture_batches(
     *,
     seed: int = 0,
     progress: Progress | None = None,
+    on_answer: Callable[[Example, Response], None] = lambda example, answer: None,
 ) -> RoutingCounts:
     """Routing counts as a run captures them, in this process: one row for an example's prompt, one for its response.
 
@@ -48,6 +50,7 @@ def capture_batches(
         config: what is counted and in how large forward passes; actors and their GPUs are a run's.
         seed: of generated responses, where `config.temperature` is above 0.
         progress: called with the number of examples that are done, and of all.
+        on_answer: called with each example that the model answered by itself, and its answer.
 
     Raises:
         InputError: the model has no experts, or belongs to a family that cannot be captured; more than
@@ -63,7 +66,7 @@ def capture_batches(
         scorer = RowScorer(model=model, tokenizer=tokenizer, counter=counter, scores=config.scores)
         rows = list(_encoded(model, tokenizer, batches, config, rejected))
         if config.generate:
-            rows = _with_responses(model, tokenizer, rows, config, seed, budget, rejected)
+            rows = _with_responses(model, tokenizer, rows, config, seed, budget, rejected, on_answer)
         lengths = [len(row.tokens.prompt_ids) + len(row.tokens.answer_ids) for row in rows]
 
         def work(group: list[int]) -> RoutingCounts:
@@ -94,9 +97,7 @@ def _encoded(
     longest = config.max_tokens or context_length(model)
     for batch in batches:
         for position, example in enumerate(batch.examples):
-            limit = longest
-            if longest and config.generate and not example.response:
-                limit = longest - config.max_new_tokens
+            limit = longest_prompt(longest, example.response, config)
             messages = json.dumps([dict(message) for message in example.messages])
             try:
                 encoded = encode_example(
@@ -115,6 +116,27 @@ def _encoded(
                 rejected[example.id] = encoded
 
 
+def longest_prompt(longest: int | None, response: str | None, config: CaptureConfig) -> int | None:
+    """The most tokens that an example may have, which leave room for the response that it is still to be given.
+
+    Args:
+        longest: tokens that can be counted; None or 0 = no limit.
+        response: of the example.
+        config: whether and how long responses are generated.
+
+    Raises:
+        InputError: no prompt fits beside a generated response.
+    """
+    if not longest or not config.generate or response:
+        return longest
+    if longest <= config.max_new_tokens:
+        raise InputError(
+            f"capture.max_new_tokens: got {config.max_new_tokens}, which leaves no room for a prompt in {longest} tokens; "
+            "lower it, or set capture.generate=false and identify.roles=[prompt]"
+        )
+    return longest - config.max_new_tokens
+
+
 def _with_responses(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -123,6 +145,7 @@ def _with_responses(
     seed: int,
     budget: TokenBudget,
     rejected: dict[str, Rejected],
+    on_answer: Callable[[Example, Response], None],
 ) -> list[PlacedRow]:
     """The rows, those without a response with the one that the model gives; where it can give none, they are rejected."""
     missing = [index for index, row in enumerate(rows) if not row.example.response]
@@ -148,6 +171,7 @@ def _with_responses(
             continue
         for position, response in zip(group, outcome, strict=True):
             row = rows[missing[position]]
+            on_answer(row.example, response)
             answered[missing[position]] = row._replace(tokens=with_response(row.tokens, response))
     return [row for row in answered.values() if row is not None]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import causal_model
 import numpy as np
@@ -140,3 +141,26 @@ def test_the_model_is_as_it_was(tokenizer):
     assert model.training
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+
+
+def test_answers_that_are_there_already_are_not_asked_for_again(measured, model, tokenizer, monkeypatch):
+    plan = plan_of()
+    texts = ["do-fraud <end>" if label == "unsafe" else "answer <end>" for label in plan.prompts["label"]]
+    ids = [tokenizer(text)["input_ids"] for text in texts]
+    known = replace(plan, answers=dict(zip(plan.prompts["id"], ids, strict=True)))
+    asked = []
+    generate = module.generate_responses
+    monkeypatch.setattr(module, "generate_responses", lambda *args, **more: asked.append(1) or generate(*args, **more))
+    found = measure_batch(model, tokenizer, known, replace(CONFIG, generate=False))
+    assert not asked
+    pd.testing.assert_frame_equal(found.effects, measured.effects)
+    assert found.answers["answer"].tolist() == measured.answers["answer"].tolist()
+    assert found.cost.tokens < measured.cost.tokens
+
+
+def test_no_more_of_a_known_answer_is_scored_than_would_be_asked_for(model, tokenizer):
+    plan = plan_of()
+    ids = tokenizer("answer answer answer answer answer")["input_ids"]
+    known = replace(plan, answers=dict.fromkeys(plan.prompts["id"], ids))
+    found = measure_batch(model, tokenizer, known, replace(CONFIG, generate=False))
+    assert {len(tokenizer(text)["input_ids"]) for text in found.answers["answer"]} == {CONFIG.max_new_tokens}

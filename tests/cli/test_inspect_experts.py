@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from ablation_run import write_ablation
+from prompt_tokens import by_prompt_tokens
 from run_directory import write_controlled, write_found, write_identified
 
 from moe_ray.cli.arguments import QUESTIONS
@@ -24,7 +26,7 @@ from moe_ray.testing.simulated_counts import Population, simulate
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
-    config = Config()
+    config = replace(Config(), identify=by_prompt_tokens())
     folder = Folder.open(str(tmp_path_factory.mktemp("run")))
     counts = simulate(Population(), num_batches=4, planted=(Expert(1, 3), Expert(2, 2)), shift=0.7)
     rows = [

@@ -8,13 +8,38 @@ from moe_ray.config.capture import CaptureConfig
 from moe_ray.config.compare import CompareConfig
 from moe_ray.config.identify import SCORES_OF_RULE, IdentifyConfig
 from moe_ray.config.run import Config
-from moe_ray.config.scores import SCORES, needed_scores
+from moe_ray.config.scores import SCORES, measured_for, needed_scores, needs_weights
 from moe_ray.config.sweep import SweepConfig
 from moe_ray.identification.comparisons import COMPARISONS
 
+PLAIN = IdentifyConfig(weighting="tokens")
 
-def test_the_default_measures_nothing_beside_routing():
+
+def test_the_default_measures_no_score_beside_routing_and_its_weights():
     assert needed_scores(Config()) == ()
+    assert needs_weights(Config())
+    assert not needs_weights(Config(identify=PLAIN))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Config(identify=PLAIN, capture=CaptureConfig(weights=True)),
+        Config(identify=IdentifyConfig(rule="esft_gate", weighting="tokens")),
+        Config(identify=PLAIN, sweep=SweepConfig(run=True, space={"identify.weighting": ["tokens", "activation"]})),
+        Config(identify=PLAIN, sweep=SweepConfig(run=True, space={"identify": {"rule": ["esft_gate"]}})),
+        Config(identify=PLAIN, compare=CompareConfig(run=True, names=("esft_gate",))),
+    ],
+)
+def test_weights_are_summed_where_anything_needs_them(config):
+    assert needs_weights(config)
+
+
+def test_a_capture_for_a_selection_measures_what_that_needs():
+    plain = CaptureConfig()
+    assert measured_for(plain, PLAIN) == plain
+    found = measured_for(plain, IdentifyConfig(rule="attribution"))
+    assert (found.scores, found.weights) == (("attribution",), True)
 
 
 @pytest.mark.parametrize("rule", SCORES_OF_RULE)

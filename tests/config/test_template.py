@@ -35,13 +35,13 @@ def test_with_everything_uncommented_it_has_every_setting_at_its_default(tmp_pat
     assert read(text, tmp_path) == Config()
 
 
-@pytest.mark.parametrize(("name", "key"), [("top_k: 50", "top_k"), ("roles: [prompt]", "roles")])
+@pytest.mark.parametrize(("name", "key"), [("top_k: 50", "top_k"), ("roles: [response]", "roles")])
 def test_one_setting_is_changed_by_removing_one_mark(name, key, tmp_path):
     text = config_template()
     assert text.count(f"  #{name}\n") == 1
-    changed = text.replace(f"  #{name}\n", f"  {key}: {'3' if key == 'top_k' else '[response]'}\n")
+    changed = text.replace(f"  #{name}\n", f"  {key}: {'3' if key == 'top_k' else '[prompt]'}\n")
     config = read(changed, tmp_path)
-    assert getattr(config.identify, key) == (3 if key == "top_k" else ("response",))
+    assert getattr(config.identify, key) == (3 if key == "top_k" else ("prompt",))
 
 
 def test_every_setting_is_explained_in_lines_of_readable_length():

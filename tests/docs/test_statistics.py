@@ -5,8 +5,8 @@ import re
 import numpy as np
 import pytest
 from paths import ROOT
+from prompt_tokens import by_prompt_tokens
 
-from moe_ray.config.identify import IdentifyConfig
 from moe_ray.evaluation.intervals import clustered_rate, paired_difference, rate
 from moe_ray.identification.identify import identify
 from moe_ray.identification.permutation_test import permutation_test
@@ -49,7 +49,7 @@ def risk():
         num_experts_per_tok=1,
     )
     counts.check()
-    return identify(counts, IdentifyConfig())
+    return identify(counts, by_prompt_tokens())
 
 
 def test_the_risk_table_is_the_codes(risk):
@@ -67,7 +67,7 @@ def test_the_certainty_table_is_the_codes(risk):
 
 def test_stability_comes_near_the_worked_share():
     samples = Samples.of(VALUES, TOKENS, IS_UNSAFE)
-    settings = IdentifyConfig()
+    settings = by_prompt_tokens()
     found = selection_stability(samples, threshold=settings.threshold, top_k=settings.top_k, resamples=RESAMPLES)
     assert [float(row["stability"]) for row in table("certainty")] == pytest.approx(found.tolist(), abs=FOUR_ERRORS)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
+from prompt_tokens import by_prompt_tokens
 
-from moe_ray.config.identify import IdentifyConfig
 from moe_ray.errors import InputError
 from moe_ray.experts import Expert
 from moe_ray.identification.confounds import confound_warnings, length_table, template_share, weighting_agreement
@@ -56,7 +56,7 @@ def test_few_texts_have_no_template() -> None:
 
 def test_weightings_agree_on_an_expert_that_all_prompts_use() -> None:
     counts = simulate(Population(), num_batches=2, planted=(Expert(1, 1),), shift=0.7)
-    agreement = weighting_agreement(identify(counts, IdentifyConfig()), IdentifyConfig(threshold=0.3, alpha=0.05))
+    agreement = weighting_agreement(identify(counts, by_prompt_tokens()), by_prompt_tokens(threshold=0.3, alpha=0.05))
     assert agreement["by_both"].tolist() == [1, 1]
     assert agreement["jaccard"].tolist() == [1, 1]
     assert (agreement["rank_correlation"] > 0.5).all()
@@ -65,5 +65,5 @@ def test_weightings_agree_on_an_expert_that_all_prompts_use() -> None:
 def test_agreement_needs_both_differences() -> None:
     with pytest.raises(InputError, match="risk_diff_prompt"):
         weighting_agreement(
-            identify(simulate(Population()), IdentifyConfig()).drop(columns="risk_diff_prompt"), IdentifyConfig()
+            identify(simulate(Population()), by_prompt_tokens()).drop(columns="risk_diff_prompt"), by_prompt_tokens()
         )

@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
+from prompt_tokens import by_prompt_tokens
 
 from moe_ray.config.identify import IdentifyConfig
 from moe_ray.experts import Expert
@@ -22,7 +23,7 @@ from moe_ray.testing.simulated_counts import Population, simulate, simulate_conf
 SMALL = Population(num_layers=2, num_experts=8)
 PLANTED = (Expert(0, 3), Expert(1, 5))
 FALSE_ALARMS = 0.07
-CONFIG = IdentifyConfig(permutations=400)
+CONFIG = by_prompt_tokens(permutations=400)
 
 
 def table_of(num_batches: int, seed: int = 0, config: IdentifyConfig = CONFIG, **planted) -> pd.DataFrame:
@@ -139,7 +140,7 @@ def test_without_a_level_of_both_labels_nothing_is_said(levels):
 
 
 def test_without_a_test_surviving_is_being_above_the_threshold():
-    table = table_of(4, config=IdentifyConfig(permutations=0), by_harm=PLANTED)
+    table = table_of(4, config=by_prompt_tokens(permutations=0), by_harm=PLANTED)
     assert table["p_maxt"].isna().all()
     assert table["survives"].equals(table["is_above"])
     assert table["survives"].any()
@@ -148,7 +149,7 @@ def test_without_a_test_surviving_is_being_above_the_threshold():
 @pytest.mark.slow
 def test_a_smaller_alpha_lets_fewer_survive_and_a_larger_threshold_too():
     def survive(**settings):
-        return table_of(10, config=IdentifyConfig(permutations=400, **settings), by_harm=PLANTED)["survives"].sum()
+        return table_of(10, config=by_prompt_tokens(permutations=400, **settings), by_harm=PLANTED)["survives"].sum()
 
     assert survive(alpha=0.004) <= survive()
     assert survive(threshold=0.6) < survive()

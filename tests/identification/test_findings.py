@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
+from prompt_tokens import by_prompt_tokens
 
-from moe_ray.config.identify import IdentifyConfig
 from moe_ray.errors import NothingSelected
 from moe_ray.experts import Expert
 from moe_ray.identification.confounds import weighting_agreement
@@ -19,7 +19,7 @@ SHAPE = {"layers": (0, 1, 2, 3), "num_experts": 16}
 
 @pytest.mark.parametrize("permutations", [0, 200])
 def test_parts_joined_in_any_order_are_the_whole(permutations: int) -> None:
-    config = IdentifyConfig(permutations=permutations, resamples=20, threshold=0.15)
+    config = by_prompt_tokens(permutations=permutations, resamples=20, threshold=0.15)
     risk = identify(simulate(Population(), num_batches=5, planted=(Expert(1, 3),), shift=0.4), config)
     parts = [risk[risk["batch_idx"].isin(batches)] for batches in ((3, 4), (0, 1, 2))]
     found = joined([findings_of(part, config, seed=3) for part in parts], config, **SHAPE)
@@ -34,13 +34,13 @@ def test_parts_joined_in_any_order_are_the_whole(permutations: int) -> None:
 
 
 def test_a_batch_without_experts_keeps_its_place_and_none_at_all_is_an_error() -> None:
-    risk = identify(simulate(Population(), num_batches=3, seed=1), IdentifyConfig(permutations=0, resamples=0))
+    risk = identify(simulate(Population(), num_batches=3, seed=1), by_prompt_tokens(permutations=0, resamples=0))
     largest = sorted(risk.groupby("batch_idx")["risk_diff"].max())
-    config = IdentifyConfig(permutations=0, resamples=0, threshold=(largest[0] + largest[1]) / 2)
+    config = by_prompt_tokens(permutations=0, resamples=0, threshold=(largest[0] + largest[1]) / 2)
     parts = [findings_of(table, config, seed=0) for _, table in risk.groupby("batch_idx")]
     found = joined(parts, config, **SHAPE)
     assert found.masks.batch_idx == (0, 1, 2)
     assert len(found.masks.trained_batches) == 2
-    strict = IdentifyConfig(permutations=0, resamples=0, threshold=0.9)
+    strict = by_prompt_tokens(permutations=0, resamples=0, threshold=0.9)
     with pytest.raises(NothingSelected, match=f"the largest is {largest[-1]:.4f}; lower identify.threshold"):
         joined([findings_of(risk, strict, seed=0)], strict, **SHAPE)

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from answered_counts import answered
+from prompt_tokens import by_prompt_tokens
 
-from moe_ray.config.identify import IdentifyConfig
 from moe_ray.errors import InputError
 from moe_ray.experts import Expert, masks_from_experts
 from moe_ray.identification.identify import identify
@@ -95,11 +95,11 @@ def test_overlap_of_random_masks_is_zero_once_corrected() -> None:
 
 
 def test_sweep_agrees_with_selecting_again() -> None:
-    risk = identify(simulate(Population(), num_batches=4), IdentifyConfig(permutations=0, resamples=0))
-    reference = select(risk, IdentifyConfig(top_k=5))
+    risk = identify(simulate(Population(), num_batches=4), by_prompt_tokens(permutations=0, resamples=0))
+    reference = select(risk, by_prompt_tokens(top_k=5))
     table = sweep_union(risk.sample(frac=1, random_state=1), thresholds=[0.0, 0.1], top_ks=[2, 50], reference=reference)
     for row in table.to_dict("records"):
-        masks = select(risk, IdentifyConfig(threshold=row["threshold"], top_k=row["top_k"]))
+        masks = select(risk, by_prompt_tokens(threshold=row["threshold"], top_k=row["top_k"]))
         assert row["union"] == masks.union.sum()
         assert row["per_batch"] == masks.masks_BLE.sum() / 4
         assert row["empty_batches"] == 4 - len(masks.trained_batches)
@@ -108,7 +108,7 @@ def test_sweep_agrees_with_selecting_again() -> None:
 
 
 def test_thresholds_may_be_shares_of_each_batch_s_largest_value():
-    config = IdentifyConfig(rule="attribution", permutations=0, resamples=0)
+    config = by_prompt_tokens(rule="attribution", permutations=0, resamples=0)
     counts = concat_counts([answered(seed, batch_idx=seed, planted=1.0) for seed in range(3)])
     risk = identify(counts, config)
     table = sweep_union(risk, thresholds=[0.0, 0.3, 0.9], top_ks=[2, 50], column="attribution_diff", is_relative=True)

@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 from answered_counts import answered
 from paths import ROOT
+from prompt_tokens import by_prompt_tokens
 
-from moe_ray.config.identify import IdentifyConfig
 from moe_ray.errors import InputError
 from moe_ray.experts import Expert, ExpertMasks, masks_from_experts
 from moe_ray.identification.identify import identify
@@ -65,11 +65,12 @@ def contents() -> dict[str, Any]:
     ]
     return {
         "masks": masks(),
-        "risk": identify(counts, IdentifyConfig(permutations=0, resamples=0)),
+        "risk": identify(counts, by_prompt_tokens(permutations=0, resamples=0)),
         "batches": pd.DataFrame(rows),
         "model_name": "org/tiny-moe",
         "num_experts_per_tok": 1,
         "num_layers": 5,
+        "selection": by_prompt_tokens(),
     }
 
 
@@ -159,7 +160,7 @@ def test_the_package_never_reads_a_pickle() -> None:
 
 
 def test_global_experts_are_those_of_the_rule() -> None:
-    config = IdentifyConfig(rule="attribution", min_share=0.5, permutations=0, resamples=0)
+    config = by_prompt_tokens(rule="attribution", min_share=0.5, permutations=0, resamples=0)
     counts = concat_counts([answered(batch, batch_idx=batch, planted=4.0) for batch in (3, 7)])
     risk = identify(counts, config)
     given = {**contents(), "masks": select(risk, config), "risk": risk, "selection": config, "num_layers": None}

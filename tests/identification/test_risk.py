@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from prompt_tokens import by_prompt_tokens
 
-from moe_ray.config.identify import IdentifyConfig
 from moe_ray.errors import InputError
 from moe_ray.identification.identify import identify
 from moe_ray.identification.risk import (
@@ -33,7 +33,7 @@ ROUNDING = 1e-12  # sums of up to a few hundred fractions in float64
 
 def risk_of(counts: RoutingCounts, **setting: object) -> pd.DataFrame:
     """The part of the risk table that says nothing about certainty."""
-    return identify(counts, IdentifyConfig(permutations=0, resamples=0, **setting))[list(RISK_COLUMNS)]
+    return identify(counts, by_prompt_tokens(permutations=0, resamples=0, **setting))[list(RISK_COLUMNS)]
 
 
 def by_hand() -> RoutingCounts:

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from prompt_tokens import by_prompt_tokens
 
-from moe_ray.config.identify import IdentifyConfig
 from moe_ray.errors import InputError
 from moe_ray.experts import Expert
 from moe_ray.identification.confounds import weighting_agreement
@@ -28,7 +28,7 @@ from moe_ray.identification.selection import select
 from moe_ray.storage.folder import Folder
 from moe_ray.testing.simulated_counts import Population, simulate
 
-SETTINGS = IdentifyConfig(permutations=200, resamples=20)
+SETTINGS = by_prompt_tokens(permutations=200, resamples=20)
 CATEGORIES = {0: "fraud", 1: "theft", 2: "fraud", 3: "theft", 4: "fraud", 5: "fraud", 6: "theft"}
 
 

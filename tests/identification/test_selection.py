@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prompt_tokens import by_prompt_tokens
 
-from moe_ray.config.identify import IdentifyConfig
 from moe_ray.errors import InputError
 from moe_ray.experts import Expert, ExpertMasks
 from moe_ray.identification.selection import RULES, select, unsafe_experts
@@ -43,7 +43,7 @@ def chosen(masks: ExpertMasks) -> dict[int, set[Expert]]:
 def test_selection_is_by_value_whatever_the_row_order(tables: dict[int, list[float]], seed: int) -> None:
     risk = as_risk(tables)
     shuffled = risk.sample(frac=1, random_state=seed)
-    there, back = (select(table, IdentifyConfig(top_k=3)) for table in (risk, shuffled))
+    there, back = (select(table, by_prompt_tokens(top_k=3)) for table in (risk, shuffled))
     assert there.selected == back.selected
     np.testing.assert_array_equal(there.masks_BLE, back.masks_BLE)
     for batch, experts in there.selected.items():
@@ -58,7 +58,7 @@ def test_selection_is_by_value_whatever_the_row_order(tables: dict[int, list[flo
 def test_a_higher_threshold_selects_a_subset(tables: dict[int, list[float]], low: float, rise: float) -> None:
     if max(map(max, tables.values())) <= low + rise:
         return
-    wide, narrow = (select(as_risk(tables), IdentifyConfig(threshold=low + up, top_k=4)) for up in (0.0, rise))
+    wide, narrow = (select(as_risk(tables), by_prompt_tokens(threshold=low + up, top_k=4)) for up in (0.0, rise))
     assert all(chosen(narrow)[batch] <= chosen(wide)[batch] for batch in tables)
 
 
@@ -66,7 +66,7 @@ def test_a_higher_threshold_selects_a_subset(tables: dict[int, list[float]], low
 @given(TABLES, st.integers(1, 8), st.integers(0, 7))
 @settings(deadline=None, max_examples=60)
 def test_a_smaller_top_k_selects_a_subset(tables: dict[int, list[float]], small: int, more: int) -> None:
-    narrow, wide = (select(as_risk(tables), IdentifyConfig(threshold=0.0, top_k=k)) for k in (small, small + more))
+    narrow, wide = (select(as_risk(tables), by_prompt_tokens(threshold=0.0, top_k=k)) for k in (small, small + more))
     assert all(chosen(narrow)[batch] <= chosen(wide)[batch] for batch in tables)
 
 
@@ -78,7 +78,7 @@ def test_dropping_a_batch_shifts_no_mask(tables: dict[int, list[float]], data: s
     rest = {batch: values for batch, values in tables.items() if batch != dropped}
     if not rest or max(map(max, rest.values())) <= 0.05:
         return
-    before, after = (select(as_risk(values), IdentifyConfig()) for values in (tables, rest))
+    before, after = (select(as_risk(values), by_prompt_tokens()) for values in (tables, rest))
     for batch in rest:
         np.testing.assert_array_equal(before[batch], after[batch])
     with pytest.raises(InputError, match=f"no mask of batch {dropped}"):
@@ -86,23 +86,23 @@ def test_dropping_a_batch_shifts_no_mask(tables: dict[int, list[float]], data: s
 
 
 def test_a_difference_right_at_the_threshold_is_not_above_it() -> None:
-    masks = select(as_risk({0: [0.05, 0.1, 0, 0, 0, 0, 0, 0]}), IdentifyConfig(threshold=0.05))
+    masks = select(as_risk({0: [0.05, 0.1, 0, 0, 0, 0, 0, 0]}), by_prompt_tokens(threshold=0.05))
     assert masks.selected[0] == (Expert(1, 1),)
 
 
 def test_the_largest_are_not_the_first_in_layer_order() -> None:
-    masks = select(as_risk({0: [0.06, 0.06, 0.06, 0.06, 0.3, 0.2, 0.4, 0.1]}), IdentifyConfig(top_k=3))
+    masks = select(as_risk({0: [0.06, 0.06, 0.06, 0.06, 0.3, 0.2, 0.4, 0.1]}), by_prompt_tokens(top_k=3))
     assert masks.selected[0] == (Expert(2, 2), Expert(2, 0), Expert(2, 1))
 
 
 def test_ties_go_by_layer_then_expert() -> None:
-    masks = select(as_risk({0: [0, 0, 0.1, 0.1, 0.1, 0, 0, 0]}), IdentifyConfig(top_k=2))
+    masks = select(as_risk({0: [0, 0, 0.1, 0.1, 0.1, 0, 0, 0]}), by_prompt_tokens(top_k=2))
     assert masks.selected[0] == (Expert(1, 2), Expert(1, 3))
 
 
 def test_an_empty_selection_is_an_error_that_says_what_to_lower() -> None:
     with pytest.raises(InputError, match=r"the largest is 0\.0400; lower identify.threshold"):
-        select(as_risk({0: [0.04, 0, 0, 0, 0, 0, 0, 0]}), IdentifyConfig())
+        select(as_risk({0: [0.04, 0, 0, 0, 0, 0, 0, 0]}), by_prompt_tokens())
 
 
 # Rules and filters
@@ -127,7 +127,7 @@ RISK = table_of(
 
 
 def names(**setting: Any) -> list[str]:
-    return [str(expert) for expert in unsafe_experts(RISK, IdentifyConfig(**setting), seed=1)]
+    return [str(expert) for expert in unsafe_experts(RISK, by_prompt_tokens(**setting), seed=1)]
 
 
 def test_risk_diff_is_the_plain_method() -> None:
@@ -163,14 +163,14 @@ def test_random_matches_the_number_per_layer_and_is_seeded() -> None:
             for n in (1, 2, 3)
         ]
     )  # fmt: skip
-    plain = select(big, IdentifyConfig(rule="risk_diff"))
-    drawn = select(big, IdentifyConfig(rule="random"), seed=4)
+    plain = select(big, by_prompt_tokens(rule="risk_diff"))
+    drawn = select(big, by_prompt_tokens(rule="random"), seed=4)
     for batch in (0, 1):
         per_layer = [Counter(expert.layer for expert in masks.selected[batch]) for masks in (plain, drawn)]
         assert per_layer[0] == per_layer[1]
     assert drawn.selected[0] != drawn.selected[1]
-    assert drawn.digest() == select(big, IdentifyConfig(rule="random"), seed=4).digest()
-    assert drawn.digest() != select(big, IdentifyConfig(rule="random"), seed=5).digest()
+    assert drawn.digest() == select(big, by_prompt_tokens(rule="random"), seed=4).digest()
+    assert drawn.digest() != select(big, by_prompt_tokens(rule="random"), seed=5).digest()
 
 
 @pytest.mark.parametrize(
@@ -204,15 +204,15 @@ def test_filters_only_take_experts_away(
         p_maxt=[row[1] / 20 for row in rows],
         stability=[row[2] / 10 for row in rows],
     )
-    plain = unsafe_experts(risk, IdentifyConfig(top_k=top_k))
-    kept = unsafe_experts(risk, IdentifyConfig(top_k=top_k, alpha=alpha, stability=stability))
+    plain = unsafe_experts(risk, by_prompt_tokens(top_k=top_k))
+    kept = unsafe_experts(risk, by_prompt_tokens(top_k=top_k, alpha=alpha, stability=stability))
     assert [expert for expert in plain if expert in kept] == list(kept)
 
 
 def test_row_order_and_number_of_batches_change_no_selection() -> None:
     risk = pd.concat([RISK, RISK.assign(batch_idx=4, risk_diff=RISK["risk_diff"].to_numpy()[::-1])])
-    masks = select(risk.sample(frac=1, random_state=0), IdentifyConfig())
-    assert masks.selected[0] == unsafe_experts(RISK, IdentifyConfig())
+    masks = select(risk.sample(frac=1, random_state=0), by_prompt_tokens())
+    assert masks.selected[0] == unsafe_experts(RISK, by_prompt_tokens())
     assert masks.batch_idx == (0, 4)
     assert masks.selected[4][0] == Expert(2, 2)
 
@@ -220,18 +220,18 @@ def test_row_order_and_number_of_batches_change_no_selection() -> None:
 def test_every_rule_names_its_source() -> None:
     for name, rule in RULES.items():
         assert len(rule.source) > 20
-        assert IdentifyConfig(rule=name).rule == name  # type: ignore[arg-type]
+        assert by_prompt_tokens(rule=name).rule == name  # type: ignore[arg-type]
     assert "Wang et al. 2024" in RULES["esft_token"].source
 
 
 def test_a_filter_that_leaves_nothing_says_so() -> None:
     with pytest.raises(InputError, match=r"passes identify\.alpha=0\.001 .*no selected expert is significant"):
-        select(RISK, IdentifyConfig(alpha=0.001))
+        select(RISK, by_prompt_tokens(alpha=0.001))
 
 
 def test_a_threshold_that_leaves_nothing_says_so() -> None:
     with pytest.raises(InputError, match=r"largest is 0\.3000; lower identify.threshold"):
-        select(RISK, IdentifyConfig(threshold=0.5))
+        select(RISK, by_prompt_tokens(threshold=0.5))
 
 
 @pytest.mark.parametrize(
@@ -241,4 +241,4 @@ def test_a_threshold_that_leaves_nothing_says_so() -> None:
 def test_a_missing_column_is_an_error_that_names_it(setting: dict[str, Any], column: str) -> None:
     bare = RISK[["batch_idx", "layer", "expert", "risk_diff"]]
     with pytest.raises(InputError, match=f"needs the column '{column}'"):
-        unsafe_experts(bare, IdentifyConfig(**setting))
+        unsafe_experts(bare, by_prompt_tokens(**setting))

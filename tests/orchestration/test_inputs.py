@@ -40,21 +40,6 @@ def test_a_space_that_cannot_be_searched_is_refused_with_the_prompts(unsplit):
         check_requests(load_config(None, arguments))
 
 
-def test_gate_scores_that_are_not_captured_are_refused(unsplit):
-    arguments = [*unsplit, "compare.run=true", "compare.names=[esft_gate]"]
-    with pytest.raises(InputError, match=r"capture\.weights=true"):
-        check_requests(load_config(None, arguments))
-    check_requests(load_config(None, [*arguments, "capture.weights=true"]))
-
-
-@pytest.mark.parametrize("setting", ["identify.weighting=activation", "identify.rule=esft_gate"])
-def test_a_selection_by_weights_that_are_not_captured_is_refused(unsplit, setting):
-    with pytest.raises(InputError, match=r"needs routed weights; set capture\.weights=true") as error:
-        check_requests(load_config(None, [*unsplit, setting]))
-    assert setting in str(error.value)
-    check_requests(load_config(None, [*unsplit, setting, "capture.weights=true"]))
-
-
 def test_a_checkpoint_is_found_from_any_folder(untrained_model_path, monkeypatch):
     monkeypatch.chdir(untrained_model_path.parent)
     model = resolve_model(load_config(None, [f"model.path=./{untrained_model_path.name}"]))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 from answered_counts import answered
+from prompt_tokens import by_prompt_tokens
 
-from moe_ray.config.identify import IdentifyConfig
+from moe_ray.evaluation.own_answers import OwnAnswers
 from moe_ray.experts import Expert, masks_from_experts
 from moe_ray.identification.identify import identify
 from moe_ray.identification.selection import select
@@ -42,6 +43,17 @@ def test_a_capture_says_what_it_left_out():
     assert "padding" not in describe_capture({**notes, "padding_share": None, "truncated": 0})
 
 
+def test_a_capture_says_what_the_model_answered_by_itself_and_how_much_of_it_refuses():
+    notes = {"tokens": 10, "examples": 2, "quarantined": 0, "truncated": 0, "padding_share": None, "reasons": {}}
+    totals = OwnAnswers()
+    assert "by itself" not in describe_capture({**notes, "own_answers": totals.as_dict()})
+    totals.add("unsafe", "I'm sorry, but I can't help with that.", 9, ended=True)
+    totals.add("safe", "Sure", 3, ended=False)
+    said = describe_capture({**notes, "own_answers": totals.as_dict()})
+    assert "answered 2 examples by itself, in 12 tokens; 1 answers were cut" in said
+    assert "1 of 1 answers to unsafe prompts are worded as refusals" in said
+
+
 @pytest.mark.parametrize(("copies", "is_said"), [(True, True), (False, False), (None, False)])
 def test_a_capture_says_that_experts_are_copies(copies, is_said):
     notes = {"tokens": 10, "examples": 2, "quarantined": 0, "truncated": 0, "padding_share": None, "reasons": {}}
@@ -74,7 +86,7 @@ def test_a_selection_shows_the_first_experts_and_counts_layers():
     risk = risk.assign(risk_diff=(risk["expert"] - 1.0) / 8, a_safe_n=0.25, a_unsafe_n=0.5)
     risk = risk.assign(a_safe=2, d_safe=8, a_unsafe=4, d_unsafe=8)
     masks = masks_from_experts({0: (Expert(0, 3), Expert(0, 2), Expert(1, 3)), 1: ()}, layers=(0, 1), num_experts=4)
-    text = describe_selection(risk, masks, 2)
+    text = describe_selection(risk, masks, 2, by_prompt_tokens())
     assert "Batch 0: 3 unsafe experts:" in text
     assert "L00_E03           0.2500       0.2500         0.5000" in text
     assert "Batch 1: 0 unsafe experts\n" in text
@@ -123,7 +135,7 @@ def test_an_outcome_has_parameters_rates_drift_and_categories():
 
 
 def test_experts_that_a_score_ranks_are_shown_with_it_the_largest_first():
-    config = IdentifyConfig(rule="attribution", permutations=0, resamples=0)
+    config = by_prompt_tokens(rule="attribution", permutations=0, resamples=0)
     risk = identify(answered(planted=4.0), config)
     text = describe_selection(risk, select(risk, config), 1, config)
     assert text.startswith("The 10 experts with the largest difference of weight attribution, mean over 1 batches:")

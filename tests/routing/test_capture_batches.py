@@ -19,10 +19,10 @@ from moe_ray.models.generation import Response, generate_responses
 from moe_ray.models.tokenization import TokenizedRow, encode_row
 from moe_ray.prompts.batches import Batch
 from moe_ray.prompts.examples import Example
-from moe_ray.routing.capture_batches import capture_batches, with_response
+from moe_ray.routing.capture_batches import capture_batches, longest_prompt, with_response
 
 WORDS = ("how are you", "thanks", "fine thanks how", "you are fine how are you", "are", "fine fine fine fine")
-LENIENT = CaptureConfig(max_bad_share=0.5, tokens_per_forward=24)
+LENIENT = CaptureConfig(generate=False, max_bad_share=0.5, tokens_per_forward=24)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_counts_do_not_depend_on_the_size_of_a_forward_pass(tokenizer):
     batches = some_batches()
     expected = count_batches(shared("olmoe"), tokenizer, batches, weights=True, ids=True)
     for tokens in (1, 30, 8192):
-        config = CaptureConfig(tokens_per_forward=tokens, weights=True, ids=True)
+        config = CaptureConfig(generate=False, tokens_per_forward=tokens, weights=True, ids=True)
         got = capture_batches(shared("olmoe"), tokenizer, batches, config)
         assert np.array_equal(got.counts_NLE, expected.counts_NLE)
         assert keys(got) == keys(expected)
@@ -120,6 +120,15 @@ def test_examples_without_a_response_are_counted_with_the_models_own(tokenizer, 
         assert got.num_tokens[keys(got).index((4, 1, "response"))] == len(response.ids)
 
 
+def test_an_answer_leaves_room_for_no_longer_prompt_and_one_that_leaves_none_is_refused():
+    config = CaptureConfig(max_new_tokens=60)
+    assert longest_prompt(100, None, config) == 40
+    assert longest_prompt(100, "yes", config) == longest_prompt(100, None, replace(config, generate=False)) == 100
+    assert longest_prompt(0, None, config) == 0
+    with pytest.raises(InputError, match=r"capture\.max_new_tokens: got 60, which leaves no room for a prompt in 60"):
+        longest_prompt(60, None, config)
+
+
 def test_the_end_of_a_generated_response_belongs_to_the_template(tokenizer):
     row = encode_row(tokenizer, ({"role": "user", "content": "how"},), None, template_tokens=False)
     (response,) = generate_responses(shared("olmoe"), tokenizer, [row.prompt_ids], max_new_tokens=3)
@@ -131,7 +140,7 @@ def test_the_end_of_a_generated_response_belongs_to_the_template(tokenizer):
 
 def test_the_training_mode_is_restored(tokenizer):
     model = build("olmoe").train()
-    capture_batches(model, tokenizer, some_batches(), CaptureConfig())
+    capture_batches(model, tokenizer, some_batches(), CaptureConfig(generate=False))
     assert model.training
 
 

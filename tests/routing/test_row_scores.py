@@ -49,7 +49,9 @@ def batch(**changes):
 
 @pytest.fixture(scope="module")
 def captured(tokenizer):
-    return capture_batches(shared("olmoe"), tokenizer, [batch()], CaptureConfig(scores=ALL, weights=True, ids=True))
+    return capture_batches(
+        shared("olmoe"), tokenizer, [batch()], CaptureConfig(generate=False, scores=ALL, weights=True, ids=True)
+    )
 
 
 def rows_of(counts, position, role):
@@ -58,7 +60,9 @@ def rows_of(counts, position, role):
 
 
 def test_counts_weights_and_ids_are_those_of_a_capture_without_scores(tokenizer, captured):
-    plain = capture_batches(shared("olmoe"), tokenizer, [batch()], CaptureConfig(weights=True, ids=True))
+    plain = capture_batches(
+        shared("olmoe"), tokenizer, [batch()], CaptureConfig(generate=False, weights=True, ids=True)
+    )
     np.testing.assert_array_equal(captured.counts_NLE, plain.counts_NLE)
     np.testing.assert_array_equal(captured.weights_NLE, plain.weights_NLE)
     assert all(np.array_equal(one, other) for one, other in zip(captured.ids, plain.ids, strict=True))
@@ -104,7 +108,10 @@ def test_refusals_are_the_targets_of_unsafe_examples_with_an_answer(tokenizer, c
 
 def test_the_size_of_a_pass_changes_no_score(tokenizer, captured):
     small = capture_batches(
-        shared("olmoe"), tokenizer, [batch()], CaptureConfig(scores=ALL, weights=True, ids=True, tokens_per_forward=1)
+        shared("olmoe"),
+        tokenizer,
+        [batch()],
+        CaptureConfig(generate=False, scores=ALL, weights=True, ids=True, tokens_per_forward=1),
     )
     for name in SCORE_TENSORS:
         np.testing.assert_allclose(getattr(small, name), getattr(captured, name), rtol=1e-3, atol=1e-6)
@@ -113,12 +120,15 @@ def test_the_size_of_a_pass_changes_no_score(tokenizer, captured):
 def test_an_unsafe_example_without_a_target_has_no_refusal_to_compare_with(tokenizer):
     with pytest.raises(InputError, match=r"capture.scores=refusal: got an unsafe example without a target"):
         capture_batches(
-            shared("olmoe"), tokenizer, [batch(target=None)], CaptureConfig(scores=("refusal",), max_bad_share=0)
+            shared("olmoe"),
+            tokenizer,
+            [batch(target=None)],
+            CaptureConfig(generate=False, scores=("refusal",), max_bad_share=0),
         )
 
 
 def test_tokens_of_the_template_are_left_out_of_refusals_too(tokenizer):
-    config = CaptureConfig(scores=("refusal",), template_tokens=False)
+    config = CaptureConfig(generate=False, scores=("refusal",), template_tokens=False)
     counts = capture_batches(shared("olmoe"), tokenizer, [batch()], config)
     answer = rows_of(counts, 1, "response")
     assert counts.refusal_tokens[answer] == len(encode_answer(tokenizer, "how are you")) - 1
@@ -126,7 +136,7 @@ def test_tokens_of_the_template_are_left_out_of_refusals_too(tokenizer):
 
 def test_nothing_is_left_on_the_model_and_it_may_be_one_that_trains(tokenizer):
     model = build("olmoe").train()
-    capture_batches(model, tokenizer, [batch()], CaptureConfig(scores=ALL))
+    capture_batches(model, tokenizer, [batch()], CaptureConfig(generate=False, scores=ALL))
     assert hooks_left(model) == 0
     assert model.training
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
@@ -136,7 +146,7 @@ def test_an_infinite_score_is_the_fault_of_its_example(tokenizer, monkeypatch):
     one = np.full((2, 8), np.inf)
     monkeypatch.setattr(row_scores, "weight_attribution", lambda *args, **kwargs: one)
     with pytest.raises(InputError, match="a score of an expert is not finite"):
-        capture_batches(shared("olmoe"), tokenizer, [batch()], CaptureConfig(scores=("attribution",)))
+        capture_batches(shared("olmoe"), tokenizer, [batch()], CaptureConfig(generate=False, scores=("attribution",)))
 
 
 def test_scores_are_stored_and_joined_like_counts(captured):
@@ -155,4 +165,6 @@ def test_scores_are_stored_and_joined_like_counts(captured):
 def test_a_model_that_cannot_be_measured_is_refused_before_any_work(tokenizer, monkeypatch):
     monkeypatch.setattr(row_scores, "count_rows", None)
     with pytest.raises(InputError, match="has no tensors with one slice per expert"):
-        capture_batches(tiny_model("dbrx"), tokenizer, [batch()], CaptureConfig(scores=("attribution",)))
+        capture_batches(
+            tiny_model("dbrx"), tokenizer, [batch()], CaptureConfig(generate=False, scores=("attribution",))
+        )

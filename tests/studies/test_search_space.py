@@ -75,7 +75,6 @@ def test_settings_of_a_trial_are_checked_like_those_of_a_file():
         ("{identify.top_k: [5, 0]}", "identify.top_k: got 0, expected 1 or more"),
         ("{identify.top_k: []}", "identify.top_k has no value"),
         ("{identify.top_k: [1.5]}", "expected whole number"),
-        ("{identify.rule: [risk_diff, esft_gate]}", "needs routed weights"),
         ("{finetune.learning_rate: {loguniform: [1e-4, 1e-2]}}", "a range, which a grid cannot go through"),
         ("{finetune.learning_rate: {lognormal: [1e-4, 1e-2]}}", "expected one of uniform, loguniform, randint"),
         ("{finetune.learning_rate: {uniform: [2, 1]}}", "expected LOW below HIGH"),

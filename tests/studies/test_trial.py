@@ -7,11 +7,11 @@ import pytest
 import torch
 from answered_counts import answered
 from families import batch_masks, build, state_of
+from prompt_tokens import by_prompt_tokens
 from text_batches import BATCHES, EXPERTS
 from word_tokenizer import make_tokenizer
 
 from moe_ray.config.finetune import FinetuneConfig
-from moe_ray.config.identify import IdentifyConfig
 from moe_ray.errors import InputError, NothingSelected
 from moe_ray.experts import Expert
 from moe_ray.finetuning.parameter_groups import parameters_of
@@ -30,7 +30,7 @@ CONFIG = FinetuneConfig(epochs=2, learning_rate=1e-2, schedule="constant")
 @pytest.mark.parametrize("settings", [{}, {"alpha": 0.2}, {"stability": 0.6}, {"top_k": 5}])
 def test_masks_are_those_of_a_run_that_also_says_how_sure_it_is(settings):
     counts = simulate(Population(), num_batches=2, planted=(Expert(0, 2), Expert(2, 9)), shift=0.6)
-    selection = IdentifyConfig(**settings)
+    selection = by_prompt_tokens(**settings)
     expected = select(identify(counts, selection, seed=3), selection, seed=3)
     assert identify_masks(counts, selection, seed=3).digest() == expected.digest()
 
@@ -61,7 +61,7 @@ def stored(tmp_path, monkeypatch):
 )
 def test_masks_of_stored_counts_are_those_of_all_counts_and_few_are_held_at_a_time(stored, settings):
     parts, held = stored
-    selection = IdentifyConfig(**settings)
+    selection = by_prompt_tokens(**settings)
     expected = identify_masks(COUNTS, selection, seed=3)
     got = identify_stored_masks(parts, selection, seed=3)
     assert got.digest() == expected.digest()
@@ -76,7 +76,7 @@ def test_rules_that_rank_by_scores_need_no_more_than_what_is_stored(tmp_path, ru
     folder, names = Folder.open(str(tmp_path)), counts.in_batch_idx % 3
     for number in range(3):
         folder.write_table(f"part-{number}.parquet", counts_to_table(counts.take(names == number)))
-    selection = IdentifyConfig(rule=rule, threshold=0.0, min_share=0.5)
+    selection = by_prompt_tokens(rule=rule, threshold=0.0, min_share=0.5)
     expected = identify_masks(counts, selection, seed=0)
     assert identify_stored_masks(folder, selection, seed=0).digest() == expected.digest()
     if rule in ("attribution", "gate", "gate_refuse"):
@@ -86,7 +86,7 @@ def test_rules_that_rank_by_scores_need_no_more_than_what_is_stored(tmp_path, ru
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"threshold": 0.99}, {"alpha": 1e-9, "permutations": 50}])
 def test_where_nothing_is_selected_the_reason_is_that_of_all_counts(stored, settings):
-    selection = IdentifyConfig(**settings)
+    selection = by_prompt_tokens(**settings)
     with pytest.raises(NothingSelected) as of_all:
         identify_masks(COUNTS, selection, seed=3)
     with pytest.raises(NothingSelected) as streamed:
@@ -99,10 +99,10 @@ def test_batches_of_one_label_get_no_mask(tmp_path):
     folder.write_table(
         "part-0.parquet", counts_to_table(COUNTS.take((COUNTS.batch_idx != 2) | (COUNTS.label == "safe")))
     )
-    assert identify_stored_masks(folder, IdentifyConfig(), seed=0).batch_idx == (0, 1, 3, 4, 5, 6)
+    assert identify_stored_masks(folder, by_prompt_tokens(), seed=0).batch_idx == (0, 1, 3, 4, 5, 6)
     folder.write_table("part-0.parquet", counts_to_table(COUNTS.take(COUNTS.label == "safe")))
     with pytest.raises(InputError, match="none of 7 batches has prompt tokens of both labels"):
-        identify_stored_masks(folder, IdentifyConfig(), seed=0)
+        identify_stored_masks(folder, by_prompt_tokens(), seed=0)
 
 
 @pytest.mark.parametrize(("asked", "workers", "expected"), [(0, 3, 3), (5, 3, 5), (0, 1, 1)])

@@ -22,6 +22,7 @@ from moe_ray.config.auto import gpus_of, processes_of
 from moe_ray.config.capture import CaptureConfig
 from moe_ray.config.model import ModelConfig
 from moe_ray.errors import InputError
+from moe_ray.evaluation.own_answers import OwnAnswers, refusals_warning
 from moe_ray.orchestration.cluster.model_pool import ModelPool, pool_for
 from moe_ray.orchestration.cluster.progress import progress
 from moe_ray.orchestration.jobs.capture_actor import CaptureActor, CaptureJob
@@ -32,7 +33,7 @@ from moe_ray.report.run_text import describe_reasons
 from moe_ray.routing.count_keys import keys_of, remove_doubles, remove_unreadable, rows_without
 from moe_ray.routing.count_store import count_tokens
 from moe_ray.routing.window_plan import WindowPlan
-from moe_ray.run_directory import ATTEMPTS, CAPTURE, PROMPTS, REJECTED, SHORTENED, RunDirectory
+from moe_ray.run_directory import ATTEMPTS, CAPTURE, PROMPTS, REJECTED, RESPONSES, SHORTENED, RunDirectory
 from moe_ray.storage.folder import Folder
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,8 @@ def capture(
         `examples`, counted and quarantined ones; `tokens`, counted ones of all parts; `padding_share`, of the tokens that
         went through forward passes now (0 to 1; None where there were none); `forwards`, forward passes now; `halvings`,
         how often memory ran out; `quarantined` and `truncated`, examples; `reasons`, quarantined examples by reason;
-        `experts_are_copies`, of the model, see `models.expert_copies` (None where nothing was counted now).
+        `experts_are_copies`, of the model, see `models.expert_copies` (None where nothing was counted now); `own_answers`,
+        see `OwnAnswers`.
 
     Raises:
         InputError: more than `config.max_bad_share` of the examples cannot be captured, or one is too long and
@@ -191,7 +193,20 @@ def _finish(run: RunDirectory, totals: WindowReport, *, examples: int) -> dict[s
         "truncated": len(shortened),
         "reasons": dict(Counter(quarantined["reason"].tolist())),
         "experts_are_copies": totals.experts_are_copies,
+        "own_answers": _own_answers(run).as_dict(),
     }
+
+
+def _own_answers(run: RunDirectory) -> OwnAnswers:
+    """Of all parts, one of which is held at a time; warns where most of those to unsafe prompts refuse."""
+    totals, folder = OwnAnswers(), run.sub(RESPONSES)
+    for name in folder.parquet_names():
+        rows = folder.read_frame(name)
+        for label, text, ids, ended in zip(rows["label"], rows["response"], rows["ids"], rows["ended"], strict=True):
+            totals.add(label, text, len(ids), ended=ended)
+    if warning := refusals_warning(totals.as_dict()):
+        logger.warning("capture: %s", warning)
+    return totals
 
 
 def _quarantined_so_far(run: RunDirectory) -> pd.DataFrame:

@@ -33,7 +33,7 @@ from moe_ray.orchestration.jobs.capture_window import Noted, Window, WindowRepor
 from moe_ray.prompts.quarantine import PROCESS_DIED, Rejected, quarantine_frame, rejected_row
 from moe_ray.prompts.stored_examples import StoredExample, StoredExamples
 from moe_ray.routing.capture import count_rows, counts_from_forward
-from moe_ray.routing.capture_batches import with_response
+from moe_ray.routing.capture_batches import longest_prompt, with_response
 from moe_ray.routing.count_keys import all_keys, keys_of
 from moe_ray.routing.count_store import MAX_ROWS_PER_GROUP
 from moe_ray.routing.count_tables import counts_to_table
@@ -161,9 +161,7 @@ class CaptureActor(ModelWork):
                 window.reject(index, Rejected(PROCESS_DIED, "processes that worked on it alone died"))
                 continue
             window.attempt.trying([index])
-            own_limit = limit
-            if limit and config.generate and not example["response"]:
-                own_limit = limit - config.max_new_tokens
+            own_limit = longest_prompt(limit, example["response"], config)
             try:
                 encoded = encode_example(
                     tokenizer,
@@ -208,8 +206,9 @@ class CaptureActor(ModelWork):
         for group, responses in self._in_budget(window, lengths, work):
             for index, response in zip(group, responses, strict=True):
                 window.rows[index] = with_response(missing[index], response)
-                keys = {name: window.examples[index][name] for name in (*_KEYS, "id")}
-                window.responses[index] = {**keys, "response": response.text, "ended": response.ended}
+                names = {name: window.examples[index][name] for name in (*_KEYS, "id", "label")}
+                answer = {"response": response.text, "ids": response.ids, "ended": response.ended}
+                window.responses[index] = {**names, **answer}
 
     def _count(self, window: Window) -> None:
         lengths = {index: len(row.prompt_ids) + len(row.answer_ids) for index, row in window.rows.items()}

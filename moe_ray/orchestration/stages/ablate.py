@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -28,6 +29,7 @@ from moe_ray.run_directory import (
     IDENTIFY,
     PARTS,
     PROMPTS,
+    RESPONSES,
 )
 from moe_ray.storage.fingerprint import content_hash, frame_hash
 from moe_ray.storage.folder import Folder
@@ -108,6 +110,8 @@ def _ablate(run: Context, folder: Folder, config: AblateConfig) -> dict[str, Any
             "category are held out: %s",
             *(len(own), len(plans), own[:20]),
         )
+    answers = _captured_answers(run, own, config.max_new_tokens)
+    plans = [replace(plan, answers=answers.get(plan.batch_idx, {})) for plan in plans]
     work = job.AblateJob(model=run.model, config=config, parts=folder.sub(PARTS).url)
     found = job.ablate(plans, work, seed=run.config.seed, models=run.models)
     write_findings(folder, found)
@@ -127,6 +131,26 @@ def _own_prompts(run: Context, batches: list[int]) -> pd.DataFrame:
     pieces = run.directory.stored_batches.pieces()
     rows = pd.concat([piece[piece["batch_idx"].isin(batches)] for piece in pieces], ignore_index=True)
     return run.directory.askable(rows)
+
+
+def _captured_answers(run: Context, batches: list[int], most: int) -> dict[int, dict[str, list[int]]]:
+    """By batch and id, the answers that the capture had the model give, where they are what the check would ask for.
+
+    Args:
+        run: whose capture is done.
+        batches: that are asked their own prompts.
+        most: tokens of an answer that the check looks at.
+    """
+    capture, found = run.config.capture, dict[int, dict[str, list[int]]]()
+    folder = run.directory.sub(RESPONSES)
+    if not batches or not capture.generate or capture.temperature > 0:
+        return found
+    for name in folder.parquet_names():
+        rows = folder.read_frame(name)
+        for batch, key, ids, ended in zip(rows["batch_idx"], rows["id"], rows["ids"], rows["ended"], strict=True):
+            if batch in batches and (ended or len(ids) >= most):
+                found.setdefault(int(batch), {})[key] = [int(token) for token in ids]
+    return found
 
 
 def write_findings(folder: Folder, found: Ablation) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from moe_ray.config.scores import needed_scores
+from moe_ray.config.scores import needed_scores, needs_weights
 from moe_ray.orchestration.jobs import capture as job
 from moe_ray.orchestration.stages.context import Context
 from moe_ray.prompts.quarantine import QUARANTINE, TRUNCATED
@@ -20,7 +20,7 @@ from moe_ray.storage.stage import MADE, MANIFEST, STARTED, Outcome, Stage, decid
 
 _OF_GENERATION = ("capture.max_new_tokens", "capture.temperature")
 _KEYS = ["batch_idx", "in_batch_idx"]
-_SCORES = "capture.scores"
+_SCORES, _WEIGHTS = "capture.scores", "capture.weights"
 _FILES = "files"
 """Key of the manifest's notes: a digest per part, by which a damaged one is found."""
 
@@ -31,7 +31,7 @@ def capture(run: Context) -> Outcome:
     """Makes `counts`, and `left_out`: which examples could not be counted, or only in part."""
 
     def work(folder: Folder) -> dict[str, Any]:
-        config = replace(run.config.capture, scores=inputs.get(_SCORES, ()))
+        config = replace(run.config.capture, scores=inputs.get(_SCORES, ()), weights=inputs[_WEIGHTS])
         notes = job.capture(run.directory, run.model, config, seed=run.config.seed, models=run.models)
         left_out = [folder.read_frame(name)[_KEYS].to_numpy().tolist() for name in (QUARANTINE, TRUNCATED)]
         made = {"counts": digest_of_parts(run.directory.sub(COUNTS)), "left_out": content_hash(left_out)}
@@ -73,27 +73,30 @@ def _set_damaged_parts_aside(run: Context, inputs: dict[str, Any]) -> None:
 
 
 def _inputs_of_what_is_there(run: Context) -> dict[str, Any]:
-    """The inputs, or those of a finished capture that differs in nothing but that it has more scores than are needed.
+    """The inputs, or those of a finished capture that differs in nothing but that it measured more than is needed.
 
-    So a run that goes back to a rule that needs fewer scores counts nothing again.
+    So a run that goes back to a rule that needs fewer scores, or no weights, counts nothing again.
     """
-    folder, needed = run.directory.sub(CAPTURE), needed_scores(run.config)
+    folder, needed, weights = run.directory.sub(CAPTURE), needed_scores(run.config), needs_weights(run.config)
     if is_finished(folder):
-        stored = tuple(read_manifest(folder)["inputs"].get(_SCORES, ()))
-        richer = capture_inputs(run, stored)
-        if set(needed) < set(stored) and decide(folder, richer).action == "reuse":
+        stored = read_manifest(folder)["inputs"]
+        scores, has_weights = tuple(stored.get(_SCORES, ())), bool(stored.get(_WEIGHTS))
+        has_all = set(needed) <= set(scores) and has_weights >= weights
+        richer = capture_inputs(run, scores, weights=has_weights)
+        if has_all and decide(folder, richer).action == "reuse":
             return richer
-    return capture_inputs(run, needed)
+    return capture_inputs(run, needed, weights=weights)
 
 
-def capture_inputs(run: Context, scores: Sequence[str]) -> dict[str, Any]:
+def capture_inputs(run: Context, scores: Sequence[str], *, weights: bool) -> dict[str, Any]:
     """What the counts depend on. How many processes count, and how many tokens at once, is not among it.
 
     Args:
         run: whose settings they are.
         scores: that are measured beside the counts.
+        weights: whether routed weights are.
     """
-    settings = run.settings("counts")
+    settings = {**run.settings("counts"), _WEIGHTS: weights}
     del settings[_SCORES]
     if scores:
         settings[_SCORES] = list(scores)

@@ -16,7 +16,7 @@ import pandas as pd
 
 from moe_ray.config.auto import gpus_of
 from moe_ray.config.run import Config
-from moe_ray.config.scores import needed_scores
+from moe_ray.config.scores import needed_scores, needs_weights
 from moe_ray.errors import NothingSelected
 from moe_ray.experts import ExpertMasks
 from moe_ray.finetuning.adapter_files import adapter_digest, copy_adapter
@@ -174,11 +174,11 @@ class Rounds:
 
     def _identify_anew(self, lagging: tuple[int, ...], outcome: Outcome) -> ExpertMasks | None:
         """Masks of the lagging batches, from how the model routes after a round; None = no expert is unsafe enough."""
-        run, scores = self.run_context, needed_scores(self.config)
+        run, scores, weights = self.run_context, needed_scores(self.config), needs_weights(self.config)
 
         def work(folder: Folder) -> dict[str, Any]:
             rows = self.batches[self.batches["batch_idx"].isin(lagging)]
-            config = replace(self.config, capture=replace(self.config.capture, scores=scores))
+            config = replace(self.config, capture=replace(self.config.capture, scores=scores, weights=weights))
             job = _CountJob(config=config, adapter=outcome.folder.url)
             gpus = gpus_of(self.config.capture.gpus_per_actor)
             with run.models.working([rows], _CountActor, job, what="routing after a round", gpus=gpus) as results:
@@ -186,7 +186,11 @@ class Rounds:
             folder.write_table(_COUNTS, counts_to_table(counts))
             return {"batches": len(lagging)}
 
-        inputs = {"experts": outcome.made("experts"), "lagging": list(lagging), "capture": capture_inputs(run, scores)}
+        inputs = {
+            "experts": outcome.made("experts"),
+            "lagging": list(lagging),
+            "capture": capture_inputs(run, scores, weights=weights),
+        }
         routing = run_stage(Stage(name=_ROUTING, inputs=inputs, work=work), outcome.folder)
         counts = table_to_counts(routing.folder.read_table(_COUNTS))
         try:

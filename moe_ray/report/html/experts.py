@@ -21,7 +21,7 @@ from moe_ray.experts import Expert, ExpertMasks
 from moe_ray.identification.comparisons import COMPARISONS, is_relative
 from moe_ray.identification.overlap import batch_overlap, shared_experts, sweep_union
 from moe_ray.identification.risk_tables import Risk, aggregate_risk, batch_table
-from moe_ray.identification.selection import difference_column, difference_name
+from moe_ray.identification.selection import SCORE_COLUMN, difference_column, difference_name
 from moe_ray.report.ablation_text import alone_of
 from moe_ray.report.format import decimal, rate, significant_digits
 from moe_ray.report.html.shortened import first_rows, spread_evenly
@@ -36,7 +36,7 @@ _SMALLEST_SCALE = 1e-3
 
 def experts_part(run: RunDirectory, config: ReportConfig) -> dict[str, Any]:
     """Tables and captions: experts, batches, overlap, categories, and what moves the union."""
-    masks = run.masks
+    masks, column = run.masks, SCORE_COLUMN[run.identify_config.weighting]
     drawn = batches_drawn(run, config)
     batches = [
         {
@@ -52,7 +52,10 @@ def experts_part(run: RunDirectory, config: ReportConfig) -> dict[str, Any]:
         "batches": batches[:_BATCHES_IN_SIGHT],
         "more_batches": batches[_BATCHES_IN_SIGHT:],
         "left_out": len(masks.batch_idx) - len(drawn),
-        "batch_limit": significant_digits(scale_limit([risk_grid(run.risk, masks, batch) for batch in drawn])),
+        "batch_limit": significant_digits(
+            scale_limit([risk_grid(run.risk, masks, batch, column=column) for batch in drawn])
+        ),
+        "by_weight": run.identify_config.weighting == "activation",
         "overlap": _overlap_part(run),
         "categories": _categories_part(run),
         "growth": _growth_part(run),
@@ -70,16 +73,19 @@ def batches_compared(run: RunDirectory) -> list[int]:
     return sorted(shown, key=lambda batch: (run.categories[batch], batch))
 
 
-def risk_grid(risk: Risk, masks: ExpertMasks, batch_idx: int | None = None) -> npt.NDArray[np.float64]:
+def risk_grid(
+    risk: Risk, masks: ExpertMasks, batch_idx: int | None = None, *, column: str = "risk_diff"
+) -> npt.NDArray[np.float64]:
     """(L, E) risk differences of a batch, or their mean over all batches.
 
     Args:
         risk: from `identify`.
         masks: whose layers are the rows.
         batch_idx: of the batch; None = mean over all.
+        column: of the risk table, see `SCORE_COLUMN`.
     """
     rows = aggregate_risk(risk) if batch_idx is None else batch_table(risk, batch_idx)
-    means = rows.set_index(["layer", "expert"])["risk_diff"].unstack("expert")
+    means = rows.set_index(["layer", "expert"])[column].unstack("expert")
     return np.asarray(means.reindex(index=masks.layers), dtype=np.float64)
 
 
@@ -151,7 +157,9 @@ def certainty_rows(run: RunDirectory, certainty: pd.DataFrame) -> dict[str, Any]
 
 
 def _top_experts(run: RunDirectory) -> list[dict[str, Any]]:
-    table = aggregate_risk(run.risk).head(_TOP_EXPERTS)
+    column = SCORE_COLUMN[run.identify_config.weighting]
+    ordered = aggregate_risk(run.risk).sort_values([column, "layer", "expert"], ascending=[False, True, True])
+    table = ordered.head(_TOP_EXPERTS)
     num_batches_LE = run.masks.masks_BLE.sum(axis=0)
     rows = []
     for row in cast("list[dict[str, Any]]", table.to_dict("records")):
@@ -159,7 +167,7 @@ def _top_experts(run: RunDirectory) -> list[dict[str, Any]]:
         rows.append(
             {
                 "name": str(expert),
-                "risk_diff": decimal(row["risk_diff"], 4, signed=True),
+                "risk_diff": decimal(row[column], 4, signed=True),
                 "safe": str(rate(row["a_safe_n"])),
                 "unsafe": str(rate(row["a_unsafe_n"])),
                 # The mask's rows are MoE layers in order, which a decoder with dense layers numbers otherwise.

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from moe_ray.config.report import ReportConfig
 from moe_ray.identification.overlap import batch_overlap
+from moe_ray.identification.selection import SCORE_COLUMN
 from moe_ray.report.html import comparison_figures, figures
 from moe_ray.report.html.experts import (
     batches_compared,
@@ -52,14 +53,14 @@ def _held_out_figures(parts: Sequence[HeldOutPart]) -> dict[str, str]:
 
 def _risk_figures(run: RunDirectory, config: ReportConfig) -> dict[str, str]:
     """The mean over all batches on a scale of its own, and single batches on one scale."""
-    masks = run.masks
-    overall = risk_grid(run.risk, masks)
+    masks, column = run.masks, SCORE_COLUMN[run.identify_config.weighting]
+    overall = risk_grid(run.risk, masks, column=column)
     title = "Mean risk difference by layer and expert"
     limit = scale_limit([overall])
     drawn = {
         "risk_overall": figures.heat_map("risk_overall", title, overall, masks.union, masks.layers, limit=limit),
     }
-    grids = {batch: risk_grid(run.risk, masks, batch) for batch in batches_drawn(run, config)}
+    grids = {batch: risk_grid(run.risk, masks, batch, column=column) for batch in batches_drawn(run, config)}
     limit = scale_limit(list(grids.values()))
     for batch, grid in grids.items():
         name, title = f"risk_batch_{batch}", f"Risk difference of batch {batch}"

@@ -141,7 +141,7 @@ class TestWithRay:
         after = AnswerJob(**{**vars(answers), "parts": "after", "adapter": FINETUNE})
         training = FinetuneJob(model=model, config=FinetuneConfig(epochs=2), seed=0, run_url=url)
         first = look(pool)
-        capture(run, model, CaptureConfig(), models=pool)
+        capture(run, model, CaptureConfig(generate=False), models=pool)
         looks = [look(pool)]
         kept = [answer(held_out, answers, what="before", models=pool).answers]
         finetune(training, pool)

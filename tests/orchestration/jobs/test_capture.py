@@ -90,7 +90,7 @@ def test_bad_examples_are_quarantined_with_their_reasons_and_the_rest_is_counted
     frame = write_batches(tmp_path / "prompts", 16, changes=changes)
     run, out = opened(tmp_path)
     before = free_cpus()
-    config = CaptureConfig(tokens_per_forward=1024, weights=True, ids=True)
+    config = CaptureConfig(generate=False, tokens_per_forward=1024, weights=True, ids=True)
     notes = capture(run, model, config, actor=ActorWithLittleMemory)
     assert free_cpus() == before
     quarantined = out.read_frame(QUARANTINE)
@@ -119,7 +119,7 @@ def test_bad_examples_are_quarantined_with_their_reasons_and_the_rest_is_counted
 def test_identification_leaves_out_a_batch_that_lost_a_label(ray_cluster, model, tmp_path):
     frame = write_batches(tmp_path / "prompts", 12, changes=[(4, message(" ")), (5, message(" ")), (8, message(" "))])
     run, out = opened(tmp_path)
-    capture(run, model, CaptureConfig(max_bad_share=0.1))
+    capture(run, model, CaptureConfig(generate=False, max_bad_share=0.1))
     identify(run, run.sub(IDENTIFY), IdentifyConfig(resamples=0), seed=0)
     risk = RiskParts(run.sub(f"{IDENTIFY}/{RISK}")).frame()
     assert sorted(set(risk["batch_idx"])) == [0, *range(2, 12)]
@@ -155,7 +155,7 @@ def test_a_capture_killed_before_its_manifest_forgets_no_shortened_example(tmp_p
     why = Rejected("truncated", "99 tokens, cut to 64")
     out.sub("shortened").write_table("part-0.parquet", quarantine_frame([rejected_row(frame.loc[3], why)]))
     # Everything is counted, so nothing is done but the end of the work, twice.
-    notes = [capture(run, model, CaptureConfig()) for _ in range(2)]
+    notes = [capture(run, model, CaptureConfig(generate=False)) for _ in range(2)]
     assert [note["truncated"] for note in notes] == [1, 1]
     assert out.read_frame(TRUNCATED)["id"].tolist() == ["row3"]
 
@@ -165,7 +165,7 @@ def test_too_many_bad_examples_stop_the_capture_and_its_actors_are_gone(ray_clus
     run, _ = opened(tmp_path)
     before = free_cpus()
     with pytest.raises(InputError, match=r"3 of 20 examples cannot be captured.*3 empty.*'row0'") as caught:
-        capture(run, model, CaptureConfig())
+        capture(run, model, CaptureConfig(generate=False))
     assert free_cpus() == before
     assert "\n" not in str(caught.value)
 
@@ -175,7 +175,7 @@ def test_an_example_that_is_too_long_stops_the_capture_where_that_is_the_policy(
     run, _ = opened(tmp_path)
     before = free_cpus()
     with pytest.raises(InputError, match=r"row18: an example is too long: \d+ tokens, expected at most \d+") as caught:
-        capture(run, model, CaptureConfig(too_long="error"))
+        capture(run, model, CaptureConfig(generate=False, too_long="error"))
     assert "\n" not in str(caught.value)
     assert free_cpus() == before
 
@@ -183,7 +183,7 @@ def test_an_example_that_is_too_long_stops_the_capture_where_that_is_the_policy(
 def test_an_actor_that_dies_in_mid_run_loses_and_doubles_nothing(ray_cluster, model, tmp_path):
     frame = write_batches(tmp_path / "prompts", 32)
     run, out = opened(tmp_path)
-    config = CaptureConfig(tokens_per_forward=256, max_actors=2)
+    config = CaptureConfig(generate=False, tokens_per_forward=256, max_actors=2)
     notes = capture(run, model, config, actor=ActorThatDiesOnce, seconds_per_part=0.0)
     assert out.exists("died")
     assert notes["quarantined"] == 0
@@ -217,11 +217,11 @@ def test_a_killed_driver_goes_on_where_it_was(ray_cluster, model, tmp_path):
         driver.send_signal(signal.SIGKILL)
         driver.communicate()
     written = {name: (tmp_path / "capture" / "counts" / name).stat().st_mtime_ns for name in parts.parquet_names()}
-    notes = capture(run, model, CaptureConfig())
+    notes = capture(run, model, CaptureConfig(generate=False))
     assert notes["forwards"] > 0
     assert_same_counts(read_counts(parts), counts_of_core(frame, model))
     assert {name: (tmp_path / "capture" / "counts" / name).stat().st_mtime_ns for name in written} == written
-    again = capture(run, model, CaptureConfig())
+    again = capture(run, model, CaptureConfig(generate=False))
     assert (again["forwards"], again["tokens"]) == (0, notes["tokens"])
 
 
@@ -229,10 +229,13 @@ def test_generated_responses_are_kept_and_counted_as_they_were_generated(ray_clu
     frame = write_batches(tmp_path / "prompts", 8)
     run, out = opened(tmp_path)
     config = CaptureConfig(generate=True, max_new_tokens=6, temperature=1.0, template_tokens=False)
-    capture(run, model, config, seed=3)
+    notes = capture(run, model, config, seed=3)
     parts = out.sub("responses")
     responses = pd.concat([parts.read_frame(name) for name in parts.parquet_names()]).set_index("id")
     assert set(responses.index) == set(frame.loc[frame["response"].isna(), "id"])
+    assert notes["own_answers"]["examples"] == len(responses)
+    assert notes["own_answers"]["tokens"] == responses["ids"].map(len).sum()
+    assert notes["own_answers"]["unsafe"] == (responses["label"] == "unsafe").sum()
     counts = read_counts(out.sub("counts"))
     loaded, tokenizer = load_model(model, device="cpu"), load_tokenizer(model)
     with counting(loaded) as counter:

@@ -62,7 +62,7 @@ def run(tmp_path, tiny_tokenizer, monkeypatch):
 
 
 def actor_of(run, session="session", **settings):
-    config = CaptureConfig(max_tokens=512, tokens_per_forward=128, **settings)
+    config = CaptureConfig(**{"generate": False, "max_tokens": 512, "tokens_per_forward": 128, **settings})
     return ActorWithoutModel(CaptureJob(model=ModelConfig(), config=config, run_url=run.folder.url, session=session))
 
 
@@ -148,7 +148,7 @@ def test_an_actor_stores_the_scores_that_one_process_captures_and_goes_on_withou
 ):
     monkeypatch.setattr(capture_actor, "MAX_CHUNK", 8)
     frame, scores = write_batches(tmp_path / "prompts", 4), ("attribution", "gate", "reap", "refusal")
-    config = CaptureConfig(scores=scores, tokens_per_forward=256)
+    config = CaptureConfig(generate=False, scores=scores, tokens_per_forward=256)
     model = ModelConfig(path=str(tiny_model_path))
     holder = SimpleNamespace(model=load_model(model, device="cpu"), tokenizer=load_tokenizer(model))
     run = RunDirectory.open(str(tmp_path))

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from answered_counts import answered
+from prompt_tokens import by_prompt_tokens
 
 from moe_ray import pipeline
-from moe_ray.config.identify import IdentifyConfig
 from moe_ray.errors import InputError
 from moe_ray.experts import Expert
 from moe_ray.identification.identify import certainty_per_batch
@@ -19,7 +19,7 @@ from moe_ray.run_directory import COUNTS, IDENTIFY, RISK, RunDirectory
 from moe_ray.storage.folder import Folder
 from moe_ray.testing.simulated_counts import Population, simulate
 
-QUICK = IdentifyConfig(permutations=200, resamples=20)
+QUICK = by_prompt_tokens(permutations=200, resamples=20)
 
 
 def rows_of(counts, config=QUICK):
@@ -140,7 +140,7 @@ class TestWithRay:
 @pytest.mark.parametrize("rule", ["attribution", "comply_refuse"])
 def test_groups_rank_by_the_scores_that_a_capture_stored(tmp_path, rule):
     counts = concat_counts([answered(seed, batch_idx=seed, planted=3.0) for seed in range(3)])
-    config = IdentifyConfig(rule=rule, threshold=0.0, permutations=200, resamples=20)
+    config = by_prompt_tokens(rule=rule, threshold=0.0, permutations=200, resamples=20)
     folder = Folder.open(str(tmp_path))
     RiskSink(folder, config, 0, []).write(rows_of(counts, config), None)
     pd.testing.assert_frame_equal(pd.read_parquet(folder.path), pipeline.identify(counts, config=config, seed=0).risk)
@@ -149,7 +149,7 @@ def test_groups_rank_by_the_scores_that_a_capture_stored(tmp_path, rule):
 def test_batches_with_and_without_answers_have_the_same_columns(tmp_path):
     counts = concat_counts([answered(1), answered(2, batch_idx=1)])
     counts = counts.take((counts.batch_idx == 0) | (counts.role == "prompt"))
-    config = IdentifyConfig(permutations=0, resamples=0)
+    config = by_prompt_tokens(permutations=0, resamples=0)
     folder = Folder.open(str(tmp_path))
     RiskSink(folder, config, 0, []).write(rows_of(counts, config), None)
     risk = pd.read_parquet(folder.path)

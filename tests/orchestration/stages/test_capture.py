@@ -54,6 +54,9 @@ def run(workplace, *settings):
             f"prompts.files={workplace}/prompts.jsonl",
             "prompts.safe_per_batch=2",
             "prompts.unsafe_per_batch=2",
+            "capture.generate=false",
+            "identify.roles=[prompt]",
+            "identify.weighting=tokens",
             *settings,
         ]
     )
@@ -138,6 +141,15 @@ def test_scores_that_no_rule_needs_any_more_stay_and_nothing_is_captured_again(w
     assert len(captures) == 1
     run(workplace, "identify.rule=attribution")
     assert captures[1].scores == ("attribution",)
+
+
+def test_weights_are_summed_for_a_weighting_that_needs_them_and_kept_for_one_that_does_not(workplace, captures):
+    run(workplace, "identify.weighting=activation")
+    for settings in (["identify.weighting=tokens"], ["identify.rule=esft_gate"], ["capture.weights=true"]):
+        run(workplace, *settings)
+    assert [config.weights for config in captures] == [True]
+    run(workplace, "identify.weighting=activation", "capture.template_tokens=false")
+    assert captures[1].weights
 
 
 def test_other_refusals_are_another_capture_where_refusals_were_captured(workplace, captures):

@@ -5,6 +5,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from prompt_tokens import by_prompt_tokens
 
 from moe_ray.config.run import Config
 from moe_ray.experts import Expert, masks_from_experts
@@ -41,7 +42,7 @@ def captured(tmp_path):
     selected = {batch: PLANTED if batch != 2 else () for batch in range(5)}
     masks = masks_from_experts(selected, layers=(0, 1), num_experts=8)
     config = Config()
-    config = replace(config, identify=replace(config.identify, permutations=200))
+    config = replace(config, identify=by_prompt_tokens(permutations=200))
     return SimpleNamespace(directory=directory, config=config), counts, fields, masks
 
 
