@@ -21,11 +21,11 @@ from capture_helpers import (
     write_batches,
 )
 from paths import ROOT, TESTS
+from prompt_tokens import by_prompt_tokens
 
 from moe_ray import pipeline
 from moe_ray.config.capture import CaptureConfig
 from moe_ray.config.finetune import FinetuneConfig
-from moe_ray.config.identify import IdentifyConfig
 from moe_ray.config.model import ModelConfig
 from moe_ray.errors import InputError
 from moe_ray.experts import Expert, masks_from_experts
@@ -120,11 +120,12 @@ def test_identification_leaves_out_a_batch_that_lost_a_label(ray_cluster, model,
     frame = write_batches(tmp_path / "prompts", 12, changes=[(4, message(" ")), (5, message(" ")), (8, message(" "))])
     run, out = opened(tmp_path)
     capture(run, model, CaptureConfig(generate=False, max_bad_share=0.1))
-    identify(run, run.sub(IDENTIFY), IdentifyConfig(resamples=0), seed=0)
+    identify(run, run.sub(IDENTIFY), by_prompt_tokens(resamples=0), seed=0)
     risk = RiskParts(run.sub(f"{IDENTIFY}/{RISK}")).frame()
     assert sorted(set(risk["batch_idx"])) == [0, *range(2, 12)]
     kept = without_quarantined(frame, out.read_frame(QUARANTINE))
-    expected = pipeline.identify(counts_of_core(kept[kept["batch_idx"] != 1], model), permutations=0, resamples=0).risk
+    config = by_prompt_tokens(permutations=0, resamples=0)
+    expected = pipeline.identify(counts_of_core(kept[kept["batch_idx"] != 1], model), config=config).risk
     assert np.array_equal(risk["risk_diff"], expected["risk_diff"])
 
 
