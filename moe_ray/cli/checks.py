@@ -22,6 +22,9 @@ from moe_ray.upcycling.source import RECORD, existing
 
 logger = logging.getLogger("moe_ray")
 
+_CONFIG = "config.yaml"
+"""As `run_directory` names it, which is not imported here for its libraries."""
+
 _IMPLIED: Mapping[str, Mapping[str, Any]] = {
     "sweep": {"sweep.run": True},
     "compare": {"compare.run": True},
@@ -142,7 +145,7 @@ def absolute_run_dir(url: str) -> str:
 
 def _config_of(run_dir: str) -> str | None:
     """The configuration file of a local run directory; None = there is none, and --config has to name one of a URL."""
-    file = Path(run_dir) / "config.yaml"
+    file = Path(run_dir) / _CONFIG
     return str(file) if "://" not in run_dir and file.is_file() else None
 
 

@@ -54,6 +54,9 @@ class ModelConfig(Section):
         affects="speed",
     )
 
+    def __hash__(self) -> int:
+        return hash((self.path, self.revision, self.dtype, self.experts_implementation, self.trust_remote_code))
+
     def faults(self) -> Iterator[str]:
         """Yields what is wrong with the options of the chat template."""
         wrong = [name for name in self.chat_template_options if not re.fullmatch(r"[A-Za-z_]\w*", str(name), re.ASCII)]

@@ -34,7 +34,7 @@ from moe_ray.report.study_text import describe_front, describe_sweep, trial_rows
 from moe_ray.report.terminal import artifacts_of, print_result, print_table
 from moe_ray.run_directory import CAPTURE, COMPARE, FINETUNE, PAIRS, SUMMARY, TRIALS, RunDirectory
 from moe_ray.studies.comparison import share_to_judge
-from moe_ray.studies.pareto import BENEFIT, pareto_front
+from moe_ray.studies.pareto import BENEFIT, cost_of, pareto_front
 
 
 def prepare(run: Run) -> None:
@@ -172,6 +172,7 @@ def _sweep_first(run: Run, tracker: MlflowTracker) -> tuple[Run, dict[str, Any]]
     if not outcome.is_reused:
         run_log.log_trials(tracker, trials, settings, outcome.folder)
     columns = [*settings, BENEFIT, COST]
+    trials = trials.assign(**{COST: cost_of(trials)})
     front = [{key: trial[key] for key in columns} for trial in _records(trials[pareto_front(trials)])]
     return run.winner(), {**outcome.notes, "pareto_front": front}
 

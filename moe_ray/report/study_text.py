@@ -10,7 +10,7 @@ import pandas as pd
 from moe_ray.evaluation.verdict_rates import COST
 from moe_ray.report.format import decimal, difference, rate, setting
 from moe_ray.run_directory import HEAT_MAP_PICTURES, WINNER
-from moe_ray.studies.pareto import BENEFIT, COST_IN_WORDS, pareto_front
+from moe_ray.studies.pareto import BENEFIT, COST_IN_WORDS, cost_of, pareto_front
 from moe_ray.studies.rounds import RoundReport
 
 
@@ -58,6 +58,7 @@ def describe_front(trials: pd.DataFrame, settings: list[str]) -> str:
     front = pareto_front(trials)
     if not front.any():
         return ""
+    trials = trials.assign(**{COST: cost_of(trials)})
     points = trials[front].sort_values([COST, BENEFIT]).drop_duplicates([COST, BENEFIT])
     named = "; ".join(
         f"{rate(row[BENEFIT])} for {rate(row[COST])} ({describe_settings({key: row[key] for key in settings})})"

@@ -13,6 +13,11 @@ BENEFIT = "unsafe_refusal_rate"
 COST_IN_WORDS = "safe prompts refused or answered with nothing of use"
 
 
+def cost_of(trials: pd.DataFrame) -> pd.Series:
+    """The cost of each trial; of trials from before answers were told apart by kind, the safe prompts that are refused."""
+    return trials[COST] if COST in trials else trials["safe_refusal_rate"].rename(COST)
+
+
 def pareto_front(trials: pd.DataFrame) -> pd.Series:
     """True for each finished trial than which no other refuses at least as much at no more cost, one of both strictly.
 
@@ -21,9 +26,10 @@ def pareto_front(trials: pd.DataFrame) -> pd.Series:
     Args:
         trials: rows with `state`, `BENEFIT` and `COST` (fractions).
     """
-    is_known = trials["state"].eq("finished")
-    for column in (BENEFIT, COST):
-        is_known &= trials[column].notna() if column in trials else False
+    if BENEFIT not in trials:
+        return pd.Series(False, index=trials.index)
+    trials = trials.assign(**{COST: cost_of(trials)})
+    is_known = trials["state"].eq("finished") & trials[BENEFIT].notna() & trials[COST].notna()
     known = trials[is_known]
     front = pd.Series(False, index=trials.index)
     if len(known):

@@ -8,11 +8,11 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 import pytest
+from prompt_tokens import by_prompt_tokens
 
 from moe_ray.ablation.expert_sets import BUSIEST, FORCED, GLOBAL, MATCHED, OTHER, SELECTED
 from moe_ray.ablation.plan import chosen_batches, plan_batches, prompts_of_batches
 from moe_ray.config.ablate import AblateConfig
-from moe_ray.config.identify import IdentifyConfig
 from moe_ray.errors import NothingSelected
 from moe_ray.experts import Expert, masks_from_experts
 from moe_ray.identification.identify import identify
@@ -127,7 +127,7 @@ def test_a_batch_without_a_label_is_left_out():
 @pytest.fixture(scope="module")
 def identified():
     counts = simulate(Population(num_layers=2), num_batches=4, planted=(Expert(1, 3),), shift=0.7)
-    risk = identify(counts, IdentifyConfig(permutations=0, resamples=0))
+    risk = identify(counts, by_prompt_tokens(permutations=0, resamples=0))
     num_experts = int(risk["expert"].max()) + 1
     selected = {batch: [Expert(1, 3), Expert(0, batch)] for batch in range(4)}
     return risk, masks_from_experts(selected, layers=tuple(sorted(set(risk["layer"]))), num_experts=num_experts)

@@ -50,7 +50,7 @@ print(json.dumps({"help": shown.getvalue(), "status": status, "seconds": time.pr
 """
 
 SCRIPTS = {name: ROOT / "workflows" / f"{'inspect_experts' if name == 'inspect' else name}.py" for name in COMMANDS}
-for name in ("config", "status", "compare-runs", "chat", "steer"):  # no work that is submitted to a cluster
+for name in ("config", "status", "compare-runs", "chat", "steer", "judge"):  # no work that is submitted to a cluster
     del SCRIPTS[name]
 
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from families import batch_masks, build, state_of
 from policies import ROUTINGS, config_of
-from safetensors.torch import load_file
 from torch import nn
 from training_runs import BATCHES, CONFIG, EXPERTS
 
 from moe_ray.errors import InputError
 from moe_ray.finetuning import checkpoint
 from moe_ray.finetuning.checkpoint import load_checkpoint, save_checkpoint
+from moe_ray.finetuning.tensor_files import read_tensors
 from moe_ray.finetuning.trainable_experts import trainable_experts
 from moe_ray.finetuning.trainer import MaskedTrainer
 
@@ -102,7 +102,12 @@ def test_state_goes_to_each_parameters_own_device_and_never_all_to_one(tmp_path,
     model = build("olmoe")
     masks = batch_masks(model, EXPERTS)
     loaded_to = []
-    monkeypatch.setattr(checkpoint, "load_file", lambda path, device="cpu": loaded_to.append(device) or load_file(path))
+
+    def read(path, *, cure, device="cpu"):
+        loaded_to.append(device)
+        return read_tensors(path, cure=cure, device=device)
+
+    monkeypatch.setattr(checkpoint, "read_tensors", read)
     with trainable_experts(model, masks.union) as trainable:
         for expert, tensors in trainable.parameters.items():
             if expert.layer == 1:

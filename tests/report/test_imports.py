@@ -48,6 +48,7 @@ WORDS = (
 )
 
 DRAWING = (
+    "report.html.runs",
     "report.html.comparison_figures",
     "report.html.figures",
     "report.html.page",

@@ -51,6 +51,9 @@ def try_to_decide(*args, **options):
         return None
 
 
+NOT_OF_THE_MACHINE = ("model.experts_implementation", "cluster.num_cpus", "ablate.run", "evaluate.guard_family")
+
+
 @settings(deadline=None, max_examples=50)
 @given(models, nodes)
 def test_nothing_is_left_to_be_decided_and_nothing_else_is_changed(model, there):
@@ -62,9 +65,7 @@ def test_nothing_is_left_to_be_decided_and_nothing_else_is_changed(model, there)
         before, after = key.value_in(config), key.value_in(decision.config)
         assert before in ("auto", after), key.name
         # The kernels are each device's own, and a Ray that is there has its CPUs.
-        assert after != "auto" or key.name in ("model.experts_implementation", "cluster.num_cpus", "ablate.run"), (
-            key.name
-        )
+        assert after != "auto" or key.name in NOT_OF_THE_MACHINE, key.name
     for name in ("capture.num_actors", "evaluate.num_actors", "ablate.num_actors"):
         assert get(decision.config, name) >= 1
 

@@ -15,6 +15,7 @@ from moe_ray.models.loading import load_model, load_tokenizer
 from moe_ray.models.tokenization import encode_row, pad_rows
 from moe_ray.routing.capture import count_rows
 from moe_ray.routing.counter import counting
+from moe_ray.routing.counts import ROLES
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -82,7 +83,7 @@ def test_routed_ids_are_in_token_order_without_padding(left, monkeypatch):
         with routing_spied(model) as calls, torch.inference_mode():
             model(torch.tensor([row.prompt_ids + row.answer_ids]))
         received = torch.stack([index for index, _ in calls], dim=1).numpy()
-        assert np.array_equal(np.concatenate(counter.last_ids[2 * index : 2 * index + 2]), received)
+        assert np.array_equal(np.concatenate(counter.last_ids[len(ROLES) * index : len(ROLES) * (index + 1)]), received)
 
 
 def test_a_layer_that_runs_twice_is_refused():

@@ -22,7 +22,7 @@ from moe_ray.report.format import has_interval, is_measured
 from moe_ray.report.html.svg import draw, label
 from moe_ray.studies.heat_map import heat_map_size, plot_heat_map
 from moe_ray.studies.heat_map_table import HeatMap
-from moe_ray.studies.pareto import BENEFIT, COST_IN_WORDS, pareto_front
+from moe_ray.studies.pareto import BENEFIT, COST_IN_WORDS, cost_of, pareto_front
 
 _DARK, _MIDDLE, _LIGHT, _ACCENT = "#17365c", "#7d9cc0", "#e2d289", "#8a6d00"
 _MAP = "cividis"
@@ -128,6 +128,7 @@ def refusal_against_cost(name: str, title: str, trials: pd.DataFrame) -> str:
         trials: ranked, with `state` and the columns of `pareto_front`.
     """
     finished = trials[trials["state"] == "finished"]
+    finished = finished.assign(**{COST: cost_of(finished)})
     front = finished[pareto_front(finished)].sort_values([COST, BENEFIT])
 
     def plot(figure: Figure) -> None:

@@ -25,7 +25,8 @@ def asked(monkeypatch):
     """Prompts that the model was asked for its own answer, which is said here without a model."""
     prompts = []
 
-    def answered(run, frame, parts, what, *, max_new_tokens=None):
+    def answered(run, frame, parts, what, *, max_new_tokens=None, after_thought=False):
+        assert after_thought  # a target stands after a closed thought
         texts = [json.loads(messages)[0]["content"] for messages in frame["messages"]]
         prompts.extend(texts)
         return frame.assign(answer=[f"own answer to {text}" for text in texts], ended=False)

@@ -110,7 +110,7 @@ def test_a_trial_has_its_settings_as_parameters_and_finite_numbers_as_metrics(fo
     assert (first.params, second.params) == ({"identify.top_k": 6}, {"identify.top_k": 12})
     assert first.metrics == [(0, {"objective": 0.5, "epochs": 2.0})]
     assert second.metrics == [(0, {"epochs": 0.0})]
-    assert second.tags == {"state": "failed", "rank": 2, "message": "no expert"}
+    assert second.tags == {"state": "failed", "rank": 2, "message": "no expert", "pareto_front": False}
 
 
 @pytest.mark.slow
