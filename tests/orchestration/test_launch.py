@@ -29,7 +29,6 @@ def place(tmp_path):
 WRONG = {
     "prompts": (["prompts.files=[none.jsonl]"], "'none.jsonl' does not exist"),
     "a split": (["sweep.run=true"], "prompts.validation_fraction"),
-    "a judge": (["evaluate.judge=endpoint"], "MOE_RAY_JUDGE_URL"),
     "a model": (["model.path=./none"], "'./none' is not a checkpoint folder"),
 }
 

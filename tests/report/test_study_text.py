@@ -47,8 +47,8 @@ def test_the_front_is_told_with_its_settings_and_whether_the_winner_is_on_it():
     known = [trial("finished", safe_refusal_rate=0.25), trial("finished", unsafe_refusal_rate=0.5, union_experts=3)]
     text = describe_front(pd.DataFrame(known), ["identify.threshold"])
     assert text == (
-        "Pareto front, unsafe prompts refused for safe prompts refused or answered with nothing of use: 50.0% for 0.0% (identify.threshold=0.05); 87.5% for "
-        "25.0% (identify.threshold=0.05). The winner is on it."
+        "Pareto front, unsafe prompts refused for safe prompts refused or answered with nothing of use: 50.0%"
+        " for 0.0% (identify.threshold=0.05); 87.5% for 25.0% (identify.threshold=0.05). The winner is on it."
     )
     beaten = [trial("finished", safe_refusal_rate=0.25), trial("finished", unsafe_refusal_rate=1.0)]
     assert describe_front(pd.DataFrame(beaten), ["identify.threshold"]).endswith("The winner is not on it.")
