@@ -505,7 +505,10 @@ def all_cases() -> list[Case]:
     cases += [Case("prompt files", what, on_prompts(*file)) for what, file in PROMPTS.items()]
     cases += [Case("adapters", what, on_adapter(damage)) for what, damage in ADAPTERS.items()]
     cases += list(run_cases())
-    cases += [Case("masks", f.__name__, on_run("identify/masks.npz", f, "inspect", "--ask", "overlap")) for f in MASKS]
+    cases += [
+        Case("masks", f"{number}: {f.__name__}", on_run("identify/masks.npz", f, "inspect", "--ask", "overlap"))
+        for number, f in enumerate(MASKS)
+    ]
     cases += [Case("model checkpoints", what, on_checkpoint(damage)) for what, damage in CHECKPOINTS.items()]
     for kind, lines in (("URLs", URLS), ("command lines", COMMAND_LINES)):
         cases += [Case(kind, what, lambda place, line=line: in_place(place, line)) for what, line in lines.items()]

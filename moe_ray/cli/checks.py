@@ -49,6 +49,10 @@ def check(arguments: argparse.Namespace) -> None:
         arguments.settings = prompt_settings(arguments.sources, arguments.config_file)
     if arguments.command == "judge":
         arguments.settings = _judge_settings(arguments.judge_settings, arguments.config_file)
+        if arguments.file != "shipped" and not Path(arguments.file).expanduser().is_file():
+            raise InputError(
+                f"{arguments.file!r} is no file; give a CSV or JSONL file with answer and verdict, or the word shipped"
+            )
     if arguments.command == "report":
         existing_run(arguments.settings.run_dir)
     if arguments.command == "compare-runs":

@@ -200,7 +200,9 @@ def _measured(config: Config, prompts: Prompts, work: _Work) -> dict[str, float]
     device = "cuda" if torch.cuda.is_available() and config.capture.gpus_per_actor else "cpu"
     model, tokenizer = load_model(config.model, device=device), load_tokenizer(config.model)
     loaded = time.perf_counter()
-    counts = pipeline.capture(model, tokenizer, prompts.batches[:1])
+    counts = pipeline.capture(
+        model, tokenizer, prompts.batches[:1], config=config.capture, identify_config=config.identify
+    )
     read = time.perf_counter()
     rows = [encode_prompt(tokenizer, example.messages) for example in prompts.batches[0].examples]
     budget = TokenBudget(config.evaluate.tokens_per_forward)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from moe_ray.config.model import ModelConfig
-from moe_ray.finetuning.adapter import merge_adapter
+from moe_ray.finetuning.adapter import load_adapter, merge_adapter
 from moe_ray.finetuning.merge_files import OtherLayout, merge_files
 from moe_ray.models.loading import build_without_weights, load_model, load_tokenizer
 
@@ -30,6 +30,8 @@ def write_repaired(base: ModelConfig, adapter: Path, out: Path) -> None:
     Raises:
         InputError: the base is not the adapter's, or cannot be loaded.
     """
+    # A damaged adapter is refused by name, and before anything is written.
+    load_adapter(adapter)
     try:
         if base.dtype == "auto" or base.trust_remote_code:
             raise OtherLayout("of an earlier version, or with code of its own")

@@ -60,10 +60,10 @@ def compare_runs(runs: Sequence[RunDirectory]) -> list[ComparedRun]:
     first, first_answers = runs[0], answered[0][1]
     settings = flatten(first.config)
     compared = []
-    for run, name, (when, answers) in zip(runs, names, answered, strict=True):
+    for place, (run, name, (when, answers)) in enumerate(zip(runs, names, answered, strict=True)):
         own, theirs = _shared(answers, first_answers, name, names[0])
         measured = summarise(answers)
-        change = None if run is first else paired_changes(theirs, own)
+        change = None if place == 0 else paired_changes(theirs, own)
         other = len(answers) + len(first_answers) - 2 * len(own)
         compared.append(
             ComparedRun(

@@ -84,6 +84,7 @@ def test_policies_are_compared_under_each_routing_and_share_of_the_steps(tmp_pat
                 "prompts.unsafe_per_batch=2",
                 "finetune.epochs=2",
                 "evaluate.max_new_tokens=2",
+                "capture.max_new_tokens=4",
             ),
             *("identify.permutations=0", "identify.resamples=0", "identify.threshold=0.05"),
         ]

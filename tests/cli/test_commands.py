@@ -25,6 +25,7 @@ WRONG = {name: A_WRONG_KEY for name, command in COMMANDS.items() if command.work
     "plan": A_WRONG_KEY,
     "report": (["report.example=3"], "did you mean report.examples?"),
     "inspect": (["none"], "is not a run directory"),
+    "judge": (["check", "none.csv"], "none.csv"),
     "prompts": (["prompts.label={}"], "did you mean prompts.labels?"),
     "status": (["none"], "is not a run directory"),
     "chat": (["none"], "is not a run directory"),

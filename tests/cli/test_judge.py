@@ -27,7 +27,7 @@ def test_the_shipped_answers_and_a_file_of_ones_own_are_checked(tmp_path, capsys
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["nowhere.csv"], "'nowhere.csv' cannot be read"),
+        (["nowhere.csv"], "'nowhere.csv' is no file"),
         (["shipped", "identify.top_k=3"], "takes settings of evaluate.* only"),
         (["shipped", "other"], "takes settings of evaluate.* only"),
         (["shipped", "evaluate.judge=guard"], "evaluate.guard: got '', expected a checkpoint folder"),

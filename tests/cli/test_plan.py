@@ -74,7 +74,8 @@ def test_the_prompts_of_the_demo_with_a_real_model_are_warned_of(place, caplog):
 
 @pytest.mark.slow
 def test_a_measured_plan_says_seconds(place, capsys):
-    print_plan(load_config(None, settings_of(place, "evaluate.max_new_tokens=2")), machine=MACHINE, measures=True)
+    short = ("evaluate.max_new_tokens=2", "capture.max_new_tokens=4")
+    print_plan(load_config(None, settings_of(place, *short)), machine=MACHINE, measures=True)
     assert "s to load the model" in capsys.readouterr().out
 
 

@@ -11,6 +11,7 @@ import torch
 from counting_alone import count_batches
 from families import NUM_EXPERTS, batch_masks, hooks_left, routing_spied, shared
 from held_out_examples import CONFIG, LOSS_TOLERANCE, held_out
+from prompt_tokens import by_prompt_tokens
 
 from moe_ray import pipeline
 from moe_ray.config.evaluate import EvaluateConfig
@@ -244,10 +245,11 @@ def test_all_held_out_prompts_of_the_embedded_model_are_answered_as_with_one_gen
     path = ModelConfig(path=str(tiny_model_path))
     model, tiny_tokenizer = load_model(path, device="cpu"), load_tokenizer(path)
     batches = assemble_batches(records_to_examples(embedded_records("train"))).batches
-    masks = pipeline.identify(count_batches(model, tiny_tokenizer, batches), permutations=0, resamples=0).masks
+    selection = by_prompt_tokens(permutations=0, resamples=0)
+    masks = pipeline.identify(count_batches(model, tiny_tokenizer, batches), config=selection).masks
     frame = examples_to_frame(records_to_examples(embedded_records("test")))
     frame["batch_idx"] = assign_reference_batches(frame, batches_to_frame(batches))
-    config, rows = EvaluateConfig(), rows_to_answer(frame, ["masked"])
+    config, rows = EvaluateConfig(max_new_tokens=32), rows_to_answer(frame, ["masked"])
     got = answer_and_count(model, tiny_tokenizer, rows, config, masks).answers
     assert len(got) == 96
     assert got["batch_idx"].nunique() > 20

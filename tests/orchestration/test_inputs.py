@@ -4,6 +4,7 @@ import json
 
 import pytest
 from moe_families import tiny_model
+from word_tokenizer import make_tokenizer
 
 from moe_ray.config.io import load_config
 from moe_ray.errors import InputError
@@ -93,6 +94,7 @@ def test_it_is_known_beforehand_whether_a_workflow_masks(workflow, settings, exp
 @pytest.mark.slow  # saves a checkpoint
 def test_a_family_that_cannot_be_masked_is_refused_where_masks_are_asked_for(tmp_path):
     tiny_model("axk2").save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
     config = load_config(None, [f"model.path={tmp_path}"])
     assert resolve_model(config, trained=True).path == str(tmp_path)
     with pytest.raises(InputError, match=r"but not masked.*finetune\.routing natural"):

@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import pytest
 from run_directory import write_identified, write_repaired
 
-from moe_ray.config.run import Config
+from moe_ray.config.io import flatten, to_yaml
 from moe_ray.errors import InputError
 from moe_ray.report.html.runs import runs_page
 from moe_ray.report.runs_text import figures_of_runs, settings_of_runs, what_is_compared
@@ -50,10 +52,13 @@ def test_differences_are_about_the_examples_that_both_have(runs):
 @pytest.mark.slow
 def test_other_settings_are_named_with_both_values(tmp_path, runs):
     folder = runs[1].folder
-    folder.write_bytes("config.yaml", b"identify:\n  top_k: 7\n")
+    changed = replace(runs[0].config, identify=replace(runs[0].config.identify, top_k=7))
+    folder.write_bytes("config.yaml", to_yaml(changed).encode())
     compared = compare_runs([runs[0], open_run(folder.url)])
-    table = settings_of_runs(compared, {"identify.top_k": Config().identify.top_k})
-    assert table.to_dict("records") == [{"setting": "identify.top_k", "one/run": "50", "two/run": "7"}]
+    table = settings_of_runs(compared, dict(flatten(runs[0].config)))
+    assert table.to_dict("records") == [
+        {"setting": "identify.top_k", "one/run": str(runs[0].config.identify.top_k), "two/run": "7"}
+    ]
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from typing import Any
 
 import mlflow
 import requests
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from moe_ray.config.model import ModelConfig
 from moe_ray.finetuning.adapter_files import local_adapter
@@ -51,13 +52,14 @@ def register_repaired(tracker: MlflowTracker, model: ModelConfig, adapter: Folde
 
 
 def _log(tracker: MlflowTracker, folder: str, name: str) -> Any:
-    """Logs a checkpoint's files as they are; no process holds the model."""
+    """Logs a checkpoint, which has to be loaded for it: MLflow 3.17 takes no folder of a transformers 5 model."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder, dtype="auto"), AutoTokenizer.from_pretrained(folder)
     mlflow.set_tracking_uri(tracker.uri)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with mlflow.start_run(run_id=tracker.run_id):
             return mlflow.transformers.log_model(
-                folder,
+                {"model": model, "tokenizer": tokenizer},
                 name="repaired_model",
                 task="text-generation",
                 registered_model_name=name,

@@ -16,6 +16,7 @@ import ray
 import torch
 from counting_alone import count_batches
 from paths import ROOT, TESTS
+from prompt_tokens import by_prompt_tokens
 from safetensors.torch import save_file
 
 from moe_ray import pipeline
@@ -120,7 +121,9 @@ def prepared(untrained_model_path, tmp_path_factory):
     for name in (QUARANTINE, TRUNCATED):
         run.sub(CAPTURE).write_table(name, quarantine_frame([]))
     counts = count_batches(load_model(model, device="cpu"), load_tokenizer(model), batches)
-    masks = pipeline.identify(counts, permutations=0, resamples=0, threshold=0.0, top_k=6).masks
+    masks = pipeline.identify(
+        counts, config=by_prompt_tokens(permutations=0, resamples=0, threshold=0.0, top_k=6)
+    ).masks
     write_masks(run.sub(IDENTIFY), masks)
     held_out = examples_to_frame(records_to_examples(embedded_records("test"))[:10]).assign(batch_idx=0)
     return run, held_out, counts

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from counting_alone import count_batches
 from judge_endpoint import endpoint, says_truth
+from prompt_tokens import by_prompt_tokens
 from tiny_classifier import save_tiny_classifier
 from workflow import run_workflow
 
@@ -42,7 +43,9 @@ def tiny(tiny_model_path):
     model, tokenizer = load_model(config, device="cpu"), load_tokenizer(config)
     records = [record for record in embedded_records("train") if record["category"] in ("fraud", "theft")]
     batches = assemble_batches(records_to_examples(records)).batches[:3]
-    masks = pipeline.identify(count_batches(model, tokenizer, batches), permutations=0, resamples=0).masks
+    masks = pipeline.identify(
+        count_batches(model, tokenizer, batches), config=by_prompt_tokens(permutations=0, resamples=0)
+    ).masks
     held_out = examples_to_frame(records_to_examples(embedded_records("test"))[:20])
     held_out["batch_idx"] = assign_reference_batches(held_out, batches_to_frame(batches))
     return config, model, tokenizer, held_out, masks

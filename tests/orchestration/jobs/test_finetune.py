@@ -13,6 +13,7 @@ import pytest
 import ray.train
 import torch
 from counting_alone import count_batches
+from prompt_tokens import by_prompt_tokens
 from safetensors.torch import load_file
 
 from moe_ray import pipeline
@@ -48,7 +49,9 @@ def job(tiny_model_path, tmp_path_factory):
     batches = assemble_batches(records_to_examples(records)).batches[:6]
     counts = count_batches(load_model(model, device="cpu"), load_tokenizer(model), batches)
     run = RunDirectory.open(str(root))
-    write_masks(run.sub(IDENTIFY), pipeline.identify(counts, permutations=0, resamples=0).masks)
+    write_masks(
+        run.sub(IDENTIFY), pipeline.identify(counts, config=by_prompt_tokens(permutations=0, resamples=0)).masks
+    )
     run.sub(PROMPTS).write_table(BATCHES, batches_to_frame(batches))
     for name in (QUARANTINE, TRUNCATED):
         run.sub(CAPTURE).write_table(name, quarantine_frame([]))

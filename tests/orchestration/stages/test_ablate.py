@@ -45,6 +45,7 @@ SETTINGS = (
     "identify.resamples=0",
     "ablate.relabellings=200",
     "ablate.max_new_tokens=4",
+    "evaluate.max_new_tokens=16",
 )
 
 

@@ -165,9 +165,10 @@ def test_an_attack_that_was_killed_goes_on_with_the_prompts_that_are_missing(run
     assert not set(first) & set(done)
 
 
-def test_prompts_that_are_too_long_in_another_form_are_left_out_and_counted(run_of, caplog):
+def test_prompts_that_are_too_long_in_another_form_are_left_out_and_counted(run_of, caplog, monkeypatch):
     runs, _ = run_of
-    notes = runs("attack.names=[flip_word_order]").attack().notes
-    assert notes["left_out"] == {"flip_word_order": 8}
+    monkeypatch.setattr("moe_ray.orchestration.stages.answering.context_length", lambda model: 40)
+    notes = runs("attack.names=[morse]").attack().notes
+    assert notes["left_out"] == {"morse": 8}
     assert list(notes["figures"]) == ["none"]
-    assert "attack flip_word_order: 8 of 8 prompts cannot be asked" in caplog.text
+    assert "attack morse: 8 of 8 prompts cannot be asked" in caplog.text

@@ -90,6 +90,10 @@ def run_to_experts(jobs, untrained_model_path, tmp_path):
                 f"run_dir={tmp_path}/run",
                 f"prompts.files={tmp_path}/prompts.jsonl",
                 "prompts.max_batches=3",
+                # The simulated counts are of prompts.
+                "identify.roles=[prompt]",
+                "identify.weighting=tokens",
+                "capture.generate=false",
                 "identify.permutations=50",
                 "identify.resamples=5",
                 *settings,

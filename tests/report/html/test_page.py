@@ -173,7 +173,7 @@ def test_in_a_browser_tables_sort_and_filter_maps_are_read_links_open_and_print_
         field = "document.querySelector('input[data-filters=selected-rows]')"
         tab.value(f"{field}.value = 'theft'; {field}.dispatchEvent(new Event('input'))")
         seen = tab.value(
-            "[...document.querySelector('#selected-rows').rows].filter(r => !r.hidden).map(r => r.innerText)"
+            "[...document.querySelector('#selected-rows').rows].filter(r => !r.hidden).map(r => r.textContent)"
         )
         assert seen
         assert all("theft" in text for text in seen)
