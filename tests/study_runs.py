@@ -18,6 +18,7 @@ def settings(tiny_model_path, run_dir, *more):
         "finetune.num_workers=0",
         "evaluate.max_new_tokens=12",
         # A threshold of 0.99 selects nothing where tokens are counted as they are.
+        "identify.roles=[prompt]",
         "identify.weighting=tokens",
         "identify.permutations=100",
         "identify.resamples=0",

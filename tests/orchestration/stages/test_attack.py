@@ -167,7 +167,7 @@ def test_an_attack_that_was_killed_goes_on_with_the_prompts_that_are_missing(run
 
 def test_prompts_that_are_too_long_in_another_form_are_left_out_and_counted(run_of, caplog, monkeypatch):
     runs, _ = run_of
-    monkeypatch.setattr("moe_ray.orchestration.stages.answering.context_length", lambda model: 40)
+    monkeypatch.setattr("moe_ray.orchestration.stages.answering.context_length", lambda model: 12)
     notes = runs("attack.names=[morse]").attack().notes
     assert notes["left_out"] == {"morse": 8}
     assert list(notes["figures"]) == ["none"]
