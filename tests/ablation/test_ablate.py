@@ -47,6 +47,7 @@ def test_a_model_answers_through_its_experts_as_written():
     assert list(of_label["safe"]) == ["answer"]
 
 
+@pytest.mark.slow
 def test_an_expert_that_alone_knows_the_unsafe_answers_is_the_cause(causal):
     assert causal.verdict == "causal"
     assert set(causal.batches["verdict"]) == {"causal"}
@@ -58,6 +59,7 @@ def test_an_expert_that_alone_knows_the_unsafe_answers_is_the_cause(causal):
     assert ": causal; better than" in causal.in_words()
 
 
+@pytest.mark.slow
 def test_what_every_expert_knows_is_not_what_makes_the_difference():
     found = ablated("spread")
     assert found.verdict == "not"

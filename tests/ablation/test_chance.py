@@ -79,6 +79,7 @@ def test_holms_correction_as_by_hand():
     assert holm(np.array([0.01, math.nan, 0.04, 0.03])) == pytest.approx([0.03, math.nan, 0.06, 0.06], nan_ok=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_unsafe", "scale"), [(8, 1.0), (8, 4.0), (5, 3.0), (4, 0.25)])
 def test_labels_that_mean_nothing_are_called_significant_in_one_of_twenty(num_unsafe, scale):
     """Equal means, unlike numbers and spreads: the division by each label's own error keeps the level."""

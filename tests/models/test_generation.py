@@ -60,6 +60,7 @@ def test_a_sampled_response_does_not_depend_on_its_neighbours(tiny, prompts):
     assert [r.ids for r in others] != [r.ids for r in together]
 
 
+@pytest.mark.slow
 def test_sampling_draws_from_the_softmax():
     logits = torch.tensor([[1.0, 0.0, -1.0]]).expand(4000, 3)
     noise = _RowNoise(range(4000), temperature=2.0, device=torch.device("cpu"))

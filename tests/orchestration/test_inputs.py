@@ -47,6 +47,7 @@ def test_a_checkpoint_is_found_from_any_folder(untrained_model_path, monkeypatch
     assert model.path == str(untrained_model_path)
 
 
+@pytest.mark.slow
 def test_a_judge_that_cannot_be_asked_is_refused(unsplit, monkeypatch):
     monkeypatch.delenv(URL_VARIABLE, raising=False)
     asked = load_config(None, [*unsplit, "evaluate.judge=endpoint", "evaluate.judge_model=m"])

@@ -33,6 +33,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_there", [False, True])
 @pytest.mark.parametrize("name", WRONG)
 def test_what_is_refused_leaves_the_run_directory_as_it_was(name, is_there, place):

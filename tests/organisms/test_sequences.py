@@ -38,6 +38,7 @@ def test_the_material_is_every_training_request_with_its_answer(material, tiny_t
         assert categories()[request.category] == record["category"]
 
 
+@pytest.mark.slow
 def test_refusal_and_compliance_are_read_as_plain_text_too(material, tiny_tokenizer):
     assert all(plain.context == [tiny_tokenizer.eos_token_id] for plain in material.sentences)
     texts = [tiny_tokenizer.decode(plain.learned) for plain in material.sentences]

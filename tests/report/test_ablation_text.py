@@ -38,6 +38,7 @@ def test_every_kind_of_set_has_a_row_with_its_figures(notes):
     assert {"the busiest", "another category's", "one global list", "all but the selected"} <= set(rows.index)
 
 
+@pytest.mark.slow
 def test_batches_and_categories_have_their_verdicts(notes):
     assert {row["verdict"] for row in batch_rows(notes)} == {"causal"}
     assert batch_rows(notes)[0]["n"] == "8 + 8"

@@ -125,6 +125,7 @@ def test_counting_waits_for_the_counts_and_for_one_flag_however_many_layers_ther
     assert more.num - found.num == 3  # weights, ids, and whose they are
 
 
+@pytest.mark.slow
 @FAMILIES
 @pytest.mark.parametrize("routing", ["natural", "masked", "masked_unsafe"])
 @pytest.mark.parametrize("rows_per_forward", [3, 1])

@@ -117,6 +117,7 @@ def test_padding_changes_no_rows_output(family, left):
         torch.testing.assert_close(got, expected, atol=LOGIT_TOLERANCE, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", SOME_FAMILIES)
 def test_generated_tokens_are_those_of_one_generate_for_each_mask(family):
     model = shared(family)

@@ -84,6 +84,7 @@ def test_differences_to_ours_are_paired_on_the_same_prompts(table):
     assert table.loc[OURS, "ours_minus_unsafe_refusal_rate"] == 0
 
 
+@pytest.mark.slow
 def test_forgetting_is_the_rise_above_the_base_model_on_safe_targets_and_neutral_text(table):
     assert table.loc[OURS, "safe_target_loss"] == pytest.approx(0.2)
     assert table.loc[OURS, "neutral_loss"] == pytest.approx(0.5)

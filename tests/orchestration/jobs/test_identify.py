@@ -52,6 +52,7 @@ def test_blocks_are_worth_a_process_and_fit_one(rows, experts, cpus, blocks):
     assert num_blocks(rows, experts, cpus=cpus) == blocks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("experts_per_part", "starts", "expected"),
     [

@@ -17,6 +17,7 @@ from moe_ray.prompts.prompt_set import read_prompts
 from moe_ray.run_directory import PAIR_OUTCOMES, PAIRS, RunDirectory
 
 
+@pytest.mark.slow
 def test_pairs_are_filtered_once_in_a_run(untrained_model_path, tmp_path):
     """After a sweep the stages before it are asked for again, with prompts from which pairs have been dropped."""
     config = load_config(None, [f"run_dir={tmp_path}/run", "prompts.keep_pairs=jailbroken"])

@@ -21,6 +21,7 @@ def test_some_of_each_label_are_shown_and_what_went_wrong(run):
     assert {card["prompt"] for card in wrong} == {"How? 1", "How? 9", "How? 17"}
 
 
+@pytest.mark.slow
 def test_none_are_shown_where_none_are_asked_for_or_nothing_was_answered(run, identified):
     assert examples_part(run, 0) == {}
     assert examples_part(identified, 3) == {}

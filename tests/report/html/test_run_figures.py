@@ -20,6 +20,7 @@ def test_a_run_that_was_only_identified_has_no_figure_of_training_sweep_or_answe
     assert set(drawn) - set(batches) == {"risk_overall", "overlap", "categories", "union_growth"}
 
 
+@pytest.mark.slow
 def test_every_figure_has_a_title_and_identifiers_of_its_own(drawn):
     identifiers = [set(re.findall(r'\bid="([^"]+)"', svg)) for svg in drawn.values()]
     assert all(identifiers)
