@@ -84,9 +84,13 @@ def first_paragraph(found: Findings) -> str:
 
 def _selection_in_words(found: Findings) -> str:
     batches = len(found.certainty)
+    of_answers = found.selection.roles == ("response",)
+    where = (
+        "in answers to its unsafe prompts than in those to its" if of_answers else "on its unsafe prompts than on its"
+    )
     how = {
         "risk_diff": (
-            "are unsafe in at least one batch, that is, routed to more often on its unsafe prompts than on its safe ones, "
+            f"are unsafe in at least one batch, that is, routed to more often {where} safe ones, "
             f"by a risk difference above {found.selection.threshold:g}"
         ),
         "attribution": (
@@ -104,8 +108,9 @@ def _selection_in_words(found: Findings) -> str:
         "random": "were drawn at random for at least one batch, as a control",
     }.get(found.selection.rule, f"were selected for at least one batch, by rule {found.selection.rule}")
     return (
-        f"moe-ray compared how often {found.model} routes {found.num_safe} safe and {found.num_unsafe} unsafe prompts to "
-        f"each expert, in {batches} batch{'es' * (batches != 1)}. {found.num_union} of {found.num_experts} experts "
+        f"moe-ray compared how often {found.model} routes {'answers to ' * of_answers}{found.num_safe} safe and "
+        f"{found.num_unsafe} unsafe prompts to each expert, in {batches} batch{'es' * (batches != 1)}. {found.num_union} of "
+        f"{found.num_experts} experts "
         f"({rate(found.num_union / found.num_experts)}) {how}."
     )
 
