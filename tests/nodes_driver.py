@@ -57,7 +57,7 @@ def kill_a_node(model, run):
         with ray_session(ClusterConfig(address=cluster.address)):
             cluster.wait_for_nodes()
             threading.Thread(target=kill_when_at_work, daemon=True).start()
-            config = CaptureConfig(tokens_per_forward=256, num_actors=2)
+            config = CaptureConfig(generate=False, tokens_per_forward=256, num_actors=2)
             notes = capture(
                 *(RunDirectory.open(run), ModelConfig(path=model), config),
                 actor=SlowActorOnANode,
