@@ -124,7 +124,9 @@ def _plain(inputs: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def begin(folder: Folder, inputs: Mapping[str, Any], *, keeps: tuple[str, ...] = ()) -> Decision:
+def begin(
+    folder: Folder, inputs: Mapping[str, Any], *, keeps: tuple[str, ...] = (), may_go: tuple[str, ...] = ()
+) -> Decision:
     """Decides, and where the stage is begun anew empties its folder and marks it with the inputs.
 
     A finished stage that lost one of its files is resumed: its work finds what is left.
@@ -133,12 +135,13 @@ def begin(folder: Folder, inputs: Mapping[str, Any], *, keeps: tuple[str, ...] =
         folder: of the stage.
         inputs: everything the output depends on.
         keeps: as `Stage.keeps`.
+        may_go: files that may be taken away after the stage is finished.
 
     Raises:
         InputError: it would be emptied, and holds what no stage wrote.
     """
     plain, decision = _plain(inputs), decide(folder, inputs)
-    if decision.action == "reuse" and (lost := _lost_files(folder, keeps)):
+    if decision.action == "reuse" and (lost := _lost_files(folder, (*keeps, *may_go))):
         logger.warning("%s lacks %s, which was there; it is made again", folder.url, ", ".join(lost[:3]))
         folder.remove(MANIFEST)
         decision = decide(folder, inputs)
@@ -153,10 +156,10 @@ def begin(folder: Folder, inputs: Mapping[str, Any], *, keeps: tuple[str, ...] =
     return decision
 
 
-def _lost_files(folder: Folder, keeps: tuple[str, ...]) -> list[str]:
-    """What a finished stage wrote and is not there any more."""
+def _lost_files(folder: Folder, may_go: tuple[str, ...]) -> list[str]:
+    """What a finished stage wrote and is not there any more, but for what may go."""
     wrote, there = read_manifest(folder).get("wrote") or [], set(folder.names())
-    return [name for name in wrote if name not in there and not any(fnmatch.fnmatchcase(name, k) for k in keeps)]
+    return [name for name in wrote if name not in there and not any(fnmatch.fnmatchcase(name, k) for k in may_go)]
 
 
 def _refuse_foreign_files(folder: Folder, keeps: tuple[str, ...]) -> None:

@@ -22,6 +22,9 @@ from moe_ray.storage.folder import Folder
 _KEPT = "training.json"
 """Written last, removed first: without it a folder keeps no training."""
 
+FILES_OF_TRAINING = (_KEPT, *reversed(ADAPTER_FILES), HISTORY)
+"""What `forget_training` takes out of a trial's folder, in this order."""
+
 
 def training_settings(config: Config) -> dict[str, Any]:
     """The settings `finetune.*` that affect the weights.
@@ -55,7 +58,7 @@ def keep_training(folder: Folder, inputs: Mapping[str, Any], adapter: str | Path
 
 def forget_training(folder: Folder) -> None:
     """Removes the training that a trial's folder keeps, if there is one; what the trial measured stays."""
-    for name in (_KEPT, *reversed(ADAPTER_FILES), HISTORY):
+    for name in FILES_OF_TRAINING:
         folder.remove(name)
 
 

@@ -237,3 +237,14 @@ def test_what_a_manifest_says_is_complete_is_on_the_disk_before_it(tmp_path, mon
     finish(folder, {}, {}, seconds=0)
     assert {str(tmp_path / name) for name in ("output", "parts/part", "parts", "")} <= set(synced)
     assert written == [("manifest.json", len(synced))]
+
+
+def test_a_file_that_may_go_is_not_missed_and_another_is(parent):
+    folder = parent.sub("trial")
+    begin(folder, {"a": 1})
+    folder.write_bytes("weights", b"w")
+    folder.write_bytes("figures", b"f")
+    finish(folder, {"a": 1}, {}, seconds=1.0)
+    folder.remove("weights")
+    assert begin(folder, {"a": 1}, may_go=("weights",)).action == "reuse"
+    assert begin(folder, {"a": 1}).action == "resume"

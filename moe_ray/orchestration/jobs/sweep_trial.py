@@ -32,7 +32,7 @@ from moe_ray.run_directory import CAPTURE, PROMPTS, RunDirectory
 from moe_ray.storage.fingerprint import content_hash
 from moe_ray.storage.folder import Folder
 from moe_ray.storage.stage import begin, finish
-from moe_ray.studies.kept_training import keep_training, training_settings
+from moe_ray.studies.kept_training import FILES_OF_TRAINING, keep_training, training_settings
 from moe_ray.studies.measured import Measured
 from moe_ray.studies.objective import FAILED, plain_metrics, score
 from moe_ray.studies.trial import identify_stored_masks, in_one_process, measurer, only_what_selects, run_trial
@@ -48,7 +48,7 @@ def sweep_trial(config: dict[str, Any], *, job: SweepJob) -> None:
     trial = Trial(job, plain_settings(config))
     inputs = trial.inputs()
     folder = job.trials.sub(content_hash(inputs))
-    decision = begin(folder, inputs)
+    decision = begin(folder, inputs, may_go=FILES_OF_TRAINING)
     if decision.action == "reuse":
         for report in trial.recall(folder):
             tune.report(report)
