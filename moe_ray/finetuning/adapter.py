@@ -217,7 +217,12 @@ def merge_adapter(
         tokenizer.save_pretrained(out)
 
 
-def _check_fits(model: nn.Module, header: Mapping[str, Any], layout: Mapping[Part, Mapping[str, TensorInfo]]) -> None:
+def check_kind(model: nn.Module, header: Mapping[str, Any]) -> None:
+    """Refuses a model of another kind than an adapter's; it may be on the meta device.
+
+    Raises:
+        InputError: the model is of another type, or has other layers or another number of experts.
+    """
     moe_layers = find_moe_layers(model)
     got = (_model_type(model), list(moe_layers.layers), moe_layers.num_experts)
     expected = (header["model_type"], header["layers"], header["num_experts"])
@@ -226,7 +231,11 @@ def _check_fits(model: nn.Module, header: Mapping[str, Any], layout: Mapping[Par
             f"adapter for {header['base']!r}: got a model with (type, layers, experts) {got}, expected {expected}; "
             "load the base checkpoint it names"
         )
-    layers = {layer.layer: layer for layer in moe_layers}
+
+
+def _check_fits(model: nn.Module, header: Mapping[str, Any], layout: Mapping[Part, Mapping[str, TensorInfo]]) -> None:
+    check_kind(model, header)
+    layers = {layer.layer: layer for layer in find_moe_layers(model)}
     original = {part: own_tensors(layers[part.layer], part) for part in layout}
     for part, by_name in original.items():
         shapes = {name: tuple(tensor.shape) for name, tensor in by_name.items()}

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from moe_ray.config.model import ModelConfig
-from moe_ray.finetuning.adapter import load_adapter, merge_adapter
+from moe_ray.finetuning.adapter import check_kind, load_adapter, merge_adapter
 from moe_ray.finetuning.merge_files import OtherLayout, merge_files
 from moe_ray.models.loading import build_without_weights, load_model, load_tokenizer
 
@@ -30,12 +30,14 @@ def write_repaired(base: ModelConfig, adapter: Path, out: Path) -> None:
     Raises:
         InputError: the base is not the adapter's, or cannot be loaded.
     """
-    # A damaged adapter is refused by name, and before anything is written.
-    load_adapter(adapter)
+    # A damaged adapter, and one of another model, are refused by name and before anything is written.
+    header, _ = load_adapter(adapter)
+    described = build_without_weights(base)
+    check_kind(described, header)
     try:
         if base.dtype == "auto" or base.trust_remote_code:
             raise OtherLayout("of an earlier version, or with code of its own")
-        merge_files(build_without_weights(base), _folder_of(base), adapter, out, dtype=getattr(torch, base.dtype))
+        merge_files(described, _folder_of(base), adapter, out, dtype=getattr(torch, base.dtype))
     except OtherLayout as reason:
         logger.info("merging by loading the model: %s", reason)
         merge_adapter(load_model(base, device="cpu"), adapter, out)

@@ -68,7 +68,14 @@ class Folder:
                     os.makedirs(os.path.dirname(path), exist_ok=True)
                     os.mkdir(path, 0o700)
                 fs.makedirs(path, exist_ok=True)
-        except (ValueError, ImportError, PermissionError, FileExistsError, NotADirectoryError) as error:
+        except (
+            ValueError,
+            ImportError,
+            PermissionError,
+            FileExistsError,
+            FileNotFoundError,
+            NotADirectoryError,
+        ) as error:
             raise InputError(f"run_dir {url!r} cannot be opened: {error}; give a writable folder or URL") from error
         except Exception as error:
             if "://" not in url or url.startswith("file://"):
