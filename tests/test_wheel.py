@@ -64,7 +64,7 @@ def test_it_runs_in_an_empty_folder_without_the_checkout(wheel, tmp_path):
     assert "moe-ray organism" in said("-m", "moe_ray", "organism", "--help")
     drawn = said(
         "-c",
-        "from moe_ray.report.html.page import _environment, _script\n"
-        "print(_environment().list_templates(), len(_script()))",
+        "from moe_ray.report.html.page import _script; from moe_ray.report.html.templates import templates\n"
+        "print(templates().list_templates(), len(_script()))",
     )
     assert "page.html.jinja" in drawn

@@ -49,6 +49,7 @@ WORDS = (
 
 DRAWING = (
     "report.html.runs",
+    "report.html.templates",
     "report.html.comparison_figures",
     "report.html.figures",
     "report.html.page",

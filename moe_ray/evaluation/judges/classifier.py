@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from moe_ray.config.evaluate import EvaluateConfig
 from moe_ray.errors import InputError
+from moe_ray.evaluation.judges.pretrained import load_pretrained
 from moe_ray.evaluation.judges.verdict import Conversation, Verdict
 
 _ROWS_PER_FORWARD = 32
@@ -74,13 +75,4 @@ class ClassifierJudge:
         return encoded.to(self.model.device)
 
 
-def _load(kind: Any, path: str, **options: Any) -> Any:
-    folder = Path(path).expanduser()
-    try:
-        return kind.from_pretrained(str(folder) if folder.is_dir() else path, **options)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(
-            f"evaluate.classifier {path!r} cannot be loaded: {reason}; give a folder or hub name of a sequence classifier "
-            "in safetensors form"
-        ) from error
+_load = partial(load_pretrained, setting="evaluate.classifier", what="sequence classifier")

@@ -10,8 +10,7 @@ Shape suffixes: B rows, S positions, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from functools import partial
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -20,6 +19,7 @@ from moe_ray.config.evaluate import EvaluateConfig
 from moe_ray.errors import InputError
 from moe_ray.evaluation.judges.guard_families import Family, Question, family_of
 from moe_ray.evaluation.judges.phrases import is_refusal
+from moe_ray.evaluation.judges.pretrained import load_pretrained
 from moe_ray.evaluation.judges.verdict import Conversation, Verdict
 from moe_ray.models.token_budget import TokenBudget
 
@@ -179,13 +179,4 @@ class GuardJudge:
             )
 
 
-def _load(kind: Any, path: str, **options: Any) -> Any:
-    folder = Path(path).expanduser()
-    try:
-        return kind.from_pretrained(str(folder) if folder.is_dir() else path, **options)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(
-            f"evaluate.guard {path!r} cannot be loaded: {reason}; give a folder or hub name of a causal language model in "
-            "safetensors form"
-        ) from error
+_load = partial(load_pretrained, setting="evaluate.guard", what="causal language model")

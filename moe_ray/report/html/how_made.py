@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from moe_ray.config.evaluate import EvaluateConfig
 from moe_ray.report.printable import printable
 from moe_ray.run_directory import CAPTURE, RunDirectory, figures_of
 
@@ -22,10 +23,15 @@ def how_it_was_made(run: RunDirectory) -> dict[str, str]:
         "prompts": ", ".join(config.prompts.files),
         "digests": ", ".join(digests),
         "judge": config.evaluate.judge if judged is not None else "",
-        "decoding": f"at most {config.evaluate.max_new_tokens} new tokens" if judged is not None else "",
+        "decoding": _decoding(config.evaluate) if judged is not None else "",
         "seed": str(config.seed),
     }
     done = [manifest for manifest in map(run.manifest, run.stages) if manifest is not None]
     latest: dict[str, Any] = done[-1]["environment"] if done else {}
     made |= {name: str(latest.get(name) or "") for name in ("command", "machine", "finished")}
     return {name: printable(text) for name, text in made.items()}
+
+
+def _decoding(evaluate: EvaluateConfig) -> str:
+    how = f"temperature {evaluate.temperature:g}, {evaluate.samples} samples" if evaluate.temperature else "greedy"
+    return f"{how}, at most {evaluate.max_new_tokens} new tokens"

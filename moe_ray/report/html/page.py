@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
 import pandas as pd
 from markupsafe import Markup
 
@@ -37,6 +36,7 @@ from moe_ray.report.html.judge import judge_part
 from moe_ray.report.html.run_figures import draw_run
 from moe_ray.report.html.selected_experts import categories_part, selected_part
 from moe_ray.report.html.studies import baselines_part, rounds_part, sweep_part, training_part
+from moe_ray.report.html.templates import templates
 from moe_ray.report.printable import printable, printable_lines
 from moe_ray.report.truth_text import truth_part
 from moe_ray.run_directory import CAPTURE, FINETUNE, IDENTIFY, REPORT, RunDirectory
@@ -104,21 +104,11 @@ def build_report(run: RunDirectory, config: ReportConfig) -> Report:
         "stages": _stages(run),
         "figure": lambda name: Markup(drawn[name]),  # our own SVG, its texts escaped by the XML writer
     }
-    return Report(html=_environment().get_template("page.html.jinja").render(page), figures=drawn)
+    return Report(html=templates().get_template("page.html.jinja").render(page), figures=drawn)
 
 
 def _script() -> str:
     return importlib.resources.files("moe_ray.report.html").joinpath("page.js").read_text(encoding="utf-8")
-
-
-def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.PackageLoader("moe_ray.report.html", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
 
 
 def _findings(run: RunDirectory, certainty: pd.DataFrame, blocks: Sequence[Block]) -> Findings:

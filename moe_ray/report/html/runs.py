@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import jinja2
 import pandas as pd
 
+from moe_ray.report.html.templates import templates
 from moe_ray.report.runs_text import figures_of_runs, settings_of_runs, what_is_compared
 from moe_ray.studies.run_comparison import ComparedRun
 
@@ -18,20 +18,17 @@ def runs_page(compared: Sequence[ComparedRun], first_settings: dict[str, object]
         compared: from `compare_runs`.
         first_settings: all settings of the first run.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("moe_ray.report.html", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page: str = environment.get_template("runs.html.jinja").render(
-        names=[run.name for run in compared],
-        sentences=what_is_compared(compared),
-        tables={
-            "Held-out figures": _cells(figures_of_runs(compared)),
-            "Settings that differ": _cells(settings_of_runs(compared, first_settings)),
-        },
+    page: str = (
+        templates()
+        .get_template("runs.html.jinja")
+        .render(
+            names=[run.name for run in compared],
+            sentences=what_is_compared(compared),
+            tables={
+                "Held-out figures": _cells(figures_of_runs(compared)),
+                "Settings that differ": _cells(settings_of_runs(compared, first_settings)),
+            },
+        )
     )
     return page
 
