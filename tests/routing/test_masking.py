@@ -374,6 +374,8 @@ def test_a_router_that_is_interrupted_leaves_no_mask_on_any_model(masking, end, 
     assert hooks_left(model) == 0
 
 
+# An interrupt that falls into a library's weak-reference callback is swallowed by Python, which says so; no pass ends.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.slow
 def test_interrupts_at_any_moment_leave_no_mask_on_any_model():
     model, other = build("deepseek_v3"), build("olmoe")
