@@ -33,8 +33,8 @@ _IMPLIED: Mapping[str, Mapping[str, Any]] = {
 }
 """Settings that a command stands for; they win over what is given."""
 
-_GOES_ON = ("attack", "harness")
-"""Commands that take the settings of the run that their run directory holds."""
+_GOES_ON = ("attack", "compare", "harness", "sweep")
+"""Commands that are about a run: they take the settings that their run directory holds, where it holds some."""
 
 
 def check(arguments: argparse.Namespace) -> None:

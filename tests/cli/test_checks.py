@@ -6,6 +6,7 @@ import pytest
 
 from moe_ray.cli.checks import absolute_run_dir, check, read_settings
 from moe_ray.cli.parser import parse
+from moe_ray.config.run import Config
 from moe_ray.errors import InputError
 
 
@@ -13,6 +14,21 @@ from moe_ray.errors import InputError
 def working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.mark.parametrize("command", ["attack", "compare", "harness", "sweep"])
+def test_a_command_about_a_run_takes_its_settings(command, working_directory):
+    run = working_directory / "runs" / "first"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text("identify:\n  top_k: 3\nfinetune:\n  epochs: 5\n")
+    given = ["finetune.epochs=7", "harness.lm_eval=hellaswag"]
+    for words in (["runs/first"], ["run_dir=runs/first"]):
+        config = read_settings(command, [*words, *given])
+        assert (config.identify.top_k, config.finetune.epochs) == (3, 7)
+    # A folder without settings, and a command that begins a run, have the defaults.
+    default = Config().identify.top_k
+    assert read_settings(command, ["runs/new", *given]).identify.top_k == default
+    assert read_settings("full", ["runs/first"]).identify.top_k == default
 
 
 @pytest.mark.parametrize(
