@@ -35,6 +35,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from moe_ray import pipeline
+from moe_ray.config.fields import EMBEDDED
 from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.config.io import load_config
 from moe_ray.config.run import Config
@@ -48,11 +49,13 @@ from moe_ray.finetuning.trainer import MaskedTrainer
 from moe_ray.models.loading import load_model, load_tokenizer
 from moe_ray.models.loss import text_losses
 from moe_ray.models.token_budget import TokenBudget
+from moe_ray.organisms import build_embedded
 from moe_ray.prompts.batches import Batch
 from moe_ray.prompts.example_tables import batches_to_frame, examples_to_frame
 from moe_ray.prompts.neutral_texts import neutral_texts
 from moe_ray.prompts.prompt_set import read_prompts
 
+ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = "natural"
 POLICIES: Mapping[str, Mapping[str, Any]] = {
     REFERENCE: {"routing": "natural"},
@@ -249,8 +252,8 @@ def table(rows: Sequence[Mapping[str, Any]], share: float, routing: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints a table for each share of the steps and each routing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="embedded", help="checkpoint folder or hub name")
-    parser.add_argument("--prompts", default="embedded", help="file of prompts with a `split`")
+    parser.add_argument("--model", default=EMBEDDED, help="checkpoint folder or hub name")
+    parser.add_argument("--prompts", default=EMBEDDED, help="file of prompts with a `split`")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--batches", type=int, default=12, help="batches that train, drawn over all categories")
     parser.add_argument("--policies", nargs="+", choices=list(POLICIES), default=list(POLICIES))
@@ -263,14 +266,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     set_verbosity_error()
     disable_progress_bar()
+    model_path = build_embedded(ROOT / ".cache") if args.model == EMBEDDED else args.model
     config = load_config(
         None,
         [
-            f"model.path={args.model}",
+            f"model.path={model_path}",
             f"prompts.files=[{args.prompts}]",
             f"evaluate.routing=[{','.join(args.routings)}]",
             # Steps and answers as `workflows/demo.yaml` has them, for the tiny models that this compares on.
-            *("finetune.learning_rate=3e-3", "finetune.warmup=0"),
+            *("finetune.learning_rate=3e-3", "finetune.router_learning_rate=1e-3", "finetune.warmup=0"),
             *args.settings,
         ],
     )
