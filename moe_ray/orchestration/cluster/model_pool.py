@@ -21,7 +21,7 @@ from typing import Any, Self
 import ray
 
 from moe_ray.config.model import ModelConfig
-from moe_ray.errors import InputError
+from moe_ray.errors import InputError, OutsideFailed
 from moe_ray.orchestration.cluster.cluster_nodes import memory_to_ask
 from moe_ray.orchestration.cluster.model_actor import ModelActor, ModelWork
 from moe_ray.orchestration.cluster.ray_session import (
@@ -142,6 +142,7 @@ class ModelPool:
 
         Raises:
             InputError: a local Ray has too few CPUs, and the processes would wait for ever.
+            OutsideFailed: of work that resumes, a process ended, and so did the one in its place.
         """
         require_cpus(num_processes, what)
         require_gpus(num_processes * gpus, what)
@@ -156,7 +157,7 @@ class ModelPool:
             return process.actor.do.options(**options).remote(key, kind, job, most, block)
 
         try:
-            yield self._results(iter(blocks), call, most, at_once=2 if overlaps else 1)
+            yield self._results(iter(blocks), call, most, what=what, at_once=2 if overlaps else 1)
         except BaseException:
             # Calls that nobody waits for any more may still be at work on the model.
             self.release()
@@ -168,7 +169,7 @@ class ModelPool:
         for process in self._processes:
             process.actor.rest.remote(key)
 
-    def _results(self, blocks: Iterator[Any], call: Any, most: int, *, at_once: int) -> Iterator[Any]:
+    def _results(self, blocks: Iterator[Any], call: Any, most: int, *, what: str, at_once: int) -> Iterator[Any]:
         began = time.perf_counter()
         # What is done is put here when it is there, so that the driver never looks through all the calls in flight.
         done: queue.SimpleQueue[tuple[_Process, Any]] = queue.SimpleQueue()
@@ -202,7 +203,7 @@ class ModelPool:
                     watched.add(process)
                     notify(process, process.loading)
             process, reference = done.get()
-            result = result_of(reference) if process.is_ready else self._loaded(reference)
+            result = self._worked(reference, what) if process.is_ready else self._loaded(reference)
             if not process.is_ready:
                 if not ready:
                     self.seconds_waited += time.perf_counter() - began
@@ -210,6 +211,18 @@ class ModelPool:
             else:
                 busy[process] -= 1
                 yield result
+
+    def _worked(self, reference: Any, what: str) -> Any:
+        try:
+            return result_of(reference)
+        except ray.exceptions.RayActorError as error:
+            from moe_ray.orchestration.cluster.model_memory import memory_in_words
+
+            raise OutsideFailed(
+                f"{what}: a model process ended twice while it worked, as it does where memory runs out: "
+                f"{memory_in_words(self.model, len(self._processes))}; run the same command again when there is more, and "
+                "what is done already stays"
+            ) from error
 
     def _loaded(self, reference: Any) -> Any:
         """What loading returned.

@@ -25,7 +25,7 @@ from moe_ray.config.evaluate import EvaluateConfig
 from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.config.model import ModelConfig
 from moe_ray.demo.examples import embedded_records
-from moe_ray.errors import InputError
+from moe_ray.errors import InputError, OutsideFailed
 from moe_ray.finetuning.frozen import hash_frozen
 from moe_ray.identification.mask_files import write_masks
 from moe_ray.models.loading import load_model, load_tokenizer
@@ -395,3 +395,26 @@ def test_a_model_that_does_not_fit_is_loaded_twice_and_then_said(ray_cluster, tm
         list(results)
     assert "model.dtype=bfloat16" in str(error.value)
     assert (tmp_path / "loads").read_text() == "xx"
+
+
+class EndsItsProcess(ModelWork):
+    """What the system does to a process where memory runs out."""
+
+    def __call__(self, block):
+        with Path(self.job).open("a") as log:
+            log.write("x")
+        os._exit(137)
+
+
+@pytest.mark.needs_ray
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_work_that_ends_its_process_each_time_is_said_in_a_sentence(pool, tmp_path):
+    with (
+        pytest.raises(
+            OutsideFailed, match=r"^fine-tuning: a model process ended twice .* free of .*; run the same command again"
+        ),
+        pool.working([1], EndsItsProcess, str(tmp_path / "log"), what="fine-tuning", resumes=True) as results,
+    ):
+        list(results)
+    assert (tmp_path / "log").read_text() == "xx"
