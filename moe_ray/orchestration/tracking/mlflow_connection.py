@@ -51,7 +51,7 @@ class Connection:
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         # Its level is set anew when the module is first used; a filter stays.
-        logging.getLogger("mlflow.store.db.utils").addFilter(_is_warning)
+        logging.getLogger("mlflow.store.db.utils").addFilter(_is_news)
         logging.getLogger("alembic").setLevel(logging.WARNING)
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
         if not config.uri and "file" not in folder.fs.protocol:
@@ -162,8 +162,9 @@ class Connection:
         self.client.set_terminated(item["run"], status=item["status"], end_time=item["time"])
 
 
-def _is_warning(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.WARNING
+def _is_news(record: logging.LogRecord) -> bool:
+    # Every error there is raised as well, and said in one sentence by who catches it; logged, it is a hundred lines.
+    return record.levelno == logging.WARNING
 
 
 def _in_short(error: Exception) -> str:
