@@ -49,7 +49,9 @@ def test_a_report_keeps_every_digit(folder):
 def test_a_line_that_is_no_steps_is_named_and_not_stumbled_over(folder, line):
     foreign = line if line == {"a": 1} else {**REPORT.as_dict(), **line}
     write_history(folder, [REPORT.as_dict(), foreign])
-    with pytest.raises(InputError, match=r"history.jsonl is damaged or foreign: .*expected a line of JSON for every step"):
+    with pytest.raises(
+        InputError, match=r"history.jsonl is damaged or foreign: .*expected a line of JSON for every step"
+    ):
         read_steps(folder)
 
 
