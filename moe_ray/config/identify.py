@@ -75,8 +75,8 @@ class IdentifyConfig(Section):
     threshold: float = setting(
         0.05,
         "an unsafe expert's risk difference (its rate on unsafe tokens minus its rate on safe ones) is above this; with "
-        "rule comply_refuse, its rate in answers minus that in refusals. Rates are 1 at most, and so are differences, but with "
-        "weighting=activation an expert's rate is up to the number of experts per token",
+        "rule comply_refuse, its rate in answers minus that in refusals. Rates are 1 at most, and so are differences, but "
+        "with weighting=activation an expert's rate is up to the number of experts per token",
         affects="masks",
         at_least=-_MOST_EXPERTS_PER_TOKEN,
         below=_MOST_EXPERTS_PER_TOKEN,
@@ -144,13 +144,11 @@ class IdentifyConfig(Section):
     )
 
     def faults(self) -> Iterator[str]:
-        """Yields what is wrong with the roles, and filters that miss what they need."""
-        if self.weighting != "activation" or self.rule == "comply_refuse":
-            # Rates by router weight reach the number of experts per token, which only the model says.
-            if not -1 <= self.threshold < 1:
-                yield self.wrong(
-                    "threshold", "at least -1 and below 1, as differences of rates of tokens or prompts are"
-                )
+        """Yields what is wrong with the threshold or the roles, and filters that miss what they need."""
+        # Rates by router weight reach the number of experts per token, which only the model says.
+        are_plain_rates = self.weighting != "activation" or self.rule == "comply_refuse"
+        if are_plain_rates and not -1 <= self.threshold < 1:
+            yield self.wrong("threshold", "at least -1 and below 1, as differences of rates of tokens or prompts are")
         if not self.roles:
             yield self.wrong("roles", "prompt, response or both")
         if self.alpha and not self.permutations:
