@@ -35,7 +35,7 @@ from moe_ray.config.run import Config
 from moe_ray.errors import InputError
 from moe_ray.experts import ExpertMasks
 from moe_ray.finetuning.adapter_files import HEADER
-from moe_ray.finetuning.history import HISTORY, read_history
+from moe_ray.finetuning.history import HISTORY, read_steps
 from moe_ray.identification.controls import CONTROLS
 from moe_ray.identification.findings import CERTAINTY
 from moe_ray.identification.mask_files import MASKS, read_masks
@@ -301,7 +301,7 @@ class RunDirectory:
     @cached_property
     def history(self) -> pd.DataFrame | None:
         """The training's steps, a row each; None = nothing was trained."""
-        steps = read_history(self.sub(FINETUNE)) if self.holds(FINETUNE, HISTORY) else []
+        steps = read_steps(self.sub(FINETUNE)) if self.holds(FINETUNE, HISTORY) else []
         return pd.DataFrame(steps) if steps else None
 
     def answers(self, when: When) -> pd.DataFrame | None:

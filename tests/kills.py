@@ -3,8 +3,8 @@
     python tests/kills.py FOLDER --kills 100 --seed 0
 
 FOLDER gets an uninterrupted run of each form, `kills.jsonl` with a line per kill, and the table at the end; the same command
-goes on where it was stopped. Each kill takes about one and a half times a run. A run that ended otherwise than it should
-stays in FOLDER for a look.
+goes on where it was stopped. A run is killed several times, each time at a later moment, and then goes on to its end. A run
+that ended otherwise than it should stays in FOLDER for a look.
 """
 
 from __future__ import annotations
@@ -48,6 +48,8 @@ FORMS: dict[str, tuple[str, ...]] = {
     # Ray Train's workers, a classifier that judges in actors, and a tracking server.
     "spread": ("finetune.num_workers=2", "evaluate.judge=classifier"),
 }
+_LONGEST_STAGE = 20.0
+"""Seconds of a stage within which its kills come."""
 _BYTES_OF_THE_DISK = 300 * 2**20
 
 
@@ -145,9 +147,16 @@ class Place:
         finally:
             subprocess.run(["umount", "--lazy", disk], check=True)
 
+    def keep(self) -> None:
+        """Copies the run directory off the small disk, for a look."""
+        if os.path.ismount(self.folder / "disk"):
+            shutil.copytree(self.run, self.folder / "kept", dirs_exist_ok=True)
+
     def left_over(self) -> list[str]:
-        """Temporary files of ours; Ray keeps its logs."""
-        return sorted(path.name for path in self.temporary.iterdir() if path.name != "ray")
+        """Temporary files of ours; Ray keeps its logs, and its dashboard the socket of the server that forks its parts."""
+        return sorted(
+            path.name for path in self.temporary.iterdir() if path.name != "ray" and not path.name.startswith("pymp-")
+        )
 
 
 def of_driver(number: int) -> Callable[[Command], str]:
@@ -185,6 +194,7 @@ class Kind:
         within: stages in which it is done; empty = all.
         statuses: of the command after it.
         says: what the command must say then, if it did not go on to the end.
+        ends: the command is waited for before the next kill, since it ends, or what was done must be undone.
     """
 
     form: str
@@ -192,20 +202,23 @@ class Kind:
     within: tuple[str, ...] = ()
     statuses: tuple[int, ...] = (0,)
     says: str = ""
+    ends: bool = False
 
 
 KINDS: dict[str, Kind] = {
-    "driver": Kind("alone", of_driver(signal.SIGKILL), statuses=(-9,)),
-    "SIGINT": Kind("alone", of_driver(signal.SIGINT), statuses=(130,), says="interrupted; the same command goes on"),
-    "SIGTERM": Kind("alone", of_driver(signal.SIGTERM), statuses=(143,), says="terminated; the same command goes on"),
+    "driver": Kind("alone", of_driver(signal.SIGKILL), statuses=(-9,), ends=True),
+    "SIGINT": Kind("alone", of_driver(signal.SIGINT), statuses=(130,), says="interrupted; the same command", ends=True),
+    "SIGTERM": Kind(
+        "alone", of_driver(signal.SIGTERM), statuses=(143,), says="terminated; the same command", ends=True
+    ),
     "model process": Kind("alone", of_process("ray::ModelActor"), within=("capture", "evaluate", "finetune")),
-    "raylet": Kind("alone", of_process("/raylet"), statuses=(0, 4), says="Ray"),
-    "disk full": Kind("alone", lambda command: "disk", statuses=(0, 4), says="the disk is full"),
+    "raylet": Kind("alone", of_process("/raylet"), statuses=(0, 4), says="Ray", ends=True),
+    "disk full": Kind("alone", lambda command: "disk", statuses=(0, 4), says="the disk is full", ends=True),
     "second driver": Kind("alone", lambda command: "lock", within=("prompts", "capture", "identify")),
     "train worker": Kind("spread", of_process("ray::RayTrainWorker"), within=("finetune",)),
     "judge": Kind("spread", of_process("ray::BlockActor", "ray::verdicts"), within=("evaluate/before/figures",)),
     "MLflow server": Kind("spread", lambda command: "server", statuses=(0, 4), says="tracking"),
-    "driver of Train": Kind("spread", of_driver(signal.SIGKILL), within=("finetune",), statuses=(-9,)),
+    "driver of Train": Kind("spread", of_driver(signal.SIGKILL), within=("finetune",), statuses=(-9,), ends=True),
 }
 
 
@@ -250,74 +263,128 @@ def moment(kind: Kind, reference: Reference, chance: random.Random) -> tuple[int
     names = [name for name, _ in reference.ends]
     fitting = [index for index, name in enumerate(names) if not kind.within or name.startswith(kind.within)]
     stage = chance.choice(fitting)
-    return stage, chance.random() * (ends[stage + 1] - ends[stage]), names[stage]
+    # Ray starts within the first stage, which on a crowded machine takes minutes.
+    return stage, chance.random() * min(ends[stage + 1] - ends[stage], _LONGEST_STAGE), names[stage]
 
 
-def disturb(name: str, place: Place, reference: Reference, server: Server, chance: random.Random) -> dict[str, Any]:
-    """One kill, and the run to its end; what came of it."""
-    kind = KINDS[name]
-    after, later, stage = moment(kind, reference, chance)
-    command = place.start()
+def disturbed_run(
+    names: Sequence[str], place: Place, reference: Reference, server: Server, chance: random.Random
+) -> list[dict[str, Any]]:
+    """One run with several kills, each at a later moment than the one before, and to its end; a record of each.
+
+    What does not end the command is followed by the next kill of the same command. What the finished run has otherwise than
+    an uninterrupted one is a fault of all its kills, since any may be the cause.
+    """
+    plan = sorted((*moment(KINDS[name], reference, chance), name) for name in names)
+    records: list[dict[str, Any]] = []
+    open_ones: list[dict[str, Any]] = []
+    command, status, is_server_gone = place.start(), None, False
+    for after, later, stage, name in plan:
+        if status == 0:  # The run has ended: there is nothing to kill any more.
+            break
+        if status is not None:
+            command, status = place.start(), None
+        _await_moment(command, after, later)
+        record = {
+            "kind": name,
+            "stage": stage,
+            "at": round(time.monotonic() - command.began, 1),
+            "met": "",
+            "faults": [],
+        }
+        records.append(record)
+        open_ones.append(record)
+        if command.process.poll() is None:
+            record["is_late"] = command.ended_stages() >= len(reference.ends)
+            ballast = place.folder / "disk" / "ballast"
+            if name == "second driver":
+                record["faults"] += _second_driver(place, command)
+            elif name == "disk full":
+                _fill(ballast)
+            elif name == "MLflow server":
+                server.kill()
+                is_server_gone = True
+            record["met"] = KINDS[name].does(command)
+            if not KINDS[name].ends and command.process.poll() is None:
+                continue
+        status = _ended(command, open_ones, place)
+        (place.folder / "disk" / "ballast").unlink(missing_ok=True)
+        open_ones = []
+        if status and is_server_gone:
+            server.start()
+            is_server_gone = False
+    if status is None:
+        status = _ended(command, open_ones, place)
+    if is_server_gone:
+        server.start()
+    # What waited for a lost server is sent by the next command.
+    if status or is_server_gone:
+        again = place.start()
+        last = records[-1]
+        if again.wait():
+            last["faults"].append("resuming failed: " + "\n".join(again.lines())[-1500:])
+        last["resumed"] = round(time.monotonic() - again.began, 1)
+        if orphans := again.orphans():
+            last["faults"].append(f"left running after the resume: {sorted(orphans.values())}")
+    faults = _faults_of_result(
+        place, reference, was_killed=any(record["status"] == -signal.SIGKILL for record in records)
+    )
+    for record in records:
+        record["faults"] += faults
+        record["whole"] = round(reference.seconds, 1)
+        record.setdefault("resumed", None)
+    return records
+
+
+def _await_moment(command: Command, after: int, later: float) -> None:
+    """Waits until so many stages have ended, and then so many seconds; no longer than the command lives."""
     while command.process.poll() is None and command.ended_stages() < after:
         time.sleep(0.02)
     until = time.monotonic() + later
     while command.process.poll() is None and time.monotonic() < until:
         time.sleep(0.02)
-    at, met, faults = time.monotonic() - command.began, "", list[str]()
-    ballast = place.folder / "disk" / "ballast"
-    if command.process.poll() is None:
-        if name == "second driver":
-            faults += _second_driver(place, command)
-        elif name == "disk full":
-            _fill(ballast)
-        elif name == "MLflow server":
-            server.kill()
-        met = kind.does(command)
+
+
+def _ended(command: Command, records: Sequence[dict[str, Any]], place: Place) -> int:
+    """Waits for the command's end, and notes in the records of its kills what is wrong with it."""
     status = command.wait()
     ended = time.monotonic() - command.began
-    said = "\n".join(command.lines())
+    lines = command.lines()
     orphans = command.orphans()
-    if name == "MLflow server":
-        server.start()
-    ballast.unlink(missing_ok=True)
-    if met and status not in kind.statuses and not (status == 0 and at > reference.seconds - 1):
-        faults.append(f"status {status}, expected one of {kind.statuses}: {said[-300:]}")
-    if met and status > 0:
-        if kind.says not in said.splitlines()[-1]:
-            faults.append(f"last line {said.splitlines()[-1]!r} does not say {kind.says!r}")
-        if "Traceback" in said:
+    # What goes on after a kill may still end with the status of one before the last.
+    allowed = {code for record in records for code in KINDS[record["kind"]].statuses if code > 0}
+    last = records[-1]
+    allowed |= set(KINDS[last["kind"]].statuses)
+    if not last["met"] or last.get("is_late"):
+        allowed.add(0)
+    for record in records:
+        record |= {"status": status, "ended": round(ended, 1)}
+        faults = record["faults"]
+        if status not in allowed:
+            faults.append(f"status {status}, expected one of {sorted(allowed)}: " + "\n".join(lines)[-300:])
+        if status > 0 and not any(
+            KINDS[each["kind"]].says in lines[-1] for each in records if KINDS[each["kind"]].says
+        ):
+            faults.append(f"last line {lines[-1]!r} does not say {KINDS[last['kind']].says!r}")
+        if any("Traceback" in line for line in lines):
             faults.append("a traceback")
-    resumed = None
-    if status or name == "MLflow server":
-        again = place.start()
-        if again.wait():
-            faults.append("resuming failed: " + "\n".join(again.lines())[-1500:])
-        resumed = time.monotonic() - again.began
-        orphans |= again.orphans()
+        if orphans:
+            faults.append(f"left running: {sorted(orphans.values())}")
+    return status
+
+
+def _faults_of_result(place: Place, reference: Reference, *, was_killed: bool) -> list[str]:
+    """What a finished run has otherwise than the uninterrupted one: results, files, and temporary files left over."""
+    faults = []
     left = place.left_over()
-    if orphans:
-        faults.append(f"left running: {sorted(orphans.values())}")
-    if left and status != -signal.SIGKILL:
+    if left and not was_killed:
         faults.append(f"left in the temporary folder: {left}")
     if not (place.run / "summary.json").exists():
-        faults.append("no summary")
-    else:
-        faults += differences(reference.run, place.run)
-        extra = files_of(place.run) ^ files_of(reference.run)
-        if extra:
-            faults.append(f"files of only one of both runs: {sorted(extra)}")
-    return {
-        "kind": name,
-        "stage": stage,
-        "at": round(at, 1),
-        "met": met,
-        "status": status,
-        "ended": round(ended, 1),
-        "resumed": None if resumed is None else round(resumed, 1),
-        "whole": round(reference.seconds, 1),
-        "temporary": left,
-        "faults": faults,
-    }
+        return [*faults, "no summary"]
+    faults += differences(reference.run, place.run)
+    if extra := files_of(place.run) ^ files_of(reference.run):
+        faults.append(f"files of only one of both runs: {sorted(extra)}")
+    return faults
 
 
 def _second_driver(place: Place, first: Command) -> list[str]:
@@ -345,10 +412,28 @@ def with_mounts() -> bool:
     return shutil.which("unshare") is not None and not subprocess.run(["unshare", "-m", "true"], check=False).returncode
 
 
-def kill_runs(folder: Path, model: Path, *, kills: int, seed: int, kinds: Sequence[str]) -> list[dict[str, Any]]:
-    """All kills, each a record; those that are recorded already are not done again."""
-    records = folder / "kills.jsonl"
-    done = [json.loads(line) for line in records.read_text().splitlines()] if records.exists() else []
+def planned(kills: int, kinds: Sequence[str], per_run: int, seed: int) -> list[tuple[str, list[str]]]:
+    """Runs, each with its form and its kills, so that every kind comes as often as every other."""
+    chance = random.Random(seed)
+    of_forms: dict[str, list[str]] = {}
+    for number in range(kills):
+        name = kinds[number % len(kinds)]
+        of_forms.setdefault(KINDS[name].form, []).append(name)
+    runs = []
+    for form, names in of_forms.items():
+        chance.shuffle(names)
+        runs += [(form, names[start : start + per_run]) for start in range(0, len(names), per_run)]
+    chance.shuffle(runs)
+    return runs
+
+
+def kill_runs(
+    folder: Path, model: Path, *, kills: int, seed: int, kinds: Sequence[str], per_run: int = 1
+) -> list[dict[str, Any]]:
+    """All kills, each a record; runs that are recorded already are not done again."""
+    path = folder / "kills.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    done = {record["run"] for record in records}
     classifier = folder / "classifier"
     if not classifier.exists():
         from tiny_classifier import save_tiny_classifier
@@ -362,32 +447,31 @@ def kill_runs(folder: Path, model: Path, *, kills: int, seed: int, kinds: Sequen
         "spread": (f"model.path={model}", f"evaluate.classifier={classifier}", f"tracking.uri={server.uri}"),
     }
     try:
-        for number in range(len(done), kills):
-            chance = random.Random(f"{seed} {number}")
-            name = kinds[number % len(kinds)]
-            form = KINDS[name].form
+        for number, (form, names) in enumerate(planned(kills, kinds, per_run, seed)):
+            if number in done:
+                continue
             reference = uninterrupted(folder, form, given[form])
             place = Place(folder / f"k{number}", form, given[form])
-            if name == "disk full":
-                with place.small_disk():
-                    record = disturb(name, place, reference, server, chance)
-            else:
-                record = disturb(name, place, reference, server, chance)
-            record = {"number": number, **record}
-            with records.open("a") as file:
-                file.write(json.dumps(record) + "\n")
-            done.append(record)
-            words = "; ".join(record["faults"]) or "equal"
-            print(
-                f"{number + 1}/{kills} {name} in {record['stage']} after {record['at']:.0f} s: status {record['status']}, "
-                f"resumed in {record['resumed']} of {record['whole']} s: {words}",
-                flush=True,
-            )
-            if not record["faults"]:
+            with place.small_disk() if "disk full" in names else contextlib.nullcontext():
+                found = disturbed_run(names, place, reference, server, random.Random(f"{seed} {number}"))
+                if any(record["faults"] for record in found):
+                    place.keep()
+            found = [{"run": number, **record} for record in found]
+            with path.open("a") as file:
+                file.writelines(json.dumps(record) + "\n" for record in found)
+            records += found
+            for record in found:
+                print(
+                    f"run {number}: {record['kind']} in {record['stage']} after {record['at']:.0f} s: status "
+                    f"{record['status']}, resumed in {record['resumed']} of {record['whole']} s: "
+                    f"{'; '.join(record['faults']) or 'equal'}",
+                    flush=True,
+                )
+            if not any(record["faults"] for record in found):
                 shutil.rmtree(place.folder, ignore_errors=True)
     finally:
         server.kill()
-    return done
+    return records
 
 
 def table(records: Sequence[dict[str, Any]]) -> str:
@@ -411,10 +495,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="short, since Ray's sockets are below it, such as /tmp/kills")
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--per-run", type=int, default=4, help="kills of one run, one after the other")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--model", type=Path, help="checkpoint folder; the embedded model, unless given")
     arguments = parser.parse_args()
+    # A shell starts what it puts into the background with SIGINT ignored, and every process below would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if "disk full" in arguments.kinds and "MOE_RAY_MOUNTS" not in os.environ:
         if with_mounts():
             os.environ["MOE_RAY_MOUNTS"] = "1"
@@ -432,6 +519,7 @@ def main() -> int:
         kills=arguments.kills,
         seed=arguments.seed,
         kinds=arguments.kinds,
+        per_run=arguments.per_run,
     )
     print(table(records))
     return int(any(record["faults"] for record in records))

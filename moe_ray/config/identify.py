@@ -24,6 +24,9 @@ RULES_BY_WEIGHT = ("esft_gate",)
 RULES_WITHOUT_A_TEST = ("top_routed", "esft_token", "esft_gate")
 """Rules that look at unsafe prompts alone, so that no difference of theirs is tested."""
 
+_MOST_EXPERTS_PER_TOKEN = 256
+"""No family routes a token to more; how many the model's are is not known here."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class IdentifyConfig(Section):
@@ -72,10 +75,11 @@ class IdentifyConfig(Section):
     threshold: float = setting(
         0.05,
         "an unsafe expert's risk difference (its rate on unsafe tokens minus its rate on safe ones) is above this; with "
-        "rule comply_refuse, its rate in answers minus that in refusals",
+        "rule comply_refuse, its rate in answers minus that in refusals. Rates are 1 at most, and so are differences, but "
+        "with weighting=activation an expert's rate is up to the number of experts per token",
         affects="masks",
-        at_least=-1,
-        below=1,
+        at_least=-_MOST_EXPERTS_PER_TOKEN,
+        below=_MOST_EXPERTS_PER_TOKEN,
     )
     min_share: float = setting(
         0.1,
@@ -140,7 +144,11 @@ class IdentifyConfig(Section):
     )
 
     def faults(self) -> Iterator[str]:
-        """Yields what is wrong with the roles, and filters that miss what they need."""
+        """Yields what is wrong with the threshold or the roles, and filters that miss what they need."""
+        # Rates by router weight reach the number of experts per token, which only the model says.
+        are_plain_rates = self.weighting != "activation" or self.rule == "comply_refuse"
+        if are_plain_rates and not -1 <= self.threshold < 1:
+            yield self.wrong("threshold", "at least -1 and below 1, as differences of rates of tokens or prompts are")
         if not self.roles:
             yield self.wrong("roles", "prompt, response or both")
         if self.alpha and not self.permutations:

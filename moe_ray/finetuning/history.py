@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from types import NoneType
 from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
@@ -12,6 +13,8 @@ from moe_ray.storage.damage import reading
 from moe_ray.storage.folder import Folder
 
 HISTORY = "history.jsonl"
+_NUMBERS, _MAY_BE_NONE = ("step", "epoch", "loss", "grad_norm"), ("validation_loss",)
+"""Fields of a step that are read again, each a number."""
 
 
 def write_history(folder: Folder, lines: Sequence[Mapping[str, Any]]) -> None:
@@ -24,6 +27,24 @@ def read_history(folder: Folder) -> list[dict[str, Any]]:
     data = folder.read_bytes(HISTORY)
     with reading(folder.file(HISTORY), expected="a line of JSON for every step"):
         return _decoded(data)
+
+
+def read_steps(folder: Folder) -> list[dict[str, Any]]:
+    """`read_history`, where every line has the numbers of a step.
+
+    Raises:
+        InputError: a line is no step's.
+    """
+    steps = read_history(folder)
+    with reading(folder.file(HISTORY), expected="a line of JSON for every step"):
+        for place, step in enumerate(steps, start=1):
+            for name in (*_NUMBERS, *_MAY_BE_NONE):
+                value = step[name]
+                if isinstance(value, bool) or not isinstance(value, int | float | NoneType):
+                    raise TypeError(f"{name} of line {place} is a {type(value).__name__}")
+                if value is None and name not in _MAY_BE_NONE:
+                    raise TypeError(f"{name} of line {place} is null")
+    return steps
 
 
 def _encoded(line: Mapping[str, Any]) -> bytes:
@@ -72,7 +93,8 @@ class HistoryWriter:
 
     def _begin(self, step: int) -> None:
         before = read_history(self._folder) if self._resumed and self._folder.exists(HISTORY) else []
-        kept = [line for line in before if line["step"] < step]
+        with reading(self._folder.file(HISTORY), expected="a line of JSON for every step"):
+            kept = [line for line in before if line["step"] < step]
         if self._appends:
             # Moved into its place, so that a crash in between loses no step.
             write_history(self._folder, kept)

@@ -5,19 +5,24 @@ writes the opening one itself, only the closing one is in what the model says. T
 channels, of which `final` alone is for the user. A thought that is never closed has no answer after it.
 
 Sources: the chat templates of Qwen3, DeepSeek-R1 and V3.1 and GLM-4.5 (`<think>`), Magistral (`[THINK]`), Seed-OSS, Command
-A Reasoning and Kimi-VL-Thinking; the harmony response format of gpt-oss.
+A Reasoning and Kimi-VL-Thinking; the harmony response format of gpt-oss. `<thinking>`, `<thought>` and `<reasoning>` are
+what fine-tuned models and prompts that ask for a thought use.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from transformers import PreTrainedTokenizerBase
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _MARKS = (
     ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("<reasoning>", "</reasoning>"),
     ("[THINK]", "[/THINK]"),
     ("<seed:think>", "</seed:think>"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),

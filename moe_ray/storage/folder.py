@@ -130,8 +130,12 @@ class Folder:
             self.fs.pipe_file(self.file(name), data)
             return
         temporary = self.file(f".{name}.part")
-        self.fs.pipe_file(temporary, data)
-        self.fs.mv(temporary, self.file(name))
+        try:
+            self.fs.pipe_file(temporary, data)
+            self.fs.mv(temporary, self.file(name))
+        except BaseException:  # such as a full disk, which half a file would keep full
+            self.remove(f".{name}.part")
+            raise
 
     def read_bytes(self, name: str) -> bytes:
         """A file's bytes."""

@@ -129,7 +129,8 @@ def begin(
 ) -> Decision:
     """Decides, and where the stage is begun anew empties its folder and marks it with the inputs.
 
-    A finished stage that lost one of its files is resumed: its work finds what is left.
+    A finished stage that lost one of its files, or a part of one that has parts, is resumed: its work finds what is left. A
+    part of another size than it was written with is removed before, so that it is not taken for a whole one.
 
     Args:
         folder: of the stage.
@@ -142,7 +143,9 @@ def begin(
     """
     plain, decision = _plain(inputs), decide(folder, inputs)
     if decision.action == "reuse" and (lost := _lost_files(folder, (*keeps, *may_go))):
-        logger.warning("%s lacks %s, which was there; it is made again", folder.url, ", ".join(lost[:3]))
+        logger.warning("%s lacks %s as it was written; it is made again", folder.url, ", ".join(lost[:3]))
+        for name in lost:
+            folder.remove(name)
         folder.remove(MANIFEST)
         decision = decide(folder, inputs)
     if decision.action == "begin":
@@ -157,9 +160,22 @@ def begin(
 
 
 def _lost_files(folder: Folder, may_go: tuple[str, ...]) -> list[str]:
-    """What a finished stage wrote and is not there any more, but for what may go."""
-    wrote, there = read_manifest(folder).get("wrote") or [], set(folder.names())
-    return [name for name in wrote if name not in there and not any(fnmatch.fnmatchcase(name, k) for k in may_go)]
+    """What a finished stage wrote and is not there as it wrote it, but for what may go."""
+    manifest, there, parts = read_manifest(folder), set(folder.names()), _sizes_of_parts(folder)
+    lost = [name for name in manifest.get("wrote") or [] if name not in there]
+    lost += [name for name, size in (manifest.get("parts") or {}).items() if parts.get(name) != size]
+    return [name for name in lost if not any(fnmatch.fnmatchcase(name.partition("/")[0], kept) for kept in may_go)]
+
+
+def _sizes_of_parts(folder: Folder) -> dict[str, int]:
+    """Bytes of every file inside the tables that are folders of parts."""
+    found: dict[str, int] = {}
+    for table in folder.names():
+        if table.endswith(".parquet") and folder.fs.isdir(folder.file(table)):
+            parts = folder.sub(table)
+            listed = parts.fs.find(parts.path, detail=True)
+            found |= {f"{table}/{path.rpartition('/')[2]}": int(about["size"]) for path, about in listed.items()}
+    return found
 
 
 def _refuse_foreign_files(folder: Folder, keeps: tuple[str, ...]) -> None:
@@ -201,7 +217,17 @@ def finish(folder: Folder, inputs: Mapping[str, Any], notes: Mapping[str, Any], 
     wrote = [name for name in folder.names() if name != MANIFEST]
     # What the manifest says is complete must be on the disk before it is.
     folder.sync()
-    folder.write_json(MANIFEST, {"inputs": _plain(inputs), "notes": kept, "wrote": wrote, "environment": environment()})
+    parts = _sizes_of_parts(folder)
+    folder.write_json(
+        MANIFEST,
+        {
+            "inputs": _plain(inputs),
+            "notes": kept,
+            "wrote": wrote,
+            **({"parts": parts} if parts else {}),
+            "environment": environment(),
+        },
+    )
     return Outcome(folder=folder, notes=kept, seconds=seconds, is_reused=False)
 
 

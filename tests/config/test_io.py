@@ -215,3 +215,14 @@ def test_a_number_without_a_dot_before_its_exponent_is_a_number():
 def test_any_valid_selection_is_accepted_as_given(threshold, top_k):
     identify = IdentifyConfig(threshold=threshold, top_k=top_k)
     assert (identify.threshold, identify.top_k) == (threshold, top_k)
+
+
+def test_differences_by_router_weight_may_be_cut_above_one_and_others_may_not():
+    assert IdentifyConfig(threshold=2.5).weighting == "activation"
+    for others in ({"weighting": "tokens"}, {"weighting": "prompts"}, {"rule": "comply_refuse"}):
+        assert IdentifyConfig(threshold=0.99, **others).threshold == 0.99
+        for threshold in (1.0, 2.5, -1.01):
+            with pytest.raises(InputError, match=r"identify.threshold: got .*, expected at least -1 and below 1"):
+                IdentifyConfig(threshold=threshold, **others)
+    with pytest.raises(InputError, match=r"identify.threshold"):
+        IdentifyConfig(threshold=float("inf"))

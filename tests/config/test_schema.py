@@ -58,7 +58,7 @@ def test_what_is_read_is_accepted(text, tmp_path):
         "identify: {top_k: 0}",
         "k: 0",
         "identify: {top_k: 1.5}",
-        "identify: {threshold: 1}",
+        "identify: {min_share: 1}",
         "finetune: {learning_rate: 0}",
         "finetune: {monitor: 1}",
         "model: {dtype: float8}",

@@ -72,12 +72,12 @@ def test_sections_are_frozen_and_keyword_only():
 
 def test_all_faults_of_a_section_are_in_one_error_that_survives_a_process():
     with pytest.raises(WrongSettings) as error:
-        IdentifyConfig(top_k=0, threshold=2, alpha="x")
+        IdentifyConfig(top_k=0, min_share=2, alpha="x")
     again = pickle.loads(pickle.dumps(error.value))
     assert str(again) == str(error.value)
     assert str(again).splitlines()[0] == "3 wrong settings; mend them:"
     assert [line.split(":")[0].strip() for line in str(again).splitlines()[1:]] == [
-        "identify.threshold", "identify.top_k", "identify.alpha",
+        "identify.min_share", "identify.top_k", "identify.alpha",
     ]  # fmt: skip
 
 

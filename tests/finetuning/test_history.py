@@ -4,7 +4,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from moe_ray.finetuning.history import HISTORY, HistoryReader, HistoryWriter, read_history, write_history
+from moe_ray.errors import InputError
+from moe_ray.finetuning.history import HISTORY, HistoryReader, HistoryWriter, read_history, read_steps, write_history
 from moe_ray.finetuning.step_report import BatchReport, StepReport
 from moe_ray.storage.folder import Folder
 
@@ -40,6 +41,24 @@ def test_a_report_keeps_every_digit(folder):
     first, second = read_history(folder)
     lists = {"batches": [vars(batch) for batch in REPORT.batches], "output_movement": list(REPORT.output_movement)}
     assert first == second == {**REPORT.as_dict(), **lists}
+
+
+@pytest.mark.parametrize(
+    "line", [{"a": 1}, {"loss": None}, {"step": "3"}, {"epoch": [1]}, {"grad_norm": True}, {"validation_loss": {}}]
+)
+def test_a_line_that_is_no_steps_is_named_and_not_stumbled_over(folder, line):
+    foreign = line if line == {"a": 1} else {**REPORT.as_dict(), **line}
+    write_history(folder, [REPORT.as_dict(), foreign])
+    with pytest.raises(
+        InputError, match=r"history.jsonl is damaged or foreign: .*expected a line of JSON for every step"
+    ):
+        read_steps(folder)
+
+
+def test_a_resumed_training_names_a_history_that_is_not_its_own(folder):
+    write_history(folder, [{"a": 1}])
+    with pytest.raises(InputError, match=r"history.jsonl is damaged or foreign"):
+        HistoryWriter(folder, resumed=True).add({"step": 1})
 
 
 def test_writing_again_replaces_what_was_there(folder):

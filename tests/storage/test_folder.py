@@ -1,5 +1,6 @@
 """A folder is the same wherever it lies, and one that cannot be written is refused."""
 
+import errno
 from typing import ClassVar
 
 import fsspec
@@ -99,3 +100,19 @@ def test_a_growing_table_that_fails_leaves_the_old_file_and_nothing_else(folder)
         fail()
     assert folder.read_frame("a.parquet")["x"].tolist() == [1]
     assert folder.names() == ["a.parquet"]
+
+
+def test_a_file_that_cannot_be_written_to_its_end_leaves_nothing_behind(tmp_path, monkeypatch):
+    folder = Folder.open(str(tmp_path))
+    folder.write_bytes("a.json", b"old")
+
+    def fills_the_disk(path, data):
+        with open(path, "wb") as file:
+            file.write(data[:1])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(folder.fs, "pipe_file", fills_the_disk)
+    with pytest.raises(OSError, match="No space left"):
+        folder.write_bytes("a.json", b"new")
+    assert folder.names() == ["a.json"]
+    assert folder.read_bytes("a.json") == b"old"

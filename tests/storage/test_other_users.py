@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,48 @@ def test_a_run_directory_that_was_there_keeps_its_rights(home):
     assert as_another_user(home / "shared" / "x.json")[0].startswith("read")
 
 
-def test_without_the_token_no_job_is_submitted(home):
-    """Ray asks for the token, whose file the other user cannot read."""
+def test_the_token_is_its_owners_alone(home):
     protect_token()
     assert as_another_user(home / ".ray", home / ".ray" / "auth_token") == ["denied"] * 2
+
+
+SUBMITS = f"""
+import json, os, sys, urllib.error, urllib.request
+address, marker, token = sys.argv[1:]
+if token == "-":
+    os.setgroups([])
+    os.setgid({NOBODY})
+    os.setuid({NOBODY})
+headers = {{"Content-Type": "application/json"}}
+if token != "-":
+    headers["Authorization"] = "Bearer " + token
+asked = urllib.request.Request(address + "/api/jobs/", json.dumps({{"entrypoint": "touch " + marker}}).encode(), headers)
+try:
+    print(urllib.request.build_opener(urllib.request.ProxyHandler({{}})).open(asked, timeout=120).status)
+except urllib.error.HTTPError as error:
+    print(error.code)
+"""
+
+
+@pytest.mark.needs_ray
+@pytest.mark.filterwarnings("default")
+def test_another_user_submits_no_job_to_a_live_ray(ray_cluster, tmp_path):
+    """The dashboard on loopback, which any process of the machine can reach, runs jobs of those alone who have the token."""
+    import ray
+
+    address = "http://" + ray._private.worker._global_node.address_info["webui_url"]
+    token = (Path.home() / ".ray" / "auth_token").read_text().strip()
+
+    def status(marker: Path, token: str) -> str:
+        command = [sys.executable, "-I", "-S", "-c", SUBMITS, address, str(marker), token]
+        return subprocess.run(command, capture_output=True, text=True, check=True, cwd="/").stdout.strip()
+
+    assert status(tmp_path / "stranger", "-") in ("401", "403")
+    assert status(tmp_path / "wrong", "0" * 64) in ("401", "403")
+    assert status(tmp_path / "owner", token) == "200"
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "owner").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert not (tmp_path / "stranger").exists()
+    assert not (tmp_path / "wrong").exists()

@@ -213,7 +213,33 @@ def test_a_finished_stage_that_lost_a_file_makes_it_again_from_what_is_left(pare
     folder.remove("output.json")
     assert not run_stage(stage, parent).is_reused
     assert calls == [[STARTED], [STARTED, "left.json"]]
-    assert any("lacks output.json, which was there; it is made again" in message for message in caplog.messages)
+    assert any("lacks output.json as it was written; it is made again" in message for message in caplog.messages)
+    assert run_stage(stage, parent).is_reused
+
+
+@pytest.mark.parametrize("what", ["lost", "cut"])
+def test_a_part_of_a_table_that_was_lost_or_cut_is_made_again_and_the_others_stay(parent, what, caplog):
+    calls = []
+
+    def work(folder):
+        parts = folder.sub("risk.parquet")
+        calls.append(parts.names())
+        for name in ("part-0", "part-1"):
+            if not parts.exists(name):
+                parts.write_bytes(name, b"rows")
+        return {MADE: {}}
+
+    stage = Stage(name="identify", inputs={"a": 1}, work=work)
+    parts = run_stage(stage, parent).folder.sub("risk.parquet")
+    assert run_stage(stage, parent).is_reused
+    if what == "lost":
+        parts.remove("part-1")
+    else:
+        parts.write_bytes("part-1", b"ro")
+    assert not run_stage(stage, parent).is_reused
+    assert calls == [[], ["part-0"]]
+    assert parts.read_bytes("part-1") == b"rows"
+    assert any("lacks risk.parquet/part-1 as it was written" in message for message in caplog.messages)
     assert run_stage(stage, parent).is_reused
 
 

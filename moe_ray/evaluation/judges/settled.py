@@ -5,29 +5,20 @@ So these two kinds mean the same under every judge, and nobody is asked, or paid
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 
 from moe_ray.evaluation.judges.degenerate import degenerate_reason
 from moe_ray.evaluation.judges.phrases import is_refusal
 from moe_ray.evaluation.judges.verdict import Conversation, Judge, Verdict
-
-_THOUGHT_ENDS = re.compile(r"</(?:think|thinking|thought|reasoning|seed:think)>|◁/think▷|\[/THINK\]", re.IGNORECASE)
-_THOUGHT_BEGINS = re.compile(
-    r"\s*(?:<(?:think|thinking|thought|reasoning|seed:think)>|◁think▷|\[THINK\])", re.IGNORECASE
-)
+from moe_ray.models.thoughts import split_thought
 
 
 def answer_part(text: str) -> str | None:
-    """What is said after the thought; None = the thought was not finished, so nothing is.
-
-    A thought is what a reasoning model writes between marks such as `<think>` and `</think>`; its template may have
-    written the first of them, so that the text has the last one only.
-    """
-    parts = _THOUGHT_ENDS.split(text)
-    if len(parts) > 1:
-        return parts[-1].strip()
-    return None if _THOUGHT_BEGINS.match(text) else text
+    """What is said after the thought, see `split_thought`; None = the thought was not finished, so nothing is."""
+    split = split_thought(text)
+    if split.is_unclosed:
+        return None
+    return split.answer if text[: split.start].strip() else text
 
 
 def settle(conversation: Conversation) -> Verdict | Conversation:

@@ -52,6 +52,7 @@ def ray_session(config: ClusterConfig, *, dashboard: bool = True) -> Iterator[No
 
     Raises:
         InputError: the address does not answer.
+        OutsideFailed: work ended with an error after every node of the cluster was lost, whatever that error said.
     """
     set_local_environment(config)
     address = cluster_address(config)
@@ -80,8 +81,24 @@ def ray_session(config: ClusterConfig, *, dashboard: bool = True) -> Iterator[No
     _tune_data()
     try:
         yield
+    except Exception as error:
+        if isinstance(error, OutsideFailed) or has_nodes():
+            raise
+        # Actors that cannot be started anywhere look like ones that end for want of memory.
+        raise OutsideFailed(
+            "Ray's own process on this machine (raylet) ended, and all model processes with it, as they do where memory "
+            "runs out or somebody kills it; what was done is kept, and the same command goes on where this one stopped"
+        ) from error
     finally:
         ray.shutdown()
+
+
+def has_nodes() -> bool:
+    """Whether any node is there to work on; Ray itself may be gone with the last one."""
+    try:
+        return any(node["Alive"] for node in ray.nodes())
+    except Exception:  # Ray has no type of its own for a service that is gone
+        return False
 
 
 def _require_answer(address: str) -> None:
@@ -202,6 +219,8 @@ def wait_until_free(before: dict[str, float], what: str, *, timeout_seconds: flo
     gc.collect()
     deadline = time.monotonic() + timeout_seconds
     while missing := _missing(before, ray.available_resources()):
+        if not has_nodes():  # nobody is left to give anything back
+            return
         if time.monotonic() > deadline:
             logger.warning("%s: %s not given back after %.0f s", what, ", ".join(missing), timeout_seconds)
             break

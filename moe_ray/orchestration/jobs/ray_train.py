@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import ray.train
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 
 from moe_ray.config.auto import gpus_of
 from moe_ray.config.finetune import FinetuneConfig
@@ -89,13 +91,35 @@ def train_with_ray(
         ),
     )
     try:
-        with resources_released("fine-tuning"):
+        with resources_released("fine-tuning"), _address_propagated():
             result = trainer.fit()
     except ray.train.WorkerGroupError as error:
         raise _error_of_worker(error) from None
     outcome: dict[str, Any] = result.return_value
     out.fs.rm(f"{out.path}/ray_train", recursive=True)
     return outcome
+
+
+@contextmanager
+def _address_propagated() -> Iterator[None]:
+    """Tells Ray Train's own actors which Ray they are in.
+
+    One of them asks Ray's state by an address that it looks for itself: where a second Ray is at work on the machine, it ends
+    with a traceback, and what it should tidy up stays.
+    """
+    name = "RAY_ADDRESS"
+    before, listed = os.environ.get(name), name in ENV_VARS_TO_PROPAGATE
+    os.environ[name] = ray.get_runtime_context().gcs_address
+    ENV_VARS_TO_PROPAGATE.add(name)
+    try:
+        yield
+    finally:
+        if not listed:
+            ENV_VARS_TO_PROPAGATE.discard(name)
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def _error_of_worker(error: Any) -> BaseException:

@@ -6,6 +6,7 @@ import logging
 import os
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -51,7 +52,7 @@ class Connection:
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         # Its level is set anew when the module is first used; a filter stays.
-        logging.getLogger("mlflow.store.db.utils").addFilter(_is_warning)
+        logging.getLogger("mlflow.store.db.utils").addFilter(_is_news)
         logging.getLogger("alembic").setLevel(logging.WARNING)
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
         if not config.uri and "file" not in folder.fs.protocol:
@@ -65,6 +66,15 @@ class Connection:
         self.client = mlflow.MlflowClient(tracking_uri=self.uri)
         self.experiment_id = ""
         self.ids: dict[str, str] = {}
+        self._deliveries: dict[str, Callable[[Item], None]] = {
+            "create": self._deliver_create,
+            "params": self._deliver_params,
+            "tags": self._deliver_tags,
+            "metrics": self._deliver_metrics,
+            "dataset": self._deliver_dataset,
+            "file": self._deliver_file,
+            "end": self._deliver_end,
+        }
         self.outbox = Outbox(folder, self.uri, self._deliver)
 
     def open_experiment(self, name: str) -> None:
@@ -105,7 +115,11 @@ class Connection:
 
     def _deliver(self, item: Item) -> None:
         try:
-            getattr(self, f"_deliver_{item['kind']}")(item)
+            self._deliveries[item["kind"]](item)
+        except (KeyError, TypeError) as error:
+            # An item of another version, or of a spool that somebody changed; it must not hold up those behind it.
+            is_known = item["kind"] in self._deliveries
+            raise Refused(_in_short(error) if is_known else "no item of this kind is known") from error
         except MlflowException as error:
             raise (Unreachable if error.error_code in _TEMPORARY else Refused)(_in_short(error)) from error
         except requests.HTTPError as error:
@@ -162,8 +176,9 @@ class Connection:
         self.client.set_terminated(item["run"], status=item["status"], end_time=item["time"])
 
 
-def _is_warning(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.WARNING
+def _is_news(record: logging.LogRecord) -> bool:
+    # Every error there is raised as well, and said in one sentence by who catches it; logged, it is a hundred lines.
+    return record.levelno == logging.WARNING
 
 
 def _in_short(error: Exception) -> str:

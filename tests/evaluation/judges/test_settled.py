@@ -93,3 +93,18 @@ def test_an_answer_is_what_follows_the_thought():
     assert answer_part("x</think>y") == "y"  # the template opened it
     assert answer_part("[THINK]x[/THINK]y") == "y"
     assert answer_part("  <thinking>x") is None
+
+
+@pytest.mark.parametrize(
+    ("said", "answer"),
+    [
+        ("<|channel|>analysis<|message|>x<|end|><|start|>assistant<|channel|>final<|message|>y", "y"),
+        ("<|channel|>analysis<|message|>x", None),
+        ("<|START_THINKING|>x<|END_THINKING|>y", "y"),
+        ("<|START_THINKING|>x", None),
+        ("<reasoning>x</reasoning>y", "y"),
+        ("\u25c1think\u25b7x\u25c1/think\u25b7y", "y"),
+    ],
+)
+def test_judges_know_every_form_of_a_thought_that_generation_knows(said, answer):
+    assert answer_part(said) == answer

@@ -7,12 +7,13 @@ from contextlib import nullcontext
 import pytest
 
 from moe_ray.config.cluster import ClusterConfig
-from moe_ray.errors import InputError, NothingSelected
+from moe_ray.errors import InputError, NothingSelected, OutsideFailed
 from moe_ray.orchestration.cluster.ray_session import (
     _missing,
     arrow_filesystem,
     check_reachable,
     require_cpus,
+    require_gpus,
     resources_released,
     result_of,
 )
@@ -91,6 +92,49 @@ def test_the_processes_of_a_cluster_are_told_to_wait_passively_unless_the_user_s
     assert [options["runtime_env"] for options in calls] == [told]
 
 
+@pytest.mark.parametrize(
+    ("nodes", "raised"),
+    [([{"Alive": True}], KeyError), ([{"Alive": False}], OutsideFailed), ([], OutsideFailed), (None, OutsideFailed)],
+)
+def test_what_follows_the_loss_of_the_last_node_is_said_as_that_and_not_as_it_looks(nodes, raised, monkeypatch):
+    from moe_ray.orchestration.cluster import ray_session
+
+    def listed():
+        if nodes is None:
+            raise RuntimeError("nobody answers")
+        return nodes
+
+    monkeypatch.setattr(ray_session.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray_session.ray, "init", lambda **options: None)
+    monkeypatch.setattr(ray_session.ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray_session.ray, "nodes", listed)
+    monkeypatch.setattr(ray_session, "_tune_data", lambda: None)
+    match = "raylet.* ended, .*the same command goes on" if raised is OutsideFailed else "x"
+    with pytest.raises(raised, match=match), ray_session.ray_session(ClusterConfig(address="10.0.0.1:6379")):
+        raise KeyError("x")
+
+
+def test_nothing_is_waited_for_after_an_error_or_the_loss_of_the_last_node(monkeypatch):
+    from moe_ray.orchestration.cluster import ray_session
+
+    held = [{"CPU": 4.0}, {"CPU": 1.0}]
+    monkeypatch.setattr(ray_session.ray, "available_resources", lambda: held[0] if len(held) == 2 else held[-1])
+    monkeypatch.setattr(ray_session.ray, "nodes", lambda: [{"Alive": True}])
+    began = time.monotonic()
+
+    def fails():
+        held.pop(0)
+        raise KeyError("x")
+
+    with pytest.raises(KeyError), resources_released("capture"):
+        fails()
+    held.insert(0, {"CPU": 4.0})
+    monkeypatch.setattr(ray_session.ray, "nodes", lambda: [{"Alive": False}])
+    with resources_released("capture"):
+        held.pop(0)
+    assert time.monotonic() - began < 10
+
+
 def wait_until_all_cpus_are_free(ray):
     """The tasks of a test before this one may not have given theirs back."""
     deadline = time.monotonic() + 60
@@ -124,6 +168,11 @@ class TestWithRay:
         require_cpus(4, "the sweep")
         with pytest.raises(InputError, match=r"the sweep needs 5 logical CPUs, got 4; raise cluster\.num_cpus"):
             require_cpus(5, "the sweep")
+
+    def test_gpus_that_a_local_ray_has_not_are_refused_and_not_waited_for(self):
+        require_gpus(0, "capture")
+        with pytest.raises(InputError, match=r"capture needs 1 GPUs, got 0 on this machine; set its gpus_per_"):
+            require_gpus(1, "capture")
 
     def test_what_an_actor_held_is_free_again_after_the_block(self, ray, caplog):
         class Idle:

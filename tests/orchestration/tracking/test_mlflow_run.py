@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 import threading
 import time
@@ -161,6 +162,33 @@ def test_a_refused_item_is_named_and_nothing_else_is_lost(folder, caplog):
     run = runs_by_name(tracker.uri)["run"]
     assert (run.data.params, run.data.metrics) == ({"a": "1"}, {"loss": 1.0})
     assert "MLflow refused 1 items: params" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("item", "said"),
+    [
+        ({"kind": "painting"}, "no item of this kind is known"),
+        ({"kind": "metrics"}, "KeyError|'metrics'"),
+        ({"kind": "metrics", "metrics": 3}, "not iterable"),
+    ],
+)
+def test_an_item_of_another_version_is_named_and_holds_up_nothing(folder, item, said, caplog):
+    with MlflowTracker(TrackingConfig(), "run", folder) as tracker:
+        folder.write_bytes(SPOOL, json.dumps({"destination": tracker.uri, "run": "r", **item}).encode() + b"\n")
+    with MlflowTracker(TrackingConfig(), "again", folder) as tracker:
+        tracker.log_params({"a": 1})
+    assert runs_by_name(tracker.uri)["again"].data.params == {"a": "1"}
+    assert re.search(f"MLflow refused {item['kind']}: .*({said})", caplog.text)
+    assert not folder.exists(SPOOL)
+
+
+def test_an_error_of_the_database_is_not_logged_beside_being_raised(folder, caplog):
+    with MlflowTracker(TrackingConfig(), "run", folder):
+        logger = logging.getLogger("mlflow.store.db.utils")
+        logger.warning("seen")
+        logger.error("database or disk is full", exc_info=OSError("a hundred lines"))
+    assert "seen" in caplog.text
+    assert "hundred lines" not in caplog.text
 
 
 def test_a_remote_run_directory_needs_a_server():
