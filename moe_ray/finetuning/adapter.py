@@ -39,6 +39,7 @@ from moe_ray.finetuning.adapter_tensors import (
 )
 from moe_ray.finetuning.tensor_files import TensorInfo
 from moe_ray.finetuning.trainable_experts import TrainableExperts
+from moe_ray.models.expert_codes import codes_of
 from moe_ray.models.moe_layers import MoELayer, find_moe_layers
 
 
@@ -83,6 +84,7 @@ def save_adapter(
         "model_type": _model_type(trainable.model),
         "layers": list(trainable.moe_layers.layers),
         "num_experts": trainable.moe_layers.num_experts,
+        **_about_codes(trainable.model),
     }
     parts: dict[Part, Mapping[str, Tensor]] = dict(routers or {})
     for expert, tensors in trainable.parameters.items():
@@ -94,6 +96,12 @@ def save_adapter(
         types = {name: tensor.dtype for name, tensor in own_tensors(layers[part.layer], part).items()}
         own[part] = {name: tensor.detach().to(types[name]) for name, tensor in by_name.items()}
     _write(folder, header, own)
+
+
+def _about_codes(model: nn.Module) -> dict[str, str]:
+    # Adapters of plain models say nothing, as those of earlier versions.
+    methods = {codes.method for layer in find_moe_layers(model) for codes in codes_of(layer.experts).values()}
+    return {"quantisation": methods.pop()} if methods else {}
 
 
 def _own_dtype(trainable: TrainableExperts) -> torch.dtype:
@@ -197,11 +205,16 @@ def adapter_applied(model: nn.Module, folder: str | Path) -> Iterator[None]:
 @contextmanager
 def experts_restored(model: nn.Module, parts: Iterable[Part]) -> Iterator[None]:
     """Whatever happens to these experts and routers inside the context, their weights are back, bit for bit, after it."""
-    original = expert_weights(model, parts)
+    layers = {layer.layer: layer for layer in find_moe_layers(model)}
+    parts = list(parts)
+    restorations = [layers[part.layer].restoration(part.expert) for part in parts if isinstance(part, Expert)]
+    of_routers = expert_weights(model, [part for part in parts if isinstance(part, Router)])
     try:
         yield
     finally:
-        put_weights(model, original)
+        for restore in restorations:
+            restore()
+        put_weights(model, of_routers)
 
 
 def merge_adapter(
@@ -244,6 +257,12 @@ def _check_fits(model: nn.Module, header: Mapping[str, Any], layout: Mapping[Par
             raise InputError(
                 f"adapter for {header['base']!r}: {part} has shapes {shapes} in the model, expected {wanted}"
             )
+    stated, own = header.get("quantisation", "none"), _about_codes(model).get("quantisation", "none")
+    if stated != own:
+        raise InputError(
+            f"adapter for {header['base']!r}: it was learned over experts quantised as {stated}, got a model with "
+            f"{own}; load the base with model.quantisation={stated}"
+        )
     if hash_weights(original) != header["base_hash"]:
         raise InputError(
             f"adapter for {header['base']!r}: the model's own weights of these experts are not those it was trained from; "
@@ -260,5 +279,9 @@ def put_weights(model: nn.Module, tensors: ExpertTensors) -> None:
     """Copies weights of experts and routers into the model's own."""
     layers = {layer.layer: layer for layer in find_moe_layers(model)}
     for part, by_name in tensors.items():
-        for name, tensor in own_tensors(layers[part.layer], part).items():
+        layer = layers[part.layer]
+        if isinstance(part, Expert):
+            layer.put(part.expert, by_name)
+            continue
+        for name, tensor in layer.router_tensors().items():
             tensor.copy_(by_name[name])

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from moe_ray.errors import FrozenChanged
 from moe_ray.experts import Mask
+from moe_ray.models.expert_codes import ExpertCodes, codes_of
 from moe_ray.models.moe_layers import find_moe_layers
 
 TensorHashes = dict[str, tuple[str, int]]
@@ -24,6 +25,8 @@ TensorHashes = dict[str, tuple[str, int]]
 
 def hash_frozen(model: nn.Module, union_LE: Mask, *, routers_train: bool = False) -> TensorHashes:
     """A hash and a size for everything that is frozen: parameters, buffers, and each frozen expert's slices.
+
+    Of experts kept as codes, the codes of all are frozen, and so is what lies over those of frozen experts.
 
     Args:
         model: a transformers MoE model.
@@ -35,7 +38,10 @@ def hash_frozen(model: nn.Module, union_LE: Mask, *, routers_train: bool = False
     """
     moe_layers = find_moe_layers(model)
     fused = {
-        id(tensor): union_LE[row] for row, layer in enumerate(moe_layers) for tensor in layer.expert_tensors().values()
+        id(tensor): union_LE[row]
+        for row, layer in enumerate(moe_layers)
+        for tensor in layer.expert_stacks().values()
+        if isinstance(tensor, Tensor)
     }
     learned = {
         id(tensor)
@@ -46,7 +52,12 @@ def hash_frozen(model: nn.Module, union_LE: Mask, *, routers_train: bool = False
     }
     if routers_train:
         learned |= {id(tensor) for layer in moe_layers for tensor in layer.router_tensors().values()}
-    hashes = {}
+    hashes = {
+        f"{layer.name}.{name} [{expert}]": _of_learned(codes, int(expert))
+        for row, layer in enumerate(moe_layers)
+        for name, codes in codes_of(layer.experts).items()
+        for expert in np.flatnonzero(~union_LE[row])
+    }
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if id(tensor) in learned:
             continue
@@ -56,6 +67,11 @@ def hash_frozen(model: nn.Module, union_LE: Mask, *, routers_train: bool = False
         for expert in np.flatnonzero(~fused[id(tensor)]):
             hashes[f"{name} [{expert}]"] = (_digest(tensor[int(expert)]), tensor[int(expert)].numel())
     return hashes
+
+
+def _of_learned(codes: ExpertCodes, expert: int) -> tuple[str, int]:
+    learned = codes.learned.get(expert)
+    return "" if learned is None else _digest(learned), codes.shape[1:].numel()
 
 
 def hash_without(model: nn.Module, chosen: Collection[str]) -> TensorHashes:
