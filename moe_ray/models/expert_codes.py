@@ -37,8 +37,10 @@ def quantise(weights: Tensor, method: Quantisation) -> tuple[Tensor, Tensor]:
         `int8`: (M, N) int8 and (M, 1); `4bit`: uint8 with two codes a byte, and a scale for each block.
     """
     if method == "4bit":
+        # In whole blocks: on a CPU bitsandbytes 0.50 never returns from some numbers that leave a part of one.
+        whole = nn.functional.pad(weights.flatten(), (0, -weights.numel() % BLOCK))
         packed, state = _bitsandbytes().quantize_4bit(
-            weights.contiguous(), blocksize=BLOCK, compress_statistics=False, quant_type="nf4"
+            whole.contiguous(), blocksize=BLOCK, compress_statistics=False, quant_type="nf4"
         )
         return packed.flatten(), state.absmax
     wide = weights.float()
@@ -57,14 +59,14 @@ def dequantise(
     functional = _bitsandbytes()
     state = functional.QuantState(
         absmax=scales,
-        shape=torch.Size(shape),
+        shape=torch.Size((len(scales) * BLOCK,)),
         code=functional.get_4bit_type("nf4", device=codes.device),
         blocksize=BLOCK,
         quant_type="nf4",
         dtype=dtype,
     )
-    matrix: Tensor = functional.dequantize_4bit(codes.unsqueeze(1), state)
-    return matrix
+    numbers: Tensor = functional.dequantize_4bit(codes.unsqueeze(1), state)
+    return numbers.flatten()[: math.prod(shape)].view(*shape)
 
 
 def _bitsandbytes() -> Any:
