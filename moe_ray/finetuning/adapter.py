@@ -40,12 +40,21 @@ from moe_ray.finetuning.adapter_tensors import (
 from moe_ray.finetuning.tensor_files import TensorInfo
 from moe_ray.finetuning.trainable_experts import TrainableExperts
 from moe_ray.models.expert_codes import codes_of
+from moe_ray.models.expert_storage import storage_of
 from moe_ray.models.moe_layers import MoELayer, find_moe_layers
+from moe_ray.models.quantised_storage import QuantisedStorage
 
 
 def own_tensors(layer: MoELayer, part: Part) -> Mapping[str, Tensor]:
-    """The model's own weights of an expert or a router of the layer, by name."""
-    return layer.router_tensors() if isinstance(part, Router) else layer.tensors_of(part.expert)
+    """The model's own weights of an expert or a router of the layer, by name; to be read only."""
+    return layer.router_tensors() if isinstance(part, Router) else storage_of(layer).read(part.expert)
+
+
+def _own_dtypes(layer: MoELayer, part: Part) -> dict[str, torch.dtype]:
+    """The types of what `own_tensors` gives, which no other process has to help with."""
+    if isinstance(part, Router):
+        return {name: tensor.dtype for name, tensor in layer.router_tensors().items()}
+    return storage_of(layer).dtypes()
 
 
 def expert_weights(model: nn.Module, parts: Iterable[Part]) -> dict[Part, dict[str, Tensor]]:
@@ -93,7 +102,7 @@ def save_adapter(
     layers = {layer.layer: layer for layer in trainable.moe_layers}
     own: dict[Part, Mapping[str, Tensor]] = {}
     for part, by_name in parts.items():
-        types = {name: tensor.dtype for name, tensor in own_tensors(layers[part.layer], part).items()}
+        types = _own_dtypes(layers[part.layer], part)
         own[part] = {name: tensor.detach().to(types[name]) for name, tensor in by_name.items()}
     _write(folder, header, own)
 
@@ -106,7 +115,7 @@ def _about_codes(model: nn.Module) -> dict[str, str]:
 
 def _own_dtype(trainable: TrainableExperts) -> torch.dtype:
     """The type of the model's experts, which a run decides once for all of its processes."""
-    return next(iter(trainable.moe_layers[0].tensors_of(0).values())).dtype
+    return next(iter(storage_of(trainable.moe_layers[0]).dtypes().values()))
 
 
 def compose_adapters(
@@ -207,14 +216,19 @@ def experts_restored(model: nn.Module, parts: Iterable[Part]) -> Iterator[None]:
     """Whatever happens to these experts and routers inside the context, their weights are back, bit for bit, after it."""
     layers = {layer.layer: layer for layer in find_moe_layers(model)}
     parts = list(parts)
-    restorations = [layers[part.layer].restoration(part.expert) for part in parts if isinstance(part, Expert)]
-    of_routers = expert_weights(model, [part for part in parts if isinstance(part, Router)])
+    # What lies over codes is taken away again: to lay over them what they stand for would take the memory of weights.
+    over_codes = {
+        part: storage.restoration(part.expert)
+        for part in parts
+        if isinstance(part, Expert) and isinstance(storage := storage_of(layers[part.layer]), QuantisedStorage)
+    }
+    original = expert_weights(model, [part for part in parts if part not in over_codes])
     try:
         yield
     finally:
-        for restore in restorations:
+        for restore in over_codes.values():
             restore()
-        put_weights(model, of_routers)
+        put_weights(model, original)
 
 
 def merge_adapter(
@@ -279,9 +293,8 @@ def put_weights(model: nn.Module, tensors: ExpertTensors) -> None:
     """Copies weights of experts and routers into the model's own."""
     layers = {layer.layer: layer for layer in find_moe_layers(model)}
     for part, by_name in tensors.items():
-        layer = layers[part.layer]
         if isinstance(part, Expert):
-            layer.put(part.expert, by_name)
+            storage_of(layers[part.layer]).write(part.expert, by_name)
             continue
-        for name, tensor in layer.router_tensors().items():
+        for name, tensor in layers[part.layer].router_tensors().items():
             tensor.copy_(by_name[name])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -128,40 +128,6 @@ class MoELayer:
         if modules:
             return dict(modules[expert].named_parameters())
         return {name: tensor[expert] for name, tensor in self.expert_stacks().items()}
-
-    @torch.no_grad()
-    def put(self, expert: int, weights: Mapping[str, Tensor]) -> None:
-        """Puts weights, by name, in the place of an expert's own; where these are codes, over them.
-
-        Raises:
-            InputError: the layer's weights are offloaded.
-        """
-        coded = codes_of(self.experts)
-        for name, tensor in self.tensors_of(expert).items():
-            if name in coded:
-                coded[name].put(expert, weights[name])
-            else:
-                tensor.copy_(weights[name])
-
-    def restoration(self, expert: int) -> Callable[[], None]:
-        """What puts an expert's weights back as they are now, bit for bit; codes get back what lay over them, or nothing.
-
-        Raises:
-            InputError: the layer's weights are offloaded.
-        """
-        coded = codes_of(self.experts)
-        over = {name: codes.learned.get(expert) for name, codes in coded.items()}
-        plain = {name: tensor for name, tensor in self.tensors_of(expert).items() if name not in coded}
-        copies = {name: tensor.detach().clone() for name, tensor in plain.items()}
-
-        @torch.no_grad()
-        def restore() -> None:
-            for name, codes in coded.items():
-                codes.put(expert, over[name])
-            for name, tensor in plain.items():
-                tensor.copy_(copies[name])
-
-        return restore
 
     def router_tensors(self) -> dict[str, nn.Parameter]:
         """The parameters of the linear map that gives the router's logits, by name."""

@@ -1,4 +1,4 @@
-"""Counting, masks, training and adapters over experts that are codes, against a plain model with the weights they stand for."""
+"""Counting, masks, training and adapters over experts that are codes, against a model with the weights they stand for."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from moe_ray.finetuning.merge import write_repaired
 from moe_ray.finetuning.parameter_groups import parameters_of
 from moe_ray.models.expert_codes import codes_of
 from moe_ray.models.expert_copies import experts_are_copies
+from moe_ray.models.expert_storage import storage_of
 from moe_ray.models.moe_layers import find_moe_layers
 from moe_ray.routing.masking import route_through
 
@@ -187,7 +188,8 @@ def test_equal_codes_are_copies_and_others_are_not(method):
             for tensor in codes.parameters():
                 tensor.data[:] = tensor.data[:1].clone()
     assert experts_are_copies(model)
-    find_moe_layers(model)[-1].put(3, {n: t + 1 for n, t in find_moe_layers(model)[-1].tensors_of(3).items()})
+    storage = storage_of(find_moe_layers(model)[-1])
+    storage.write(3, {name: tensor + 1 for name, tensor in storage.read(3).items()})
     assert not experts_are_copies(model)
 
 

@@ -114,7 +114,7 @@ def test_a_checkpoint_that_lacks_an_expert_is_refused_and_gets_no_random_one(che
     save_file(
         {name: t for name, t in tensors.items() if name not in lost}, checkpoint / "model.safetensors", {"format": "pt"}
     )
-    with pytest.raises(InputError, match="1 missing, such as model.layers.0"):
+    with pytest.raises(InputError, match=r"1 missing, such as model\.layers\.0"):
         load_model(ModelConfig(path=str(checkpoint), quantisation="int8"), device="cpu")
 
 
@@ -124,7 +124,7 @@ def test_experts_of_another_shape_are_refused(checkpoint):
         n: t[:, :-1].contiguous() if ".0.mlp.experts." in n and "down_proj" in n else t for n, t in tensors.items()
     }
     save_file(wrong, checkpoint / "model.safetensors", {"format": "pt"})
-    with pytest.raises(InputError, match="of another shape, such as model.layers.0"):
+    with pytest.raises(InputError, match=r"of another shape, such as model\.layers\.0"):
         load_model(ModelConfig(path=str(checkpoint), quantisation="int8"), device="cpu")
 
 
