@@ -12,7 +12,7 @@ from moe_ray.models.moe_layers import MoELayer
 
 
 class QuantisedStorage:
-    """A layer whose fused matrices are codes; what it does not quantise, such as biases, is the model's own and is written."""
+    """A layer whose fused matrices are codes; what is not quantised, such as biases, is written itself."""
 
     overlays = True
 
@@ -36,7 +36,7 @@ class QuantisedStorage:
             own.copy_(tensors[name])
 
     def restoration(self, expert: int) -> Callable[[], None]:
-        """What puts an expert's weights back as they are now, bit for bit: over its codes again what lay there, or nothing."""
+        """What puts an expert's weights back as they are now, bit for bit: over its codes what lay there, or nothing."""
         over = {name: codes.learned.get(expert) for name, codes in self._codes.items()}
         copies = {name: own.detach().clone() for name, own in self._plain(expert).items()}
 
