@@ -9,6 +9,8 @@ can learn at once (16 bytes a learned number beside the weights), of all that th
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from transformers import AutoConfig
 
 from moe_ray.config.io import with_settings
@@ -83,6 +85,10 @@ def main() -> None:
         weights = model.bytes_in("bfloat16") / GB
         expert = model.expert_parameters * 2 / 1e6
         print(f"| {name} | {model.parameters / 1e9:.1f} B | {model.experts:,} | {expert:.1f} | {weights:.1f} |")
+    print("\n| model, GB | bfloat16 | experts in int8 | experts in 4bit |\n| --- | --- | --- | --- |")
+    for name, model in sizes.items():
+        of_all = [replace(model, quantisation=method).bytes_in("bfloat16") / GB for method in ("none", "int8", "4bit")]
+        print(f"| {name} | {' | '.join(f'{size:.1f}' for size in of_all)} |")
     print("\n| model | machine | type | copies | most trained at once |\n| --- | --- | --- | --- | --- |")
     for name, model in sizes.items():
         for machine, node in MACHINES.items():

@@ -16,6 +16,8 @@ NAMED_AFTER_A_PROPERTY = {
     "finetuning/test_damaged_files.py",
     "orchestration/test_foreign_run.py",
     "orchestration/test_s3_run.py",
+    "finetuning/test_quantised_experts.py",
+    "orchestration/test_quantised_run.py",
     "orchestration/test_malformed_inputs.py",
     "orchestration/test_kills.py",
     # of the whole repository

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moe_ray.attribution.frozen_parameters import no_parameter_learns
+from moe_ray.models.expert_codes import QuantisedExperts
 from moe_ray.models.expert_list import ExpertList
 from moe_ray.models.loss import answer_loss
 from moe_ray.models.moe_layers import MoELayer, find_moe_layers, uncompiled
@@ -92,7 +93,7 @@ _tap: Any = _Tap.apply
 class _Slices(Sequence[Tensor]):
     """The experts of a fused tensor, each behind its tap, made when it is first asked for."""
 
-    def __init__(self, fused: Tensor, anchor: Tensor, sums_E: Tensor) -> None:
+    def __init__(self, fused: Tensor | QuantisedExperts, anchor: Tensor, sums_E: Tensor) -> None:
         self._fused, self._anchor, self._sums_E = fused, anchor, sums_E
         # One tap for each, however often a forward takes the slice: the absolute value is of the whole gradient.
         self._tapped: dict[int, Tensor] = {}
@@ -118,9 +119,12 @@ def _tapped(layer: MoELayer, anchor: Tensor, sums_E: Tensor) -> Iterator[None]:
             owner_path, _, name = path.rpartition(".")
             tap = _tap(anchor, parameter.detach(), sums_E, expert)
             shown.append((module.get_submodule(owner_path), name, tap))
+    hidden: list[tuple[nn.Module, str, Any]] = []
     if not shown:
-        for name, fused in layer.expert_tensors().items():
+        for name, fused in layer.expert_stacks().items():
             shown.append((layer.experts, name, ExpertList(_Slices(fused, anchor, sums_E))))
+            if name in layer.experts.__dict__:
+                hidden.append((layer.experts, name, layer.experts.__dict__[name]))
     # An entry in the instance's dictionary hides the registered parameter of the same name.
     try:
         with _one_by_one(layer.experts):
@@ -130,6 +134,9 @@ def _tapped(layer: MoELayer, anchor: Tensor, sums_E: Tensor) -> Iterator[None]:
     finally:
         for owner, name, _ in shown:
             owner.__dict__.pop(name, None)
+        # What stands in for codes is an entry of the same kind.
+        for layer_experts, name, stand_in in hidden:
+            layer_experts.__dict__[name] = stand_in
 
 
 @contextmanager

@@ -36,6 +36,13 @@ class ModelConfig(Section):
         "resources.json, and holds for whatever is done in the same run directory",
         affects=("targets", "counts", "weights", "answers", "ablation"),
     )
+    quantisation: Literal["none", "int8", "4bit"] = setting(
+        "none",
+        "what the experts are kept as, quantised while the checkpoint is read, so that the model is never whole: int8 = a "
+        "byte a number, with a scale for each row; 4bit = NF4, half a byte, needs moe-ray[quantised]. Everything else, "
+        "and what is learned, stays in dtype. An adapter belongs to the model it was learned over, quantised or not",
+        affects=("targets", "counts", "weights", "answers", "ablation"),
+    )
     experts_implementation: Literal["auto", "eager", "grouped_mm", "batched_mm"] = setting(
         "auto",
         "how transformers computes the experts; auto = eager on CPU, the library's default on GPU",
@@ -55,7 +62,16 @@ class ModelConfig(Section):
     )
 
     def __hash__(self) -> int:
-        return hash((self.path, self.revision, self.dtype, self.experts_implementation, self.trust_remote_code))
+        return hash(
+            (
+                self.path,
+                self.revision,
+                self.dtype,
+                self.quantisation,
+                self.experts_implementation,
+                self.trust_remote_code,
+            )
+        )
 
     def faults(self) -> Iterator[str]:
         """Yields what is wrong with the options of the chat template."""

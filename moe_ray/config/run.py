@@ -63,3 +63,13 @@ class Config(Section):
         """Yields whether there is nowhere to write."""
         if not self.run_dir:
             yield self.wrong("run_dir", "a folder or URL")
+        if self.model.quantisation != "none":
+            # They write weights that are codes here. No names are all of them.
+            if "full" in self.compare.names or (self.compare.run and not self.compare.names):
+                yield self.compare.wrong("names", f"names, full not among them, as {self._codes}")
+            if "abliteration" in self.attack.names or (self.attack.run and not self.attack.names):
+                yield self.attack.wrong("names", f"names, abliteration not among them, as {self._codes}")
+
+    @property
+    def _codes(self) -> str:
+        return f"model.quantisation={self.model.quantisation} keeps experts as codes that nothing writes"

@@ -39,12 +39,22 @@ from moe_ray.finetuning.adapter_tensors import (
 )
 from moe_ray.finetuning.tensor_files import TensorInfo
 from moe_ray.finetuning.trainable_experts import TrainableExperts
+from moe_ray.models.expert_codes import codes_of
+from moe_ray.models.expert_storage import storage_of
 from moe_ray.models.moe_layers import MoELayer, find_moe_layers
+from moe_ray.models.quantised_storage import QuantisedStorage
 
 
 def own_tensors(layer: MoELayer, part: Part) -> Mapping[str, Tensor]:
-    """The model's own weights of an expert or a router of the layer, by name."""
-    return layer.router_tensors() if isinstance(part, Router) else layer.tensors_of(part.expert)
+    """The model's own weights of an expert or a router of the layer, by name; to be read only."""
+    return layer.router_tensors() if isinstance(part, Router) else storage_of(layer).read(part.expert)
+
+
+def _own_dtypes(layer: MoELayer, part: Part) -> dict[str, torch.dtype]:
+    """The types of what `own_tensors` gives, which no other process has to help with."""
+    if isinstance(part, Router):
+        return {name: tensor.dtype for name, tensor in layer.router_tensors().items()}
+    return storage_of(layer).dtypes()
 
 
 def expert_weights(model: nn.Module, parts: Iterable[Part]) -> dict[Part, dict[str, Tensor]]:
@@ -83,6 +93,7 @@ def save_adapter(
         "model_type": _model_type(trainable.model),
         "layers": list(trainable.moe_layers.layers),
         "num_experts": trainable.moe_layers.num_experts,
+        **_about_codes(trainable.model),
     }
     parts: dict[Part, Mapping[str, Tensor]] = dict(routers or {})
     for expert, tensors in trainable.parameters.items():
@@ -91,14 +102,20 @@ def save_adapter(
     layers = {layer.layer: layer for layer in trainable.moe_layers}
     own: dict[Part, Mapping[str, Tensor]] = {}
     for part, by_name in parts.items():
-        types = {name: tensor.dtype for name, tensor in own_tensors(layers[part.layer], part).items()}
+        types = _own_dtypes(layers[part.layer], part)
         own[part] = {name: tensor.detach().to(types[name]) for name, tensor in by_name.items()}
     _write(folder, header, own)
 
 
+def _about_codes(model: nn.Module) -> dict[str, str]:
+    # Adapters of plain models say nothing, as those of earlier versions.
+    methods = {codes.method for layer in find_moe_layers(model) for codes in codes_of(layer.experts).values()}
+    return {"quantisation": methods.pop()} if methods else {}
+
+
 def _own_dtype(trainable: TrainableExperts) -> torch.dtype:
     """The type of the model's experts, which a run decides once for all of its processes."""
-    return next(iter(trainable.moe_layers[0].tensors_of(0).values())).dtype
+    return next(iter(storage_of(trainable.moe_layers[0]).dtypes().values()))
 
 
 def compose_adapters(
@@ -197,10 +214,20 @@ def adapter_applied(model: nn.Module, folder: str | Path) -> Iterator[None]:
 @contextmanager
 def experts_restored(model: nn.Module, parts: Iterable[Part]) -> Iterator[None]:
     """Whatever happens to these experts and routers inside the context, their weights are back, bit for bit, after it."""
-    original = expert_weights(model, parts)
+    layers = {layer.layer: layer for layer in find_moe_layers(model)}
+    parts = list(parts)
+    # What lies over codes is taken away again: to lay over them what they stand for would take the memory of weights.
+    over_codes = {
+        part: storage.restoration(part.expert)
+        for part in parts
+        if isinstance(part, Expert) and isinstance(storage := storage_of(layers[part.layer]), QuantisedStorage)
+    }
+    original = expert_weights(model, [part for part in parts if part not in over_codes])
     try:
         yield
     finally:
+        for restore in over_codes.values():
+            restore()
         put_weights(model, original)
 
 
@@ -244,6 +271,12 @@ def _check_fits(model: nn.Module, header: Mapping[str, Any], layout: Mapping[Par
             raise InputError(
                 f"adapter for {header['base']!r}: {part} has shapes {shapes} in the model, expected {wanted}"
             )
+    stated, own = header.get("quantisation", "none"), _about_codes(model).get("quantisation", "none")
+    if stated != own:
+        raise InputError(
+            f"adapter for {header['base']!r}: it was learned over experts quantised as {stated}, got a model with "
+            f"{own}; load the base with model.quantisation={stated}"
+        )
     if hash_weights(original) != header["base_hash"]:
         raise InputError(
             f"adapter for {header['base']!r}: the model's own weights of these experts are not those it was trained from; "
@@ -260,5 +293,8 @@ def put_weights(model: nn.Module, tensors: ExpertTensors) -> None:
     """Copies weights of experts and routers into the model's own."""
     layers = {layer.layer: layer for layer in find_moe_layers(model)}
     for part, by_name in tensors.items():
-        for name, tensor in own_tensors(layers[part.layer], part).items():
+        if isinstance(part, Expert):
+            storage_of(layers[part.layer]).write(part.expert, by_name)
+            continue
+        for name, tensor in layers[part.layer].router_tensors().items():
             tensor.copy_(by_name[name])

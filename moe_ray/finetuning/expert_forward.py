@@ -71,7 +71,7 @@ class TrainedForward:
         self.original = layer.experts.forward
         # A device map keeps its own forward there; it must be back when this one is removed.
         self._replaced = layer.experts.__dict__.get("forward")
-        self.dtypes = {name: tensor.dtype for name, tensor in layer.expert_tensors().items()}
+        self.dtypes = {name: tensor.dtype for name, tensor in layer.expert_stacks().items()}
         # Where in the list an expert is; -1 = not in it.
         self.slot_E = torch.full((layer.num_experts,), -1, device=device)
         self.slot_E[torch.tensor(experts, device=device)] = torch.arange(len(experts), device=device)
@@ -148,6 +148,8 @@ class TrainedForward:
         # An entry in the instance's dictionary hides the registered parameter of the same name. Setting the attribute would
         # be refused: a module takes nothing but a Parameter under a parameter's name.
         attributes = self.layer.experts.__dict__
+        # What stands in for codes is there already.
+        hidden = {name: attributes[name] for name in self.dtypes if name in attributes}
         try:
             for name, dtype in self.dtypes.items():
                 attributes[name] = ExpertList([tensors[name].to(dtype) for tensors in self.tensors])
@@ -161,6 +163,7 @@ class TrainedForward:
         finally:
             for name in self.dtypes:
                 attributes.pop(name, None)
+            attributes.update(hidden)
             attributes["num_experts"] = self.layer.num_experts
             if ids_beyond:
                 attributes[_IDS_BEYOND] = is_spread

@@ -31,6 +31,7 @@ from moe_ray.finetuning.mask_check import check_routing
 from moe_ray.finetuning.step_report import StepReport
 from moe_ray.finetuning.trainable_experts import Parametrisation, trainable_experts, whole_experts
 from moe_ray.finetuning.trainer import MaskedTrainer
+from moe_ray.models.expert_codes import num_weights
 from moe_ray.models.loss import target_losses
 from moe_ray.models.token_budget import TokenBudget
 from moe_ray.models.tokenization import pad_token_id
@@ -188,7 +189,7 @@ def fine_tune(
     return FineTuned(
         reports=tuple(reports),
         trainable_parameters=trainable_parameters,
-        total_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        total_parameters=num_weights(model),
         frozen_parameters_changed=frozen_parameters_changed,
     )
 

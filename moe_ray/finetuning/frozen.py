@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from moe_ray.errors import FrozenChanged
 from moe_ray.experts import Mask
+from moe_ray.models.expert_codes import ExpertCodes, codes_of
+from moe_ray.models.expert_storage import local_part
 from moe_ray.models.moe_layers import find_moe_layers
 
 TensorHashes = dict[str, tuple[str, int]]
@@ -25,17 +27,22 @@ TensorHashes = dict[str, tuple[str, int]]
 def hash_frozen(model: nn.Module, union_LE: Mask, *, routers_train: bool = False) -> TensorHashes:
     """A hash and a size for everything that is frozen: parameters, buffers, and each frozen expert's slices.
 
+    Of experts kept as codes, the codes of all are frozen, and so is what lies over those of frozen experts.
+
     Args:
         model: a transformers MoE model.
         union_LE: (L, E) experts that train.
         routers_train: the routers of the MoE layers train too.
 
     Returns:
-        per name (`… [expert]` for slices) the hash of the bytes and the number of numbers.
+        per name (`… [expert]` for slices) the hash of the bytes that this process holds and the number of numbers.
     """
     moe_layers = find_moe_layers(model)
     fused = {
-        id(tensor): union_LE[row] for row, layer in enumerate(moe_layers) for tensor in layer.expert_tensors().values()
+        id(tensor): union_LE[row]
+        for row, layer in enumerate(moe_layers)
+        for tensor in layer.expert_stacks().values()
+        if isinstance(tensor, Tensor)
     }
     learned = {
         id(tensor)
@@ -46,16 +53,29 @@ def hash_frozen(model: nn.Module, union_LE: Mask, *, routers_train: bool = False
     }
     if routers_train:
         learned |= {id(tensor) for layer in moe_layers for tensor in layer.router_tensors().values()}
-    hashes = {}
+    hashes = {
+        f"{layer.name}.{name} [{expert}]": _of_learned(codes, int(expert))
+        for row, layer in enumerate(moe_layers)
+        for name, codes in codes_of(layer.experts).items()
+        for expert in np.flatnonzero(~union_LE[row])
+    }
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if id(tensor) in learned:
             continue
         if id(tensor) not in fused:
-            hashes[name] = (_digest(tensor), tensor.numel())
-            continue
-        for expert in np.flatnonzero(~fused[id(tensor)]):
-            hashes[f"{name} [{expert}]"] = (_digest(tensor[int(expert)]), tensor[int(expert)].numel())
+            parts = {name: local_part(tensor)}
+        else:
+            frozen = np.flatnonzero(~fused[id(tensor)])
+            parts = {f"{name} [{expert}]": local_part(tensor, int(expert)) for expert in frozen}
+        for part, held in parts.items():
+            if held is not None:
+                hashes[part] = (_digest(held), held.numel())
     return hashes
+
+
+def _of_learned(codes: ExpertCodes, expert: int) -> tuple[str, int]:
+    learned = codes.learned.get(expert)
+    return "" if learned is None else _digest(learned), codes.shape[1:].numel()
 
 
 def hash_without(model: nn.Module, chosen: Collection[str]) -> TensorHashes:

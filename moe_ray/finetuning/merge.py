@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from moe_ray.config.model import ModelConfig
+from moe_ray.errors import InputError
 from moe_ray.finetuning.adapter import check_kind, load_adapter, merge_adapter
 from moe_ray.finetuning.merge_files import OtherLayout, merge_files
 from moe_ray.models.loading import build_without_weights, load_model, load_tokenizer
@@ -28,10 +29,16 @@ def write_repaired(base: ModelConfig, adapter: Path, out: Path) -> None:
         out: folder; made if missing.
 
     Raises:
-        InputError: the base is not the adapter's, or cannot be loaded.
+        InputError: the base is not the adapter's, or cannot be loaded, or the adapter was learned over a quantised one.
     """
     # A damaged adapter, and one of another model, are refused by name and before anything is written.
     header, _ = load_adapter(adapter)
+    if (method := header.get("quantisation")) is not None:
+        raise InputError(
+            f"adapter {str(adapter)!r} was learned over experts quantised as {method}; beside the unquantised experts of a "
+            "plain checkpoint its model would be another than was trained and measured, so it is not merged; use it as an "
+            f"adapter of the base with model.quantisation={method}, or train again with model.quantisation=none"
+        )
     described = build_without_weights(base)
     check_kind(described, header)
     try:

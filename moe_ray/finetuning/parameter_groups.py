@@ -11,6 +11,7 @@ from typing import Literal
 from torch import nn
 
 from moe_ray.errors import InputError
+from moe_ray.models.expert_codes import codes_of
 from moe_ray.models.moe_layers import find_moe_layers
 
 ParameterGroup = Literal["all", "attention", "router"]
@@ -28,9 +29,14 @@ def parameters_of(model: nn.Module, group: ParameterGroup) -> dict[str, nn.Param
             router = what the router modules of the MoE layers hold themselves.
 
     Raises:
-        InputError: the model has none.
+        InputError: the model has none, or keeps experts as codes where all are asked for.
     """
     if group == "all":
+        if any(codes_of(layer.experts) for layer in find_moe_layers(model)):
+            raise InputError(
+                "full fine-tuning writes all weights, but experts are kept as codes; set model.quantisation=none, or leave "
+                "full out of compare.names"
+            )
         return dict(model.named_parameters())
     modules: list[nn.Module] = (
         [module for module in model.modules() if type(module).__name__.endswith("Attention")]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_ray.experts import EXPERTS_ARE_COPIES
+from moe_ray.models.expert_codes import codes_of
 from moe_ray.models.moe_layers import MoELayer, find_moe_layers
 
 __all__ = ["EXPERTS_ARE_COPIES", "experts_are_copies"]
@@ -43,6 +44,9 @@ def _weights_by_expert(layer: MoELayer) -> Iterator[list[Tensor]]:
     if modules:
         yield from (list(tensors) for tensors in zip(*(module.parameters() for module in modules), strict=True))
         return
+    yield from (
+        [codes.weights_of(expert) for expert in range(layer.num_experts)] for codes in codes_of(layer.experts).values()
+    )
     for tensor in layer.experts.parameters(recurse=False):
         if tensor.dim() and tensor.shape[0] == layer.num_experts:
             yield list(tensor)

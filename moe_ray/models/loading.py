@@ -10,27 +10,53 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import is_accelerate_available
 
 from moe_ray.config.model import ModelConfig
+from moe_ray.config.quantisation import require_library
 from moe_ray.errors import InputError
 from moe_ray.models.chat_template import with_options
 from moe_ray.models.checkpoint_check import check_shapes
 from moe_ray.models.moe_layers import MoELayers, find_moe_layers
+from moe_ray.models.quantised_loading import ExpertQuantisation, fused_tensors
 from moe_ray.models.unmaskable import refuse_unmaskable
+
+_EXPERT_CODES = ("fp8", "mxfp4")
+"""Quantisations of checkpoints that reach experts."""
 
 
 def check_model(config: ModelConfig) -> MoELayers:
     """The MoE layers of a checkpoint, found without loading its weights.
 
     Raises:
-        InputError: the checkpoint does not exist, cannot be read, or has no experts; or a local one's weights are missing,
-            damaged, pickles or of other shapes than its configuration says; or its chat template does not know an option.
+        InputError: the checkpoint does not exist, cannot be read, or has no experts, or none that can be quantised as asked;
+            or a local one's weights are missing, damaged, pickles or of other shapes than its configuration says; or its
+            chat template does not know an option.
     """
     model = build_without_weights(config)
     layers = find_moe_layers(model)
     if (folder := config.local_folder()) is not None:
         check_shapes(model, folder)
+    if config.quantisation != "none":
+        _check_quantisable(config, model)
     if config.chat_template_options:
         load_tokenizer(config)
     return layers
+
+
+def _check_quantisable(config: ModelConfig, model: PreTrainedModel) -> None:
+    require_library(config.quantisation)
+    if (method := stored_quantisation(model.config)) is not None:
+        raise InputError(
+            f"model.quantisation={config.quantisation}: got a checkpoint that is quantised as {method} already, expected "
+            "weights in bfloat16, float16 or float32; set model.quantisation=none, or give the checkpoint before its "
+            "quantisation"
+        )
+    fused_tensors(model)
+
+
+def stored_quantisation(architecture: Any) -> str | None:
+    """How a checkpoint with this configuration is quantised; None = it is not."""
+    stored = getattr(architecture, "quantization_config", None) or {}
+    method = stored.get("quant_method") if isinstance(stored, dict) else stored.quant_method
+    return str(getattr(method, "value", method)) if method else None
 
 
 def build_without_weights(config: ModelConfig) -> PreTrainedModel:
@@ -60,13 +86,14 @@ def check_trainable(config: ModelConfig) -> None:
         InputError: as `check_model`; or its experts are of a form that cannot be trained, or quantised.
     """
     check_model(config)[0].expert_tensors()
-    quantisation = getattr(_load_or_explain(AutoConfig, config), "quantization_config", None) or {}
-    method = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation.quant_method
-    # Other methods leave fused experts as they are, or are undone while loading; what is left is seen then.
-    if str(method).rpartition(".")[2].lower() == "fp8":
+    method = stored_quantisation(_load_or_explain(AutoConfig, config))
+    # Other methods leave fused experts as they are; what is left is seen then. The library undoes MXFP4 where it has no
+    # kernels for it: the same run would be refused on one machine and not on another.
+    if method is not None and method.lower() in _EXPERT_CODES:
         raise InputError(
-            f"model.path {config.path!r}: got a checkpoint quantised as fp8, whose experts are codes with scales and cannot "
-            "be trained, expected weights in bfloat16, float16 or float32; give the checkpoint before its quantisation"
+            f"model.path {config.path!r}: got a checkpoint quantised as {method}, whose experts are codes with scales and "
+            "cannot be trained, expected weights in bfloat16, float16 or float32; give the checkpoint before its "
+            "quantisation"
         )
 
 
@@ -110,10 +137,14 @@ def load_model(
         InputError: the checkpoint does not exist or cannot be read, or its weights are not those of the model that its
             configuration describes.
     """
+    if config.quantisation != "none":
+        require_library(config.quantisation)
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     on_cpu = target.type == "cpu"
     dtype: Any = ("float32" if on_cpu else "auto") if config.dtype == "auto" else config.dtype
     options: dict[str, Any] = {"dtype": dtype}
+    if config.quantisation != "none":
+        options["quantization_config"] = ExpertQuantisation(config.quantisation)
     implementation = config.experts_implementation
     if implementation != "auto" or on_cpu:
         options["experts_implementation"] = "eager" if implementation == "auto" else implementation

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_ray.errors import InputError
+from moe_ray.models.expert_codes import QuantisedExperts, codes_of
 
 _ROUTER_NAMES = ("gate", "router")
 _GROUP_NAMES = ("num_group", "n_group", "num_groups", "n_groups", "num_expert_group")
@@ -59,12 +60,30 @@ class MoELayer:
         Raises:
             InputError: the module keeps its weights in another form, or as the codes of a quantisation.
         """
+        if codes_of(self.experts):
+            raise InputError(
+                f"{self.name}: its experts are kept as codes, and what needs their whole tensors cannot use them; set "
+                "model.quantisation=none"
+            )
+        return self._plain_tensors()
+
+    def expert_stacks(self) -> dict[str, nn.Parameter | QuantisedExperts]:
+        """What the family's forward takes slices of, by name: `expert_tensors`, or what stands in for codes.
+
+        Raises:
+            InputError: as `expert_tensors`, save for experts that `model.quantisation` keeps as codes.
+        """
+        coded = {name: QuantisedExperts(codes) for name, codes in codes_of(self.experts).items()}
+        plain = {} if self.expert_modules() else self._plain_tensors(required=not coded)
+        return {**coded, **plain}
+
+    def _plain_tensors(self, *, required: bool = True) -> dict[str, nn.Parameter]:
         tensors = {
             name: parameter
             for name, parameter in self.experts.named_parameters(recurse=False)
             if parameter.dim() >= 1 and parameter.shape[0] == self.num_experts
         }
-        if not tensors and not self.expert_modules():
+        if required and not tensors and not self.expert_modules():
             raise InputError(
                 f"{self.name} ({type(self.experts).__name__}) has no tensors with one slice per expert, so its routing can "
                 "be counted and masked, but its experts cannot be trained or saved; choose another model.path for that"
@@ -99,7 +118,7 @@ class MoELayer:
             )
 
     def tensors_of(self, expert: int) -> dict[str, Tensor]:
-        """One expert's weights by name; they share memory with the model's own.
+        """One expert's weights by name; they share memory with the model's own, but for those dequantised from codes.
 
         Raises:
             InputError: they are offloaded.
@@ -108,7 +127,7 @@ class MoELayer:
         modules = self.expert_modules()
         if modules:
             return dict(modules[expert].named_parameters())
-        return {name: tensor[expert] for name, tensor in self.expert_tensors().items()}
+        return {name: tensor[expert] for name, tensor in self.expert_stacks().items()}
 
     def router_tensors(self) -> dict[str, nn.Parameter]:
         """The parameters of the linear map that gives the router's logits, by name."""

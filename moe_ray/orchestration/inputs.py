@@ -9,6 +9,7 @@ from pathlib import Path
 from moe_ray.config.compare import POLICY
 from moe_ray.config.fields import EMBEDDED
 from moe_ray.config.model import ModelConfig
+from moe_ray.config.quantisation import require_library
 from moe_ray.config.run import Config
 from moe_ray.evaluation.judge_check import measured_check
 from moe_ray.evaluation.judges import check_judge
@@ -65,6 +66,7 @@ def resolve_model(config: Config, *, trained: bool = False, masked: bool = False
         InputError: the checkpoint does not exist, has no experts or its parts do not belong together, or it is to be
             `trained` and its experts cannot be, or `masked` and its routers cannot be.
     """
+    require_library(config.model.quantisation)
     if config.model.path == EMBEDDED:
         return replace(config.model, path=str(embedded_folder(cache_folder(config), seed=config.seed)))
     # Torch and the model library take seconds to import.
@@ -85,7 +87,9 @@ def model_size(config: Config) -> ModelSize:
         InputError: as `check_model`.
     """
     if config.model.path == EMBEDDED:
-        return ModelSize(name=EMBEDDED, parameters=10**6, experts=72, expert_parameters=10**4)
+        return ModelSize(
+            name=EMBEDDED, parameters=10**6, experts=72, expert_parameters=10**4, quantisation=config.model.quantisation
+        )
     from moe_ray.models.loading import build_without_weights
 
     return size_of(build_without_weights(config.model), config.model)

@@ -23,6 +23,9 @@ RESERVED = 2 * GB
 _GPU_RESERVED = 2 * GB
 """Bytes of a GPU that weights do not get: CUDA's own, and activations."""
 
+_LINEAR_LAYERS_ONLY = ("bitsandbytes", "torchao")
+"""Quantisations of transformers that do not reach fused experts."""
+
 _ROOM = 1.05
 """Weights with the buffers beside them."""
 
@@ -196,7 +199,8 @@ def _copies(nodes: Sequence[Node], gpus: float, needed: int) -> int:
 
 
 def _weights_in_words(model: ModelSize, dtype: str) -> str:
-    return f"{model.name}, {model.bytes_in(dtype) / GB:.1f} GB in {dtype}"
+    codes = "" if model.quantisation == "none" else f" with experts in {model.quantisation}"
+    return f"{model.name}, {model.bytes_in(dtype) / GB:.1f} GB in {dtype}{codes}"
 
 
 def _processes_in_words(config: Config, nodes: Sequence[Node]) -> str:
@@ -218,6 +222,19 @@ def _processes_in_words(config: Config, nodes: Sequence[Node]) -> str:
 
 
 def _warnings(config: Config, model: ModelSize, nodes: Sequence[Node], per_copy: int, *, may_grow: bool) -> list[str]:
+    found = _warnings_of_gpus(config, model, nodes, per_copy, may_grow=may_grow)
+    if model.stored_as in _LINEAR_LAYERS_ONLY and model.experts:
+        share = model.experts * model.expert_parameters / model.parameters
+        found.append(
+            f"the checkpoint is quantised as {model.stored_as}, which leaves fused experts as they are: {share:.0%} of its "
+            "numbers; model.quantisation quantises them, of the checkpoint before its quantisation"
+        )
+    return found
+
+
+def _warnings_of_gpus(
+    config: Config, model: ModelSize, nodes: Sequence[Node], per_copy: int, *, may_grow: bool
+) -> list[str]:
     there = sum(node.gpus for node in nodes)
     if not there:
         if per_copy or not may_grow:

@@ -21,6 +21,8 @@ _COPIES = 4
 def training_bytes(model: ModelSize, num_experts: int, *, dtype: str, config: FinetuneConfig) -> int:
     """Bytes of learned copies, gradients and optimiser state: 16 for a number in float32, 8 in half precision.
 
+    Over codes it is a copy in the model's type more.
+
     Args:
         model: which one.
         num_experts: of the union.
@@ -28,7 +30,9 @@ def training_bytes(model: ModelSize, num_experts: int, *, dtype: str, config: Fi
         config: in which type experts are learned.
     """
     learned_in = "float32" if config.dtype == "float32" else dtype
-    return num_experts * model.expert_parameters * BYTES[learned_in] * _COPIES
+    # Where the model's own are codes, what was learned lies over them in the model's type.
+    over_codes = BYTES[dtype] if model.quantisation != "none" else 0
+    return num_experts * model.expert_parameters * (BYTES[learned_in] * _COPIES + over_codes)
 
 
 @dataclass(frozen=True, kw_only=True)

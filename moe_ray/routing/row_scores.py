@@ -48,7 +48,7 @@ class RowScorer:
         """
         for layer in self.counter.moe_layers if "attribution" in self.scores else ():
             layer.refuse_offloaded()
-            layer.expert_tensors()
+            layer.expert_stacks()
 
     def __call__(
         self, rows: Sequence[TokenizedRow], *, labels: Sequence[str], targets: Sequence[str | None]

@@ -94,17 +94,18 @@ def test_a_model_without_experts_is_refused_before_its_weights_are_read(tmp_path
         check_model(ModelConfig(path=str(tmp_path)))
 
 
-def test_a_checkpoint_in_fp8_can_be_counted_and_is_refused_for_training_before_its_weights_are_read(
-    checkpoint, tmp_path
+@pytest.mark.parametrize("method", ["fp8", "mxfp4"])
+def test_a_checkpoint_of_codes_can_be_counted_and_is_refused_for_training_before_its_weights_are_read(
+    checkpoint, tmp_path, method
 ):
     check_trainable(checkpoint)
     shutil.copytree(checkpoint.path, tmp_path, dirs_exist_ok=True)
     settings = json.loads((tmp_path / "config.json").read_text())
-    settings["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    settings["quantization_config"] = {"quant_method": method}
     (tmp_path / "config.json").write_text(json.dumps(settings))
     quantised = ModelConfig(path=str(tmp_path))
     check_model(quantised)
-    with pytest.raises(InputError, match=r"quantised as fp8.*before its quantisation"):
+    with pytest.raises(InputError, match=rf"quantised as {method}.*before its quantisation"):
         check_trainable(quantised)
 
 
