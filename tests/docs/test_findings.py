@@ -10,7 +10,7 @@ PAGE = (ROOT / "docs" / "findings.md").read_text()
 ROWS = [line for line in PAGE.splitlines() if line.startswith("| ") and not line.startswith(("| no. |", "| fault |"))]
 
 
-def tests_of(row: str) -> list[tuple[str, str]]:
+def named_in(row: str) -> list[tuple[str, str]]:
     """File and name of every test in a row's last cell."""
     found, file = [], ""
     for name in re.findall(r"`([^`]+)`", row.split(" | ")[-1]):
@@ -28,7 +28,7 @@ def names_in(file: str) -> set[str]:
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[2:40])
 def test_every_finding_has_tests_that_exist(row):
-    named = tests_of(row)
+    named = named_in(row)
     assert named
     for file, name in named:
         assert name in names_in(file), f"{file} has no {name}"
@@ -42,7 +42,7 @@ def test_every_numbered_finding_is_there():
 
 def test_a_test_that_is_not_there_would_be_seen():
     row = "| 1 | fault | cure | `tests/docs/test_findings.py`: `test_every_numbered_finding_is_there`, `test_none` |"
-    (first, second) = tests_of(row)
+    (first, second) = named_in(row)
     assert first[1] in names_in(first[0])
     assert second[1] not in names_in(second[0])
     assert (TESTS / "docs" / "test_findings.py").is_file()

@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from kills import KINDS, Kind, Reference, kill_runs, moment, table
+from kills import KINDS, Kind, Reference, kill_runs, moment, planned, table
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -23,6 +23,20 @@ def test_a_moment_is_in_a_stage_that_the_kind_names():
     reference = Reference(Path("run"), [("prompts", 10.0), ("capture", 14.0), ("identify", 15.0)], 20.0)
     assert moment(Kind("alone", str, within=("capture",)), reference, Halfway()) == (1, 2.0, "capture")
     assert moment(Kind("alone", str), reference, Halfway()) == (2, 0.5, "identify")
+
+
+def test_a_moment_comes_soon_in_a_stage_that_a_crowded_machine_made_long():
+    reference = Reference(Path("run"), [("prompts", 400.0)], 500.0)
+    assert moment(Kind("alone", str), reference, Halfway()) == (0, 10.0, "prompts")
+
+
+def test_every_kind_comes_as_often_and_a_run_has_kills_of_one_form_only():
+    kinds = list(KINDS)
+    runs = planned(3 * len(kinds), kinds, per_run=4, seed=1)
+    assert sorted(name for _, names in runs for name in names) == sorted(3 * kinds)
+    assert all(KINDS[name].form == form for form, names in runs for name in names)
+    assert max(len(names) for _, names in runs) == 4
+    assert planned(3 * len(kinds), kinds, per_run=4, seed=1) == runs
 
 
 def test_the_table_says_how_many_ended_as_they_should():

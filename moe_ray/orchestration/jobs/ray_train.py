@@ -104,8 +104,8 @@ def train_with_ray(
 def _address_propagated() -> Iterator[None]:
     """Tells Ray Train's own actors which Ray they are in.
 
-    One of them asks Ray's state by an address that it looks for itself: where a second Ray is at work on the machine, it ends
-    with a traceback, and what it should tidy up stays.
+    One of them asks Ray's state by an address that it looks for itself: where a second Ray is at work on the machine, it
+    ends with a traceback, and what it should tidy up stays.
     """
     name = "RAY_ADDRESS"
     before, listed = os.environ.get(name), name in ENV_VARS_TO_PROPAGATE
