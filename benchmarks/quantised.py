@@ -81,6 +81,21 @@ def measure(model_path: str, quantisation: Any, out: Path) -> None:
     torch.save(found | {"losses": torch.tensor(losses)}, out)
 
 
+def write_random(config: OlmoeConfig, path: str) -> None:
+    """A checkpoint with normal weights, drawn in float32: many times as fast as the library does in bfloat16."""
+    random = torch.Generator().manual_seed(0)
+    with torch.device("meta"):
+        model = OlmoeForCausalLM._from_config(config, dtype=torch.bfloat16)
+    model.to_empty(device="cpu")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            for part in parameter if parameter.dim() == 3 else (parameter,):
+                part.copy_(
+                    torch.randn(part.shape, generator=random) * 0.02 if part.dim() > 1 else torch.ones(part.shape)
+                )
+    model.save_pretrained(path)
+
+
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -94,13 +109,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = arguments.model or str(Path(folder, "model"))
         if arguments.model is None:
-            torch.manual_seed(0)
             config = OlmoeConfig(
                 hidden_size=2048, intermediate_size=1024, num_hidden_layers=arguments.layers, num_attention_heads=16,
                 num_key_value_heads=16, num_experts=64, num_experts_per_tok=8, vocab_size=1024, pad_token_id=0,
                 bos_token_id=1, eos_token_id=2, dtype="bfloat16",
             )  # fmt: skip
-            OlmoeForCausalLM._from_config(config, dtype=torch.bfloat16).save_pretrained(path)
+            write_random(config, path)
         results = {}
         for method in ("none", "int8", "4bit"):
             out = Path(folder, method)

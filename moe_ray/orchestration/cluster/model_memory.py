@@ -7,9 +7,9 @@ from pathlib import Path
 
 from moe_ray.config.model import ModelConfig
 from moe_ray.errors import InputError
+from moe_ray.models.loading import build_without_weights
 from moe_ray.models.weight_files import bytes_in_memory
-
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+from moe_ray.resources.model_size import BYTES, size_of
 
 
 def memory_in_words(model: ModelConfig, num_processes: int) -> str:
@@ -27,7 +27,11 @@ def memory_in_words(model: ModelConfig, num_processes: int) -> str:
         return there
     try:
         # Without a type of its own a process on the CPU takes float32.
-        size = bytes_in_memory(folder, _BYTES[model.dtype if model.dtype != "auto" else "float32"])
+        dtype = model.dtype if model.dtype != "auto" else "float32"
+        if model.quantisation == "none":
+            size = bytes_in_memory(folder, BYTES[dtype])
+        else:
+            size = size_of(build_without_weights(model), model).bytes_in(dtype)
     except InputError:
         return there
     return f"its weights take {_gigabytes(size)} in each of {num_processes} processes, and {there}"
