@@ -39,12 +39,20 @@ from moe_ray.finetuning.adapter_tensors import (
 )
 from moe_ray.finetuning.tensor_files import TensorInfo
 from moe_ray.finetuning.trainable_experts import TrainableExperts
+from moe_ray.models.expert_storage import storage_of
 from moe_ray.models.moe_layers import MoELayer, find_moe_layers
 
 
 def own_tensors(layer: MoELayer, part: Part) -> Mapping[str, Tensor]:
-    """The model's own weights of an expert or a router of the layer, by name."""
-    return layer.router_tensors() if isinstance(part, Router) else layer.tensors_of(part.expert)
+    """The model's own weights of an expert or a router of the layer, by name; to be read only."""
+    return layer.router_tensors() if isinstance(part, Router) else storage_of(layer).read(part.expert)
+
+
+def _own_dtypes(layer: MoELayer, part: Part) -> dict[str, torch.dtype]:
+    """The types of what `own_tensors` gives, which no other process has to help with."""
+    if isinstance(part, Router):
+        return {name: tensor.dtype for name, tensor in layer.router_tensors().items()}
+    return storage_of(layer).dtypes()
 
 
 def expert_weights(model: nn.Module, parts: Iterable[Part]) -> dict[Part, dict[str, Tensor]]:
@@ -91,14 +99,14 @@ def save_adapter(
     layers = {layer.layer: layer for layer in trainable.moe_layers}
     own: dict[Part, Mapping[str, Tensor]] = {}
     for part, by_name in parts.items():
-        types = {name: tensor.dtype for name, tensor in own_tensors(layers[part.layer], part).items()}
+        types = _own_dtypes(layers[part.layer], part)
         own[part] = {name: tensor.detach().to(types[name]) for name, tensor in by_name.items()}
     _write(folder, header, own)
 
 
 def _own_dtype(trainable: TrainableExperts) -> torch.dtype:
     """The type of the model's experts, which a run decides once for all of its processes."""
-    return next(iter(trainable.moe_layers[0].tensors_of(0).values())).dtype
+    return next(iter(storage_of(trainable.moe_layers[0]).dtypes().values()))
 
 
 def compose_adapters(
@@ -260,5 +268,8 @@ def put_weights(model: nn.Module, tensors: ExpertTensors) -> None:
     """Copies weights of experts and routers into the model's own."""
     layers = {layer.layer: layer for layer in find_moe_layers(model)}
     for part, by_name in tensors.items():
-        for name, tensor in own_tensors(layers[part.layer], part).items():
+        if isinstance(part, Expert):
+            storage_of(layers[part.layer]).write(part.expert, by_name)
+            continue
+        for name, tensor in layers[part.layer].router_tensors().items():
             tensor.copy_(by_name[name])

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from moe_ray.errors import FrozenChanged
 from moe_ray.experts import Mask
+from moe_ray.models.expert_storage import local_part
 from moe_ray.models.moe_layers import find_moe_layers
 
 TensorHashes = dict[str, tuple[str, int]]
@@ -31,7 +32,7 @@ def hash_frozen(model: nn.Module, union_LE: Mask, *, routers_train: bool = False
         routers_train: the routers of the MoE layers train too.
 
     Returns:
-        per name (`… [expert]` for slices) the hash of the bytes and the number of numbers.
+        per name (`… [expert]` for slices) the hash of the bytes that this process holds and the number of numbers.
     """
     moe_layers = find_moe_layers(model)
     fused = {
@@ -51,10 +52,13 @@ def hash_frozen(model: nn.Module, union_LE: Mask, *, routers_train: bool = False
         if id(tensor) in learned:
             continue
         if id(tensor) not in fused:
-            hashes[name] = (_digest(tensor), tensor.numel())
-            continue
-        for expert in np.flatnonzero(~fused[id(tensor)]):
-            hashes[f"{name} [{expert}]"] = (_digest(tensor[int(expert)]), tensor[int(expert)].numel())
+            parts = {name: local_part(tensor)}
+        else:
+            frozen = np.flatnonzero(~fused[id(tensor)])
+            parts = {f"{name} [{expert}]": local_part(tensor, int(expert)) for expert in frozen}
+        for part, held in parts.items():
+            if held is not None:
+                hashes[part] = (_digest(held), held.numel())
     return hashes
 
 

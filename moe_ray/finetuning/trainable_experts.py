@@ -23,6 +23,7 @@ from moe_ray.experts import Expert, Mask, mask_to_experts
 from moe_ray.finetuning.expert_forward import TrainedForward, trained_forward
 from moe_ray.finetuning.frozen import requires_grad_restored
 from moe_ray.finetuning.routing_policy import RoutingPolicy
+from moe_ray.models.expert_storage import storage_of
 from moe_ray.models.moe_layers import MoELayers, find_moe_layers, uncompiled
 from moe_ray.models.tokenization import TokenizedRow
 
@@ -41,11 +42,11 @@ class TrainableExperts:
         self.model, self.dtype = model, dtype
         self.moe_layers: MoELayers = find_moe_layers(model)
         self.union_LE = union_LE
-        self._layers = {layer.layer: layer for layer in self.moe_layers}
+        self._storage = {layer.layer: storage_of(layer) for layer in self.moe_layers}
         self.parameters: dict[Expert, dict[str, nn.Parameter]] = {
             expert: {
                 name: nn.Parameter(tensor.detach().clone().to(dtype))
-                for name, tensor in self._layers[expert.layer].tensors_of(expert.expert).items()
+                for name, tensor in self._storage[expert.layer].read(expert.expert).items()
             }
             for expert in mask_to_experts(union_LE, self.moe_layers.layers)
         }
@@ -108,15 +109,13 @@ class TrainableExperts:
 
     @torch.no_grad()
     def write_back(self, mask_LE: Mask) -> None:
-        """Copies the tuned weights of the mask's experts into the model's own tensors.
+        """Puts the tuned weights of the mask's experts in place, so that the model computes with them.
 
         Parameters in float32 keep what the model's type cannot hold: in bfloat16 a small step would be rounded away
         each time, and training would stand still.
         """
         for expert in self.experts_of(mask_LE):
-            now = self.tensors_of(expert)
-            for name, tensor in self._layers[expert.layer].tensors_of(expert.expert).items():
-                tensor.copy_(now[name])
+            self._storage[expert.layer].write(expert.expert, self.tensors_of(expert))
 
     @torch.no_grad()
     def out_of_range(self, mask_LE: Mask) -> tuple[Expert, ...]:
@@ -128,7 +127,7 @@ class TrainableExperts:
             return not largest <= torch.finfo(dtype).max
 
         experts = self.experts_of(mask_LE)
-        dtype = next(self.moe_layers[0].experts.parameters()).dtype
+        dtype = next(iter(self._storage[self.moe_layers.layers[0]].dtypes().values()))
         every = [parameter for expert in experts for parameter in self.parameters[expert].values()]
         # All at once first: one number to wait for.
         if not every or not is_out(every, dtype):
