@@ -46,6 +46,13 @@ class FinetuneConfig(Section):
         affects="speed",
         at_least=0,
     )
+    shard: Literal["none", "fsdp"] = setting(
+        "none",
+        "none = every worker holds all of the model; fsdp = FSDP2 spreads the frozen model over the workers, each of which "
+        "reads and holds its part only, so that a model may be larger than one worker's memory; trained experts and their "
+        "optimiser state are on every worker; needs num_workers of 2 or more, and routers stay frozen",
+        affects="speed",
+    )
     epochs: int = setting(4, "passes over all batches", affects="weights", at_least=1)
     learning_rate: float = setting(  # between ESFT's 1e-5 (its configs/base.yaml) and the 5e-5 of transformers' Trainer
         2e-5,
@@ -217,6 +224,7 @@ class FinetuneConfig(Section):
         """Yields what is wrong with the boost, the routers' training, the batches of a step and their weights."""
         if (self.boost > 0) != (self.routing in ("boosted", "annealed")):
             yield self.wrong("boost", "a positive number with finetune.routing=boosted or annealed, 0 otherwise")
+        yield from self._faults_of_sharding()
         if self.router == "alternating" and self.activation_checkpointing:
             yield self.wrong(
                 "activation_checkpointing", "false with finetune.router=alternating, whose loss sees logits"
@@ -236,6 +244,24 @@ class FinetuneConfig(Section):
         for entry in self.batch_weights:
             if not _is_weight(entry):
                 yield self.wrong("batch_weights", "entries such as 3=2.0 or fraud=0.5, none negative", entry)
+
+    def _faults_of_sharding(self) -> Iterator[str]:
+        if self.shard == "none":
+            return
+        if self.num_workers < 2:
+            yield self.wrong(
+                "shard", f"none with finetune.num_workers={self.num_workers}, as fsdp spreads over several"
+            )
+        if self.max_workers > self.num_workers:
+            yield self.wrong(
+                "shard", f"none with finetune.max_workers={self.max_workers}: a part is of so many workers"
+            )
+        if self.router == "alternating":
+            yield self.wrong("shard", "none with finetune.router=alternating, whose routers would be sharded too")
+        if self.gpus_per_worker != "auto" and self.gpus_per_worker > 1:
+            yield self.wrong(
+                "shard", f"none with finetune.gpus_per_worker={self.gpus_per_worker}: a worker's part is on one"
+            )
 
 
 def _is_weight(entry: str) -> bool:

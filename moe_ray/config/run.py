@@ -60,9 +60,13 @@ class Config(Section):
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def faults(self) -> Iterator[str]:
-        """Yields whether there is nowhere to write."""
+        """Yields whether there is nowhere to write, or further rounds would go on from shards."""
         if not self.run_dir:
             yield self.wrong("run_dir", "a folder or URL")
+        if self.finetune.shard != "none" and self.rounds.max_rounds > 1:
+            yield self.finetune.wrong("shard", f"none with rounds.max_rounds={self.rounds.max_rounds}")
+        if self.finetune.shard != "none" and self.model.quantisation != "none":
+            yield self.finetune.wrong("shard", f"none with model.quantisation={self.model.quantisation}")
         if self.model.quantisation != "none":
             # They write weights that are codes here. No names are all of them.
             if "full" in self.compare.names or (self.compare.run and not self.compare.names):

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_ray.config.evaluate import EvaluateConfig
 from moe_ray.config.finetune import FinetuneConfig
-from moe_ray.errors import NotTrainable
+from moe_ray.errors import InputError, NotTrainable
 from moe_ray.experts import Expert, ExpertMasks, Router, masks_from_experts
 from moe_ray.finetuning.adapter import (
     apply_adapter,
@@ -33,6 +33,7 @@ from moe_ray.finetuning.trainable_experts import Parametrisation, trainable_expe
 from moe_ray.finetuning.trainer import MaskedTrainer
 from moe_ray.models.expert_codes import num_weights
 from moe_ray.models.loss import target_losses
+from moe_ray.models.sharded_storage import is_sharded
 from moe_ray.models.token_budget import TokenBudget
 from moe_ray.models.tokenization import pad_token_id
 from moe_ray.prompts.batches import Batch
@@ -172,7 +173,9 @@ def fine_tune(
         reports = trainer.run(None if after_step is None else lambda report: after_step(trainer, report))
         # Before the adapter is written: experts learned beside a changed base would belong to no base that anyone has.
         frozen_after = hash_frozen(model, masks.union, routers_train=routers_train)
-        frozen_parameters_changed = check_unchanged(frozen_before, frozen_after)
+        frozen_parameters_changed = check_unchanged(
+            frozen_before, frozen_after, over_processes=is_sharded(model), device=model.device
+        )
         routers = trainer.routers
         if adapter is not None and rank == 0:
             save_adapter(
@@ -247,7 +250,7 @@ def continue_fine_tuning(
         may have changed.
 
     Raises:
-        InputError: `start` is of another base.
+        InputError: `start` is of another base, or the model is sharded.
         FrozenChanged: something outside both unions changed; nothing was saved.
     """
     parts = dict.fromkeys([*parts_of(read_adapter_header(start)), *learned_parts(masks, config)])
@@ -257,6 +260,8 @@ def continue_fine_tuning(
         num_experts=masks.masks_BLE.shape[2],
     )
     routers_train = any(isinstance(part, Router) for part in parts)
+    if is_sharded(model):
+        raise InputError("finetune.shard: got fsdp for a training that goes on from learned experts, expected none")
     frozen = hash_frozen(model, both.union, routers_train=routers_train)
     base_weights = expert_weights(model, parts)
     apply_adapter(model, start)

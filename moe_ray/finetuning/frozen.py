@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import xxhash
 from torch import Tensor, nn
 
@@ -19,6 +20,7 @@ from moe_ray.experts import Mask
 from moe_ray.models.expert_codes import ExpertCodes, codes_of
 from moe_ray.models.expert_storage import local_part
 from moe_ray.models.moe_layers import find_moe_layers
+from moe_ray.models.sharded_storage import free_gathered
 
 TensorHashes = dict[str, tuple[str, int]]
 """Per name a hash of the tensor's bytes and how many numbers it holds."""
@@ -37,6 +39,7 @@ def hash_frozen(model: nn.Module, union_LE: Mask, *, routers_train: bool = False
     Returns:
         per name (`… [expert]` for slices) the hash of the bytes that this process holds and the number of numbers.
     """
+    free_gathered(model)
     moe_layers = find_moe_layers(model)
     fused = {
         id(tensor): union_LE[row]
@@ -89,19 +92,37 @@ def count_changed(before: TensorHashes, after: TensorHashes) -> int:
     return sum(before[name][1] for name in _changed(before, after))
 
 
-def check_unchanged(before: TensorHashes, after: TensorHashes) -> int:
+def check_unchanged(
+    before: TensorHashes, after: TensorHashes, *, over_processes: bool = False, device: torch.device | None = None
+) -> int:
     """`count_changed`, which must be 0 after training.
+
+    Args:
+        before: hashes before training.
+        after: those after it.
+        over_processes: what any process of the training found counts for each; a collective. Needed where each holds
+            another part of the model.
+        device: that their collectives use; None = the CPU.
 
     Raises:
         FrozenChanged: it is not.
     """
-    if changed := _changed(before, after):
+    changed, numbers = _changed(before, after), count_changed(before, after)
+    where = f"{len(changed)} of {len(before)} frozen tensors, first {changed[0]}" if changed else "other workers' parts"
+    if over_processes:
+        numbers = _sum_over_processes(numbers, device)
+    if numbers:
         raise FrozenChanged(
-            f"training changed {count_changed(before, after):,} numbers in {len(changed)} of {len(before)} frozen tensors, "
-            f"first {changed[0]}; expected none: what was learned is not written, because it would belong to another base "
-            "model"
+            f"training changed {numbers:,} numbers in {where}; expected none: what was learned is not written, because it "
+            "would belong to another base model"
         )
-    return count_changed(before, after)
+    return numbers
+
+
+def _sum_over_processes(number: int, device: torch.device | None) -> int:
+    total = torch.tensor(number, device=device)
+    dist.all_reduce(total)
+    return int(total.item())
 
 
 def _changed(before: TensorHashes, after: TensorHashes) -> list[str]:

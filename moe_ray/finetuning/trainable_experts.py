@@ -26,6 +26,7 @@ from moe_ray.finetuning.routing_policy import RoutingPolicy
 from moe_ray.models.expert_codes import dequantised_again
 from moe_ray.models.expert_storage import storage_of
 from moe_ray.models.moe_layers import MoELayers, find_moe_layers, uncompiled
+from moe_ray.models.sharded_storage import same_backward_everywhere
 from moe_ray.models.tokenization import TokenizedRow
 
 
@@ -233,7 +234,7 @@ def trainable_experts(
         raise NothingSelected(
             "the union of unsafe experts is empty, so nothing can be trained; lower identify.threshold"
         )
-    with requires_grad_restored(model):
+    with requires_grad_restored(model), same_backward_everywhere(model):
         # A frozen parameter that asked for a gradient would get one from every backward: memory for the whole model.
         model.requires_grad_(False)
         yield parametrisation(model, union_LE, dtype)

@@ -37,8 +37,10 @@ from moe_ray.finetuning.output_movement import Movement, OutputMovement, watched
 from moe_ray.finetuning.router_training import RouterTraining
 from moe_ray.finetuning.routing_policy import RoutingPolicy
 from moe_ray.finetuning.schedule import has_stopped_improving, learning_rate_factor, plan_steps, share_out
+from moe_ray.finetuning.sharded_passes import empty_pass, passes_to_add
 from moe_ray.finetuning.step_report import StepReport, reports_of_all_workers
 from moe_ray.finetuning.trainable_experts import TrainableExperts
+from moe_ray.models.sharded_storage import is_sharded
 from moe_ray.models.tokenization import TokenizedRow
 from moe_ray.models.unmaskable import refuse_unmaskable
 
@@ -64,7 +66,8 @@ class MaskedTrainer:
             (A factor on the gradient alone would do nothing: AdamW divides it out.)
         lengths: how much there is to compute for each batch, see `plan_steps`; None = not known.
         before_epoch: called with the batches that this worker still trains in an epoch, before it takes their rows.
-        validate: gives the validation loss under natural routing; called on rank 0 after every epoch.
+        validate: gives the validation loss under natural routing; called after every epoch, on rank 0, or on all workers
+            where the model is sharded.
         monitor: called for every batch before the step's update; None = nothing is checked.
 
     Attributes:
@@ -124,6 +127,7 @@ class MaskedTrainer:
             lengths=lengths,
             window=config.length_window,
         )
+        self._is_sharded = world_size > 1 and is_sharded(model)
         self.next_step = 0
         self._epoch_prepared = -1
         self.validation_losses: list[float] = []
@@ -134,6 +138,8 @@ class MaskedTrainer:
         self._watched_steps = watched_steps(len(self.plan), schedule=config.schedule, warmup=config.warmup)
         self.routers: RouterTraining | None = None
         if config.router == "alternating":
+            if self._is_sharded:
+                raise InputError("finetune.router: got alternating for a sharded model, expected frozen")
             self.routers = RouterTraining(model, trainable, config, pad_id=pad_id, world_size=world_size)
 
     @property
@@ -166,7 +172,15 @@ class MaskedTrainer:
         step, batch_ids = self.next_step, self.plan[self.next_step]
         self._prepare_epoch(step)
         learning_rate = self._set_learning_rate(step)
-        gradients = {position: self._gradient_of(batch_ids[position]) for position in self._own_positions(batch_ids)}
+        own_positions = self._own_positions(batch_ids)
+        passes = 0
+        if self._is_sharded:
+            # Before the first pass: afterwards a worker that is done would meet others in another collective.
+            own_rows = [self.batches[batch_ids[position]] for position in own_positions]
+            passes = passes_to_add(own_rows, config=self.config, device=self.model.device)
+        gradients = {position: self._gradient_of(batch_ids[position]) for position in own_positions}
+        for _ in range(passes):
+            empty_pass(self.model, pad_id=self.pad_id)
         step_masks = [self.masks[batch_idx] for batch_idx in batch_ids if batch_idx >= 0]
         weights = [self.batch_weights.get(batch_idx, 1.0) for batch_idx in batch_ids if batch_idx >= 0]
         average_gradients(self.trainable, step_masks, weights=weights, world_size=self.world_size)
@@ -284,7 +298,9 @@ class MaskedTrainer:
         return norm
 
     def _validation_loss(self, validate: Callable[[], float]) -> float:
-        value = torch.tensor(validate() if self.rank == 0 else math.nan, dtype=torch.float64, device=self.model.device)
+        # A pass of a sharded model needs all of its workers.
+        loss = validate() if self.rank == 0 or self._is_sharded else math.nan
+        value = torch.tensor(loss, dtype=torch.float64, device=self.model.device)
         if self.world_size > 1:
             dist.broadcast(value, src=0)
         return value.item()

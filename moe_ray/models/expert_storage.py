@@ -12,10 +12,12 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from moe_ray.models.expert_codes import codes_of
 from moe_ray.models.moe_layers import MoELayer
 from moe_ray.models.quantised_storage import QuantisedStorage
+from moe_ray.models.sharded_storage import ShardedStorage, local_slice
 
 
 class ExpertStorage(Protocol):
@@ -76,9 +78,14 @@ class PlainStorage:
 
 def storage_of(layer: MoELayer) -> ExpertStorage:
     """The backend that suits how the layer keeps its experts."""
-    return QuantisedStorage(layer) if codes_of(layer.experts) else PlainStorage(layer)
+    if codes_of(layer.experts):
+        return QuantisedStorage(layer)
+    is_spread = any(isinstance(tensor, DTensor) for tensor in layer.experts.parameters())
+    return ShardedStorage(layer) if is_spread else PlainStorage(layer)
 
 
 def local_part(tensor: Tensor, expert: int | None = None) -> Tensor | None:
     """What this process holds of one of the model's tensors, or of an expert's slice of it; None = nothing of it."""
+    if isinstance(tensor, DTensor):
+        return tensor.to_local() if expert is None else local_slice(tensor, expert)
     return tensor if expert is None else tensor[expert]

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.distributed import DistributedConfig
 from transformers.utils import is_accelerate_available
 
 from moe_ray.config.model import ModelConfig
@@ -16,6 +17,7 @@ from moe_ray.models.chat_template import with_options
 from moe_ray.models.checkpoint_check import check_shapes
 from moe_ray.models.moe_layers import MoELayers, find_moe_layers
 from moe_ray.models.quantised_loading import ExpertQuantisation, fused_tensors
+from moe_ray.models.sharded_storage import check_sharded
 from moe_ray.models.unmaskable import refuse_unmaskable
 
 _EXPERT_CODES = ("fp8", "mxfp4")
@@ -122,7 +124,11 @@ def check_maskable(config: ModelConfig) -> None:
 
 
 def load_model(
-    config: ModelConfig, *, device: str | torch.device | None = None, device_map: str | dict[str, Any] | None = None
+    config: ModelConfig,
+    *,
+    device: str | torch.device | None = None,
+    device_map: str | dict[str, Any] | None = None,
+    num_shards: int = 0,
 ) -> PreTrainedModel:
     """The model in eval mode.
 
@@ -132,10 +138,12 @@ def load_model(
             is the fastest, the library's default on GPU.
         device: None = the first GPU if there is one, else CPU.
         device_map: spreads the model over devices, see accelerate; "auto" = over all GPUs of this process.
+        num_shards: FSDP2 spreads every tensor over this many processes, those of `torch.distributed`'s default group, each
+            of which reads its own part only; 0 = the model is whole in this one. Excludes `device_map`.
 
     Raises:
         InputError: the checkpoint does not exist or cannot be read, or its weights are not those of the model that its
-            configuration describes.
+            configuration describes; or it cannot be sharded.
     """
     if config.quantisation != "none":
         require_library(config.quantisation)
@@ -148,6 +156,12 @@ def load_model(
     implementation = config.experts_implementation
     if implementation != "auto" or on_cpu:
         options["experts_implementation"] = "eager" if implementation == "auto" else implementation
+    if num_shards:
+        spread: PreTrainedModel = _load_all_weights(
+            config, distributed_config=DistributedConfig(fsdp_size=num_shards), **options
+        ).eval()
+        check_sharded(spread)
+        return spread
     if device_map is None and not on_cpu and is_accelerate_available():
         # Every tensor goes there as it is read; a model that is loaded and then moved is whole in the host's memory first.
         device_map = {"": torch.device(target.type, target.index or 0)}

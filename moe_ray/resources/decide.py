@@ -175,6 +175,9 @@ def _with_numbers(config: Config, per_copy: int, nodes: Sequence[Node], needed: 
     for_capture, for_answers, for_check = map(
         gpus, (capture.gpus_per_actor, evaluate.gpus_per_actor, ablate.gpus_per_actor)
     )
+    for_worker = gpus(config.finetune.gpus_per_worker)
+    if config.finetune.shard != "none":
+        for_worker = min(1.0, for_worker)  # a worker's part of a sharded model is on one GPU
     num_capture = processes(capture.num_actors, for_capture)
     if capture.max_actors and capture.num_actors == "auto":
         num_capture = min(num_capture, capture.max_actors)
@@ -186,7 +189,7 @@ def _with_numbers(config: Config, per_copy: int, nodes: Sequence[Node], needed: 
         finetune=replace(
             config.finetune,
             # A worker in the process of the command has no GPU of Ray's.
-            gpus_per_worker=gpus(config.finetune.gpus_per_worker) if config.finetune.num_workers else 0.0,
+            gpus_per_worker=for_worker if config.finetune.num_workers else 0.0,
         ),
         sweep=replace(config.sweep, gpus_per_trial=gpus(config.sweep.gpus_per_trial)),
     )

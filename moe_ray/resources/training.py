@@ -62,7 +62,10 @@ class Room:
         """
         settings, dtype = config.finetune, config.model.dtype
         state = training_bytes(self.model, num_experts, dtype=dtype, config=settings)
-        needed = self.model.bytes_in(dtype) + state
+        is_sharded = settings.shard != "none"
+        # A worker holds its part of the weights, beside a layer or two that are whole while they compute.
+        needed = self.model.bytes_in(dtype) // (settings.num_workers if is_sharded else 1) + state
+        may_spread = may_spread and not is_sharded
         gpus = gpus_of(settings.gpus_per_worker)
         with_gpus = [node for node in self.nodes if node.gpus]
         if gpus and with_gpus:

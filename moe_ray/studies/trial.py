@@ -150,7 +150,8 @@ def only_what_selects(selection: IdentifyConfig) -> IdentifyConfig:
 
 def in_one_process(config: FinetuneConfig) -> FinetuneConfig:
     """The same training with one worker: as many batches in a step as its workers would have taken."""
-    return replace(config, batches_per_step=config.batches_per_step or max(1, config.num_workers), num_workers=1)
+    of_a_step = config.batches_per_step or max(1, config.num_workers)
+    return replace(config, batches_per_step=of_a_step, num_workers=1, shard="none")
 
 
 def run_trial(

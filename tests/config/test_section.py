@@ -7,6 +7,7 @@ import yaml
 from moe_ray.config import CaptureConfig, Config, FinetuneConfig, IdentifyConfig, ModelConfig, SweepConfig
 from moe_ray.config.io import load_config
 from moe_ray.config.keys import groups
+from moe_ray.config.rounds import RoundsConfig
 from moe_ray.config.values import WrongSettings
 from moe_ray.errors import InputError
 
@@ -38,6 +39,29 @@ def test_a_replaced_value_is_checked_again():
         (lambda: FinetuneConfig(batch_weights=("1=-2",)), "finetune.batch_weights: got '1=-2', expected entries such"),
         (lambda: FinetuneConfig(boost=1.0), "finetune.boost: got 1.0"),
         (lambda: FinetuneConfig(num_workers=3, max_workers=2), "finetune.max_workers: got 2, expected 0, or at least"),
+        (
+            lambda: Config(finetune=FinetuneConfig(shard="fsdp", num_workers=2), rounds=RoundsConfig(max_rounds=2)),
+            "finetune.shard: got 'fsdp', expected none with rounds.max_rounds=2",
+        ),
+        (
+            lambda: Config(
+                finetune=FinetuneConfig(shard="fsdp", num_workers=2), model=ModelConfig(quantisation="int8")
+            ),
+            "finetune.shard: got 'fsdp', expected none with model.quantisation=int8",
+        ),
+        (lambda: FinetuneConfig(shard="fsdp"), "finetune.shard: got 'fsdp', expected none with finetune.num_workers=1"),
+        (
+            lambda: FinetuneConfig(shard="fsdp", num_workers=2, max_workers=3, batches_per_step=3),
+            "expected none with finetune.max_workers=3",
+        ),
+        (
+            lambda: FinetuneConfig(shard="fsdp", num_workers=2, router="alternating"),
+            "expected none with finetune.router=alternating",
+        ),
+        (
+            lambda: FinetuneConfig(shard="fsdp", num_workers=2, gpus_per_worker=2),
+            "expected none with finetune.gpus_per_worker=2",
+        ),
         (lambda: FinetuneConfig(num_workers=0, max_workers=2), "finetune.max_workers: got 2, expected 0, or at least"),
         (
             lambda: FinetuneConfig(max_workers=4),

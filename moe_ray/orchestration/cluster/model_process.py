@@ -48,14 +48,17 @@ class ModelHolder:
     Args:
         model: which one.
         num_processes: how many such processes share this node's cores.
+        num_shards: over how many training workers the model is sharded, see `load_model`; 0 = it is whole in this one.
     """
 
-    def __init__(self, model: ModelConfig, num_processes: int) -> None:
+    def __init__(self, model: ModelConfig, num_processes: int, *, num_shards: int = 0) -> None:
         quiet_and_threaded(num_processes)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(model)
         # A process that got several GPUs got them because one is not enough.
         spread = "auto" if process_device().type == "cuda" and len(ray.get_gpu_ids()) > 1 else None
-        self.model: PreTrainedModel = load_model(model, device=process_device(), device_map=spread)
+        self.model: PreTrainedModel = load_model(
+            model, device=process_device(), device_map=spread, num_shards=num_shards
+        )
         torch.set_num_threads(threads_of_process(num_processes, self.model.num_parameters()))
 
     @contextmanager

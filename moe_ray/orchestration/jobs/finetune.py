@@ -131,7 +131,8 @@ def _train_alone(holder: ModelHolder, job: FinetuneJob) -> dict[str, Any]:
 
 
 def _train_in_worker(job: FinetuneJob, worker: Worker) -> dict[str, Any]:
-    holder = ModelHolder(job.model, worker.num_on_node)
+    num_shards = worker.world_size if job.config.shard == "fsdp" else 0
+    holder = ModelHolder(job.model, worker.num_on_node, num_shards=num_shards)
     return _run_worker(
         job,
         holder,

@@ -158,6 +158,13 @@ def test_two_workers_end_with_the_weights_of_one(job, shared):
     assert_same_weights(shared, Path(alone.folder().path))
 
 
+def test_two_workers_over_which_the_model_is_sharded_end_with_the_weights_of_one(ray_cluster, job, shared):
+    sharded = replace(job, out="sharded", config=replace(job.config, num_workers=2, epochs=2, shard="fsdp"))
+    done = finetune(sharded)
+    assert done["frozen_parameters_changed"] == 0
+    assert_same_weights(Path(sharded.folder().path), shared)
+
+
 def test_two_workers_history_has_the_batches_of_both(shared):
     steps = read_history(Folder.open(str(shared)))
     assert [len(step["batches"]) for step in steps] == [2] * 6
