@@ -11,12 +11,14 @@ from .pipeline import ablate, capture, evaluate, fine_tune, identify, prepare
 from .prompts.batches import Batch
 from .prompts.examples import Example, read_examples
 from .prompts.prompt_set import Prompts
+from .repaired import Adapter, load_repaired
 from .routing.counts import RoutingCounts
 from .routing.masking import route_through
 from .run_directory import open_run
 
 __all__ = [
     "Ablation",
+    "Adapter",
     "Batch",
     "Evaluation",
     "Example",
@@ -35,6 +37,7 @@ __all__ = [
     "find_moe_layers",
     "fine_tune",
     "identify",
+    "load_repaired",
     "masks_from_experts",
     "merge_adapter",
     "open_run",
