@@ -3,6 +3,7 @@ from .errors import InputError
 from .evaluation.held_out import Evaluation
 from .experts import Expert, ExpertMasks, masks_from_experts
 from .finetuning.adapter import adapter_applied, apply_adapter, merge_adapter, save_adapter
+from .finetuning.callbacks import Callback
 from .finetuning.fine_tune import FineTuned
 from .finetuning.trainable_experts import trainable_experts
 from .identification.identify import Identification
@@ -20,6 +21,7 @@ __all__ = [
     "Ablation",
     "Adapter",
     "Batch",
+    "Callback",
     "Evaluation",
     "Example",
     "Expert",

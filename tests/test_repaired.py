@@ -79,7 +79,7 @@ def test_a_merged_checkpoint_is_the_repaired_model(made, tmp_path):
 def test_what_was_pushed_is_loaded_by_its_name_and_names_no_folder_of_this_machine(made, hub):
     folder, expected = made
     adapter = moe_ray.Adapter.from_pretrained(folder / "run")
-    with pytest.raises(InputError, match="give base= the hub name"):
+    with pytest.raises(InputError, match="give base= that model's hub name"):
         adapter.push_to_hub("me/repaired")
     assert hub.files == {}
     adapter.push_to_hub("me/repaired", base="some/base", private=True)
