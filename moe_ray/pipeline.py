@@ -33,8 +33,10 @@ from moe_ray.evaluation.held_out import NO_BATCH, Evaluation, evaluate_held_out
 from moe_ray.evaluation.own_answers import OwnAnswers, refusals_warning
 from moe_ray.evaluation.target_check import refuse_complying_targets
 from moe_ray.experts import ExpertMasks, ShortLayers
+from moe_ray.finetuning.callbacks import Callback
 from moe_ray.finetuning.fine_tune import FineTuned
 from moe_ray.finetuning.fine_tune import fine_tune as fine_tune_experts
+from moe_ray.finetuning.kept_checkpoints import KeepCheckpoints, newest_checkpoint
 from moe_ray.finetuning.step_report import StepReport
 from moe_ray.finetuning.targets import with_targets, without_unaskable
 from moe_ray.finetuning.trainer import MaskedTrainer
@@ -233,6 +235,8 @@ def fine_tune(
     adapter: str | Path | None = None,
     base: str = "",
     validation: Sequence[Example] = (),
+    callbacks: Sequence[Callback] = (),
+    checkpoints: str | Path | None = None,
     progress: bool | Progress = False,
     **settings: Any,
 ) -> FineTuned:
@@ -251,16 +255,20 @@ def fine_tune(
         adapter: folder to save the learned experts in; None = do not save.
         base: the base model's name, written into the adapter.
         validation: examples with a target, whose loss `patience` watches.
+        callbacks: told of the start, of steps, epochs and checkpoints, and of the end; see `Callback`.
+        checkpoints: folder to keep the newest training checkpoint in, one an epoch or as `checkpoint_every` says; a training
+            that was ended goes on from it. None = keep none.
         progress: True shows a bar; a callback gets (done, total) steps.
         settings: of the section, such as `epochs=2, learning_rate=1e-3`.
 
     Raises:
-        InputError: an example has no target.
+        InputError: an example has no target, or the checkpoint is of other masks or batches.
         NotTrainable: the gradient is not finite.
         NothingSelected: no mask has any expert.
         FrozenChanged: something outside the union changed; nothing was saved.
     """
     chosen = in_one_process(_merged(FinetuneConfig, config, settings))
+    keep = [] if checkpoints is None else [KeepCheckpoints(checkpoints, every=chosen.checkpoint_every, told=callbacks)]
     with shown(progress, "fine-tuning") as show:
 
         def after_step(trainer: MaskedTrainer, report: StepReport) -> None:
@@ -276,7 +284,9 @@ def fine_tune(
             adapter=adapter,
             base=base,
             validation=validation,
+            resume_from=None if checkpoints is None else newest_checkpoint(checkpoints),
             after_step=after_step,
+            callbacks=[*callbacks, *keep],
         )
 
 

@@ -47,6 +47,7 @@ from moe_ray.prompts.quarantine import QUARANTINE, TRUNCATED, training_examples,
 from moe_ray.prompts.stored_batches import StoredBatches
 from moe_ray.routing.count_store import parts_info, read_counts, read_lengths
 from moe_ray.routing.counts import RoutingCounts
+from moe_ray.run_plots import RunPlots
 from moe_ray.storage.damage import reading
 from moe_ray.storage.folder import Folder
 from moe_ray.storage.stage import is_finished, read_manifest
@@ -100,7 +101,7 @@ STAGES = (
 
 
 @dataclass(frozen=True, repr=False)
-class RunDirectory:
+class RunDirectory(RunPlots):
     """A run directory. Readers raise InputError, naming the stage to run, where what they read is not there.
 
     Attributes:

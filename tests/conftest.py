@@ -26,6 +26,24 @@ def folder(request, tmp_path):
     return Folder.open(str(tmp_path / "run") if request.param == "local" else f"memory://{tmp_path.name}/run")
 
 
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A Hugging Face hub on loopback, with an empty cache and a token that it takes."""
+    from fake_hub import TOKEN, fake_hub
+
+    with fake_hub() as hub:
+        # huggingface_hub reads these from the environment when it is imported, which other tests may have done.
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+        monkeypatch.setattr(
+            "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+            hub.url + "/{repo_id}/resolve/{revision}/{filename}",
+        )
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield hub
+
+
 @pytest.fixture(scope="session")
 def tiny_model_path() -> Path:
     """The embedded model, built once per checkout and content hash: a minute, so for slow tests only."""

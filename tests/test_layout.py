@@ -22,6 +22,7 @@ NAMED_AFTER_A_PROPERTY = {
     "orchestration/test_kills.py",
     # of the whole repository
     "test_cluster_yaml.py",
+    "test_examples.py",
     "test_import.py",
     "test_layers.py",
     "test_layout.py",

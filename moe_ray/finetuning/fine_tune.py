@@ -25,6 +25,7 @@ from moe_ray.finetuning.adapter import (
 from moe_ray.finetuning.adapter_files import parts_of, read_adapter_header
 from moe_ray.finetuning.adapter_tensors import Part, hash_weights
 from moe_ray.finetuning.batch_rows import BatchesInMemory, BatchRows, BatchSource, target_rows
+from moe_ray.finetuning.callbacks import Callback, Callbacks
 from moe_ray.finetuning.checkpoint import load_checkpoint
 from moe_ray.finetuning.frozen import check_unchanged, hash_frozen
 from moe_ray.finetuning.mask_check import check_routing
@@ -106,6 +107,7 @@ def fine_tune(
     validation: Sequence[Example] = (),
     batch_weights: Mapping[int, float] | None = None,
     after_step: Callable[[MaskedTrainer, StepReport], None] | None = None,
+    callbacks: Sequence[Callback] = (),
     parametrisation: Parametrisation = whole_experts,
 ) -> FineTuned:
     """Trains the union of the batches' unsafe experts, each step under the mask of the batch it trains.
@@ -128,6 +130,7 @@ def fine_tune(
             `config.patience` watches.
         batch_weights: per `batch_idx`, what its step is multiplied by, on top of `config.batch_weights`.
         after_step: called with the trainer and the report of each step.
+        callbacks: told of the start, of steps and epochs, and of the end.
         parametrisation: what is learned of the union's experts; an adapter holds whole experts only.
 
     Raises:
@@ -170,7 +173,16 @@ def fine_tune(
         )
         if resume_from is not None:
             load_checkpoint(trainer, resume_from)
-        reports = trainer.run(None if after_step is None else lambda report: after_step(trainer, report))
+        told = Callbacks(callbacks)
+
+        def report_step(report: StepReport) -> None:
+            if after_step is not None:
+                after_step(trainer, report)
+            told.on_step_end(trainer, report)
+
+        told.on_train_begin(trainer)
+        reports = trainer.run(report_step)
+        told.on_train_end(trainer, reports)
         # Before the adapter is written: experts learned beside a changed base would belong to no base that anyone has.
         frozen_after = hash_frozen(model, masks.union, routers_train=routers_train)
         frozen_parameters_changed = check_unchanged(

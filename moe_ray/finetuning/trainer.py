@@ -129,6 +129,7 @@ class MaskedTrainer:
         )
         self._is_sharded = world_size > 1 and is_sharded(model)
         self.next_step = 0
+        self._is_stopped = False
         self._epoch_prepared = -1
         self.validation_losses: list[float] = []
         self.optimizer = adamw(
@@ -149,9 +150,13 @@ class MaskedTrainer:
 
     @property
     def is_finished(self) -> bool:
-        """All steps are done, or the validation loss has stopped falling."""
-        stopped = has_stopped_improving(self.validation_losses, self.config.patience)
+        """All steps are done, the validation loss has stopped falling, or `stop` was called."""
+        stopped = self._is_stopped or has_stopped_improving(self.validation_losses, self.config.patience)
         return stopped or self.next_step >= len(self.plan)
+
+    def stop(self) -> None:
+        """Ends the training after the step that is under way; with several workers each has to call it."""
+        self._is_stopped = True
 
     def run(self, after_step: Callable[[StepReport], None] | None = None) -> list[StepReport]:
         """Trains from `next_step` to the end; calls `after_step` when each step's update is in force."""

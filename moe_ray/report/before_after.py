@@ -103,14 +103,15 @@ def category_rows(blocks: Sequence[Block], key: str) -> list[BeforeAfter]:
 
     Args:
         blocks: of `blocks_of`.
-        key: of `REFUSALS`.
+        key: of `RATES`.
     """
     known = [(block or {}).get("per_category") or {} for block in blocks]
     names = sorted(known[0].keys() | known[1].keys())
     if len(names) < 2:
         return []
     rows = [_row(name, key, [block.get(name) for block in known]) for name in names]
-    return [row for row in rows if is_measured(row.before) or is_measured(row.after)]
+    rows = [row for row in rows if is_measured(row.before) or is_measured(row.after)]
+    return rows if any(_is_shown(key, row) for row in rows) else []
 
 
 def before_after_table(whens: Sequence[Block]) -> pd.DataFrame:

@@ -71,3 +71,15 @@ def test_categories_are_in_order_and_those_without_examples_are_left_out():
 
 def test_one_category_is_no_table():
     assert category_rows([block(0.25, categories=("fraud",)), None, None], "unsafe_refusal_rate") == []
+
+
+def test_rates_of_verdicts_are_shown_by_category_too_and_those_that_never_happen_are_not():
+    def of(harmful, degenerate):
+        figures = {"unsafe_harmful_rate": harmful, "unsafe_degenerate_rate": degenerate}
+        shown = {name: {"value": value, "low": value, "high": value, "n": 4} for name, value in figures.items()}
+        return {"per_category": {"fraud": shown, "theft": shown}}
+
+    blocks = [of(0.5, 0.0), of(0.25, 0.0), None]
+    assert [row.cells[1].value for row in category_rows(blocks, "unsafe_harmful_rate")] == ["25.0%", "25.0%"]
+    assert category_rows(blocks, "unsafe_degenerate_rate") == []
+    assert len(category_rows([of(0.5, 0.0), of(0.25, 0.5), None], "unsafe_degenerate_rate")) == 2

@@ -102,10 +102,10 @@ def map_values(grid_LE: npt.NDArray[np.float64], layers: Sequence[int]) -> dict[
 
 def maps_part(run: RunDirectory, config: ReportConfig) -> dict[str, dict[str, str]]:
     """The numbers behind each map of experts, by the figure's name."""
-    layers = run.masks.layers
+    layers, column = run.masks.layers, SCORE_COLUMN[run.identify_config.weighting]
     single = {f"risk_batch_{batch}": batch for batch in batches_drawn(run, config)}
     return {
-        name: map_values(risk_grid(run.risk, run.masks, batch), layers)
+        name: map_values(risk_grid(run.risk, run.masks, batch, column=column), layers)
         for name, batch in {"risk_overall": None, **single}.items()
     }
 

@@ -27,6 +27,7 @@ from moe_ray.studies.pareto import BENEFIT, COST_IN_WORDS, cost_of, pareto_front
 _DARK, _MIDDLE, _LIGHT, _ACCENT = "#17365c", "#7d9cc0", "#e2d289", "#8a6d00"
 _MAP = "cividis"
 _MARKERS, _LINES = "osD^v<>P", ("-", "--", ":", "-.")
+_MOST_IN_NARROW = 64
 _MOST_TICKS, _MOST_POINTS, _MOST_EXPERTS, _MOST_CATEGORIES, _MOST_NUMBERED = 12, 2000, 24, 24, 10
 
 
@@ -52,7 +53,9 @@ def heat_map(
         is_small: one of many, without a scale of its own.
     """
     num_layers, num_experts = grid_LE.shape
-    width = 3.0 if is_small else 5.4
+    # Many experts take the page's whole width, or half of it; `wide_maps` tells the page.
+    is_wide = wide_maps(num_experts)
+    width = (5.4 if is_wide else 3.0) if is_small else (10.8 if is_wide else 5.4)
     body = width - (0.7 if is_small else 1.5)
     height = float(np.clip(body * num_layers / num_experts, 0.9 if is_small else 1.6, 2.4 if is_small else 5.0)) + 0.7
 
@@ -62,10 +65,11 @@ def heat_map(
         rows, columns = np.nonzero(selected_LE)
         # In points, 72 to the inch: a dot takes up to 45% of a cell, and stays visible in a small one.
         cell = 72 * min(body / num_experts, (height - 0.7) / num_layers)
-        size = float(np.clip(0.45 * cell, 0.8, 6.0))
+        size = float(np.clip(0.45 * cell, 1.8, 6.0))
         axes.plot(columns, rows, "o", markersize=size, markerfacecolor="white", markeredgecolor="black", mew=size / 6)
         _ticks(axes, "x", range(num_experts), "expert")
-        _ticks(axes, "y", layers, "layer")
+        # A label needs about a sixth of an inch.
+        _ticks(axes, "y", layers, "layer", most=min(_MOST_TICKS, max(2, int((height - 0.7) * 5))))
         if not is_small:
             bar = figure.colorbar(image, ax=axes, shrink=0.9)
             bar.set_label("risk difference")
@@ -73,8 +77,13 @@ def heat_map(
     return draw(name, title, plot, width=width, height=height)
 
 
-def _ticks(axes: Axes, side: str, names: Sequence[Any], what: str) -> None:
-    step = max(1, -(-len(names) // _MOST_TICKS))  # rounded up, so that there are never more ticks
+def wide_maps(num_experts: int) -> bool:
+    """Whether maps of so many experts take twice the width of others, so that a cell can be seen and pointed at."""
+    return num_experts > _MOST_IN_NARROW
+
+
+def _ticks(axes: Axes, side: str, names: Sequence[Any], what: str, *, most: int = _MOST_TICKS) -> None:
+    step = max(1, -(-len(names) // most))  # rounded up, so that there are never more ticks
     positions = range(0, len(names), step)
     axis = axes.xaxis if side == "x" else axes.yaxis
     axis.set_ticks(list(positions), [str(names[position]) for position in positions])
@@ -164,7 +173,9 @@ def experts_by_category(name: str, title: str, by_category: pd.DataFrame) -> str
         axes.set_yticks(range(len(shares)), [label(str(category)) for category in shares.index])
         figure.colorbar(image, ax=axes).set_label("share of batches")
 
-    return draw(name, title, plot, height=1.6 + 0.24 * len(shares))
+    # Each name on its side needs its line's height beside the next one.
+    width = max(5.4, 3.4 + 0.19 * len(shares.columns))
+    return draw(name, title, plot, width=width, height=1.6 + 0.24 * len(shares))
 
 
 def union_growth(name: str, title: str, table: pd.DataFrame, setting: str, threshold: float) -> str:

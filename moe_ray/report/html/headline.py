@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from moe_ray.report.format import difference, has_interval, rate
+from moe_ray.report.format import decimal, difference, has_interval, rate
 
 Figures = Mapping[str, Any]
 
@@ -76,4 +76,5 @@ def _lost(ablation: Figures) -> str:
     selected = next((row for row in ablation.get("table", ()) if row["set"] == "selected"), None)
     if selected is None:
         return ""
-    return f"without them answers lose {selected['unsafe']:.2f} (unsafe) and {selected['safe']:.2f} (safe) nats a token"
+    unsafe, safe = (decimal(selected[label], 2) for label in ("unsafe", "safe"))
+    return f"without them answers lose {unsafe} (unsafe) and {safe} (safe) nats a token"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from moe_ray.report.before_after import (
-    REFUSALS,
+    RATES,
     ROUTINGS,
     WHENS,
     BeforeAfter,
@@ -46,7 +46,7 @@ class HeldOutPart:
 
     Attributes:
         overall: over all examples.
-        by_category: a table per label; empty where all examples are of one category.
+        by_category: a table per rate; empty where all examples are of one category.
     """
 
     overall: HeldOutTable
@@ -85,7 +85,7 @@ def held_out_parts(whens: Sequence[Block]) -> list[HeldOutPart]:
 
 def _by_category(routing: str, blocks: Sequence[Block]) -> list[HeldOutTable]:
     tables = []
-    for key, title in REFUSALS.items():
+    for key, title in RATES.items():
         rows = [replace(row, name=printable(row.name)) for row in category_rows(blocks, key)]
         if rows:
             tables.append(HeldOutTable(title=title, figure=f"{key}_{routing}_by_category", rows=rows))

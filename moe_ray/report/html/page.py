@@ -27,6 +27,7 @@ from moe_ray.report.html.attacks import attacks_part
 from moe_ray.report.html.cause import cause_part
 from moe_ray.report.html.examples import answers_part, examples_part
 from moe_ray.report.html.experts import certainty_rows, experts_part, maps_part
+from moe_ray.report.html.figures import wide_maps
 from moe_ray.report.html.first_paragraph import Findings, first_paragraph
 from moe_ray.report.html.harness import harness_part
 from moe_ray.report.html.headline import headline
@@ -85,6 +86,7 @@ def build_report(run: RunDirectory, config: ReportConfig) -> Report:
         ),
         "experts": experts,
         "maps": maps_part(run, config),
+        "wide_maps": wide_maps(run.masks.union.shape[1]),
         "selected": selected_part(run),
         "specificity": categories_part(run),
         "shown_experts": {row["name"] for row in experts["top"]},

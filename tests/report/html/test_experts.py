@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 from run_directory import PLANTED, write_identified
 
 from moe_ray.config.report import ReportConfig
+from moe_ray.identification.selection import SCORE_COLUMN
 from moe_ray.report.html.experts import (
     batches_compared,
     certainty_rows,
     experts_part,
+    maps_part,
     risk_grid,
     scale_limit,
     union_by_settings,
@@ -74,3 +77,13 @@ def test_what_no_batch_could_show_is_none_and_what_was_not_resampled_a_dash(iden
     first, second = certainty_rows(identified, pd.DataFrame(rows))["rows"]
     assert (first["median_stability"], first["certifiable"], first["category"]) == ("–", "none", "fraud")
     assert (second["median_stability"], second["certifiable"], second["smallest_p_maxt"]) == ("50.0%", "0.200", "0.25")
+
+
+def test_a_map_says_at_each_cell_the_number_that_it_is_drawn_by(tmp_path):
+    write_identified(Folder.open(str(tmp_path)))
+    run = open_run(str(tmp_path))
+    run.__dict__["identify_config"] = replace(run.identify_config, weighting="prompts")
+    drawn = risk_grid(run.risk, run.masks, column=SCORE_COLUMN["prompts"])
+    assert not np.allclose(drawn, risk_grid(run.risk, run.masks))
+    said = maps_part(run, ReportConfig())["risk_overall"]["values"]
+    assert [int(number) for number in said.split()] == np.rint(drawn * 1e4).astype(int).ravel().tolist()

@@ -33,6 +33,18 @@ def test_a_small_heat_map_has_no_scale_and_few_ticks():
     assert texts(svg) == [*map(str, range(0, 40, 4)), "expert", "1", "3", "layer"]
 
 
+def test_many_layers_of_a_small_map_are_numbered_as_far_apart_as_their_numbers_are_high():
+    grid_LE = np.zeros((48, 128))
+    svg = figures.heat_map("risk", "Risk", grid_LE, grid_LE > 1, range(48), limit=1, is_small=True)
+    shown = texts(svg)
+    layers = shown[shown.index("expert") + 1 : shown.index("layer")]
+    assert layers == [str(layer) for layer in range(0, 48, int(layers[1]))]
+    height = float(re.search(r'viewBox="0 0 [\d.]+ ([\d.]+)"', svg)[1])
+    assert height / len(layers) > 12
+    assert figures.wide_maps(128)
+    assert not figures.wide_maps(64)
+
+
 def test_the_overlap_of_few_batches_is_numbered():
     table = pd.DataFrame({"batch_a": [4], "batch_b": [7], "jaccard": [0.25]})
     shown = texts(figures.overlap("overlap", "Overlap", table, [7, 4]))

@@ -35,3 +35,10 @@ def test_the_causal_check_answers_yes_or_no_with_what_was_lost():
         cards = headline(**SIZES, **NOTHING | {"ablation": {"verdict": verdict, "table": [row]}})
         assert cards[1]["number"] == answer
         assert "5.09 (unsafe) and 0.24 (safe)" in cards[1]["note"]
+
+
+def test_what_rounds_to_nothing_has_no_sign():
+    row = {"set": "selected", "unsafe": 1.5, "safe": -0.001}
+    cards = headline(**SIZES, **NOTHING | {"ablation": {"verdict": "causal", "table": [row]}})
+    assert "0.00 (safe)" in cards[1]["note"]
+    assert "-0.00" not in cards[1]["note"]

@@ -1,0 +1,80 @@
+"""Each script of `examples/` runs as a user would run it, on the demo's model."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from paths import ROOT
+from transformers import AutoModelForCausalLM
+
+from moe_ray.demo.examples import embedded_records
+
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+PYTHON = (ROOT / "docs" / "python.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory):
+    """Prompts of one category, so that a script takes seconds."""
+    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    rows = [record for record in embedded_records("train") if record["category"] == "fraud"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def run(name: str, *arguments: str, cwd) -> str:
+    # Threads cost more than these matrices.
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "examples" / f"{name}.py"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False, timeout=500)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_experts_of_own_prompts_are_found(tiny_model_path, prompts, tmp_path):
+    said = run("find_experts", str(tiny_model_path), prompts, cwd=tmp_path)
+    assert re.search(r"^batch 0 \(fraud\): L\d+_E\d+", said, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_the_cause_is_checked(tiny_model_path, prompts, tmp_path):
+    assert "nats a token" in run("causal_check", str(tiny_model_path), prompts, cwd=tmp_path)
+
+
+@pytest.mark.slow
+def test_a_model_is_repaired_and_merged(tiny_model_path, prompts, tmp_path):
+    said = run("repair_and_merge", "out", str(tiny_model_path), prompts, cwd=tmp_path)
+    losses = [float(loss) for loss in re.findall(r"^epoch \d+: loss ([\d.]+)", said, re.MULTILINE)]
+    assert losses == sorted(losses, reverse=True)
+    assert len(losses) > 1
+    base, repaired = (
+        AutoModelForCausalLM.from_pretrained(path).state_dict()
+        for path in (tiny_model_path, tmp_path / "out" / "repaired")
+    )
+    assert base.keys() == repaired.keys()
+    assert any((base[name] != repaired[name]).any() for name in base)
+
+
+@pytest.mark.slow
+def test_a_steered_model_answers_otherwise(tiny_model_path, prompts, tmp_path):
+    plain, around = (line.split(":", 1)[1].strip() for line in run("steer", str(tiny_model_path), prompts, cwd=tmp_path).splitlines()[-2:])  # fmt: skip # noqa: E501
+    assert plain
+    assert plain != around
+
+
+@pytest.mark.slow
+def test_the_planted_experts_of_own_counts_are_found(tmp_path):
+    assert {*run("own_counts", cwd=tmp_path).splitlines()[1:]} == {"L01_E05", "L02_E05"}
+
+
+def test_every_example_is_listed_and_run_here():
+    names = {path.stem for path in EXAMPLES}
+    assert names == set(re.findall(r"examples/(\w+)\.py", PYTHON))
+    tested = set(re.findall(r'run\("(\w+)"', (ROOT / "tests" / "test_examples.py").read_text()))
+    assert names == tested
