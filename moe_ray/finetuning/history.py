@@ -13,6 +13,9 @@ from moe_ray.storage.folder import Folder
 
 HISTORY = "history.jsonl"
 
+PLANNED_STEPS = "planned_steps"
+"""Key of every line: how many steps the training has if nothing ends it early."""
+
 
 def write_history(folder: Folder, lines: Sequence[Mapping[str, Any]]) -> None:
     """Writes step reports as JSON lines, in place of any that are there."""

@@ -53,6 +53,11 @@ class Tracker:
         """MLflow's id of the run; starts with `pending` while the server does not know it."""
         return self._connection.ids.get(self._key, self._key)
 
+    @property
+    def experiment_id(self) -> str:
+        """MLflow's id of the experiment."""
+        return self._connection.experiment_id
+
     def child(self, name: str, tags: Mapping[str, Any] | None = None) -> Tracker:
         """A new run nested under this one: a stage, a trial, a round."""
         key = f"pending-{uuid.uuid4().hex}"
