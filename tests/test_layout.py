@@ -18,6 +18,7 @@ NAMED_AFTER_A_PROPERTY = {
     "orchestration/test_s3_run.py",
     "orchestration/test_malformed_inputs.py",
     "orchestration/test_kills.py",
+    "cli/test_terminal_run.py",
     # of the whole repository
     "test_cluster_yaml.py",
     "test_import.py",

@@ -12,8 +12,10 @@ from moe_ray.config.ablate import AblateConfig
 from moe_ray.evaluation.verdict_rates import COST
 from moe_ray.orchestration.run import Run
 from moe_ray.orchestration.tracking import run_log
+from moe_ray.orchestration.tracking.logged_model import link_figures
 from moe_ray.orchestration.tracking.mlflow_run import MlflowTracker
 from moe_ray.orchestration.tracking.registry import register_repaired
+from moe_ray.orchestration.tracking.result_tables import with_intervals
 from moe_ray.prompts.quarantine import QUARANTINE, without_quarantined
 from moe_ray.report.ablation_text import ablation_rows, describe_ablation
 from moe_ray.report.attack_text import attack_rows, describe_attacks
@@ -123,9 +125,8 @@ def full(run: Run) -> None:
         page = _report(run, summary)
         _account(run, summary)
         with run.seconds.spent_on("tracking"):
-            run_log.log_artifacts(tracker, run.directory.folder, page.figures)
-            if run.config.tracking.register:
-                _register(run, tracker)
+            run_log.log_artifacts(tracker, run.directory.folder, page.figures, note=page.lede)
+            _log_model(run, tracker, summary)
     artifacts = artifacts_of(run.directory.folder, tracker.uri, tracker.run_id)
     commands = next_commands(run.directory.folder, tracker.uri, tracker.experiment_id, tracker.run_id)
 
@@ -237,7 +238,12 @@ def _report(run: Run, summary: dict[str, Any]) -> Report:
         return write_report(RunDirectory(run.directory.folder), run.config.report)
 
 
-def _register(run: Run, tracker: MlflowTracker) -> None:
-    uri = register_repaired(tracker, run.model, run.directory.sub(FINETUNE), run.config.tracking.register)
-    if uri is not None:
-        tracker.log_tags({"repaired_model": uri})
+def _log_model(run: Run, tracker: MlflowTracker, summary: Mapping[str, Any]) -> None:
+    """The repaired model where it is to be registered, and its figures as those of a model."""
+    model_id = None
+    if run.config.tracking.register:
+        found = register_repaired(tracker, run.model, run.directory.sub(FINETUNE), run.config.tracking.register)
+        if found is not None:
+            tracker.log_tags({"repaired_model": found.uri})
+            model_id = found.model_id
+    link_figures(tracker, model_id, with_intervals(summary["after"]), base=run.model.path)

@@ -183,7 +183,7 @@ def outcome_tables(summary: Mapping[str, Any]) -> list[tuple[str, pd.DataFrame]]
         summary: from `build_summary`.
     """
     whens = [summary.get(when) for when in WHENS]
-    title = "Before and after (held out, 95% intervals; the change is paired, example by example)"
+    title = "Before and after (held out, 95% intervals, the change paired by example)"
     tables = [(title, before_after_table(whens))]
     for routing, name in ROUTINGS.items():
         table = _category_table(blocks_of(whens, routing))

@@ -49,7 +49,10 @@ def print_result(
     print_outcome(summary)
     print_table("Seconds", _seconds_table(summary["seconds"], summary["start_seconds"], reused))
     _print_lines("Where it is", artifacts)
-    _print_lines("What next", commands)
+    console = _console()
+    console.print("\n== What next ==")
+    for purpose, command in commands.items():
+        console.print(f"{purpose}\n  {escape(printable(command))}", soft_wrap=True)
 
 
 def print_outcome(summary: Mapping[str, Any]) -> None:

@@ -142,8 +142,8 @@ class MlflowTracker(Tracker):
     Args:
         config: where to.
         run_name: the run's name in MLflow.
-        folder: the run directory; holds the SQLite file and the artifacts where the configuration names no server, and
-            what waits for a server that does not answer.
+        folder: the run directory; holds what waits for a server that does not answer. Where the configuration names none,
+            the SQLite file and the artifacts are beside it.
         settings: dotted settings as text, logged as parameters.
 
     Raises:
