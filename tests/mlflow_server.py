@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+import mlflow
+import pandas as pd
 import requests
 
 _SECONDS = 240.0
@@ -68,3 +70,13 @@ class Server:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
             self.process = None
+
+
+def load_table(uri: str, experiment_id: str, file: str, run_id: str) -> pd.DataFrame:
+    """A run's table as MLflow loads it; its client searches the process's own store, whichever it was made for."""
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    try:
+        return mlflow.MlflowClient(uri).load_table(experiment_id, file, run_ids=[run_id])
+    finally:
+        mlflow.set_tracking_uri(before)

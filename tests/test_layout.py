@@ -20,6 +20,7 @@ NAMED_AFTER_A_PROPERTY = {
     "orchestration/test_quantised_run.py",
     "orchestration/test_malformed_inputs.py",
     "orchestration/test_kills.py",
+    "cli/test_terminal_run.py",
     # of the whole repository
     "test_cluster_yaml.py",
     "test_examples.py",

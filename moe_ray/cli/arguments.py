@@ -119,6 +119,8 @@ def merge_arguments(parser: CommandParser) -> None:
     parser.add_argument("out", metavar="OUT", type=_folder, help="folder to write; must not exist or be empty")
     parser.add_argument("--base", default="", help="the base model's folder or hub name (default: as in the run)")
     parser.add_argument("--dtype", default="auto", help="of the weights (default: as in the run)")
+    parser.add_argument("--push-to-hub", default="", metavar="NAME", help="also push it to this repository, OWNER/NAME")
+    parser.add_argument("--private", action="store_true", help="a repository that is made is its owner's alone")
 
 
 def prompts_arguments(parser: CommandParser) -> None:
@@ -135,6 +137,13 @@ def prompts_arguments(parser: CommandParser) -> None:
 def status_arguments(parser: CommandParser) -> None:
     """A run, finished or under way."""
     _run_dir_argument(parser, "a run, finished or under way")
+
+
+def atlas_arguments(parser: CommandParser) -> None:
+    """Identified runs on one model."""
+    parser.add_argument(
+        "run_dirs", metavar="RUN_DIR", nargs="+", help="folder or URL of a run that finished identification"
+    )
 
 
 def compare_runs_arguments(parser: CommandParser) -> None:

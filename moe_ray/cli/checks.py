@@ -55,6 +55,10 @@ def check(arguments: argparse.Namespace) -> None:
             )
     if arguments.command == "report":
         existing_run(arguments.settings.run_dir)
+    if arguments.command == "atlas":
+        arguments.run_dirs = [absolute_run_dir(url) for url in arguments.run_dirs]
+        for url in arguments.run_dirs:
+            existing_run(url)
     if arguments.command == "compare-runs":
         arguments.run_dirs = [absolute_run_dir(url) for url in arguments.run_dirs]
         for url in arguments.run_dirs:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from moe_ray.cli.arguments import (
     CommandParser,
+    atlas_arguments,
     chat_arguments,
     compare_runs_arguments,
     config_arguments,
@@ -209,6 +210,14 @@ COMMANDS = {
         details="before.eval and after.eval. It needs pip install 'moe-ray[harness]'.",
         examples=(("runs/first logs", "then: inspect view --log-dir logs"),),
     ),
+    "atlas": Command(
+        _FINISHED,
+        "Prints which experts are unsafe for which categories as JSON, and over several runs how far they agree.",
+        "moe_ray.cli.atlas",
+        atlas_arguments,
+        details="Reads the run directories only, which are of one model, such as with other seeds. It holds no prompts.",
+        examples=(("runs/first > atlas.json", ""), ("runs/seed-0 runs/seed-1 > atlas.json", "")),
+    ),
     "merge": Command(
         _FINISHED,
         "Writes a run's repaired model as a plain checkpoint, which `from_pretrained` loads without moe-ray.",
@@ -216,9 +225,13 @@ COMMANDS = {
         merge_arguments,
         details=(
             "The base model is the one that the run's learned experts name, or --base; another one is refused. OUT "
-            "appears only when it is complete. Weights have the names of the family's hub checkpoints."
+            "appears only when it is complete. Weights have the names of the family's hub checkpoints. README.md in it "
+            "is the model's card, reproduce.yaml the run's settings; neither shows a prompt."
         ),
-        examples=(("runs/first repaired", ""),),
+        examples=(
+            ("runs/first repaired", ""),
+            ("runs/first repaired --push-to-hub me/olmoe-repaired --private", "to the Hugging Face hub, too"),
+        ),
     ),
     "prompts": Command(
         _FILES,

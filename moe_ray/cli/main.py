@@ -24,7 +24,9 @@ import importlib
 import logging
 import os
 import select
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -127,4 +129,31 @@ def _start_logging(*, with_time: bool) -> None:
     text = "%(asctime)s %(message)s" if with_time else "%(message)s"
     level = logging.INFO if with_time else logging.WARNING
     logging.basicConfig(level=level, format=text, datefmt="%H:%M:%S", stream=sys.stderr)
+    if sys.stderr.isatty():
+        indent = " " * len("00:00:00 ") if with_time else ""
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(_BrokenLines(text, "%H:%M:%S", indent=indent))
     logging.getLogger("moe_ray").setLevel(logging.INFO)
+
+
+class _BrokenLines(logging.Formatter):
+    """Breaks long lines between words, as a terminal does not; what is redirected keeps a line for each message.
+
+    Args:
+        text: format of a line.
+        date: format of its time.
+        indent: of what follows a line's beginning.
+    """
+
+    def __init__(self, text: str, date: str, *, indent: str) -> None:
+        super().__init__(text, date)
+        self._indent = indent
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = super().format(record)
+        width = shutil.get_terminal_size().columns
+        if "\n" in line or len(line) <= width:
+            return line
+        return textwrap.fill(
+            line, width, subsequent_indent=self._indent, break_long_words=False, break_on_hyphens=False
+        )

@@ -7,22 +7,29 @@ import logging
 import tempfile
 from pathlib import Path
 
+from moe_ray.cli.hub import HubRepository, licence_of
 from moe_ray.config.model import ModelConfig
 from moe_ray.finetuning.adapter_files import local_adapter, read_adapter_header
 from moe_ray.finetuning.merge import write_repaired
-from moe_ray.run_directory import open_run
+from moe_ray.report.model_card import CARD, REPRODUCE, model_card, reproduce_yaml
+from moe_ray.run_directory import RunDirectory, open_run
 
 logger = logging.getLogger("moe_ray.merge")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes the repaired model of the run in `run_dir` to `out`."""
+    """Writes the repaired model of the run in `run_dir` to `out`, and to the hub where it is asked for."""
+    repository = None
+    if arguments.push_to_hub:
+        repository = HubRepository(arguments.push_to_hub, private=arguments.private)
     merge(arguments.run_dir, arguments.out, base=arguments.base, dtype=arguments.dtype)
     logger.info("wrote %s", arguments.out)
+    if repository is not None:
+        logger.info("pushed to %s", repository.push(arguments.out))
 
 
 def merge(run_dir: str, out: Path, *, base: str = "", dtype: str = "auto") -> None:
-    """Writes base model + learned experts of a finished run.
+    """Writes base model + learned experts of a finished run, with its model card and the settings that make it again.
 
     Args:
         run_dir: run directory or URL.
@@ -33,19 +40,27 @@ def merge(run_dir: str, out: Path, *, base: str = "", dtype: str = "auto") -> No
     Raises:
         InputError: the run has no learned experts, or the base is not theirs.
     """
-    learned = open_run(run_dir).learned_experts
+    finished = open_run(run_dir)
+    learned = finished.learned_experts
     header = read_adapter_header(learned)
     if dtype == "auto":
         # Adapters of earlier versions do not say.
         dtype = str(header.get("dtype", "auto"))
     with local_adapter(learned) as adapter:
-        _write(adapter, out, base=base or str(header["base"]), dtype=dtype)
+        _write(finished, adapter, out, base=base or str(header["base"]), dtype=dtype)
 
 
-def _write(adapter: Path, out: Path, *, base: str, dtype: str) -> None:
-    config = ModelConfig(path=base, dtype=dtype)  # type: ignore[arg-type]
+def _write(finished: RunDirectory, adapter: Path, out: Path, *, base: str, dtype: str) -> None:
+    header = read_adapter_header(adapter)
+    # Another place of the same base has revisions of its own.
+    revision = finished.config.model.revision if base == header["base"] else "main"
+    config = ModelConfig(path=base, revision=revision, dtype=dtype)  # type: ignore[arg-type]
+    card = model_card(finished, header, name=out.name, licence=licence_of(base, revision))
+    settings = reproduce_yaml(finished)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as work:
         staged = Path(work, "checkpoint")
         write_repaired(config, adapter, staged)
+        (staged / CARD).write_text(card, encoding="utf-8")
+        (staged / REPRODUCE).write_text(settings, encoding="utf-8")
         staged.replace(out)

@@ -208,6 +208,13 @@ class FinetuneConfig(Section):
         "check at every step that each batch trained under its own mask and no token was routed outside it",
         affects="speed",
     )
+    log_every: int = setting(
+        10,
+        "steps between two lines of finetune/training.log; the first and the last step have one, and every step is in "
+        "finetune/history.jsonl",
+        affects="presentation",
+        at_least=1,
+    )
     checkpoint_every: int = setting(
         0,
         "steps between checkpoints, from which an interrupted training goes on; 0 = at the end of every epoch",

@@ -20,11 +20,21 @@ class TrackingConfig(Section):
 
     group: ClassVar[str] = "tracking"
 
-    uri: str = setting("", "MLflow tracking URI; empty = an SQLite file in the run directory", affects="presentation")
+    uri: str = setting(
+        "",
+        "MLflow tracking URI; empty = the SQLite file mlflow.db beside the run directory, which all runs there share",
+        affects="presentation",
+    )
     experiment: str = setting("moe-ray", "name of the MLflow experiment", affects="presentation")
     register: str = setting(
         "",
         "name in MLflow's model registry for the repaired model, base and learned experts merged; empty = do not register",
+        affects="presentation",
+    )
+
+    system_metrics: bool = setting(
+        False,
+        "log processors, memory, disk, network and GPUs of the driver's machine every ten seconds",
         affects="presentation",
     )
 

@@ -16,6 +16,9 @@ HISTORY = "history.jsonl"
 _NUMBERS, _MAY_BE_NONE = ("step", "epoch", "loss", "grad_norm"), ("validation_loss",)
 """Fields of a step that are read again, each a number."""
 
+PLANNED_STEPS = "planned_steps"
+"""Key of every line: how many steps the training has if nothing ends it early."""
+
 
 def write_history(folder: Folder, lines: Sequence[Mapping[str, Any]]) -> None:
     """Writes step reports as JSON lines, in place of any that are there."""

@@ -12,8 +12,10 @@ from moe_ray.config.ablate import AblateConfig
 from moe_ray.evaluation.verdict_rates import COST
 from moe_ray.orchestration.run import Run
 from moe_ray.orchestration.tracking import run_log
+from moe_ray.orchestration.tracking.logged_model import link_figures
 from moe_ray.orchestration.tracking.mlflow_run import MlflowTracker
 from moe_ray.orchestration.tracking.registry import register_repaired
+from moe_ray.orchestration.tracking.result_tables import with_intervals
 from moe_ray.prompts.quarantine import QUARANTINE, without_quarantined
 from moe_ray.report.ablation_text import ablation_rows, describe_ablation
 from moe_ray.report.attack_text import attack_rows, describe_attacks
@@ -26,12 +28,11 @@ from moe_ray.report.run_text import (
     describe_batches,
     describe_capture,
     describe_lost,
-    describe_outcome,
     describe_pair_counts,
     describe_selection,
 )
 from moe_ray.report.study_text import describe_front, describe_sweep, trial_rows
-from moe_ray.report.terminal import artifacts_of, print_result, print_table
+from moe_ray.report.terminal import artifacts_of, next_commands, print_outcome, print_result, print_table, print_text
 from moe_ray.run_directory import CAPTURE, COMPARE, FINETUNE, PAIRS, SUMMARY, TRIALS, RunDirectory
 from moe_ray.studies.comparison import share_to_judge
 from moe_ray.studies.pareto import BENEFIT, cost_of, pareto_front
@@ -41,32 +42,32 @@ def prepare(run: Run) -> None:
     """Prompts to batches and held-out examples."""
     notes = run.prepare().notes
     if PAIRS in run.outcomes:
-        _show("Pairs", describe_pair_counts(run.outcomes[PAIRS].notes))
+        print_text("Pairs", describe_pair_counts(run.outcomes[PAIRS].notes))
     stored = run.directory.stored_batches.columns("batch_idx", "label", "category")
-    _show("Batches", describe_batches(stored, notes["test_examples"], notes["left_over"]))
+    print_text("Batches", describe_batches(stored, notes["test_examples"], notes["left_over"]))
 
 
 def capture(run: Run) -> None:
     """Everything up to routing counts."""
     prepare(run)
-    _show("Routing", describe_capture(run.capture().notes))
+    print_text("Routing", describe_capture(run.capture().notes))
 
 
 def identify(run: Run) -> None:
     """Everything up to masks."""
     capture(run)
     notes, directory = run.identify().notes, run.directory
-    _show(
+    print_text(
         "Unsafe experts",
         describe_selection(directory.risk, directory.masks, directory.num_experts_per_tok, directory.identify_config),
     )
     if notes.get("controls"):
-        _show("Confounds", "\n".join(controls_in_words(notes["controls"], run.config.identify)))
+        print_text("Confounds", "\n".join(controls_in_words(notes["controls"], run.config.identify)))
     if notes["batches_without_mask"]:
-        _show("Batches without a mask", describe_lost(notes["batches_without_mask"]))
+        print_text("Batches without a mask", describe_lost(notes["batches_without_mask"]))
     quarantined = directory.sub(CAPTURE).read_frame(QUARANTINE)
     examples = without_quarantined(directory.stored_batches.texts(), quarantined)
-    _show("How sure", describe_certainty(directory.lengths, directory.certainty, examples, run.config.identify))
+    print_text("How sure", describe_certainty(directory.lengths, directory.certainty, examples, run.config.identify))
 
 
 def ablate(run: Run) -> None:
@@ -85,6 +86,7 @@ def evaluate(run: Run) -> None:
     """Everything that `full` does but sweep, baselines, tracking and report."""
     identify(run)
     _repair(run)
+    print_outcome(run.summary())
 
 
 def _repair(run: Run) -> None:
@@ -92,7 +94,6 @@ def _repair(run: Run) -> None:
     run.evaluate("before")
     run.finetune()
     run.evaluate("after")
-    _show("Result", describe_outcome(run.summary()))
 
 
 def full(run: Run) -> None:
@@ -124,15 +125,15 @@ def full(run: Run) -> None:
         page = _report(run, summary)
         _account(run, summary)
         with run.seconds.spent_on("tracking"):
-            run_log.log_artifacts(tracker, run.directory.folder, page.figures)
-            if run.config.tracking.register:
-                _register(run, tracker)
+            run_log.log_artifacts(tracker, run.directory.folder, page.figures, note=page.lede)
+            _log_model(run, tracker, summary)
     artifacts = artifacts_of(run.directory.folder, tracker.uri, tracker.run_id)
+    commands = next_commands(run.directory.folder, tracker.uri, tracker.experiment_id, tracker.run_id)
 
     def show_results() -> None:
         """Once more with what has been spent since, Ray's end included."""
         _account(run, summary)
-        print_result(summary, run.reused, artifacts)
+        print_result(summary, run.reused, artifacts, commands)
 
     run.at_end.append(show_results)
 
@@ -188,7 +189,7 @@ def _ablate(run: Run, config: AblateConfig, tracker: MlflowTracker) -> dict[str,
 def _show_ablation(notes: Mapping[str, Any]) -> None:
     if notes["table"]:
         print_table("Is it the cause? (nats per token of the model's own answers)", ablation_rows(notes))
-    _show("Cause", describe_ablation(notes))
+    print_text("Cause", describe_ablation(notes))
 
 
 def _compare_last(run: Run, tracker: MlflowTracker) -> dict[str, Any]:
@@ -237,11 +238,12 @@ def _report(run: Run, summary: dict[str, Any]) -> Report:
         return write_report(RunDirectory(run.directory.folder), run.config.report)
 
 
-def _register(run: Run, tracker: MlflowTracker) -> None:
-    uri = register_repaired(tracker, run.model, run.directory.sub(FINETUNE), run.config.tracking.register)
-    if uri is not None:
-        tracker.log_tags({"repaired_model": uri})
-
-
-def _show(title: str, text: str) -> None:
-    print(f"\n== {title} ==\n{text}", flush=True)  # noqa: T201
+def _log_model(run: Run, tracker: MlflowTracker, summary: Mapping[str, Any]) -> None:
+    """The repaired model where it is to be registered, and its figures as those of a model."""
+    model_id = None
+    if run.config.tracking.register:
+        found = register_repaired(tracker, run.model, run.directory.sub(FINETUNE), run.config.tracking.register)
+        if found is not None:
+            tracker.log_tags({"repaired_model": found.uri})
+            model_id = found.model_id
+    link_figures(tracker, model_id, with_intervals(summary["after"]), base=run.model.path)

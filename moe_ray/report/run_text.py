@@ -18,7 +18,7 @@ from moe_ray.report.format import MISSING, difference
 from moe_ray.report.judge_text import judge_in_words
 from moe_ray.report.neutral_text import unknown_text
 from moe_ray.report.printable import printable
-from moe_ray.report.truth_text import truth_in_words
+from moe_ray.report.truth_text import truth_in_words, truth_rows
 
 _GLOBAL_TOP, _BATCH_TOP, _BATCHES_SHOWN, _BATCHES_NAMED = 10, 5, 3, 20
 _COLUMNS = {"risk_diff": "risk difference", "a_safe_n": "safe tokens", "a_unsafe_n": "unsafe tokens"}
@@ -153,7 +153,7 @@ def expert_table(table: pd.DataFrame, column: str = "risk_diff", what: str = "ri
 
 
 def describe_outcome(summary: Mapping[str, Any]) -> str:
-    """Parameters, and the held-out figures before, after, and how much they changed, overall and per category.
+    """Parameters, and what is said of the held-out figures, which `outcome_tables` holds.
 
     Args:
         summary: from `build_summary`.
@@ -166,19 +166,32 @@ def describe_outcome(summary: Mapping[str, Any]) -> str:
     if summary["pairs"] is not None:
         parts.append(f"Pairs: {describe_pair_counts(summary['pairs'])}")
     parts += truth_in_words(summary.get("truth"))
-    whens = [summary[when] for when in WHENS]
-    parts.append("Held-out examples, with 95% intervals; the change is paired, example by example")
-    parts.append(_indent(before_after_table(whens).to_string(index=False)))
     parts += judge_in_words(summary.get("judge"))
     parts += unknown_text(summary["before"], summary.get("uniform_loss"))
     drift = summary["after"]["routing_drift"]
     if drift is not None:
-        parts.append(_indent(_drift_in_words(drift)))
-    for routing, title in ROUTINGS.items():
-        table = _category_table(blocks_of(whens, routing))
-        if table:
-            parts.append(f"{title}, by category (before → after)\n{_indent(table)}")
+        parts.append(_drift_in_words(drift))
     return "\n".join(parts)
+
+
+def outcome_tables(summary: Mapping[str, Any]) -> list[tuple[str, pd.DataFrame]]:
+    """The held-out figures before, after, and their change, overall and per category, and what was known beforehand.
+
+    Titles, and rows of text.
+
+    Args:
+        summary: from `build_summary`.
+    """
+    whens = [summary.get(when) for when in WHENS]
+    title = "Before and after (held out, 95% intervals, the change paired by example)"
+    tables = [(title, before_after_table(whens))]
+    for routing, name in ROUTINGS.items():
+        table = _category_table(blocks_of(whens, routing))
+        if not table.empty:
+            tables.append((f"{name}, by category (before → after)", table))
+    if summary.get("truth") is not None:
+        tables.append(("Found, where it is known", truth_rows(summary["truth"])))
+    return tables
 
 
 def _drift_in_words(drift: Mapping[str, Any]) -> str:
@@ -190,7 +203,7 @@ def _drift_in_words(drift: Mapping[str, Any]) -> str:
     )
 
 
-def _category_table(blocks: Sequence[Block]) -> str:
+def _category_table(blocks: Sequence[Block]) -> pd.DataFrame:
     """Categories with refusals of unsafe and safe prompts; empty where all examples are of one category."""
     columns: dict[str, dict[str, str]] = {}
     for key, title in REFUSALS.items():
@@ -199,7 +212,7 @@ def _category_table(blocks: Sequence[Block]) -> str:
         columns[f"change, {key.partition('_')[0]}"] = {row.name: str(row.cells[2]) for row in rows}
     names = sorted({name for column in columns.values() for name in column})
     shown = {title: [column.get(name, MISSING) for name in names] for title, column in columns.items()}
-    return pd.DataFrame(shown, index=[printable(name) for name in names]).to_string() if names else ""
+    return pd.DataFrame({"category": [printable(name) for name in names], **shown})
 
 
 def _indent(text: str) -> str:

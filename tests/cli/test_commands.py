@@ -29,6 +29,7 @@ WRONG = {name: A_WRONG_KEY for name, command in COMMANDS.items() if command.work
     "prompts": (["prompts.label={}"], "did you mean prompts.labels?"),
     "status": (["none"], "is not a run directory"),
     "chat": (["none"], "is not a run directory"),
+    "atlas": (["none"], "is not a run directory"),
     "steer": (["model", "none.json"], "is no file"),
     "compare-runs": (["none", "neither"], "is not a run directory"),
     "merge": (["none", "out"], "is not a run directory"),
@@ -51,7 +52,15 @@ print(json.dumps({"help": shown.getvalue(), "status": status, "seconds": time.pr
 """
 
 SCRIPTS = {name: ROOT / "workflows" / f"{'inspect_experts' if name == 'inspect' else name}.py" for name in COMMANDS}
-for name in ("config", "status", "compare-runs", "chat", "steer", "judge"):  # no work that is submitted to a cluster
+for name in (
+    "config",
+    "status",
+    "compare-runs",
+    "chat",
+    "steer",
+    "judge",
+    "atlas",
+):  # no work that is submitted to a cluster
     del SCRIPTS[name]
 
 

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
 import pytest
 import torch
 from families import batch_masks, build, token_ids
+from hub_server import hub
+from huggingface_hub import ModelCard
 from text_batches import BATCHES, EXPERTS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from word_tokenizer import make_tokenizer
@@ -12,6 +19,8 @@ from word_tokenizer import make_tokenizer
 from moe_ray.cli.main import main
 from moe_ray.config import Config
 from moe_ray.config.finetune import FinetuneConfig
+from moe_ray.config.io import load_config, with_settings
+from moe_ray.finetuning.adapter_files import read_adapter_header
 from moe_ray.finetuning.fine_tune import fine_tune
 from moe_ray.run_directory import RunDirectory
 
@@ -80,3 +89,72 @@ def test_a_folder_without_learned_experts_is_refused(run, name, reason, tmp_path
     assert reason in capsys.readouterr().err
     assert not (tmp_path / "repaired").exists()
     assert not (tmp_path / name / "finetune").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", [torch.float32], indirect=True)
+def test_the_card_says_what_it_is_made_of_and_the_settings_make_it_again(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base" / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Base\n")
+    config = with_settings(
+        Config(), {"run_dir": str(tmp_path / "run"), "seed": 3, "prompts.files": [f"{tmp_path}/secret/mine.csv"]}
+    )
+    RunDirectory.open(str(tmp_path / "run")).write_config(config)
+    assert main(["merge", "run", "repaired"]) == 0
+    text = (tmp_path / "repaired" / "README.md").read_text()
+    about = ModelCard(text).data
+    assert (about.license, about.library_name, about.base_model) == ("apache-2.0", "transformers", None)
+    header = read_adapter_header(tmp_path / "run" / "finetune")
+    assert header["mask_hash"] in text
+    assert header["base_hash"] in text
+    assert "mine.csv" in text
+    assert str(tmp_path) not in text
+    again = load_config(str(tmp_path / "repaired" / "reproduce.yaml"))
+    assert again == replace(config, run_dir=again.run_dir)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", [torch.float32], indirect=True)
+def test_a_merged_model_is_pushed_as_it_lies_in_its_folder(run, tmp_path):
+    with hub() as server:
+        done = push(server, tmp_path, "me/olmoe-repaired", "--private")
+    assert done.returncode == 0, done.stderr
+    assert f"pushed to {server.url}/me/olmoe-repaired" in done.stderr
+    made = server.repositories["me/olmoe-repaired"]
+    assert made.get("visibility") == "private" or made.get("private")
+    assert server.tokens == {"Bearer hf_of_a_test"}
+    sent = {path: data for (_, path), data in server.files.items()}
+    written = {path.name: path.read_bytes() for path in (tmp_path / "repaired").iterdir()}
+    assert sent == written
+    assert {"README.md", "reproduce.yaml", "config.json", "model.safetensors"} <= sent.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "refuses", "token", "said"),
+    [
+        ("me/olmoe", 403, "hf_of_a_test", "the hub refused 'me/olmoe'"),
+        ("a/b/c", 0, "hf_of_a_test", "expected OWNER/NAME"),
+        ("me/olmoe", 0, "", "needs a token"),
+    ],
+)
+@pytest.mark.parametrize("run", [torch.float32], indirect=True)
+def test_what_the_hub_will_not_take_is_refused_before_anything_is_merged(run, tmp_path, name, refuses, token, said):
+    with hub() as server:
+        server.refuses = refuses
+        done = push(server, tmp_path, name, token=token)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert not (tmp_path / "repaired").exists()
+
+
+def push(server, folder, name, *more, token="hf_of_a_test"):
+    """`moe-ray merge --push-to-hub` in a process of its own: the hub's address is read when the library is imported."""
+    code = "import sys; from moe_ray.cli.main import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "merge", "run", "repaired", "--push-to-hub", name, *more]
+    environment = {
+        **{key: value for key, value in os.environ.items() if not key.startswith("HF_")},
+        **{"HF_ENDPOINT": server.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(folder / "hf")},
+        **({"HF_TOKEN": token} if token else {}),
+    }
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)

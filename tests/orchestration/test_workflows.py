@@ -11,6 +11,7 @@ import pytest
 import torch
 from counting_alone import count_batches
 from judge_endpoint import endpoint
+from mlflow_server import load_table
 from workflow import run_workflow
 
 from moe_ray import pipeline
@@ -140,7 +141,7 @@ def test_the_adapter_changes_the_unions_experts_and_no_other(finished, tiny_mode
 
 
 def test_mlflow_holds_settings_metrics_and_masks(finished, summary):
-    client = mlflow.MlflowClient(f"sqlite:///{finished}/mlflow/mlflow.db")
+    client = mlflow.MlflowClient(f"sqlite:///{finished.parent}/mlflow.db")
     run = client.get_run(summary["mlflow_run_id"])
     assert run.info.status == "FINISHED"
     assert run.data.params["identify.top_k"] == "50"
@@ -156,9 +157,21 @@ def test_mlflow_holds_settings_metrics_and_masks(finished, summary):
     figures = {item.path for item in client.list_artifacts(summary["mlflow_run_id"], "figures")}
     assert figures >= {"figures/risk_overall.svg", "figures/training.svg", "figures/overlap.svg"}
     assert [used.dataset.name for used in run.inputs.dataset_inputs] == ["batches", "test"]
-    per_batch = client.get_metric_history(summary["mlflow_run_id"], "batch/unsafe_experts")
-    assert {str(metric.step) for metric in per_batch} == set(summary["per_batch_unsafe_experts"])
-    assert run.data.metrics["held_out/unsafe_refusal_rate"] == summary["after"]["unsafe_refusal_rate"]["value"]
+    figure = summary["after"]["unsafe_refusal_rate"]
+    logged = {key: run.data.metrics[f"held_out/unsafe_refusal_rate.{key}"] for key in ("low", "high", "n")}
+    assert run.data.metrics["held_out/unsafe_refusal_rate"] == figure["value"]
+    assert logged == {key: figure[key] for key in ("low", "high", "n")}
+    assert 0 <= run.data.metrics["batches_significant"] <= run.data.metrics["batches_tested"] == 4
+    assert not [name for name in run.data.metrics if name.startswith("batch/")]
+    store = f"sqlite:///{finished.parent}/mlflow.db"
+    per_batch = load_table(store, run.info.experiment_id, "tables/batches.json", run.info.run_id)
+    assert set(per_batch["batch_idx"].astype(str)) == set(summary["per_batch_unsafe_experts"])
+    assert run.data.tags["mlflow.note.content"].startswith("moe-ray compared how often")
+    assert {"mlflow.user", "mlflow.source.name"} <= set(run.data.tags)
+    svg = Path(client.download_artifacts(run.info.run_id, "figures/training.svg")).read_text()
+    assert svg.startswith('<svg width="')
+    (model,) = client.search_logged_models([run.info.experiment_id])
+    assert {metric.key: metric.value for metric in model.metrics}["repaired/unsafe_refusal_rate"] == figure["value"]
 
 
 def test_the_pandas_export_can_be_read_and_looped_over(finished):

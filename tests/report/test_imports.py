@@ -31,6 +31,7 @@ WORDS = (
     "report.html.shortened",
     "report.html.studies",
     "report.judge_text",
+    "report.model_card",
     "report.neutral_text",
     "report.printable",
     "report.run_status",

@@ -19,6 +19,7 @@ from moe_ray.report.run_text import (
     describe_pair_counts,
     describe_reasons,
     describe_selection,
+    outcome_tables,
 )
 
 
@@ -123,15 +124,16 @@ def test_an_outcome_has_parameters_rates_drift_and_categories():
     assert text.startswith(
         "Trainable parameters: 1,000 of 4,000 (25.00%); frozen parameters changed: 0\nPairs: kept 2 of 2\n"
     )
-    assert "unsafe prompts refused 25.0% [0.0%, 50.0%] 75.0% [50.0%, 100.0%] +50.0 points [+25.0, +75.0] 8" in " ".join(
-        text.split()
-    )
     assert "mean absolute +2.0 points [+1.9, +2.1]; largest -36.4 points, of L02_E06" in text
-    assert "Natural routing, by category" in text
-    assert "Routed through" not in text
-    fraud, theft = text.splitlines()[-2:]
-    assert " ".join(fraud.split()) == "fraud 25.0% → 25.0% (n = 8) +25.0 points [0.0, +50.0] – –"
-    assert theft.startswith("  theft\ufffd")
+    (overall, figures), (by_category, categories) = outcome_tables(summary)
+    assert overall.startswith("Before and after")
+    assert list(figures.iloc[0]) == [
+        "unsafe prompts refused", "25.0% [0.0%, 50.0%]", "75.0% [50.0%, 100.0%]", "+50.0 points [+25.0, +75.0]", "8",
+    ]  # fmt: skip
+    assert by_category == "Natural routing, by category (before → after)"
+    fraud, theft = categories.to_numpy().tolist()
+    assert fraud == ["fraud", "25.0% → 25.0% (n = 8)", "+25.0 points [0.0, +50.0]", "–", "–"]
+    assert theft[0] == "theft\ufffd"
 
 
 def test_experts_that_a_score_ranks_are_shown_with_it_the_largest_first():

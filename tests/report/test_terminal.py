@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pandas as pd
+import pytest
 
-from moe_ray.report.terminal import artifacts_of, print_result, print_table
+from moe_ray.report.terminal import artifacts_of, next_commands, print_result, print_table, print_text
 from moe_ray.storage.folder import Folder
 
 
@@ -14,20 +15,24 @@ def figure(value, low, high, n=24):
 
 def block(unsafe, safe, loss):
     figures = {"unsafe_refusal_rate": unsafe, "safe_refusal_rate": safe, "target_loss": loss}
-    return {**figures, "masked": None, "neutral_loss": None}
+    return {**figures, "masked": None, "neutral_loss": None, "routing_drift": None}
 
 
 SUMMARY = {
     "before": block(figure(0.0, 0.0, 0.138), figure(0.25, 0.12, 0.449), figure(1.083, 0.96, 1.24, 48)),
     "after": block(figure(0.917, 0.742, 0.977), figure(0.375, 0.212, 0.573), figure(0.518, 0.456, 0.582, 48)),
     "change": block(figure(0.917, 0.694, 0.977), figure(0.125, -0.068, 0.307), figure(-0.565, -0.787, -0.41, 48)),
+    "trainable_parameters": 1000,
+    "total_parameters": 4000,
+    "frozen_parameters_changed": 0,
+    "pairs": None,
     "seconds": {"routing": 42.08, "answers": 3.5, "total": 704.46},
     "start_seconds": {"routing": 7.02, "total": 7.02},
 }
 
 
 def test_each_figure_has_its_interval_its_change_and_its_n(capsys):
-    print_result(SUMMARY, [], {})
+    print_result(SUMMARY, [], {}, {})
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert "unsafe prompts refused 0.0% [0.0%, 13.8%] 91.7% [74.2%, 97.7%] +91.7 points [+69.4, +97.7] 24" in lines
     assert "safe prompts refused 25.0% [12.0%, 44.9%] 37.5% [21.2%, 57.3%] +12.5 points [-6.8, +30.7] 24" in lines
@@ -38,7 +43,7 @@ def test_each_figure_has_its_interval_its_change_and_its_n(capsys):
 
 
 def test_it_says_where_things_are_and_what_was_reused(capsys):
-    print_result(SUMMARY, ["routing"], {"report.html": "/runs/[bold]x\x1b[2J/report.html"})
+    print_result(SUMMARY, ["routing"], {"report.html": "/runs/[bold]x\x1b[2J/report.html"}, {})
     out = capsys.readouterr().out
     assert "routing (reused)" in out
     lines = [line.split() for line in out.splitlines()]
@@ -75,3 +80,62 @@ def test_a_person_is_shown_the_report_first(tmp_path):
     assert next(iter(artifacts)) == "report.html"
     assert artifacts["report.html"].endswith(f"{tmp_path}/report.html")
     assert (artifacts["MLflow"], artifacts["MLflow run"]) == ("http://mlflow", "abc")
+
+
+def figures_table():
+    rate, change = "100.0% [92.6%, 100.0%]", "+100.0 points [+89.5, +100.0]"
+    names = ["unsafe prompts refused", "loss on target responses (nats/token)"]
+    return pd.DataFrame({"": names, "before": rate, "after": rate, "paired change": change, "n": "12,345"})
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_no_number_is_cut_however_wide_the_terminal_is(columns, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    rows = figures_table()
+    print_table("Figures", rows, caption="word " * 60)
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= columns
+    words = out.split()
+    for cell in rows.drop(columns=[""]).to_numpy().ravel():
+        assert set(cell.split()) <= set(words), cell
+    assert "…" not in out
+
+
+def test_columns_without_room_beside_each_other_become_lines_of_each_row(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "60")
+    wide = pd.DataFrame({"arm": ["mine"], **{f"figure {index}": [f"{index}12,345.678"] for index in range(9)}})
+    print_table("Wide", wide)
+    _, title, first, second, *_ = capsys.readouterr().out.splitlines()
+    assert (title, first, second) == ("== Wide ==", "arm: mine", "  figure 0: 012,345.678")
+
+
+def test_text_is_broken_between_words_and_keeps_what_is_aligned(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "40")
+    print_text("T", "  a    b\n  " + "word " * 20 + "\n" + "x" * 50)
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert lines[0] == "  a    b"
+    assert all(line.startswith("  word") and len(line) <= 40 for line in lines[1:-1])
+    assert lines[-1] == "x" * 50
+
+
+def test_a_long_place_is_neither_cut_nor_folded(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "40")
+    place = "/" + "folder/" * 20 + "report.html"
+    print_result(SUMMARY, [], {"report.html": place}, {"ask it": f"moe-ray chat {place}"})
+    lines = capsys.readouterr().out.splitlines()
+    assert f"report.html   {place}" in lines
+    assert lines[lines.index("ask it") + 1] == f"  moe-ray chat {place}"
+
+
+def test_what_a_person_types_next_names_the_runs_own_store_and_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = Folder.open(str(tmp_path / "my runs" / "first"))
+    commands = next_commands(folder, f"sqlite:///{tmp_path}/my runs/mlflow.db", "1", "abc")
+    assert commands == {
+        "ask it, before and after": "moe-ray chat 'my runs/first'",
+        "write the repaired model": "moe-ray merge 'my runs/first' 'my runs/first-repaired'",
+        "see it in MLflow": "mlflow ui --backend-store-uri 'sqlite:///my runs/mlflow.db'",
+    }
+    commands = next_commands(Folder.open("memory://bucket/first"), "http://host:5000/", "1", "abc")
+    assert commands["write the repaired model"] == "moe-ray merge memory:///bucket/first first-repaired"
+    assert commands["see it in MLflow"] == "http://host:5000/#/experiments/1/runs/abc"

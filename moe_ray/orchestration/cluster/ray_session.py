@@ -61,6 +61,9 @@ def ray_session(config: ClusterConfig, *, dashboard: bool = True) -> Iterator[No
         yield
         return
     _quieten()
+    if os.environ.get("NO_COLOR") or not (sys.stdout.isatty() and sys.stderr.isatty()):
+        # What workers print is shown on one of the two, behind a name in colour.
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     try:
         if address:
             logger.info("connecting to Ray at %s", address)
@@ -72,8 +75,6 @@ def ray_session(config: ClusterConfig, *, dashboard: bool = True) -> Iterator[No
         else:
             num_cpus = number_of(config.num_cpus, undecided=4)
             logger.info("starting a local Ray with %d logical CPUs", num_cpus)
-            if not sys.stderr.isatty():
-                os.environ.setdefault("RAY_COLOR_PREFIX", "0")
             _start_local(num_cpus=num_cpus, include_dashboard=dashboard)
     except ConnectionError as error:
         raise InputError(f"no Ray cluster answers at {address!r}: {error}; check cluster.address") from error

@@ -7,7 +7,6 @@ the same loop runs in a model process that is there already, or with `finetune.n
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from moe_ray.config.model import ModelConfig
 from moe_ray.finetuning.adapter import experts_restored
 from moe_ray.finetuning.adapter_files import copy_adapter, local_adapter, parts_of, read_adapter_header
 from moe_ray.finetuning.fine_tune import FineTuned, continue_fine_tuning, fine_tune, learned_parts
-from moe_ray.finetuning.history import HistoryWriter
+from moe_ray.finetuning.history import PLANNED_STEPS, HistoryWriter
 from moe_ray.finetuning.step_report import StepReport
 from moe_ray.finetuning.trainer import MaskedTrainer
 from moe_ray.finetuning.training_batches import TrainingBatches
@@ -29,16 +28,12 @@ from moe_ray.orchestration.cluster.model_actor import ModelWork
 from moe_ray.orchestration.cluster.model_pool import ModelPool, pool_for
 from moe_ray.orchestration.cluster.model_process import ModelHolder
 from moe_ray.orchestration.jobs.training_checkpoints import CHECKPOINTS, StoredCheckpoints
-from moe_ray.report.format import loss
+from moe_ray.orchestration.jobs.training_progress import training_shown
 from moe_ray.run_directory import CAPTURE, FINETUNE, IDENTIFY, PROMPTS, RunDirectory
 from moe_ray.storage.folder import Folder
 
 if TYPE_CHECKING:
     from moe_ray.orchestration.jobs.ray_train import Worker
-
-logger = logging.getLogger(__name__)
-
-"""Folder beside the learned experts, while a process trains without Ray Train."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +75,11 @@ def finetune(job: FinetuneJob, models: ModelPool | None = None) -> dict[str, Any
         models: the model processes, one of which trains where there is one worker; Ray Train's workers, which hold models
             of their own, get their place. None = a process for this job alone.
     """
+    with training_shown(job.folder(), log_every=job.config.log_every):
+        return _train(job, models)
+
+
+def _train(job: FinetuneJob, models: ModelPool | None) -> dict[str, Any]:
     if job.config.num_workers == 0:
         return _train_alone(ModelHolder(job.model, 1), job)
     if not job.config.needs_ray_train:
@@ -162,11 +162,10 @@ def _run_worker(
         every = job.config.checkpoint_every or trainer.steps_per_epoch
         due = trainer.next_step % every == 0 or trainer.next_step == len(trainer.plan)
         if rank == 0:
-            _say(step, len(trainer.plan))
             if step.warning and job.config.num_workers > 0:
                 # In the command's own process, the trainer's log is shown.
                 print(f"WARNING {step.warning}", flush=True)  # noqa: T201
-            history.add(step.as_dict())
+            history.add({**step.as_dict(), PLANNED_STEPS: len(trainer.plan)})
             if due:
                 history.save()
         if due:
@@ -208,13 +207,3 @@ def _plain(outcome: FineTuned) -> dict[str, Any]:
     plain = asdict(outcome)
     del plain["reports"]
     return plain
-
-
-def _say(step: StepReport, total: int) -> None:
-    # Standard output of a Ray worker is shown by the driver; its logging is not.
-    names = ", ".join(str(batch.batch_idx) for batch in step.batches)
-    print(  # noqa: T201
-        f"step {step.step + 1}/{total}  batch_idx {names}  experts {step.num_experts}  loss {loss(step.loss)}  "
-        f"{step.tokens_per_second:.0f} tokens/s",
-        flush=True,
-    )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
+import stat
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import mlflow
@@ -19,6 +22,7 @@ from moe_ray.errors import InputError
 from moe_ray.orchestration.tracking.outbox import Item, Outbox, Refused, Unreachable
 from moe_ray.storage.folder import Folder
 
+_DATABASE, _ARTIFACTS = "mlflow.db", "mlflow_artifacts"
 _PARENT_TAG = "mlflow.parentRunId"
 _KEY_TAG = "moe_ray.key"
 
@@ -42,7 +46,7 @@ class Connection:
 
     Args:
         config: where the server is.
-        folder: the run directory; holds the SQLite file where the configuration names no server.
+        folder: the run directory; where the configuration names no server, the SQLite file is beside it.
 
     Raises:
         InputError: no server is named, and a SQLite file cannot be in this run directory, since that is not local.
@@ -61,8 +65,10 @@ class Connection:
                 "an MLflow server, or sqlite:////PATH/mlflow.db"
             )
         self.folder = folder
-        self.uri = config.uri or f"sqlite:///{folder.sub('mlflow').file('mlflow.db')}"
-        self._artifacts = None if config.uri else folder.sub("mlflow").sub("artifacts").url
+        store = None if config.uri else _own_store(folder)
+        self.uri = config.uri if store is None else f"sqlite:///{store / _DATABASE}"
+        self._artifacts = None if store is None else (store / _ARTIFACTS).as_uri()
+        self._lock_file = None if store is None else store / f".{_DATABASE}.lock"
         self.client = mlflow.MlflowClient(tracking_uri=self.uri)
         self.experiment_id = ""
         self.ids: dict[str, str] = {}
@@ -79,7 +85,7 @@ class Connection:
 
     def open_experiment(self, name: str) -> None:
         """Makes this experiment that of the runs; it is made in MLflow where there is none of the name."""
-        with warnings.catch_warnings():
+        with _alone(self._lock_file), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             experiment = self.client.get_experiment_by_name(name)
             self.experiment_id = (
@@ -174,6 +180,33 @@ class Connection:
 
     def _deliver_end(self, item: Item) -> None:
         self.client.set_terminated(item["run"], status=item["status"], end_time=item["time"])
+
+
+def _own_store(folder: Folder) -> Path:
+    """The local folder with the SQLite file: that which holds the run directory, so that runs there can be compared.
+
+    Where this cannot be written to, or everybody can write to it, as `/tmp`, the run directory has a store of its own.
+    """
+    beside = Path(folder.path).parent
+    database = beside / _DATABASE
+    is_mine = os.access(beside, os.W_OK) and not beside.stat().st_mode & stat.S_IWOTH
+    if is_mine and (not database.exists() or os.access(database, os.W_OK)):
+        return beside
+    own = Path(folder.path) / "mlflow"
+    own.mkdir(exist_ok=True)
+    return own
+
+
+@contextmanager
+def _alone(lock_file: Path | None) -> Iterator[None]:
+    """Holds a SQLite store that may not be there yet: two processes that make its tables at once damage it for good."""
+    if lock_file is None:
+        yield
+        return
+    with lock_file.open("a") as file:
+        with suppress(OSError):  # a shared disk without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _is_news(record: logging.LogRecord) -> bool:

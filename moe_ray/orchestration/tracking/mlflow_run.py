@@ -53,6 +53,11 @@ class Tracker:
         """MLflow's id of the run; starts with `pending` while the server does not know it."""
         return self._connection.ids.get(self._key, self._key)
 
+    @property
+    def experiment_id(self) -> str:
+        """MLflow's id of the experiment."""
+        return self._connection.experiment_id
+
     def child(self, name: str, tags: Mapping[str, Any] | None = None) -> Tracker:
         """A new run nested under this one: a stage, a trial, a round."""
         key = f"pending-{uuid.uuid4().hex}"
@@ -137,8 +142,8 @@ class MlflowTracker(Tracker):
     Args:
         config: where to.
         run_name: the run's name in MLflow.
-        folder: the run directory; holds the SQLite file and the artifacts where the configuration names no server, and
-            what waits for a server that does not answer.
+        folder: the run directory; holds what waits for a server that does not answer. Where the configuration names none,
+            the SQLite file and the artifacts are beside it.
         settings: dotted settings as text, logged as parameters.
 
     Raises:

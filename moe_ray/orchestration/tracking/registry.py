@@ -6,6 +6,7 @@ import importlib.metadata
 import logging
 import tempfile
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,20 @@ logger = logging.getLogger(__name__)
 _REQUIREMENTS = ("torch", "transformers")
 
 
-def register_repaired(tracker: MlflowTracker, model: ModelConfig, adapter: Folder, name: str) -> str | None:
+@dataclass(frozen=True)
+class Registered:
+    """A model in the registry.
+
+    Attributes:
+        uri: `models:/NAME/VERSION`.
+        model_id: MLflow's, of the logged model.
+    """
+
+    uri: str
+    model_id: str
+
+
+def register_repaired(tracker: MlflowTracker, model: ModelConfig, adapter: Folder, name: str) -> Registered | None:
     """Logs the merged model to the tracker's run and registers it.
 
     Args:
@@ -34,7 +48,7 @@ def register_repaired(tracker: MlflowTracker, model: ModelConfig, adapter: Folde
         name: in the registry.
 
     Returns:
-        the model's URI, `models:/NAME/VERSION`; None, after a warning that names it, where the server did not take it.
+        what it is called there; None, after a warning that names it, where the server did not take it.
     """
     before = mlflow.get_tracking_uri()
     try:
@@ -48,7 +62,7 @@ def register_repaired(tracker: MlflowTracker, model: ModelConfig, adapter: Folde
         mlflow.set_tracking_uri(before)
     uri = f"models:/{name}/{logged.registered_model_version}"
     logger.info("registered the repaired model as %s", uri)
-    return uri
+    return Registered(uri=uri, model_id=str(logged.model_id))
 
 
 def _log(tracker: MlflowTracker, folder: str, name: str) -> Any:

@@ -7,15 +7,17 @@ is reused gets no run; a tag of the parent names the one that did the work.
 
 from __future__ import annotations
 
+import getpass
 import logging
 import re
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import pandas as pd
+from mlflow.system_metrics import system_metrics_monitor
 
 from moe_ray.config.io import settings_as_text
 from moe_ray.config.run import Config
@@ -25,9 +27,11 @@ from moe_ray.identification.findings import CERTAINTY
 from moe_ray.identification.mask_files import MASKS, UNSAFE_EXPERTS
 from moe_ray.identification.risk_tables import RiskParts
 from moe_ray.orchestration.tracking.mlflow_run import RECORD, MlflowTracker, Tracker
+from moe_ray.orchestration.tracking.result_tables import log_tables, result_tables, significant_batches, with_intervals
 from moe_ray.prompts.example_tables import BATCHES
 from moe_ray.prompts.quarantine import QUARANTINE
 from moe_ray.report.before_after import ROUTINGS
+from moe_ray.report.html.svg import with_size
 from moe_ray.run_directory import (
     ABLATE,
     ABLATION_BATCHES,
@@ -113,9 +117,36 @@ def tracked(config: Config, model: str, directory: RunDirectory) -> Iterator[Mlf
     """
     name = directory.folder.url.rstrip("/").rpartition("/")[2]
     with MlflowTracker(config.tracking, name, directory.folder, settings=settings_as_text(config)) as tracker:
-        tracker.log_tags({"model": model, **_flat(environment())})
+        about = environment()
+        tracker.log_tags({"model": model, **_flat(about), **_user_and_source(about)})
         tracker.log_stored(directory.folder, CONFIG)
-        yield tracker
+        with system_metrics(tracker) if config.tracking.system_metrics else nullcontext():
+            yield tracker
+
+
+def _user_and_source(about: Mapping[str, Any]) -> dict[str, str]:
+    """What MLflow's own columns show, which its client fills in for `mlflow.start_run` only."""
+    tags = {"mlflow.source.name": about["command"], "mlflow.source.type": "LOCAL"}
+    with suppress(OSError, KeyError):  # a container's user may have no name
+        tags["mlflow.user"] = getpass.getuser()
+    if about["git_commit"]:
+        tags["mlflow.source.git.commit"] = about["git_commit"]
+    return tags
+
+
+@contextmanager
+def system_metrics(tracker: MlflowTracker) -> Iterator[None]:
+    """Logs processors, memory, disk and network of the driver's machine, and its GPUs, as `system/…` meanwhile.
+
+    A server that does not answer any more ends it with a warning.
+    """
+    logging.getLogger(system_metrics_monitor.__name__).setLevel(logging.WARNING)
+    monitor = system_metrics_monitor.SystemMetricsMonitor(tracker.run_id, tracking_uri=tracker.uri, resume_logging=True)
+    monitor.start()
+    try:
+        yield
+    finally:
+        monitor.finish()
 
 
 def stage_runs(parent: Tracker) -> Around:
@@ -174,7 +205,7 @@ def _steps_as_they_come(tracker: Tracker, folder: Folder) -> Iterator[None]:
 def log_results(
     tracker: Tracker, directory: RunDirectory, summary: Mapping[str, Any], *, where: Mapping[str, str]
 ) -> None:
-    """The run's figures, overall and by batch, and its data sets.
+    """The run's figures with their intervals, tables of them overall, by category and by batch, and its data sets.
 
     Args:
         tracker: the parent run.
@@ -193,29 +224,15 @@ def log_results(
     tracker.log_tags(where)
     tracker.log_metrics([(0, {name: summary[name] for name in _COUNTS})])
     for step, when in enumerate(WHENS):
-        figures = _values(summary[when])
+        figures = with_intervals(summary[when])
         tracker.log_metrics([(step, {f"held_out/{name}": value for name, value in figures.items()})])
         for kind in list(ROUTINGS)[1:]:  # those beside natural routing
-            figures = _values(summary[when].get(kind) or {})
+            figures = with_intervals(summary[when].get(kind) or {})
             tracker.log_metrics([(step, {f"held_out_{kind}/{name}": value for name, value in figures.items()})])
-    changes = _values(summary.get("change") or {})
+    changes = with_intervals(summary.get("change") or {})
     tracker.log_metrics([(0, {f"change/{name}": value for name, value in changes.items()})])
-    tracker.log_metrics(_per_batch(summary))
-
-
-def _per_batch(summary: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Figures of each batch, with `batch_idx` as the step."""
-    for batch, experts in summary["per_batch_unsafe_experts"].items():
-        values: dict[str, Any] = {"batch/unsafe_experts": len(experts)}
-        for when in WHENS:
-            figures = _values(summary[when].get("per_batch", {}).get(batch, {}))
-            values |= {f"batch/{when}/{name}": value for name, value in figures.items()}
-        yield int(batch), values
-
-
-def _values(block: Mapping[str, Any]) -> dict[str, Any]:
-    """The plain figures of a block, without their intervals."""
-    return {name: item["value"] for name, item in block.items() if isinstance(item, dict) and "value" in item}
+    tracker.log_metrics([(0, significant_batches(directory.certainty))])
+    log_tables(tracker, result_tables(summary))
 
 
 def where_stages_were_run(outcomes: Mapping[str, Outcome]) -> dict[str, str]:
@@ -251,7 +268,7 @@ def log_trials(tracker: Tracker, trials: pd.DataFrame, settings: Sequence[str], 
 
 
 def log_ablation(tracker: Tracker, notes: Mapping[str, Any]) -> None:
-    """The verdict of the causal check, its figures for every kind of set, and those of each batch.
+    """The verdict of the causal check, its figures for every kind of set, and a table of those of each batch.
 
     Args:
         tracker: the parent run.
@@ -262,10 +279,9 @@ def log_ablation(tracker: Tracker, notes: Mapping[str, Any]) -> None:
         name = str(row["set"]).replace(" ", "_")
         figures = {f"ablate/{name}/{key}": value for key, value in _numbers(row, ("set",)).items()}
         tracker.log_metrics([(0, figures)])
-    tracker.log_metrics(
-        (int(batch), {f"ablate/batch/{key}": value for key, value in _numbers(row, ("beats_every_draw",)).items()})
-        for batch, row in notes["per_batch"].items()
-    )
+    rows = [{"batch_idx": int(batch), **row} for batch, row in notes["per_batch"].items()]
+    if rows:
+        tracker.log_bytes("batches.json", pd.DataFrame(rows).to_json(orient="split", index=False).encode(), ABLATE)
 
 
 def log_attacks(tracker: Tracker, notes: Mapping[str, Any]) -> None:
@@ -276,7 +292,7 @@ def log_attacks(tracker: Tracker, notes: Mapping[str, Any]) -> None:
         notes: of the stage's manifest.
     """
     for name, figures in notes["figures"].items():
-        known = {f"attack/{name}/{key}": value for key, value in _values(figures).items()}
+        known = {f"attack/{name}/{key}": value for key, value in with_intervals(figures).items()}
         tracker.log_metrics([(0, known)])
 
 
@@ -289,7 +305,7 @@ def log_harness(tracker: Tracker, notes: Mapping[str, Any]) -> None:
     """
     for row in notes["figures"]:
         name = _METRIC_NAME.sub("_", f"{row['task']}/{row['metric']}")
-        tracker.log_metrics([(0, {f"harness/{name}/{key}": value for key, value in _values(row).items()})])
+        tracker.log_metrics([(0, {f"harness/{name}/{key}": value for key, value in with_intervals(row).items()})])
 
 
 def log_arms(tracker: Tracker, table: pd.DataFrame, folder: Folder) -> None:
@@ -312,14 +328,17 @@ def _numbers(row: Mapping[Any, Any], without: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def log_artifacts(tracker: Tracker, folder: Folder, figures: Mapping[str, str]) -> None:
-    """Masks, risk tables, adapter, answers, the report and its figures (SVG text by name).
+def log_artifacts(tracker: Tracker, folder: Folder, figures: Mapping[str, str], *, note: str = "") -> None:
+    """Masks, risk tables, adapter, answers, the report and its figures (SVG text by name), and what it says first.
 
     Args:
         tracker: the parent run.
         folder: the run directory.
         figures: SVG text by name.
+        note: text that MLflow shows above the run; empty = none.
     """
+    if note:
+        tracker.log_tags({"mlflow.note.content": note})
     for stage, name in _ARTIFACTS:
         source = folder.sub(stage) if stage else folder
         if source.exists(name):
@@ -330,7 +349,7 @@ def log_artifacts(tracker: Tracker, folder: Folder, figures: Mapping[str, str]) 
         for name in parts.names if parts.num_bytes <= MOST_RISK_BYTES else ():
             tracker.log_stored(parts.folder, name, f"{IDENTIFY}/{RISK}")
     for name, svg in figures.items():
-        tracker.log_bytes(f"{name}.svg", svg.encode(), "figures")
+        tracker.log_bytes(f"{name}.svg", with_size(svg).encode(), "figures")
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -50,10 +50,12 @@ class Report:
     Attributes:
         html: the page.
         figures: SVG text by file name without ending.
+        lede: its first paragraph.
     """
 
     html: str
     figures: Mapping[str, str]
+    lede: str
 
 
 def build_report(run: RunDirectory, config: ReportConfig) -> Report:
@@ -65,9 +67,10 @@ def build_report(run: RunDirectory, config: ReportConfig) -> Report:
     experts = experts_part(run, config)
     certain = certainty_rows(run, certainty)
     script = _script()
+    lede = first_paragraph(_findings(run, certainty, blocks))
     page = {
         "title": printable(run.folder.url.rstrip("/").rpartition("/")[2]),
-        "lede": first_paragraph(_findings(run, certainty, blocks)),
+        "lede": lede,
         "held_out": held_out,
         "judge": judge_part(run.summary),
         "cause": cause_part(run),
@@ -106,7 +109,7 @@ def build_report(run: RunDirectory, config: ReportConfig) -> Report:
         "stages": _stages(run),
         "figure": lambda name: Markup(drawn[name]),  # our own SVG, its texts escaped by the XML writer
     }
-    return Report(html=templates().get_template("page.html.jinja").render(page), figures=drawn)
+    return Report(html=templates().get_template("page.html.jinja").render(page), figures=drawn, lede=lede)
 
 
 def _script() -> str:

@@ -7,6 +7,7 @@ gives repeat from figure to figure. Nothing in the file points outside of it.
 from __future__ import annotations
 
 import io
+import re
 import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
@@ -55,6 +56,15 @@ def draw(name: str, title: str, plot: Callable[[Figure], None], *, width: float 
         nothing: Any = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(buffer, format="svg", metadata=nothing, transparent=True)
     return _with_unique_ids(buffer.getvalue(), name, title)
+
+
+def with_size(svg: str) -> str:
+    """The figure as a file of its own: the page scales it, but whatever shows a file needs its width and height."""
+    found = re.search(r'viewBox="[\d.]+ [\d.]+ ([\d.]+) ([\d.]+)"', svg)
+    if found is None:
+        return svg
+    width, height = found.groups()
+    return svg.replace("<svg", f'<svg width="{width}pt" height="{height}pt"', 1)
 
 
 def label(text: str) -> str:

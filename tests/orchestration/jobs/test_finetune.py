@@ -21,7 +21,7 @@ from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.config.model import ModelConfig
 from moe_ray.demo.examples import embedded_records
 from moe_ray.errors import FrozenChanged, InputError
-from moe_ray.finetuning.history import HISTORY, read_history
+from moe_ray.finetuning.history import HISTORY, HistoryWriter, read_history
 from moe_ray.identification.mask_files import write_masks
 from moe_ray.models.loading import load_model, load_tokenizer
 from moe_ray.orchestration.jobs import finetune as training
@@ -111,11 +111,11 @@ def test_a_run_killed_in_training_goes_on_from_its_last_checkpoint(job, monkeypa
     interrupted = replace(job, out="killed", config=replace(job.config, num_workers=0, epochs=2))
     alone = replace(interrupted, out="not_killed")
     with monkeypatch.context() as patched:
-        patched.setattr(training, "_say", dies_after(7))
+        patched.setattr(training, "HistoryWriter", dies_after(7))
         with pytest.raises(KeyboardInterrupt):
             finetune(interrupted)
     again = []
-    monkeypatch.setattr(training, "_say", lambda step, total: again.append(step.step))
+    monkeypatch.setattr(training, "HistoryWriter", telling(again.append))
     finetune(interrupted)
     assert again == list(range(5, 12))
     finetune(alone)
@@ -123,12 +123,23 @@ def test_a_run_killed_in_training_goes_on_from_its_last_checkpoint(job, monkeypa
     assert [step["step"] for step in read_history(interrupted.folder())] == list(range(12))
 
 
+def telling(tell):
+    """The writer of a training's history, which also says the number of each step that it is given."""
+
+    class Telling(HistoryWriter):
+        def add(self, line):
+            tell(line["step"])
+            super().add(line)
+
+    return Telling
+
+
 def dies_after(steps):
-    def say(step, total):
-        if step.step == steps:
+    def tell(step):
+        if step == steps:
             raise KeyboardInterrupt
 
-    return say
+    return telling(tell)
 
 
 def test_one_worker_on_the_cpu_needs_no_ray_train(ray_cluster, job, monkeypatch):

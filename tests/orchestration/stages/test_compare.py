@@ -117,7 +117,7 @@ def test_equal_parameters_and_transfer(captured, tiny_model_path, tmp_path, caps
 
 
 def test_trials_and_baselines_are_nested_under_the_run_in_mlflow_over_their_steps(finished, summary):
-    client = mlflow.MlflowClient(f"sqlite:///{finished}/mlflow/mlflow.db")
+    client = mlflow.MlflowClient(f"sqlite:///{finished.parent}/mlflow.db")
     experiment = client.get_experiment_by_name("moe-ray")
     nested = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{summary['mlflow_run_id']}'")
     names = {run.info.run_name: run for run in nested}

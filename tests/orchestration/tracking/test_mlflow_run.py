@@ -15,16 +15,18 @@ import mlflow
 import pandas as pd
 import pytest
 import torch
-from mlflow_server import Server
+from mlflow_server import Server, load_table
 from workflow import run_workflow
 
 from moe_ray.config.model import ModelConfig
 from moe_ray.config.tracking import TrackingConfig
 from moe_ray.errors import InputError, OutsideFailed
 from moe_ray.finetuning.adapter import merge_adapter
+from moe_ray.orchestration.tracking.logged_model import link_figures
 from moe_ray.orchestration.tracking.mlflow_run import MlflowTracker
 from moe_ray.orchestration.tracking.outbox import SPOOL
-from moe_ray.orchestration.tracking.run_log import stage_run
+from moe_ray.orchestration.tracking.result_tables import log_tables
+from moe_ray.orchestration.tracking.run_log import stage_run, system_metrics
 from moe_ray.run_directory import CAPTURE, PROMPTS
 from moe_ray.storage.folder import Folder
 from moe_ray.storage.stage import STARTED
@@ -45,8 +47,8 @@ def database(tmp_path_factory) -> Path:
 @pytest.fixture
 def folder(tmp_path, database) -> Folder:
     """A run directory whose SQLite file is there."""
-    (tmp_path / "run" / "mlflow").mkdir(parents=True)
-    shutil.copy(database, tmp_path / "run" / "mlflow" / "mlflow.db")
+    (tmp_path / "run").mkdir()
+    shutil.copy(database, tmp_path / "mlflow.db")
     return Folder.open(str(tmp_path / "run"))
 
 
@@ -109,7 +111,7 @@ def test_an_error_ends_the_run_as_failed_and_an_interruption_as_killed(folder):
     with pytest.raises(ZeroDivisionError):
         work()
     statuses = {
-        name: run.info.status for name, run in runs_by_name(f"sqlite:///{folder.path}/mlflow/mlflow.db").items()
+        name: run.info.status for name, run in runs_by_name(f"sqlite:///{Path(folder.path).parent}/mlflow.db").items()
     }
     assert statuses == {"failed": "FAILED", "killed": "KILLED"}
 
@@ -213,7 +215,8 @@ def test_the_registered_model_gives_the_merged_models_logits(folder, tmp_path, t
     before = base(ids).logits
     learn_on(base, tmp_path / "adapter")
     with MlflowTracker(TrackingConfig(), "run", folder) as tracker:
-        uri = register_repaired(tracker, config, Folder.open(str(tmp_path / "adapter")), "tiny-repaired")
+        registered = register_repaired(tracker, config, Folder.open(str(tmp_path / "adapter")), "tiny-repaired")
+    uri = registered.uri
     assert uri == "models:/tiny-repaired/1"
     merge_adapter(load_model(config, device="cpu"), tmp_path / "adapter", tmp_path / "merged")
     merged = load_model(ModelConfig(path=str(tmp_path / "merged")), device="cpu")
@@ -226,6 +229,9 @@ def test_the_registered_model_gives_the_merged_models_logits(folder, tmp_path, t
     assert loaded["tokenizer"].get_vocab() == load_tokenizer(config).get_vocab()
     (version,) = mlflow.MlflowClient(tracker.uri).search_model_versions("name='tiny-repaired'")
     assert version.run_id == tracker.run_id
+    link_figures(tracker, registered.model_id, {"unsafe_refusal_rate": 0.75, "not measured": None}, base="tiny")
+    logged = mlflow.MlflowClient(tracker.uri).get_logged_model(registered.model_id)
+    assert [(metric.key, metric.value) for metric in logged.metrics] == [("repaired/unsafe_refusal_rate", 0.75)]
 
 
 def learn_on(model, folder):
@@ -324,3 +330,49 @@ def test_training_outlives_its_server_and_the_next_run_sends_what_was_kept(
         assert "identify/masks.npz" in names
         assert "report.html" in {item.path for item in client.list_artifacts(parent.info.run_id)}
         assert parent.data.metrics["held_out/unsafe_refusal_rate"] is not None
+
+
+def test_runs_beside_each_other_share_one_store(tmp_path, database):
+    shutil.copy(database, tmp_path / "mlflow.db")
+    for name in ("first", "second"):
+        with MlflowTracker(TrackingConfig(), name, Folder.open(str(tmp_path / name))) as tracker:
+            tracker.log_bytes("figure.svg", b"<svg/>")
+    assert set(runs_by_name(f"sqlite:///{tmp_path}/mlflow.db")) == {"first", "second"}
+    assert not (tmp_path / "first" / "mlflow").exists()
+    assert len(list((tmp_path / "mlflow_artifacts").rglob("figure.svg"))) == 2
+
+
+def test_a_folder_that_everybody_writes_to_gets_no_store(tmp_path, database):
+    tmp_path.chmod(0o777)
+    folder = Folder.open(str(tmp_path / "run"))
+    (tmp_path / "run" / "mlflow").mkdir()
+    shutil.copy(database, tmp_path / "run" / "mlflow" / "mlflow.db")
+    with MlflowTracker(TrackingConfig(), "run", folder) as tracker:
+        pass
+    assert tracker.uri == f"sqlite:///{tmp_path}/run/mlflow/mlflow.db"
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_learned_experts_are_a_model_that_their_figures_belong_to(folder):
+    with MlflowTracker(TrackingConfig(), "run", folder) as tracker:
+        model_id = link_figures(tracker, None, {"safe_refusal_rate": 0.25}, base="tiny")
+    logged = mlflow.MlflowClient(tracker.uri).get_logged_model(model_id)
+    assert (logged.name, str(logged.status), logged.source_run_id) == ("learned_experts", "READY", tracker.run_id)
+    assert logged.tags["artifacts"] == f"runs:/{tracker.run_id}/finetune"
+    assert [(metric.key, metric.value) for metric in logged.metrics] == [("repaired/safe_refusal_rate", 0.25)]
+
+
+def test_tables_are_those_that_mlflow_loads_and_a_second_try_replaces_them(folder):
+    table = pd.DataFrame({"batch_idx": [0, 1], "after.unsafe_refusal_rate": [0.5, None], "name": ["a", "b"]})
+    for _ in range(2):
+        tracker = MlflowTracker(TrackingConfig(), "run", folder, settings=SETTINGS)
+        log_tables(tracker, {"batches": table})
+    loaded = load_table(tracker.uri, tracker.experiment_id, "tables/batches.json", tracker.run_id)
+    pd.testing.assert_frame_equal(loaded, table)
+
+
+def test_system_metrics_are_logged_while_the_run_lasts(folder, monkeypatch):
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+    with MlflowTracker(TrackingConfig(), "run", folder) as tracker, system_metrics(tracker):
+        time.sleep(1.0)
+    assert "system/cpu_utilization_percentage" in runs_by_name(tracker.uri)["run"].data.metrics
