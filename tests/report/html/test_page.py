@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from chromium import CHROMIUM, browser
 from html_page import Page
+from large_run import write_large
 from run_directory import write_identified, write_repaired
 
 from moe_ray.config.report import ReportConfig
@@ -212,3 +213,12 @@ def test_what_survives_the_control_for_topic_is_said_and_tabled(run, identified)
     assert "Of 6 selected experts in 3 batches 4 survive the control for topic" in html
     assert re.search(r"<tr><td>topic</td><td>6</td><td>6</td><td>4</td><td>66.7%</td><td>3</td><td>1</td></tr>", html)
     assert "held fixed" not in build_report(identified, ReportConfig()).html
+
+
+@pytest.mark.slow
+def test_maps_of_many_experts_take_the_whole_width_and_the_page_stays_small(tmp_path):
+    write_large(Folder.open(str(tmp_path)), num_layers=4, num_experts=128, num_batches=4, distinct=2)
+    html = build_report(open_run(str(tmp_path)), ReportConfig()).html
+    assert html.count('<figure class="wide"') == 5
+    assert '<div class="grid wide">' in html
+    assert len(html) < 2_000_000
