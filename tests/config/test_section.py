@@ -7,6 +7,7 @@ import yaml
 from moe_ray.config import CaptureConfig, Config, FinetuneConfig, IdentifyConfig, ModelConfig, SweepConfig
 from moe_ray.config.io import load_config
 from moe_ray.config.keys import groups
+from moe_ray.config.rounds import RoundsConfig
 from moe_ray.config.values import WrongSettings
 from moe_ray.errors import InputError
 
