@@ -84,6 +84,6 @@ class Room:
             f"fine-tuning of {num_experts} experts: got {has / GB:.1f} GB {where}, expected {needed / GB:.1f} GB: "
             f"{weights / GB:.1f} for the weights in {dtype}, and {state / GB:.1f} for what is learned, "
             f"its gradients and the optimiser's state; lower identify.top_k, "
-            f"{'set finetune.dtype=model, ' if settings.dtype == 'float32' else ''}raise finetune.gpus_per_worker, or use "
-            "machines with more memory"
+            f"{'set finetune.dtype=model, ' if settings.dtype == 'float32' else ''}raise finetune."
+            f"{'num_workers' if is_sharded else 'gpus_per_worker'}, or use machines with more memory"
         )
