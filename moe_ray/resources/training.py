@@ -64,7 +64,8 @@ class Room:
         state = training_bytes(self.model, num_experts, dtype=dtype, config=settings)
         is_sharded = settings.shard != "none"
         # A worker holds its part of the weights, beside a layer or two that are whole while they compute.
-        needed = self.model.bytes_in(dtype) // (settings.num_workers if is_sharded else 1) + state
+        weights = self.model.bytes_in(dtype) // (settings.num_workers if is_sharded else 1)
+        needed = weights + state
         may_spread = may_spread and not is_sharded
         gpus = gpus_of(settings.gpus_per_worker)
         with_gpus = [node for node in self.nodes if node.gpus]
@@ -85,8 +86,8 @@ class Room:
             return settings
         raise InputError(
             f"fine-tuning of {num_experts} experts: got {has / GB:.1f} GB {where}, expected {needed / GB:.1f} GB: "
-            f"{self.model.bytes_in(dtype) / GB:.1f} for the weights in {dtype}, and {state / GB:.1f} for what is learned, "
+            f"{weights / GB:.1f} for the weights in {dtype}, and {state / GB:.1f} for what is learned, "
             f"its gradients and the optimiser's state; lower identify.top_k, "
-            f"{'set finetune.dtype=model, ' if settings.dtype == 'float32' else ''}raise finetune.gpus_per_worker, or use "
-            "machines with more memory"
+            f"{'set finetune.dtype=model, ' if settings.dtype == 'float32' else ''}raise finetune."
+            f"{'num_workers' if is_sharded else 'gpus_per_worker'}, or use machines with more memory"
         )

@@ -51,6 +51,17 @@ def test_what_has_no_room_in_memory_is_refused_with_its_parts():
     assert replace(room, may_grow=True).to_train(ON_CPU, 200, may_spread=True) == ON_CPU.finetune
 
 
+def test_a_worker_of_a_sharded_training_needs_room_for_its_part_of_the_weights():
+    node = Node(cpus=2, memory=20 << 30)
+    config = with_settings(ON_CPU, {"finetune.num_workers": 4})
+    with pytest.raises(InputError, match=r"13\.8 for the weights"):
+        Room(model=OLMOE, nodes=[node]).to_train(config, 60, may_spread=True)
+    sharded = with_settings(config, {"finetune.shard": "fsdp"})
+    assert Room(model=OLMOE, nodes=[node]).to_train(sharded, 60, may_spread=True) == sharded.finetune
+    with pytest.raises(InputError, match=r"3\.5 for the weights.*raise finetune\.num_workers"):
+        Room(model=OLMOE, nodes=[node]).to_train(sharded, 300, may_spread=True)
+
+
 @settings(deadline=None, max_examples=50)
 @given(st.integers(0, 1024), st.integers(1, 2000), st.integers(1, 8), st.integers(8, 180))
 def test_more_experts_never_need_less(num_experts, memory, gpus, gpu_memory):
