@@ -211,7 +211,7 @@ class FinetuneConfig(Section):
     log_every: int = setting(
         10,
         "steps between two lines of finetune/training.log; the first and the last step have one, and every step is in "
-        "finetune/history.jsonl",
+        "the history beside it",
         affects="presentation",
         at_least=1,
     )
