@@ -6,6 +6,9 @@ os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 # Read when torch is imported: threads that wait for one another sleep, so that a busy machine does not make tests slow.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# pytest-xdist gives its workers a width, which would count as the user's own.
+os.environ.pop("COLUMNS", None)
+
 import pytest
 from paths import ROOT
 

@@ -96,7 +96,7 @@ def _broken(line: str, width: int) -> list[str]:
 
 
 def _console() -> Console:
-    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDTH_OF_A_LOG
+    width = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else _WIDTH_OF_A_LOG
     return Console(file=sys.stdout, width=width, highlight=False)
 
 

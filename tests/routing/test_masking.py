@@ -399,6 +399,8 @@ def test_interrupts_at_any_moment_leave_no_mask_on_any_model():
                 num_interrupted += 1
             finally:
                 signal.setitimer(signal.ITIMER_REAL, 0)
+                # An interrupt between a library's `no_grad` and its end leaves gradients off, for all tests that follow.
+                torch.set_grad_enabled(True)
             assert hooks_left(model) == 0
             assert torch.equal(model(IDS).logits, natural[0])
             assert torch.equal(other(IDS).logits, natural[1])
