@@ -55,9 +55,11 @@ def _in_notebook() -> bool:
 
 @contextmanager
 def _rich_bar(what: str) -> Iterator[Progress]:
+    from rich.console import Console
     from rich.progress import Progress as Bars
 
-    with Bars() as bars:
+    # A console of its own: what others have made of the shared one, such as a live display, would get in the way.
+    with Bars(console=Console()) as bars:
         task = bars.add_task(what, total=None)
         yield lambda done, total, /: bars.update(task, completed=done, total=total)
 
