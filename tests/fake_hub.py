@@ -69,7 +69,10 @@ def fake_hub() -> Iterator[Hub]:
                 lines = [json.loads(line) for line in body.splitlines()]
                 hub.commits.append((repo, branch, lines[0]["value"]["summary"]))
                 for line in lines[1:]:
-                    hub.files[repo][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                    if line["key"] == "deletedFile":
+                        del hub.files[repo][line["value"]["path"]]
+                    else:
+                        hub.files[repo][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
                 self._send(200, {"commitUrl": f"{hub.url}/{repo}/commit/{SHA}", "commitOid": SHA})
             else:
                 self._send(404, {"error": self.path})

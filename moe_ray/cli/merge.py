@@ -7,25 +7,24 @@ import logging
 import tempfile
 from pathlib import Path
 
-from moe_ray.cli.hub import HubRepository, licence_of
 from moe_ray.config.model import ModelConfig
 from moe_ray.finetuning.adapter_files import local_adapter, read_adapter_header
 from moe_ray.finetuning.merge import write_repaired
 from moe_ray.report.model_card import CARD, REPRODUCE, model_card, reproduce_yaml
 from moe_ray.run_directory import RunDirectory, open_run
+from moe_ray.storage.hub import licence_of, make_repository, push_folder
 
 logger = logging.getLogger("moe_ray.merge")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Writes the repaired model of the run in `run_dir` to `out`, and to the hub where it is asked for."""
-    repository = None
-    if arguments.push_to_hub:
-        repository = HubRepository(arguments.push_to_hub, private=arguments.private)
+    repository = make_repository(arguments.push_to_hub, private=arguments.private) if arguments.push_to_hub else None
     merge(arguments.run_dir, arguments.out, base=arguments.base, dtype=arguments.dtype)
     logger.info("wrote %s", arguments.out)
     if repository is not None:
-        logger.info("pushed to %s", repository.push(arguments.out))
+        address = push_folder(arguments.out, repository, commit_message="A model that moe-ray repaired")
+        logger.info("pushed to %s", address)
 
 
 def merge(run_dir: str, out: Path, *, base: str = "", dtype: str = "auto") -> None:

@@ -11,8 +11,33 @@ from pathlib import Path
 
 from moe_ray.errors import InputError, MoeRayError, OutsideFailed
 
+_CARD = "README.md"
 _THE_USERS = (400, 401, 403, 404, 409)
 """Statuses that say no to what was asked, and would say so again; any other may pass."""
+
+
+def make_repository(repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
+    """Makes a model repository if it is missing, so that a refusal comes before any work for it.
+
+    Args:
+        repo_id: such as `user/name`, or `name` for the token's owner.
+        private: whether only its owners see it, where it is new; None = as the owner's settings say.
+        token: with the right to write; None = the one logged in with.
+
+    Returns:
+        its name with its owner.
+
+    Raises:
+        InputError: there is no token, or the hub refuses the name or the token.
+        OutsideFailed: the hub cannot be reached or fails.
+    """
+    from huggingface_hub import HfApi, get_token
+
+    doing = f"pushing to {repo_id!r}"
+    if token is None and get_token() is None:
+        raise InputError(f"{doing}: there is no token of the hub; log in with `hf auth login`, or set HF_TOKEN")
+    with _asking(doing):
+        return str(HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True).repo_id)
 
 
 def push_folder(
@@ -27,7 +52,8 @@ def push_folder(
 ) -> str:
     """Uploads a folder's files as one commit to a model repository, which is made if missing.
 
-    Files of the repository that the folder lacks stay.
+    Files of the repository that the folder lacks stay, but for weights: those of an earlier model would be loaded in place
+    of the new ones, or beside them.
 
     Args:
         folder: whose files are uploaded, with their paths in it.
@@ -50,9 +76,9 @@ def push_folder(
         raise InputError(f"{str(folder)!r} holds no file to push; give a folder that save_adapter or merge has written")
     from huggingface_hub import HfApi
 
+    repo_id = make_repository(repo_id, private=private, token=token)
     api = HfApi(token=token)
     with _asking(f"pushing to {repo_id!r}"):
-        api.create_repo(repo_id, private=private, exist_ok=True)
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         patterns = None if allow_patterns is None else list(allow_patterns)
@@ -62,6 +88,8 @@ def push_folder(
             revision=revision,
             commit_message=commit_message,
             allow_patterns=patterns,
+            # Files that are also uploaded are not deleted.
+            delete_patterns=["*.safetensors", "*.safetensors.index.json"],
         )
     return str(commit.commit_url)
 
@@ -90,6 +118,24 @@ def fetch_folder(
     patterns = None if allow_patterns is None else list(allow_patterns)
     with _asking(f"fetching {repo_id!r}"):
         return Path(HfApi(token=token).snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
+
+
+def licence_of(base: str, revision: str) -> str:
+    """The licence that a model's card names, such as `apache-2.0`; empty = none, or the card cannot be had now.
+
+    Args:
+        base: a checkpoint's folder, or a hub name.
+        revision: of a hub repository.
+    """
+    import httpx
+    from huggingface_hub import ModelCard, hf_hub_download
+
+    try:
+        local = Path(base, _CARD)
+        file = local if Path(base).is_dir() else Path(hf_hub_download(base, _CARD, revision=revision))
+        return str(ModelCard.load(file, ignore_metadata_errors=True).data.to_dict().get("license") or "")
+    except (OSError, ValueError, httpx.HTTPError):
+        return ""
 
 
 @contextmanager

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from fake_hub import TOKEN, fake_hub
 from families import batch_masks, build, token_ids
-from hub_server import hub
 from huggingface_hub import ModelCard
 from text_batches import BATCHES, EXPERTS
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -116,14 +116,12 @@ def test_the_card_says_what_it_is_made_of_and_the_settings_make_it_again(run, tm
 @pytest.mark.slow
 @pytest.mark.parametrize("run", [torch.float32], indirect=True)
 def test_a_merged_model_is_pushed_as_it_lies_in_its_folder(run, tmp_path):
-    with hub() as server:
+    with fake_hub() as server:
         done = push(server, tmp_path, "me/olmoe-repaired", "--private")
     assert done.returncode == 0, done.stderr
     assert f"pushed to {server.url}/me/olmoe-repaired" in done.stderr
-    made = server.repositories["me/olmoe-repaired"]
-    assert made.get("visibility") == "private" or made.get("private")
-    assert server.tokens == {"Bearer hf_of_a_test"}
-    sent = {path: data for (_, path), data in server.files.items()}
+    assert server.private["me/olmoe-repaired"]
+    sent = server.files["me/olmoe-repaired"]
     written = {path.name: path.read_bytes() for path in (tmp_path / "repaired").iterdir()}
     assert sent == written
     assert {"README.md", "reproduce.yaml", "config.json", "model.safetensors"} <= sent.keys()
@@ -133,22 +131,22 @@ def test_a_merged_model_is_pushed_as_it_lies_in_its_folder(run, tmp_path):
 @pytest.mark.parametrize(
     ("name", "refuses", "token", "said"),
     [
-        ("me/olmoe", 403, "hf_of_a_test", "the hub refused 'me/olmoe'"),
-        ("a/b/c", 0, "hf_of_a_test", "expected OWNER/NAME"),
-        ("me/olmoe", 0, "", "needs a token"),
+        ("me/olmoe", 403, TOKEN, "pushing to 'me/olmoe': the hub answered 403"),
+        ("a/b/c", 0, TOKEN, "expected a name such as 'user/name'"),
+        ("me/olmoe", 0, "", "there is no token of the hub"),
     ],
 )
 @pytest.mark.parametrize("run", [torch.float32], indirect=True)
 def test_what_the_hub_will_not_take_is_refused_before_anything_is_merged(run, tmp_path, name, refuses, token, said):
-    with hub() as server:
-        server.refuses = refuses
+    with fake_hub() as server:
+        server.fails_with = refuses
         done = push(server, tmp_path, name, token=token)
     assert done.returncode == 2
     assert said in done.stderr
     assert not (tmp_path / "repaired").exists()
 
 
-def push(server, folder, name, *more, token="hf_of_a_test"):
+def push(server, folder, name, *more, token=TOKEN):
     """`moe-ray merge --push-to-hub` in a process of its own: the hub's address is read when the library is imported."""
     code = "import sys; from moe_ray.cli.main import main; sys.exit(main())"
     command = [sys.executable, "-c", code, "merge", "run", "repaired", "--push-to-hub", name, *more]

@@ -63,3 +63,16 @@ def test_a_hub_that_cannot_be_reached_is_the_outsides_fault(hub, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(OutsideFailed):
         fetch_folder("me/repaired")
+
+
+def test_weights_of_an_earlier_model_do_not_stay_beside_those_that_are_pushed(hub, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"whole")
+    (tmp_path / "notes.txt").write_text("mine")
+    push_folder(tmp_path, "me/model")
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "notes.txt").unlink()
+    for name in ("model-00001-of-00001.safetensors", "model.safetensors.index.json"):
+        (tmp_path / name).write_bytes(b"sharded")
+    push_folder(tmp_path, "me/model")
+    pushed = {"model-00001-of-00001.safetensors", "model.safetensors.index.json", "notes.txt"}
+    assert hub.files["me/model"].keys() == pushed
