@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import torch
@@ -97,6 +98,27 @@ def check_trainable(config: ModelConfig) -> None:
             "cannot be trained, expected weights in bfloat16, float16 or float32; give the checkpoint before its "
             "quantisation"
         )
+
+
+def check_shardable(config: ModelConfig) -> None:
+    """Refuses a checkpoint that FSDP2 cannot spread over training workers, without loading its weights.
+
+    Raises:
+        InputError: as `check_model`; or its experts are modules of their own, the checkpoint is quantised, or transformers'
+            plan to shard the family names modules that it has not.
+    """
+    model = build_without_weights(config)
+
+    def refused(what: str) -> InputError:
+        return InputError(f"finetune.shard=fsdp: model.path {config.path!r} {what}; set finetune.shard=none")
+
+    if (method := stored_quantisation(model.config)) is not None:
+        raise refused(f"is quantised as {method}, and codes are not sharded")
+    if any(layer.expert_modules() for layer in find_moe_layers(model)):
+        raise refused("keeps every expert as a module of its own, and only fused experts are sharded")
+    there = {re.sub(r"\.\d+(?=\.|$)", ".*", name) for name, _ in model.named_modules()}
+    if missing := sorted(name for name in model.fsdp_plan if name not in there):
+        raise refused(f"is a {type(model).__name__} without {missing[0]}, which transformers' plan to shard it names")
 
 
 def check_tokenizer(config: ModelConfig) -> None:

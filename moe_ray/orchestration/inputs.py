@@ -64,15 +64,18 @@ def resolve_model(config: Config, *, trained: bool = False, masked: bool = False
 
     Raises:
         InputError: the checkpoint does not exist, has no experts or its parts do not belong together, or it is to be
-            `trained` and its experts cannot be, or `masked` and its routers cannot be.
+            `trained` and its experts cannot be, or not sharded as `finetune.shard` says, or `masked` and its routers
+            cannot be.
     """
     require_library(config.model.quantisation)
     if config.model.path == EMBEDDED:
         return replace(config.model, path=str(embedded_folder(cache_folder(config), seed=config.seed)))
     # Torch and the model library take seconds to import.
-    from moe_ray.models.loading import check_maskable, check_model, check_tokenizer, check_trainable
+    from moe_ray.models.loading import check_maskable, check_model, check_shardable, check_tokenizer, check_trainable
 
     (check_trainable if trained else check_model)(config.model)
+    if trained and config.finetune.shard != "none":
+        check_shardable(config.model)
     if masked:
         check_maskable(config.model)
     check_tokenizer(config.model)

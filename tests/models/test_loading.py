@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from moe_ray.errors import InputError
 from moe_ray.models import loading
 from moe_ray.models.loading import (
     check_model,
+    check_shardable,
     check_tokenizer,
     check_trainable,
     context_length,
@@ -23,7 +25,7 @@ from moe_ray.models.loading import (
     load_tokenizer,
     num_decoder_layers,
 )
-from moe_ray.models.moe_layers import find_moe_layers
+from moe_ray.models.moe_layers import MoELayer, find_moe_layers
 from moe_ray.models.tokenization import encode_prompt
 
 WITHOUT_THINKING = {"chat_template_options": {"enable_thinking": False}}
@@ -107,6 +109,28 @@ def test_a_checkpoint_of_codes_can_be_counted_and_is_refused_for_training_before
     check_model(quantised)
     with pytest.raises(InputError, match=rf"quantised as {method}.*before its quantisation"):
         check_trainable(quantised)
+
+
+@pytest.mark.parametrize("family", ["olmoe", "mixtral", "gpt_oss", "deepseek_v3"])
+def test_families_with_a_plan_to_shard_them_may_be_sharded(family, tmp_path):
+    build(family).config.save_pretrained(tmp_path)
+    check_shardable(ModelConfig(path=str(tmp_path)))
+
+
+def test_what_cannot_be_sharded_is_refused_before_its_weights_are_read(checkpoint, tmp_path, monkeypatch):
+    # The library's plan names the last norm `norm`, which this family calls otherwise.
+    build("jamba").config.save_pretrained(tmp_path)
+    with pytest.raises(
+        InputError, match=r"finetune\.shard=fsdp: .* without model\.norm, which .*; set finetune\.shard=none"
+    ):
+        check_shardable(ModelConfig(path=str(tmp_path)))
+    settings = json.loads((Path(checkpoint.path) / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**settings, "quantization_config": {"quant_method": "fp8"}}))
+    with pytest.raises(InputError, match="is quantised as fp8, and codes are not sharded"):
+        check_shardable(ModelConfig(path=str(tmp_path)))
+    monkeypatch.setattr(MoELayer, "expert_modules", lambda layer: (layer.experts,) * layer.num_experts)
+    with pytest.raises(InputError, match="every expert as a module of its own"):
+        check_shardable(checkpoint)
 
 
 @pytest.fixture
