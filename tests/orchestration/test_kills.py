@@ -55,5 +55,6 @@ def test_killed_runs_end_as_an_uninterrupted_one(tiny_model_path):
     # Ray's sockets are below it, whose paths must be shorter than pytest's own temporary folders make them.
     with tempfile.TemporaryDirectory(prefix="kills") as folder:
         records = kill_runs(Path(folder), tiny_model_path, kills=len(kinds), seed=3, kinds=kinds)
-    assert [record["kind"] for record in records] == kinds
+    # In the order of their moments, which is another one under each reference.
+    assert sorted(record["kind"] for record in records) == sorted(kinds)
     assert [record["faults"] for record in records] == [[]] * len(kinds), table(records)
