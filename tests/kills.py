@@ -195,6 +195,7 @@ class Kind:
         statuses: of the command after it.
         says: what the command must say then, if it did not go on to the end.
         ends: the command is waited for before the next kill, since it ends, or what was done must be undone.
+        ends_another: a process other than the command is killed, which cannot tidy up its temporary folder.
     """
 
     form: str
@@ -203,6 +204,7 @@ class Kind:
     statuses: tuple[int, ...] = (0,)
     says: str = ""
     ends: bool = False
+    ends_another: bool = False
 
 
 KINDS: dict[str, Kind] = {
@@ -211,12 +213,16 @@ KINDS: dict[str, Kind] = {
     "SIGTERM": Kind(
         "alone", of_driver(signal.SIGTERM), statuses=(143,), says="terminated; the same command", ends=True
     ),
-    "model process": Kind("alone", of_process("ray::ModelActor"), within=("capture", "evaluate", "finetune")),
-    "raylet": Kind("alone", of_process("/raylet"), statuses=(0, 4), says="Ray", ends=True),
+    "model process": Kind(
+        "alone", of_process("ray::ModelActor"), within=("capture", "evaluate", "finetune"), ends_another=True
+    ),
+    "raylet": Kind("alone", of_process("/raylet"), statuses=(0, 4), says="Ray", ends=True, ends_another=True),
     "disk full": Kind("alone", lambda command: "disk", statuses=(0, 4), says="the disk is full", ends=True),
     "second driver": Kind("alone", lambda command: "lock", within=("prompts", "capture", "identify")),
-    "train worker": Kind("spread", of_process("ray::RayTrainWorker"), within=("finetune",)),
-    "judge": Kind("spread", of_process("ray::BlockActor", "ray::verdicts"), within=("evaluate/before/figures",)),
+    "train worker": Kind("spread", of_process("ray::RayTrainWorker"), within=("finetune",), ends_another=True),
+    "judge": Kind(
+        "spread", of_process("ray::BlockActor", "ray::verdicts"), within=("evaluate/before/figures",), ends_another=True
+    ),
     "MLflow server": Kind("spread", lambda command: "server", statuses=(0, 4), says="tracking"),
     "driver of Train": Kind("spread", of_driver(signal.SIGKILL), within=("finetune",), statuses=(-9,), ends=True),
 }
@@ -327,7 +333,9 @@ def disturbed_run(
         if orphans := again.orphans():
             last["faults"].append(f"left running after the resume: {sorted(orphans.values())}")
     faults = _faults_of_result(
-        place, reference, was_killed=any(record["status"] == -signal.SIGKILL for record in records)
+        place,
+        reference,
+        was_killed=any(record["status"] == -signal.SIGKILL or KINDS[record["kind"]].ends_another for record in records),
     )
     for record in records:
         record["faults"] += faults

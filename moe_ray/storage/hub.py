@@ -127,14 +127,13 @@ def licence_of(base: str, revision: str) -> str:
         base: a checkpoint's folder, or a hub name.
         revision: of a hub repository.
     """
-    import httpx
     from huggingface_hub import ModelCard, hf_hub_download
 
     try:
         local = Path(base, _CARD)
         file = local if Path(base).is_dir() else Path(hf_hub_download(base, _CARD, revision=revision))
         return str(ModelCard.load(file, ignore_metadata_errors=True).data.to_dict().get("license") or "")
-    except (OSError, ValueError, httpx.HTTPError):
+    except (OSError, ValueError):
         return ""
 
 
@@ -157,8 +156,16 @@ def _asking(what: str) -> Iterator[None]:
         if isinstance(cause, errors.HfHubHTTPError):
             raise _by_status(what, cause.response.status_code, cause) from error
         raise OutsideFailed(f"{what}: the hub cannot be reached, and the cache holds nothing of it: {error}") from error
-    except OSError as error:
+    except (OSError, _of_http()) as error:
         raise OutsideFailed(f"{what}: {error}; try again later") from error
+
+
+def _of_http() -> type[Exception]:
+    """What the HTTP library of huggingface_hub raises, whichever that is, where nobody answers."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    found = [base for base in HfHubHTTPError.__mro__ if base.__name__ in ("HTTPError", "RequestException")]
+    return found[0] if found else HfHubHTTPError
 
 
 def _by_status(what: str, status: int, error: Exception) -> MoeRayError:

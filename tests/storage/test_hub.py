@@ -6,7 +6,7 @@ import pytest
 from fake_hub import SHA, TOKEN
 
 from moe_ray.errors import InputError, OutsideFailed
-from moe_ray.storage.hub import fetch_folder, push_folder
+from moe_ray.storage.hub import fetch_folder, make_repository, push_folder
 
 
 @pytest.fixture
@@ -63,6 +63,8 @@ def test_a_hub_that_cannot_be_reached_is_the_outsides_fault(hub, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(OutsideFailed):
         fetch_folder("me/repaired")
+    with pytest.raises(OutsideFailed, match=r"pushing to 'me/repaired': .*try again later"):
+        make_repository("me/repaired")
 
 
 def test_weights_of_an_earlier_model_do_not_stay_beside_those_that_are_pushed(hub, tmp_path):
