@@ -42,7 +42,6 @@ from moe_ray.finetuning.trainable_experts import TrainableExperts
 from moe_ray.models.expert_codes import codes_of
 from moe_ray.models.expert_storage import storage_of
 from moe_ray.models.moe_layers import MoELayer, find_moe_layers
-from moe_ray.models.quantised_storage import QuantisedStorage
 
 
 def own_tensors(layer: MoELayer, part: Part) -> Mapping[str, Tensor]:
@@ -216,19 +215,16 @@ def experts_restored(model: nn.Module, parts: Iterable[Part]) -> Iterator[None]:
     """Whatever happens to these experts and routers inside the context, their weights are back, bit for bit, after it."""
     layers = {layer.layer: layer for layer in find_moe_layers(model)}
     parts = list(parts)
-    # What lies over codes is taken away again: to lay over them what they stand for would take the memory of weights.
-    over_codes = {
-        part: storage.restoration(part.expert)
-        for part in parts
-        if isinstance(part, Expert) and isinstance(storage := storage_of(layers[part.layer]), QuantisedStorage)
-    }
-    original = expert_weights(model, [part for part in parts if part not in over_codes])
+    restorations = [
+        storage_of(layers[part.layer]).restoration(part.expert) for part in parts if isinstance(part, Expert)
+    ]
+    routers = expert_weights(model, [part for part in parts if isinstance(part, Router)])
     try:
         yield
     finally:
-        for restore in over_codes.values():
+        for restore in restorations:
             restore()
-        put_weights(model, original)
+        put_weights(model, routers)
 
 
 def merge_adapter(

@@ -7,7 +7,8 @@ hashing what must not change, goes through `local_part`, which also has to know 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -24,17 +25,8 @@ class ExpertStorage(Protocol):
     """The experts of one MoE layer.
 
     What is written is what `read` gives and what the model computes with from then on. Where the weights are spread over
-    processes, `read` and `write` are collectives: all of them call it, in one order.
-
-    Attributes:
-        overlays: `write` keeps the weights beside the model's own tensors, whose bytes never change, as one does that
-            cannot hold them; False = it writes into them.
+    processes, `read`, `write` and `restoration` are collectives: all of them call it, in one order.
     """
-
-    @property
-    def overlays(self) -> bool:
-        """See the class."""
-        ...
 
     def dtypes(self) -> dict[str, torch.dtype]:
         """The number type of an expert's tensors, by name, as `read` gives them; never a collective."""
@@ -52,11 +44,13 @@ class ExpertStorage(Protocol):
         """Puts one expert's weights in place, from float tensors of any type and in the layer's own; without a gradient."""
         ...
 
+    def restoration(self, expert: int) -> Callable[[], None]:
+        """What puts one expert's weights back as they are now, bit for bit."""
+        ...
+
 
 class PlainStorage:
     """Experts whose tensors are whole and in this process, on any device."""
-
-    overlays = False
 
     def __init__(self, layer: MoELayer) -> None:
         self._layer = layer
@@ -74,6 +68,12 @@ class PlainStorage:
         """Copies one expert's weights into the model's own."""
         for name, tensor in self._layer.tensors_of(expert).items():
             tensor.copy_(tensors[name])
+
+    def restoration(self, expert: int) -> Callable[[], None]:
+        """What puts one expert's weights back as they are now."""
+        return partial(
+            self.write, expert, {name: tensor.detach().clone() for name, tensor in self.read(expert).items()}
+        )
 
 
 def storage_of(layer: MoELayer) -> ExpertStorage:

@@ -14,8 +14,6 @@ from moe_ray.models.moe_layers import MoELayer
 class QuantisedStorage:
     """A layer whose fused matrices are codes; what is not quantised, such as biases, is written itself."""
 
-    overlays = True
-
     def __init__(self, layer: MoELayer) -> None:
         self._layer, self._codes = layer, codes_of(layer.experts)
 
@@ -36,7 +34,10 @@ class QuantisedStorage:
             own.copy_(tensors[name])
 
     def restoration(self, expert: int) -> Callable[[], None]:
-        """What puts an expert's weights back as they are now, bit for bit: over its codes what lay there, or nothing."""
+        """What puts an expert's weights back as they are now: over its codes what lay there, or nothing.
+
+        To lay over them what they stand for would take the memory of weights.
+        """
         over = {name: codes.learned.get(expert) for name, codes in self._codes.items()}
         copies = {name: own.detach().clone() for name, own in self._plain(expert).items()}
 

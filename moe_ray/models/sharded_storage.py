@@ -6,8 +6,9 @@ of an expert's slice: it sends it to the others, and it alone writes it back.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,8 +23,6 @@ from moe_ray.models.moe_layers import MoELayer, find_moe_layers
 
 class ShardedStorage:
     """The experts of a layer that FSDP2 shards; every process calls `read`, in one order."""
-
-    overlays = False
 
     def __init__(self, layer: MoELayer) -> None:
         if layer.expert_modules():
@@ -58,6 +57,10 @@ class ShardedStorage:
             held = local_slice(tensor, expert)
             if held is not None:
                 held.copy_(tensors[name])
+
+    def restoration(self, expert: int) -> Callable[[], None]:
+        """What puts one expert's weights back as they are now."""
+        return partial(self.write, expert, self.read(expert))
 
 
 def local_slice(tensor: DTensor, expert: int) -> Tensor | None:
