@@ -45,8 +45,7 @@ demo-copies: models/.downloaded ## the same with experts that are copies, where 
 		'prompts.files=$(PROMPTS)'
 
 test: $(VENV)/.ready ## run the tests, but for those of test-exhaustive
-	$(BIN)/python -m pytest -n 2 -m 'not exhaustive and not needs_ray'
-	$(BIN)/python -m pytest -m 'needs_ray and not exhaustive'
+	$(BIN)/python -m pytest -n 3 --dist loadgroup -m 'not exhaustive'
 
 test-exhaustive: $(VENV)/.ready ## run the tests that take half a minute or more each
 	$(BIN)/python -m pytest -m exhaustive

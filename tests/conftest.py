@@ -1,4 +1,5 @@
 import os
+from functools import cache
 from pathlib import Path
 
 # Read when ray is imported, which test modules do as they are collected: a local Ray listens on loopback only.
@@ -19,6 +20,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     trained = {item.nodeid for item in items if "tiny_model_path" in getattr(item, "fixturenames", ())}
     if wrong := trained.intersection(quick):
         raise pytest.UsageError(f"{min(wrong)} needs the trained model: mark it slow, or take untrained_model_path")
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """With --dist loadgroup, one process has the files that need Ray, so that there is one cluster."""
+    if config.getvalue("dist") != "loadgroup":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OneRay(LoadScopeScheduling):
+        # xdist's own groups are lost with pytest 9.2, and the process that schedules knows tests by their names alone.
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.partition("::")[0]
+            return "ray" if _needs_ray(ROOT / path) else nodeid
+
+    return OneRay(config, log)
+
+
+@cache
+def _needs_ray(path: Path) -> bool:
+    return "needs_ray" in path.read_text(encoding="utf-8")
 
 
 @pytest.fixture(params=["local", "memory"])
