@@ -141,7 +141,9 @@ class Place:
     def small_disk(self) -> Iterator[None]:
         """The run directory is on a disk of its own."""
         disk = str(self.folder / "disk")
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={_BYTES_OF_THE_DISK}", "none", disk], check=True)
+        # Open to everybody, as such a disk is otherwise, it would have the tracking elsewhere than beside the run.
+        options = f"size={_BYTES_OF_THE_DISK},mode=700"
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", disk], check=True)
         try:
             yield
         finally:
