@@ -141,7 +141,9 @@ class Place:
     def small_disk(self) -> Iterator[None]:
         """The run directory is on a disk of its own."""
         disk = str(self.folder / "disk")
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={_BYTES_OF_THE_DISK}", "none", disk], check=True)
+        # Open to everybody, as such a disk is otherwise, it would have the tracking elsewhere than beside the run.
+        options = f"size={_BYTES_OF_THE_DISK},mode=700"
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", disk], check=True)
         try:
             yield
         finally:
@@ -153,10 +155,8 @@ class Place:
             shutil.copytree(self.run, self.folder / "kept", dirs_exist_ok=True)
 
     def left_over(self) -> list[str]:
-        """Temporary files of ours; Ray keeps its logs, and its dashboard the socket of the server that forks its parts."""
-        return sorted(
-            path.name for path in self.temporary.iterdir() if path.name != "ray" and not path.name.startswith("pymp-")
-        )
+        """All that is left in the folder for temporary files but Ray's logs."""
+        return sorted(path.name for path in self.temporary.iterdir() if path.name != "ray")
 
 
 def of_driver(number: int) -> Callable[[Command], str]:
@@ -195,7 +195,6 @@ class Kind:
         statuses: of the command after it.
         says: what the command must say then, if it did not go on to the end.
         ends: the command is waited for before the next kill, since it ends, or what was done must be undone.
-        ends_another: a process other than the command is killed, which cannot tidy up its temporary folder.
     """
 
     form: str
@@ -204,7 +203,6 @@ class Kind:
     statuses: tuple[int, ...] = (0,)
     says: str = ""
     ends: bool = False
-    ends_another: bool = False
 
 
 KINDS: dict[str, Kind] = {
@@ -213,16 +211,12 @@ KINDS: dict[str, Kind] = {
     "SIGTERM": Kind(
         "alone", of_driver(signal.SIGTERM), statuses=(143,), says="terminated; the same command", ends=True
     ),
-    "model process": Kind(
-        "alone", of_process("ray::ModelActor"), within=("capture", "evaluate", "finetune"), ends_another=True
-    ),
-    "raylet": Kind("alone", of_process("/raylet"), statuses=(0, 4), says="Ray", ends=True, ends_another=True),
+    "model process": Kind("alone", of_process("ray::ModelActor"), within=("capture", "evaluate", "finetune")),
+    "raylet": Kind("alone", of_process("/raylet"), statuses=(0, 4), says="Ray", ends=True),
     "disk full": Kind("alone", lambda command: "disk", statuses=(0, 4), says="the disk is full", ends=True),
     "second driver": Kind("alone", lambda command: "lock", within=("prompts", "capture", "identify")),
-    "train worker": Kind("spread", of_process("ray::RayTrainWorker"), within=("finetune",), ends_another=True),
-    "judge": Kind(
-        "spread", of_process("ray::BlockActor", "ray::verdicts"), within=("evaluate/before/figures",), ends_another=True
-    ),
+    "train worker": Kind("spread", of_process("ray::RayTrainWorker"), within=("finetune",)),
+    "judge": Kind("spread", of_process("ray::BlockActor", "ray::verdicts"), within=("evaluate/before/figures",)),
     "MLflow server": Kind("spread", lambda command: "server", statuses=(0, 4), says="tracking"),
     "driver of Train": Kind("spread", of_driver(signal.SIGKILL), within=("finetune",), statuses=(-9,), ends=True),
 }
@@ -332,11 +326,7 @@ def disturbed_run(
         last["resumed"] = round(time.monotonic() - again.began, 1)
         if orphans := again.orphans():
             last["faults"].append(f"left running after the resume: {sorted(orphans.values())}")
-    faults = _faults_of_result(
-        place,
-        reference,
-        was_killed=any(record["status"] == -signal.SIGKILL or KINDS[record["kind"]].ends_another for record in records),
-    )
+    faults = _faults_of_result(place, reference)
     for record in records:
         record["faults"] += faults
         record["whole"] = round(reference.seconds, 1)
@@ -382,11 +372,10 @@ def _ended(command: Command, records: Sequence[dict[str, Any]], place: Place) ->
     return status
 
 
-def _faults_of_result(place: Place, reference: Reference, *, was_killed: bool) -> list[str]:
+def _faults_of_result(place: Place, reference: Reference) -> list[str]:
     """What a finished run has otherwise than the uninterrupted one: results, files, and temporary files left over."""
     faults = []
-    left = place.left_over()
-    if left and not was_killed:
+    if left := place.left_over():
         faults.append(f"left in the temporary folder: {left}")
     if not (place.run / "summary.json").exists():
         return [*faults, "no summary"]

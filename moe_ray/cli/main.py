@@ -36,6 +36,7 @@ from moe_ray.cli.parser import parse
 from moe_ray.errors import InputError, MoeRayError, NothingSelected, OutsideFailed
 from moe_ray.report.printable import printable_lines
 from moe_ray.signals import Terminated, end_on_sigterm
+from moe_ray.storage.temporary import own_temporary_folder
 from moe_ray.threads import wait_passively
 
 # The first that fits counts.
@@ -102,10 +103,11 @@ def _run(arguments: argparse.Namespace) -> None:
     # Python looks through all its objects once more when it ends, which after large imports takes two seconds.
     atexit.register(gc.freeze)
     _start_logging(with_time=bool(command.work))
-    checks: Any = importlib.import_module("moe_ray.cli.checks")
-    checks.check(arguments)
-    work: Any = importlib.import_module(command.module)
-    work.run(arguments)
+    with own_temporary_folder():
+        checks: Any = importlib.import_module("moe_ray.cli.checks")
+        checks.check(arguments)
+        work: Any = importlib.import_module(command.module)
+        work.run(arguments)
     sys.stdout.flush()
 
 

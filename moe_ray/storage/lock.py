@@ -18,6 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from moe_ray.errors import InputError
 from moe_ray.storage.folder import Folder
+from moe_ray.storage.process_identity import system_identity
 
 logger = logging.getLogger(__name__)
 
@@ -62,22 +63,13 @@ def holder(folder: Folder) -> dict[str, Any] | None:
 
 
 def _about_this_process() -> dict[str, Any]:
-    return {"host": platform.node(), "pid": os.getpid(), "key": uuid.uuid4().hex, "system": _system()}
-
-
-def _system() -> str:
-    """What processes have in common that see each other by their ids; empty where it is not known."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return ""
+    return {"host": platform.node(), "pid": os.getpid(), "key": uuid.uuid4().hex, "system": system_identity()}
 
 
 def _has_gone(holder: dict[str, Any]) -> bool:
     """Whether the holder is known to have ended, since it was a process of this system."""
     pid = holder.get("pid")
-    if not holder.get("system") or holder["system"] != _system() or type(pid) is not int or pid <= 0:
+    if not holder.get("system") or holder["system"] != system_identity() or type(pid) is not int or pid <= 0:
         return False
     try:
         os.kill(pid, 0)

@@ -24,6 +24,7 @@ from moe_ray.errors import InputError
 from moe_ray.storage.damage import reading
 from moe_ray.storage.fingerprint import environment
 from moe_ray.storage.folder import Folder
+from moe_ray.storage.stage_files import digests_of_data, lost_files, may_be_a_stages
 
 MANIFEST, STARTED = "manifest.json", "inputs.json"
 MADE = "made"
@@ -31,12 +32,6 @@ MADE = "made"
 
 _EMPTYING: Mapping[str, Any] = {"is being emptied": True}
 """Stands for the inputs, which are never these, while a folder is emptied."""
-_OURS = (
-    *("*.json", "*.jsonl", "*.parquet", "*.npz", "*.safetensors", "*.yaml", "*.csv", "*.png", "*.svg", ".*.part"),
-    "sft_dataset_*.pkl",
-)
-"""How the files of unfinished stages are called; a finished one has a list of its own."""
-
 logger = logging.getLogger(__name__)
 
 Work = Callable[[Folder], Mapping[str, Any]]
@@ -55,12 +50,14 @@ class Stage:
         work: makes the output.
         keeps: patterns of folders inside that hold other stages. They stay when this stage is begun anew, since each of
             them has inputs of its own, which decide whether it is reused.
+        watches: folders inside whose files the stage itself compares with what it wrote.
     """
 
     name: str
     inputs: Mapping[str, Any]
     work: Work = field(repr=False)
     keeps: tuple[str, ...] = ()
+    watches: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,8 +126,8 @@ def begin(
 ) -> Decision:
     """Decides, and where the stage is begun anew empties its folder and marks it with the inputs.
 
-    A finished stage that lost one of its files, or a part of one that has parts, is resumed: its work finds what is left. A
-    part of another size than it was written with is removed before, so that it is not taken for a whole one.
+    A finished stage of which a file was lost or is not as it was written is resumed: its work finds what is left. A changed
+    file is removed before, so that it is not taken for a whole one.
 
     Args:
         folder: of the stage.
@@ -142,7 +139,7 @@ def begin(
         InputError: it would be emptied, and holds what no stage wrote.
     """
     plain, decision = _plain(inputs), decide(folder, inputs)
-    if decision.action == "reuse" and (lost := _lost_files(folder, (*keeps, *may_go))):
+    if decision.action == "reuse" and (lost := lost_files(folder, read_manifest(folder), (*keeps, *may_go))):
         logger.warning("%s lacks %s as it was written; it is made again", folder.url, ", ".join(lost[:3]))
         for name in lost:
             folder.remove(name)
@@ -159,25 +156,6 @@ def begin(
     return decision
 
 
-def _lost_files(folder: Folder, may_go: tuple[str, ...]) -> list[str]:
-    """What a finished stage wrote and is not there as it wrote it, but for what may go."""
-    manifest, there, parts = read_manifest(folder), set(folder.names()), _sizes_of_parts(folder)
-    lost = [name for name in manifest.get("wrote") or [] if name not in there]
-    lost += [name for name, size in (manifest.get("parts") or {}).items() if parts.get(name) != size]
-    return [name for name in lost if not any(fnmatch.fnmatchcase(name.partition("/")[0], kept) for kept in may_go)]
-
-
-def _sizes_of_parts(folder: Folder) -> dict[str, int]:
-    """Bytes of every file inside the tables that are folders of parts."""
-    found: dict[str, int] = {}
-    for table in folder.names():
-        if table.endswith(".parquet") and folder.fs.isdir(folder.file(table)):
-            parts = folder.sub(table)
-            listed = parts.fs.find(parts.path, detail=True)
-            found |= {f"{table}/{path.rpartition('/')[2]}": int(about["size"]) for path, about in listed.items()}
-    return found
-
-
 def _refuse_foreign_files(folder: Folder, keeps: tuple[str, ...]) -> None:
     """Refuses to empty a folder that holds what no stage wrote.
 
@@ -191,7 +169,7 @@ def _refuse_foreign_files(folder: Folder, keeps: tuple[str, ...]) -> None:
         foreign = [name for name in files if name.partition("/")[0] not in known]
     else:
         marked = MANIFEST in files or STARTED in files
-        foreign = [name for name in files if not (marked and _may_be_ours(name))]
+        foreign = [name for name in files if not (marked and may_be_a_stages(name))]
     if foreign:
         raise InputError(
             f"{folder.url} holds files that no stage wrote ({', '.join(foreign[:3])}{', …' if len(foreign) > 3 else ''}), "
@@ -199,12 +177,14 @@ def _refuse_foreign_files(folder: Folder, keeps: tuple[str, ...]) -> None:
         )
 
 
-def _may_be_ours(name: str) -> bool:
-    *above, last = name.split("/")
-    return "ray_train" in above or any(fnmatch.fnmatchcase(last, pattern) for pattern in _OURS)
-
-
-def finish(folder: Folder, inputs: Mapping[str, Any], notes: Mapping[str, Any], *, seconds: float) -> Outcome:
+def finish(
+    folder: Folder,
+    inputs: Mapping[str, Any],
+    notes: Mapping[str, Any],
+    *,
+    seconds: float,
+    watches: tuple[str, ...] = (),
+) -> Outcome:
     """Marks the folder as finished.
 
     Args:
@@ -212,19 +192,19 @@ def finish(folder: Folder, inputs: Mapping[str, Any], notes: Mapping[str, Any], 
         inputs: as given to `begin`.
         notes: plain values that the manifest keeps.
         seconds: how long the work took.
+        watches: as `Stage.watches`.
     """
     kept = {**notes, "seconds": seconds}
     wrote = [name for name in folder.names() if name != MANIFEST]
     # What the manifest says is complete must be on the disk before it is.
     folder.sync()
-    parts = _sizes_of_parts(folder)
     folder.write_json(
         MANIFEST,
         {
             "inputs": _plain(inputs),
             "notes": kept,
             "wrote": wrote,
-            **({"parts": parts} if parts else {}),
+            **digests_of_data(folder, MANIFEST, but=watches),
             "environment": environment(),
         },
     )
@@ -251,7 +231,9 @@ def run_stage(stage: Stage, parent: Folder, *, around: Around = lambda name, fol
     started = time.perf_counter()
     with around(stage.name, folder):
         notes = stage.work(folder)
-    outcome = finish(folder, stage.inputs, notes, seconds=round(time.perf_counter() - started, 2))
+    outcome = finish(
+        folder, stage.inputs, notes, seconds=round(time.perf_counter() - started, 2), watches=stage.watches
+    )
     logger.info("%s: done in %.1f s", stage.name, outcome.seconds)
     return outcome
 

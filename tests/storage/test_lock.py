@@ -103,7 +103,7 @@ def test_a_sign_of_life_is_given_again_and_again(tmp_path, monkeypatch):
 def test_in_an_object_store_a_driver_of_this_machine_that_was_killed_holds_nothing(tmp_path):
     folder = Folder.open(f"memory://{tmp_path.name}")
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    left = {"host": "h", "pid": process.pid, "time": time.time(), "system": lock._system()}
+    left = {"host": "h", "pid": process.pid, "time": time.time(), "system": lock.system_identity()}
     folder.write_json(LOCK, left)
     with pytest.raises(InputError, match=f"process {process.pid} on h"), locked(folder):
         pytest.fail("two at a time")

@@ -217,30 +217,75 @@ def test_a_finished_stage_that_lost_a_file_makes_it_again_from_what_is_left(pare
     assert run_stage(stage, parent).is_reused
 
 
-@pytest.mark.parametrize("what", ["lost", "cut"])
-def test_a_part_of_a_table_that_was_lost_or_cut_is_made_again_and_the_others_stay(parent, what, caplog):
+@pytest.mark.parametrize("what", ["lost", "cut", "same size"])
+@pytest.mark.parametrize("table", ["risk.parquet", "parts"])
+def test_a_part_of_a_table_that_was_lost_or_changed_is_made_again_and_the_others_stay(parent, table, what, caplog):
     calls = []
 
     def work(folder):
-        parts = folder.sub("risk.parquet")
+        parts = folder.sub(table)
         calls.append(parts.names())
-        for name in ("part-0", "part-1"):
+        for name in ("part-0.parquet", "part-1.parquet"):
             if not parts.exists(name):
                 parts.write_bytes(name, b"rows")
         return {MADE: {}}
 
     stage = Stage(name="identify", inputs={"a": 1}, work=work)
-    parts = run_stage(stage, parent).folder.sub("risk.parquet")
+    parts = run_stage(stage, parent).folder.sub(table)
     assert run_stage(stage, parent).is_reused
     if what == "lost":
-        parts.remove("part-1")
+        parts.remove("part-1.parquet")
     else:
-        parts.write_bytes("part-1", b"ro")
+        parts.write_bytes("part-1.parquet", b"ro" if what == "cut" else b"raws")
     assert not run_stage(stage, parent).is_reused
-    assert calls == [[], ["part-0"]]
-    assert parts.read_bytes("part-1") == b"rows"
-    assert any("lacks risk.parquet/part-1 as it was written" in message for message in caplog.messages)
+    assert calls == [[], ["part-0.parquet"]]
+    assert parts.read_bytes("part-1.parquet") == b"rows"
+    assert any(f"lacks {table}/part-1.parquet as it was written" in message for message in caplog.messages)
     assert run_stage(stage, parent).is_reused
+
+
+@pytest.mark.parametrize("name", ["risk.parquet", "masks.npz", "experts.safetensors"])
+def test_a_file_that_changed_after_the_stage_is_made_again(parent, name):
+    def work(folder):
+        folder.write_bytes(name, b"as it was written")
+        folder.write_json("about.json", 1)
+        return {}
+
+    stage = Stage(name="identify", inputs={"a": 1}, work=work)
+    folder = run_stage(stage, parent).folder
+    # What says something about the stage is written to later on, such as where its tracked run went.
+    folder.write_json("about.json", 2)
+    assert run_stage(stage, parent).is_reused
+    folder.write_bytes(name, b"as it was wrItten")
+    assert not run_stage(stage, parent).is_reused
+    assert folder.read_bytes(name) == b"as it was written"
+
+
+def test_other_stages_inside_and_what_a_stage_watches_itself_are_not_read(parent, monkeypatch):
+    def work(folder):
+        for name in ("counts", "round_1", "parts"):
+            folder.sub(name).write_bytes("part.parquet", b"rows")
+        finish(folder.sub("round_1"), {}, {}, seconds=1)
+        return {}
+
+    stage = Stage(name="capture", inputs={"a": 1}, work=work, watches=("counts",))
+    folder = run_stage(stage, parent).folder
+    for name in ("counts", "round_1"):
+        folder.sub(name).write_bytes("part.parquet", b"other")
+    assert run_stage(stage, parent).is_reused
+    folder.sub("parts").write_bytes("part.parquet", b"other")
+    assert not run_stage(stage, parent).is_reused
+
+
+def test_of_what_an_earlier_version_wrote_the_sizes_of_parts_are_compared(parent):
+    folder = parent.sub("identify")
+    folder.sub("risk.parquet").write_bytes("part", b"rows")
+    finish(folder, {"a": 1}, {}, seconds=1)
+    manifest = folder.read_json(MANIFEST)
+    folder.write_json(MANIFEST, {**manifest, "parts": {"risk.parquet/part": 4}})
+    assert begin(folder, {"a": 1}).action == "reuse"
+    folder.sub("risk.parquet").write_bytes("part", b"ro")
+    assert begin(folder, {"a": 1}).action != "reuse"
 
 
 def test_a_stage_inside_that_went_is_no_loss(parent):

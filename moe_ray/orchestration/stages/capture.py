@@ -24,6 +24,8 @@ _SCORES, _WEIGHTS = "capture.scores", "capture.weights"
 _FILES = "files"
 """Key of the manifest's notes: a digest per part, by which a damaged one is found."""
 
+_WATCHED = tuple(name.rpartition("/")[2] for name in (COUNTS, RESPONSES))
+
 logger = logging.getLogger(__name__)
 
 
@@ -40,7 +42,7 @@ def capture(run: Context) -> Outcome:
 
     inputs = _inputs_of_what_is_there(run)
     _set_damaged_parts_aside(run, inputs)
-    return run.do(Stage(name=CAPTURE, inputs=inputs, work=work))
+    return run.do(Stage(name=CAPTURE, inputs=inputs, work=work, watches=_WATCHED))
 
 
 def _folders_of_parts(run: Context) -> dict[str, Folder]:
