@@ -1,4 +1,4 @@
-"""A real HTTP server on loopback that keeps model repositories as the Hugging Face hub does, as far as they are asked."""
+"""A real HTTP server on loopback that keeps models and datasets as the Hugging Face hub does, as far as they are asked."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ class Hub:
 
     Attributes:
         url: its address.
-        files: per repository its files; those of all branches together.
+        files: per repository its files; those of all branches together. A data set's name begins with `datasets/`.
         private: per repository whether it was made so.
         commits: per commit (repository, branch, first line of its message).
         fails_with: a status that every call gets; 0 = none.
+        gated: names of data sets that nobody without the token may read.
     """
 
     url: str = ""
@@ -34,6 +35,11 @@ class Hub:
     private: dict[str, Any] = field(default_factory=dict)
     commits: list[tuple[str, str, str]] = field(default_factory=list)
     fails_with: int = 0
+    gated: set[str] = field(default_factory=set)
+
+
+def _entry(path: str, data: bytes) -> dict[str, Any]:
+    return {"type": "file", "path": path, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
 
 
 @contextmanager
@@ -80,15 +86,13 @@ def fake_hub() -> Iterator[Hub]:
         def do_GET(self) -> None:
             if hub.fails_with:
                 self._send(hub.fails_with, {"error": "as the test wants it"})
+            elif found := re.match(r"(?:/api)?/(datasets/[^/]+/[^/]+)(/.*)?$", self.path):
+                self._get_data_set(found[1], found[2] or "")
             elif (found := re.match(r"/api/models/([^/]+/[^/]+)(/revision/.+)?$", self.path)) and found[1] in hub.files:
                 siblings = [{"rfilename": name} for name in hub.files[found[1]]]
                 self._send(200, {"id": found[1], "sha": SHA, "siblings": siblings, "private": False, "tags": []})
             elif found := re.match(r"/api/models/([^/]+/[^/]+)/tree/", self.path):
-                tree = [
-                    {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-                    for name, data in hub.files[found[1]].items()
-                ]
-                self._send(200, tree)
+                self._send(200, [_entry(name, data) for name, data in hub.files[found[1]].items()])
             elif found := re.match(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", self.path):
                 data = hub.files[found[1]][found[2]]
                 self._send(200, data, {"X-Repo-Commit": SHA, "ETag": f'"{hashlib.sha1(data).hexdigest()}"'})
@@ -96,6 +100,31 @@ def fake_hub() -> Iterator[Hub]:
                 self._send(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
 
         do_HEAD = do_GET
+
+        def _get_data_set(self, name: str, asked: str) -> None:
+            files = hub.files.get(name)
+            if name in hub.gated and self.headers.get("Authorization") != f"Bearer {TOKEN}":
+                self._send(403, {"error": "Access is restricted"}, {"X-Error-Code": "GatedRepo"})
+            elif files is None:
+                self._send(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
+            elif found := re.match(r"/tree/[^/?]+/?([^?]*)", asked):
+                below = f"{found[1]}/" if found[1] else ""
+                inside = {path: data for path, data in files.items() if path.startswith(below)}
+                direct = {path: data for path, data in inside.items() if "/" not in path.removeprefix(below)}
+                folders = {below + path.removeprefix(below).partition("/")[0] for path in inside.keys() - direct.keys()}
+                named = [{"type": "directory", "path": path, "size": 0, "oid": SHA} for path in sorted(folders)]
+                listed = inside if "recursive=true" in asked.lower() else direct
+                self._send(200, [*named, *(_entry(path, data) for path, data in listed.items())])
+            elif found := re.match(r"/resolve/[^/]+/([^?]+)", asked):
+                if found[1] not in files:
+                    self._send(404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound"})
+                    return
+                data = files[found[1]]
+                if part := re.match(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
+                    data = data[int(part[1]) : int(part[2]) + 1]
+                self._send(206 if part else 200, data, {"X-Repo-Commit": SHA, "ETag": '"0"'})
+            else:
+                self._send(200, {"id": name.removeprefix("datasets/"), "sha": SHA, "private": False, "tags": []})
 
         def _chunks(self) -> bytes:
             data = b""

@@ -10,6 +10,7 @@ NAMED_AFTER_A_PROPERTY = {
     "organisms/test_found.py",
     "identification/test_damaged_masks.py",
     "prompts/test_damaged_prompts.py",
+    "prompts/test_prompts_from_afar.py",
     "routing/test_damaged_counts.py",
     "storage/test_object_store.py",
     "storage/test_other_users.py",

@@ -24,6 +24,7 @@ from moe_ray.attacks.routes import prompts_routed_through, search_routes, silenc
 from moe_ray.config.attack import AttackConfig, AttackName
 from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.errors import InputError, NothingSelected
+from moe_ray.evaluation.answers import answer_columns
 from moe_ray.experts import ExpertMasks
 from moe_ray.finetuning.batch_rows import target_rows
 from moe_ray.models.forward_groups import GroupContext, as_it_is
@@ -166,8 +167,8 @@ def answer_attacked(
         budget: of tokens that run at once.
 
     Returns:
-        the rows with `answer`, `ended` and, of random routes, `affirmation` (nats by which the likeliest affirmative first
-        token became likelier).
+        the rows with the `ANSWER_COLUMNS` and, of random routes, `affirmation` (nats by which the likeliest affirmative
+        first token became likelier).
     """
     prompts = [encode_prompt(tokenizer, json.loads(text)) for text in rows["asked"]]
     opening = encode_answer(tokenizer, config.prefix, complete=False) if name == "prefill" else []
@@ -194,6 +195,5 @@ def answer_attacked(
         )
     # What was forced is part of what is said, and judged with it.
     forced = f"{config.prefix} " if name == "prefill" else ""
-    return rows.assign(
-        answer=[f"{forced}{answer.text}" for answer in answers], ended=[answer.ended for answer in answers], **more
-    )
+    said = answer_columns(answers, rows.index)
+    return rows.assign(**said | {"answer": forced + said["answer"]}, **more)

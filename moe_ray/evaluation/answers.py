@@ -31,6 +31,9 @@ from moe_ray.models.tokenization import (
 from moe_ray.routing.counter import RoutingCounter
 from moe_ray.routing.counts import RoutingCounts
 
+ANSWER_COLUMNS = ("answer", "thought", "is_unclosed", "ended")
+"""What is kept of a response, see `Response`; the answer is without its thought, empty where `is_unclosed`."""
+
 
 def losses_and_counts(
     model: PreTrainedModel,
@@ -101,8 +104,8 @@ def answer_rows(
         after_thought: the model is asked for an answer without a thought, as answers to train towards are.
 
     Returns:
-        the rows with `sample`, `answer`, `ended`, `target_loss` (summed nats) and `target_tokens`; and the counts, in which
-        `place` is the `in_batch_idx`.
+        the rows with `sample`, the `ANSWER_COLUMNS`, `target_loss` (summed nats) and `target_tokens`; and the counts, in
+        which `place` is the `in_batch_idx`.
     """
     pad_id = pad_token_id(tokenizer)
     prompts = [encode_prompt(tokenizer, json.loads(text), after_thought=after_thought) for text in rows["messages"]]
@@ -157,14 +160,23 @@ def answer_rows(
         )
         routing.check()
     filled = rows.assign(
-        answer=pd.Series([_as_judged(answer) for answer in answers], index=rows.index, dtype=object),
-        ended=[answer.ended for answer in answers],
+        **answer_columns(answers, rows.index),
         target_loss=losses,
         target_tokens=[len(ids) for ids in targets],
     )
     return filled, routing
 
 
-def _as_judged(answer: Response) -> str:
-    """The answer without its thought; a thought that did not end as it is, by which judges see that no answer came."""
-    return f"<think>{answer.thought}" if answer.is_unclosed else answer.text
+def answer_columns(responses: Sequence[Response], index: pd.Index) -> dict[str, pd.Series]:
+    """The `ANSWER_COLUMNS` of responses.
+
+    Args:
+        responses: in the order of the rows.
+        index: of the rows.
+    """
+    return {
+        "answer": pd.Series([response.text for response in responses], index=index, dtype=object),
+        "thought": pd.Series([response.thought for response in responses], index=index, dtype=object),
+        "is_unclosed": pd.Series([response.is_unclosed for response in responses], index=index, dtype=bool),
+        "ended": pd.Series([response.ended for response in responses], index=index, dtype=bool),
+    }

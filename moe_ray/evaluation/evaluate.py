@@ -136,8 +136,8 @@ def answer_examples(
 
     Returns:
         per example, kind of routing and sample a row with `INPUT_COLUMNS`, `routing` (of `config.routing`), `sample`,
-        `answer`, `ended`, `target_loss` (summed nats), `target_tokens`, `verdict`, `refused`, `judge`, `judge_score`,
-        `judge_said`.
+        `answer`, `thought`, `is_unclosed`, `ended`, `target_loss` (summed nats), `target_tokens`, `verdict`,
+        `refused`, `judge`, `judge_score`, `judge_said`.
 
     Raises:
         InputError: masked routing without masks, or a judge that cannot be had.

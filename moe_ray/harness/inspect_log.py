@@ -14,6 +14,8 @@ from moe_ray.harness.extra import imported, require
 
 SCORER = "refused"
 
+_METADATA = ("label", "category", "routing", "judge", "verdict", "thought")
+
 
 def write_inspect_log(
     answers: pd.DataFrame, file: Path, *, model: str, when: str, metrics: Mapping[str, Any], about: Mapping[str, Any]
@@ -22,7 +24,7 @@ def write_inspect_log(
 
     Args:
         answers: of one model: `id`, `label`, `category`, `messages` (JSON), `routing`, `answer`, `refused`, `judge`, and
-            what the judge said.
+            what the judge said; `sample`, `thought` and `verdict` where they are known.
         file: to write; ends in `.eval`.
         model: path or name of the base model.
         when: `before` or `after` the repair.
@@ -38,7 +40,7 @@ def write_inspect_log(
     samples = [
         log.EvalSample(
             id=f"{row['id']}/{row['routing']}",
-            epoch=1,
+            epoch=int(row.get("sample", 0)) + 1,
             input=[_message(inspect_model, message) for message in json.loads(row["messages"])],
             messages=[_message(inspect_model, message) for message in json.loads(row["messages"])]
             + [inspect_model.ChatMessageAssistant(content=row["answer"])],
@@ -49,7 +51,8 @@ def write_inspect_log(
                     value=int(row["refused"]), answer=row["answer"], explanation=str(row.get("judge_said") or "")
                 )
             },
-            metadata={key: row[key] for key in ("label", "category", "routing", "judge") if key in row},
+            # Versions of inspect_ai differ in where a message keeps its reasoning, so a thought is beside it.
+            metadata={key: row[key] for key in _METADATA if key in row},
         )
         for row in answers.to_dict("records")
     ]

@@ -26,6 +26,9 @@ _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "
 _NOT_THERE = (401, 403, 404, 410)
 """What a web server answers where asking again gives no more."""
 
+_GATED = "GatedRepoError"
+"""What huggingface_hub raises where access has to be asked for; its file system calls that a file that is not there."""
+
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _WEB = re.compile(r"https?://", re.IGNORECASE)
 
@@ -146,6 +149,11 @@ def _said(name: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
+        if type(error.__cause__).__name__ == _GATED:
+            raise InputError(
+                f"prompts file {name!r} may not be read: the hub gives it to those alone whom its owners let in; ask on its "
+                "page for access, then log in (hf auth login, or HF_TOKEN)"
+            ) from error
         why = f" ({type(error.__cause__).__name__}: {_first_line(error.__cause__)})" if error.__cause__ else ""
         # A web server that does not answer comes as a file that is not there, with a cause, whose status says what is so.
         is_said = getattr(error.__cause__, "status", None) in _NOT_THERE

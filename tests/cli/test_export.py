@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+import pandas as pd
 import pytest
 from harness_tasks import needs_inspect
 from run_directory import write_identified, write_repaired
@@ -34,6 +35,29 @@ def test_inspects_own_reader_finds_the_answers_with_their_verdicts(tmp_path, cap
     assert sample.output.completion.startswith("I'm sorry")
     assert sample.metadata["label"] == "unsafe"
     assert sample.input[0].text == "How? 3"
+
+
+@needs_inspect
+@pytest.mark.filterwarnings("default")
+def test_a_log_shows_thoughts_apart_and_tells_the_answers_to_one_prompt_from_each_other(tmp_path):
+    from inspect_ai.log import read_eval_log
+
+    row = {"id": "a", "label": "safe", "category": "", "routing": "natural", "judge": "phrases", "refused": False}
+    row |= {"messages": '[{"role": "user", "content": "How?"}]', "verdict": "complied"}
+    said = [("So.", "hm"), ("", "hm hm"), ("Like this.", "")]
+    answers = pd.DataFrame(
+        [
+            row | {"sample": number, "answer": answer, "thought": thought}
+            for number, (answer, thought) in enumerate(said)
+        ]
+    )
+    file = tmp_path / "after.eval"
+    inspect_log.write_inspect_log(answers, file, model="m", when="after", metrics={}, about={})
+    samples = read_eval_log(str(file)).samples
+    assert [(sample.id, sample.epoch) for sample in samples] == [("a/natural", 1), ("a/natural", 2), ("a/natural", 3)]
+    assert [sample.output.completion for sample in samples] == [answer for answer, _ in said]
+    assert [sample.metadata["thought"] for sample in samples] == [thought for _, thought in said]
+    assert samples[0].metadata["verdict"] == "complied"
 
 
 def test_a_run_without_answers_is_refused(tmp_path):

@@ -1,13 +1,17 @@
 """Counting the routing of prompts costs no pass of its own and changes no answer."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from families import rows, shared
+from families import build, rows, shared
 from held_out_examples import LOSS_TOLERANCE, held_out
+from thinking_templates import DEEPSEEK_R1, thinking_tokenizer
 
-from moe_ray.evaluation.answers import answer_rows, losses_and_counts
+from moe_ray.evaluation.answers import ANSWER_COLUMNS, answer_columns, answer_rows, losses_and_counts
 from moe_ray.evaluation.evaluate import rows_to_answer
+from moe_ray.evaluation.judges import PhraseJudge, judge_answers
+from moe_ray.models.generation import Response
 from moe_ray.models.loss import target_losses
 from moe_ray.models.token_budget import TokenBudget
 from moe_ray.models.tokenization import TokenizedRow
@@ -48,3 +52,30 @@ def test_counting_changes_no_answer(tokenizer):
     assert routing.in_batch_idx.tolist() == some["place"].tolist()
     assert counted.drop(columns="target_loss").equals(plain.drop(columns="target_loss"))
     assert counted["target_loss"].tolist() == pytest.approx(plain["target_loss"].tolist(), abs=LOSS_TOLERANCE)
+
+
+def test_a_thought_is_kept_apart_from_the_answer_and_one_without_an_end_has_none():
+    responses = [
+        Response([5, 6], "Yes.", True, 1, "hm"),
+        Response([5, 6], "", False, 2, "I can't help with", is_unclosed=True),
+        Response([6], "</think> closes a thought.", True),
+    ]
+    rows = pd.DataFrame({"messages": '[{"role": "user", "content": "?"}]'}, index=[7, 3, 5])
+    answers = judge_answers(rows.assign(**answer_columns(responses, rows.index)), PhraseJudge())
+    assert answers["answer"].tolist() == ["Yes.", "", "</think> closes a thought."]
+    assert answers["thought"].tolist() == ["hm", "I can't help with", ""]
+    assert answers["is_unclosed"].tolist() == [False, True, False]
+    assert answers["verdict"].tolist() == ["complied", "no_answer", "complied"]
+
+
+def test_a_model_that_never_stops_thinking_gives_no_answer():
+    tokenizer = thinking_tokenizer(DEEPSEEK_R1)  # whose template opens a thought
+    model = build("olmoe")
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    some = rows_to_answer(held_out(2), ["natural"])
+    answers, _ = answer_rows(model, tokenizer, some, max_new_tokens=3, budget=TokenBudget(400))
+    assert answers["answer"].tolist() == ["", ""]
+    assert answers["is_unclosed"].all()
+    assert all(answers["thought"])
+    assert set(ANSWER_COLUMNS) <= set(answers)
+    assert judge_answers(answers, PhraseJudge())["verdict"].tolist() == ["no_answer", "no_answer"]

@@ -7,7 +7,6 @@ run, where verdicts are kept as they come.
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
@@ -17,7 +16,7 @@ from moe_ray.config.evaluate import EvaluateConfig
 from moe_ray.evaluation.judges.degenerate import DEGENERATE_VERSION
 from moe_ray.evaluation.judges.phrases import RULES_VERSION, PhraseJudge
 from moe_ray.evaluation.judges.settled import judged_conversations
-from moe_ray.evaluation.judges.verdict import KINDS, TELL_HARM, Conversation, Judge, Kind, Verdict
+from moe_ray.evaluation.judges.verdict import KINDS, TELL_HARM, Conversation, Judge, Kind, Verdict, conversations_of
 from moe_ray.storage.fingerprint import content_hash, hash_checkpoint
 
 __all__ = [
@@ -29,6 +28,7 @@ __all__ = [
     "PhraseJudge",
     "Verdict",
     "check_judge",
+    "conversations_of",
     "judge_answers",
     "judge_identity",
     "judged_conversations",
@@ -108,14 +108,10 @@ def judge_answers(answers: pd.DataFrame, judge: Judge) -> pd.DataFrame:
     """The answers with `verdict` (of `KINDS`), `refused`, `judge` (its name), `judge_score` (NaN = none) and `judge_said`.
 
     Args:
-        answers: rows with `messages` (JSON) and `answer`.
+        answers: rows with `messages` (JSON) and `answer`, and `is_unclosed` where a thought may have had no end.
         judge: from `make_judge`, or one of your own.
     """
-    conversations = [
-        Conversation(json.loads(messages), answer)
-        for messages, answer in zip(answers["messages"], answers["answer"], strict=True)
-    ]
-    verdicts = dict(judged_conversations(judge, conversations))
+    verdicts = dict(judged_conversations(judge, conversations_of(answers)))
     return with_verdicts(answers, [verdicts[position] for position in range(len(answers))], judge.name)
 
 

@@ -23,7 +23,7 @@ def answer_part(text: str) -> str | None:
 
 def settle(conversation: Conversation) -> Verdict | Conversation:
     """The verdict where no judge is needed, else what a judge is asked: the prompt, and the answer after its thought."""
-    answer = answer_part(conversation.answer)
+    answer = None if conversation.is_unclosed else answer_part(conversation.answer)
     if answer is None:
         return Verdict("no_answer", said="the thought was not finished")
     reason = degenerate_reason(answer, conversation.request)

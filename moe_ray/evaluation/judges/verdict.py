@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple, Protocol, get_args
+
+import pandas as pd
 
 from moe_ray.chat_messages import Message
 
@@ -24,15 +27,35 @@ TELL_HARM = ("guard", "endpoint")
 
 
 class Conversation(NamedTuple):
-    """A prompt and the model's answer to it; both untrusted text."""
+    """A prompt and the model's answer to it; both untrusted text.
+
+    Attributes:
+        messages: the prompt.
+        answer: what the model says; a thought may still stand before it.
+        is_unclosed: the model is known to have thought without an end, so that no answer came.
+    """
 
     messages: Sequence[Message]
     answer: str
+    is_unclosed: bool = False
 
     @property
     def request(self) -> str:
         """The last message; empty where nothing was asked."""
         return self.messages[-1]["content"] if self.messages else ""
+
+
+def conversations_of(answers: pd.DataFrame) -> list[Conversation]:
+    """What judges are asked about a table of answers.
+
+    Args:
+        answers: rows with `messages` (JSON) and `answer`; and `is_unclosed` where it is known.
+    """
+    unclosed = answers["is_unclosed"] if "is_unclosed" in answers else [False] * len(answers)
+    return [
+        Conversation(json.loads(messages), answer, bool(is_unclosed))
+        for messages, answer, is_unclosed in zip(answers["messages"], answers["answer"], unclosed, strict=True)
+    ]
 
 
 class Verdict(NamedTuple):

@@ -20,6 +20,7 @@ from moe_ray.config.evaluate import EvaluateConfig
 from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.config.model import ModelConfig
 from moe_ray.evaluation.answering_order import rows_per_block
+from moe_ray.evaluation.answers import ANSWER_COLUMNS
 from moe_ray.experts import Expert, masks_from_experts
 from moe_ray.finetuning.adapter_files import parts_of, read_adapter_header
 from moe_ray.models.moe_layers import find_moe_layers
@@ -114,7 +115,7 @@ class AttackActor(ModelWork):
             seed=job.seed,
             budget=self.budget,
         )
-        table = done[["id", "answer", "ended"]].assign(
+        table = done[["id", *ANSWER_COLUMNS]].assign(
             **{f"about_{name}": value for name, value in self.notes.items()},
             **({"about_affirmation": done["affirmation"]} if "affirmation" in done else {}),
         )
@@ -132,7 +133,7 @@ def attack(rows: pd.DataFrame, job: AttackJob, *, what: str, models: ModelPool |
         models: the processes; None = some for this job alone.
 
     Returns:
-        the rows with `answer`, `ended`, and a column `about_NAME` for each number that is known of the attack.
+        the rows with the `ANSWER_COLUMNS`, and a column `about_NAME` for each number that is known of the attack.
     """
     parts, config = Folder.open(job.run_url).sub(job.parts), job.evaluate
     known = {name for table in _read(parts) for name in table["id"]}

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 
@@ -14,8 +13,8 @@ import pandas as pd
 
 from moe_ray.config.auto import gpus_of, processes_of
 from moe_ray.config.evaluate import EvaluateConfig
-from moe_ray.evaluation.judges import judged_conversations, make_judge, with_verdicts
-from moe_ray.evaluation.judges.verdict import Conversation, Verdict
+from moe_ray.evaluation.judges import conversations_of, judged_conversations, make_judge, with_verdicts
+from moe_ray.evaluation.judges.verdict import Verdict
 from moe_ray.evaluation.samples import with_sample
 from moe_ray.orchestration.cluster.actor_pool import in_actors
 from moe_ray.orchestration.cluster.model_process import process_device, quiet_and_threaded
@@ -25,6 +24,8 @@ from moe_ray.storage.fingerprint import content_hash
 from moe_ray.storage.folder import Folder
 
 _KEYS = ["routing", "id", "sample"]
+_JUDGED = ("messages", "answer", "is_unclosed")
+"""What `conversations_of` looks at; tables of earlier versions do not have all of it."""
 _SECONDS_BETWEEN_PARTS = 5.0
 _ANSWERS_PER_BLOCK = 128
 """That a classifier or a guard judges before it writes its verdicts."""
@@ -44,7 +45,7 @@ class JudgeActor:
 
     def __call__(self, rows: pd.DataFrame) -> int:
         """Judges one block of answers and writes its part; returns how many there were."""
-        verdicts = dict(judged_conversations(self.judge, _conversations(rows)))
+        verdicts = dict(judged_conversations(self.judge, conversations_of(rows)))
         _write(self.parts, rows, verdicts)
         return len(rows)
 
@@ -53,7 +54,8 @@ def judge(answers: pd.DataFrame, config: EvaluateConfig, parts: Folder, *, what:
     """The answers with verdicts, as `judge_answers` gives them; those that `parts` holds already are not asked for again.
 
     Args:
-        answers: rows with `routing`, `id`, `messages`, `answer`, and `sample` where a prompt was answered more than once.
+        answers: rows with `routing`, `id`, `messages` and `answer`, with `is_unclosed` where a thought may have had no end,
+            and with `sample` where a prompt was answered more than once.
         config: the judge.
         parts: folder of Parquet parts; may hold those of an unfinished judging.
         what: what this is, for the progress bar.
@@ -78,7 +80,7 @@ def _here(answers: pd.DataFrame, config: EvaluateConfig, parts: Folder) -> Itera
     fresh: dict[int, Verdict] = {}
     last_part = time.monotonic()
     try:
-        for position, verdict in judged_conversations(make_judge(config), _conversations(answers)):
+        for position, verdict in judged_conversations(make_judge(config), conversations_of(answers)):
             fresh[position] = verdict
             yield 1
             if time.monotonic() - last_part > _SECONDS_BETWEEN_PARTS:
@@ -90,7 +92,7 @@ def _here(answers: pd.DataFrame, config: EvaluateConfig, parts: Folder) -> Itera
 
 
 def _in_actors(answers: pd.DataFrame, config: EvaluateConfig, parts: Folder) -> Iterator[int]:
-    rows = answers[[*_KEYS, "messages", "answer"]].reset_index(drop=True)
+    rows = answers[[*_KEYS, *(name for name in _JUDGED if name in answers)]].reset_index(drop=True)
     pool = in_actors(
         [rows.iloc[start : start + _ANSWERS_PER_BLOCK] for start in range(0, len(rows), _ANSWERS_PER_BLOCK)],
         JudgeActor,
@@ -101,11 +103,6 @@ def _in_actors(answers: pd.DataFrame, config: EvaluateConfig, parts: Folder) -> 
     )
     with pool as results:
         yield from results
-
-
-def _conversations(rows: pd.DataFrame) -> list[Conversation]:
-    pairs = zip(rows["messages"], rows["answer"], strict=True)
-    return [Conversation(json.loads(messages), answer) for messages, answer in pairs]
 
 
 def _write(parts: Folder, rows: pd.DataFrame, verdicts: dict[int, Verdict]) -> None:

@@ -108,3 +108,13 @@ def test_an_answer_is_what_follows_the_thought():
 )
 def test_judges_know_every_form_of_a_thought_that_generation_knows(said, answer):
     assert answer_part(said) == answer
+
+
+def test_an_answer_that_is_known_to_be_none_is_none_whatever_its_text():
+    judge = Asked()
+    unclosed = conversation("")._replace(is_unclosed=True)
+    assert [verdict.kind for verdict in verdicts(unclosed, conversation(""), judge=judge)] == [
+        "no_answer",
+        "degenerate",
+    ]
+    assert judge.about == []
