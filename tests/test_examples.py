@@ -12,6 +12,7 @@ import pytest
 from paths import ROOT
 from transformers import AutoModelForCausalLM
 
+import moe_ray
 from moe_ray.demo.examples import embedded_records
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -27,9 +28,9 @@ def prompts(tmp_path_factory):
     return str(path)
 
 
-def run(name: str, *arguments: str, cwd) -> str:
+def run(name: str, *arguments: str, cwd, **variables: str) -> str:
     # Threads cost more than these matrices.
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | variables
     command = [sys.executable, str(ROOT / "examples" / f"{name}.py"), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False, timeout=500)
     assert done.returncode == 0, done.stderr
@@ -66,6 +67,41 @@ def test_a_steered_model_answers_otherwise(tiny_model_path, prompts, tmp_path):
     plain, around = (line.split(":", 1)[1].strip() for line in run("steer", str(tiny_model_path), prompts, cwd=tmp_path).splitlines()[-2:])  # fmt: skip # noqa: E501
     assert plain
     assert plain != around
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_as_a_script(tiny_model_path, prompts, tmp_path):
+    said = run("notebook", cwd=tmp_path, MODEL=str(tiny_model_path), PROMPTS=prompts)
+    before, tuned, after = re.search(r"^(Evaluation.*)\n(FineTuned.*)\n(Evaluation.*)$", said, re.MULTILINE).groups()
+    refused = [int(re.search(r"unsafe refused (\d+)%", line)[1]) for line in (before, after)]
+    assert refused[1] > refused[0] + 50, tuned
+    assert (tmp_path / "notebook" / "risk.png").stat().st_size > 1000
+    moe_ray.Adapter.from_pretrained(tmp_path / "notebook" / "adapter")
+
+
+def test_the_notebook_is_cells_of_text_and_code():
+    kinds = re.findall(r"^# %%(.*)$", (ROOT / "examples" / "notebook.py").read_text(), re.MULTILINE)
+    assert len(kinds) > 8
+    assert set(kinds) == {"", " [markdown]"}
+
+
+@pytest.mark.slow
+def test_settings_are_swept_over_one_capture(tiny_model_path, prompts, tmp_path):
+    said = run("sweep", str(tiny_model_path), prompts, cwd=tmp_path).splitlines()
+    rows = [line.split() for line in said if re.match(r"\s+0\.\d+\s", line)]
+    assert [float(row[0]) for row in rows] == sorted(3 * [0.02, 0.05, 0.1, 0.2])
+    unions = [int(row[2]) for row in rows]
+    for first in range(0, 12, 3):
+        assert unions[first : first + 3] == sorted(unions[first : first + 3])
+    assert re.search(r"^top_k=2: [1-9]\d* experts", said[-1])
+
+
+@pytest.mark.slow
+def test_a_judge_of_ones_own_says_what_is_refused(tiny_model_path, prompts, tmp_path):
+    said = run("own_judge", str(tiny_model_path), prompts, cwd=tmp_path).splitlines()
+    assert [line.partition(":")[0] for line in said[-5:-1]] == ["phrases"] * 2 + ["beginning"] * 2
+    assert all(re.search(r"refused \d+% \[\d+%, \d+%\] of \d+$", line) for line in said[-5:-1])
+    assert re.fullmatch(r"the two disagree on \d+ of \d+ answers", said[-1])
 
 
 @pytest.mark.slow

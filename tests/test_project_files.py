@@ -3,10 +3,13 @@
 import hashlib
 import re
 import tomllib
+from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from paths import ROOT
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -84,6 +87,26 @@ def test_the_tested_versions_hold_every_development_tool():
     pinned = {line.partition("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
     tools = [re.split(r"[><=\[]", tool)[0].lower() for tool in PYPROJECT["project"]["optional-dependencies"]["dev"]]
     assert [tool for tool in tools if tool not in pinned] == []
+
+
+def test_every_tested_version_can_be_installed_on_the_oldest_python():
+    oldest = re.fullmatch(r">=([\d.]+)", PYPROJECT["project"]["requires-python"])[1] + ".0"
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [Requirement(line) for line in lines if not line.startswith("#")]
+    # A pin with a marker is one of several, of which one holds on each Python.
+    held = [pin for pin in pins if pin.marker is None or pin.marker.evaluate({"python_full_version": oldest})]
+    assert sorted({pin.name for pin in pins} - {pin.name for pin in held}) == []
+    refused = []
+    for pin in held:
+        try:
+            installed = metadata(pin.name)
+        except PackageNotFoundError:
+            continue  # of an extra that is not installed here
+        if installed["Version"] in pin.specifier and not SpecifierSet(installed["Requires-Python"] or "").contains(
+            oldest
+        ):
+            refused.append(f"{pin} wants Python {installed['Requires-Python']}")
+    assert refused == []
 
 
 def test_contributing_fits_a_screen_and_names_what_there_is():

@@ -62,6 +62,11 @@ class RiskParts:
         return sorted((*_batches_of(name), name) for name in self.folder.parquet_names())
 
     @cached_property
+    def _batches(self) -> dict[str, npt.NDArray[np.int64]]:
+        """The batches of each part's row groups, of parts that were asked for one."""
+        return {}
+
+    @cached_property
     def columns(self) -> tuple[str, ...]:
         """Names of the table's columns."""
         if not self._parts:
@@ -101,8 +106,9 @@ class RiskParts:
         for first, last, name in self._parts:
             if first <= batch_idx <= last:
                 with self.folder.open_parquet(name, needs=["batch_idx", *_EXPERT]) as file:
-                    names = file.read(columns=["batch_idx"])["batch_idx"].unique().to_numpy()
-                    found = np.flatnonzero(names == batch_idx)
+                    if name not in self._batches:
+                        self._batches[name] = file.read(columns=["batch_idx"])["batch_idx"].unique().to_numpy()
+                    found = np.flatnonzero(self._batches[name] == batch_idx)
                     if len(found):
                         table: pd.DataFrame = file.read_row_group(int(found[0])).to_pandas()
                         return table

@@ -72,10 +72,16 @@ def test_every_setting_on_the_page_is_one(page: Path):
 _FILE_ENDINGS = ("yaml", "json", "jsonl", "html", "parquet")
 
 
-def test_the_index_names_every_page():
+def test_the_index_names_every_page_once():
     index = (ROOT / "docs" / "README.md").read_text()
     pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
-    assert [page for page in pages if f"]({page})" not in index] == []
+    assert [page for page in pages if index.count(f"]({page})") != 1] == []
+
+
+def test_the_changelog_says_nothing_twice():
+    entries = re.findall(r"^- .*(?:\n  .*)*", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert len(entries) > 50
+    assert [entry for entry in set(entries) if entries.count(entry) > 1] == []
 
 
 def test_every_package_has_its_place_in_the_house():

@@ -8,7 +8,8 @@ Shape suffixes: B batches, L MoE layers, E experts.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -34,10 +35,32 @@ _SMALLEST_SCALE = 1e-3
 """A heat map of nothing but zeros still needs a scale."""
 
 
-def experts_part(run: RunDirectory, config: ReportConfig) -> dict[str, Any]:
-    """Tables and captions: experts, batches, overlap, categories, and what moves the union."""
+@dataclass(frozen=True, kw_only=True)
+class RiskGrids:
+    """The risk differences that a page's maps show, read from the risk table once for all its parts.
+
+    Attributes:
+        overall_LE: their mean over all batches.
+        by_batch: (L, E) of every batch that gets a map of its own.
+    """
+
+    overall_LE: npt.NDArray[np.float64]
+    by_batch: Mapping[int, npt.NDArray[np.float64]]
+
+
+def risk_grids(run: RunDirectory, config: ReportConfig) -> RiskGrids:
+    """Reads what the maps show, by the run's weighting, of batches picked evenly from all."""
     masks, column = run.masks, SCORE_COLUMN[run.identify_config.weighting]
-    drawn = batches_drawn(run, config)
+    drawn = spread_evenly(masks.batch_idx, config.batches)
+    return RiskGrids(
+        overall_LE=risk_grid(run.risk, masks, column=column),
+        by_batch={batch: risk_grid(run.risk, masks, batch, column=column) for batch in drawn},
+    )
+
+
+def experts_part(run: RunDirectory, grids: RiskGrids) -> dict[str, Any]:
+    """Tables and captions: experts, batches, overlap, categories, and what moves the union."""
+    masks = run.masks
     batches = [
         {
             "batch_idx": batch,
@@ -45,26 +68,19 @@ def experts_part(run: RunDirectory, config: ReportConfig) -> dict[str, Any]:
             "experts": len(masks.selected[batch]),
             "figure": f"risk_batch_{batch}",
         }
-        for batch in drawn
+        for batch in grids.by_batch
     ]
     return {
         "top": _top_experts(run),
         "batches": batches[:_BATCHES_IN_SIGHT],
         "more_batches": batches[_BATCHES_IN_SIGHT:],
-        "left_out": len(masks.batch_idx) - len(drawn),
-        "batch_limit": significant_digits(
-            scale_limit([risk_grid(run.risk, masks, batch, column=column) for batch in drawn])
-        ),
+        "left_out": len(masks.batch_idx) - len(batches),
+        "batch_limit": significant_digits(scale_limit(list(grids.by_batch.values()))),
         "by_weight": run.identify_config.weighting == "activation",
         "overlap": _overlap_part(run),
         "categories": _categories_part(run),
         "growth": _growth_part(run),
     }
-
-
-def batches_drawn(run: RunDirectory, config: ReportConfig) -> list[int]:
-    """The batches that get a heat map of their own."""
-    return spread_evenly(run.masks.batch_idx, config.batches)
 
 
 def batches_compared(run: RunDirectory) -> list[int]:
@@ -100,14 +116,10 @@ def map_values(grid_LE: npt.NDArray[np.float64], layers: Sequence[int]) -> dict[
     return {"values": " ".join(map(str, ten_thousandths.ravel())), "layers": " ".join(map(str, layers))}
 
 
-def maps_part(run: RunDirectory, config: ReportConfig) -> dict[str, dict[str, str]]:
+def maps_part(grids: RiskGrids, layers: Sequence[int]) -> dict[str, dict[str, str]]:
     """The numbers behind each map of experts, by the figure's name."""
-    layers, column = run.masks.layers, SCORE_COLUMN[run.identify_config.weighting]
-    single = {f"risk_batch_{batch}": batch for batch in batches_drawn(run, config)}
-    return {
-        name: map_values(risk_grid(run.risk, run.masks, batch, column=column), layers)
-        for name, batch in {"risk_overall": None, **single}.items()
-    }
+    single = {f"risk_batch_{batch}": grid_LE for batch, grid_LE in grids.by_batch.items()}
+    return {name: map_values(grid_LE, layers) for name, grid_LE in {"risk_overall": grids.overall_LE, **single}.items()}
 
 
 def scale_limit(grids: list[npt.NDArray[np.float64]]) -> float:

@@ -26,7 +26,7 @@ from moe_ray.report.format import decimal, rate
 from moe_ray.report.html.attacks import attacks_part
 from moe_ray.report.html.cause import cause_part
 from moe_ray.report.html.examples import answers_part, examples_part
-from moe_ray.report.html.experts import certainty_rows, experts_part, maps_part
+from moe_ray.report.html.experts import certainty_rows, experts_part, maps_part, risk_grids
 from moe_ray.report.html.figures import wide_maps
 from moe_ray.report.html.first_paragraph import Findings, first_paragraph
 from moe_ray.report.html.harness import harness_part
@@ -63,8 +63,9 @@ def build_report(run: RunDirectory, config: ReportConfig) -> Report:
     certainty = run.certainty
     blocks = held_out_blocks(run)
     held_out = held_out_parts(blocks)
-    drawn = draw_run(run, config, held_out)
-    experts = experts_part(run, config)
+    grids = risk_grids(run, config)
+    drawn = draw_run(run, grids, held_out)
+    experts = experts_part(run, grids)
     certain = certainty_rows(run, certainty)
     script = _script()
     lede = first_paragraph(_findings(run, certainty, blocks))
@@ -88,7 +89,7 @@ def build_report(run: RunDirectory, config: ReportConfig) -> Report:
             ablation=run.ablation,
         ),
         "experts": experts,
-        "maps": maps_part(run, config),
+        "maps": maps_part(grids, run.masks.layers),
         "wide_maps": wide_maps(run.masks.union.shape[1]),
         "selected": selected_part(run),
         "specificity": categories_part(run),

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from moe_ray.config.report import ReportConfig
 from moe_ray.identification.overlap import batch_overlap
-from moe_ray.identification.selection import SCORE_COLUMN
 from moe_ray.report.html import comparison_figures, figures
 from moe_ray.report.html.experts import (
+    RiskGrids,
     batches_compared,
-    batches_drawn,
-    risk_grid,
     scale_limit,
     threshold_drawn,
     union_by_settings,
@@ -23,17 +20,17 @@ from moe_ray.studies.pareto import pareto_front
 from moe_ray.studies.transfer import transfer_matrix
 
 
-def draw_run(run: RunDirectory, config: ReportConfig, held_out: Sequence[HeldOutPart]) -> dict[str, str]:
+def draw_run(run: RunDirectory, grids: RiskGrids, held_out: Sequence[HeldOutPart]) -> dict[str, str]:
     """SVG text by name; what a run has no data for is not drawn.
 
     Args:
         run: whose figures they are.
-        config: how many batches are drawn.
+        grids: from `risk_grids`.
         held_out: from `held_out_parts`.
     """
     return {
         **_held_out_figures(held_out),
-        **_risk_figures(run, config),
+        **_risk_figures(run, grids),
         **_selection_figures(run),
         **_training_figures(run),
         **_comparison_figures(run),
@@ -51,18 +48,16 @@ def _held_out_figures(parts: Sequence[HeldOutPart]) -> dict[str, str]:
     return drawn
 
 
-def _risk_figures(run: RunDirectory, config: ReportConfig) -> dict[str, str]:
+def _risk_figures(run: RunDirectory, grids: RiskGrids) -> dict[str, str]:
     """The mean over all batches on a scale of its own, and single batches on one scale."""
-    masks, column = run.masks, SCORE_COLUMN[run.identify_config.weighting]
-    overall = risk_grid(run.risk, masks, column=column)
+    masks, overall = run.masks, grids.overall_LE
     title = "Mean risk difference by layer and expert"
     limit = scale_limit([overall])
     drawn = {
         "risk_overall": figures.heat_map("risk_overall", title, overall, masks.union, masks.layers, limit=limit),
     }
-    grids = {batch: risk_grid(run.risk, masks, batch, column=column) for batch in batches_drawn(run, config)}
-    limit = scale_limit(list(grids.values()))
-    for batch, grid in grids.items():
+    limit = scale_limit(list(grids.by_batch.values()))
+    for batch, grid in grids.by_batch.items():
         name, title = f"risk_batch_{batch}", f"Risk difference of batch {batch}"
         drawn[name] = figures.heat_map(name, title, grid, masks[batch], masks.layers, limit=limit, is_small=True)
     return drawn

@@ -17,6 +17,7 @@ from moe_ray.report.printable import printable
 from moe_ray.run_directory import RunDirectory
 
 _MOST_EXPERTS, _MOST_CATEGORIES = 1500, 200
+_SHOWN = ("ci_low", "ci_high", "p_maxt", "stability")
 _NAMED = 8
 """Experts of a category that its row names."""
 
@@ -26,8 +27,10 @@ def selected_part(run: RunDirectory) -> dict[str, Any]:
     sizes = {batch: len(experts) for batch, experts in run.masks.selected.items()}
     batches = run.masks.batch_idx
     mean = max(1.0, float(np.mean([sizes[batch] for batch in batches])) if batches else 1.0)
-    shown = spread_evenly(batches, max(1, int(_MOST_EXPERTS / mean)))
-    rows = [row for batch, table in batch_tables(run.risk) if batch in set(shown) for row in _rows(run, batch, table)]
+    shown = set(spread_evenly(batches, max(1, int(_MOST_EXPERTS / mean))))
+    columns = [name for name in {*_SHOWN, difference_column(run.identify_config)} if name in run.risk]
+    tables = batch_tables(run.risk, columns)
+    rows = [row for batch, table in tables if batch in shown for row in _rows(run, batch, table)]
     rows, left_out = shown_rows(rows, _MOST_EXPERTS)
     total = sum(sizes.values())
     return {

@@ -17,6 +17,7 @@ from moe_ray.report.html.experts import (
     experts_part,
     maps_part,
     risk_grid,
+    risk_grids,
     scale_limit,
     union_by_settings,
 )
@@ -28,7 +29,7 @@ def test_the_planted_experts_have_the_largest_mean_risk_difference(identified):
     grid_LE = risk_grid(identified.risk, identified.masks)
     assert grid_LE.shape == (4, 16)
     assert {divmod(int(index), 16) for index in np.argsort(grid_LE.ravel())[-2:]} == {tuple(e) for e in PLANTED}
-    part = experts_part(identified, ReportConfig())
+    part = experts_part(identified, risk_grids(identified, ReportConfig()))
     assert {row["name"] for row in part["top"][:2]} == {str(expert) for expert in PLANTED}
     assert [row["batches"] for row in part["top"][:2]] == [4, 4]
     assert part["top"][0]["risk_diff"].startswith("+0.6")
@@ -44,7 +45,8 @@ def test_the_mean_over_batches_is_the_mean_of_their_grids(identified):
 
 def test_some_of_many_batches_are_drawn_and_the_others_counted(tmp_path):
     write_identified(Folder.open(str(tmp_path)), num_batches=12)
-    part = experts_part(open_run(str(tmp_path)), ReportConfig(batches=8))
+    run = open_run(str(tmp_path))
+    part = experts_part(run, risk_grids(run, ReportConfig(batches=8)))
     shown = part["batches"] + part["more_batches"]
     assert [row["batch_idx"] for row in shown] == [0, 1, 3, 4, 6, 7, 9, 10]
     assert part["left_out"] == 4
@@ -53,14 +55,14 @@ def test_some_of_many_batches_are_drawn_and_the_others_counted(tmp_path):
 
 def test_overlap_is_compared_in_the_order_of_categories(identified):
     assert batches_compared(identified) == [0, 2, 1, 3]
-    assert experts_part(identified, ReportConfig())["overlap"]["pairs"] == 6
+    assert experts_part(identified, risk_grids(identified, ReportConfig()))["overlap"]["pairs"] == 6
 
 
 def test_the_run_s_own_settings_are_among_those_of_the_union(identified):
     table = union_by_settings(identified).set_index(["threshold", "top_k"])
     selection = identified.identify_config
     assert table.loc[(selection.threshold, selection.top_k), "union"] == len(identified.masks.union_experts)
-    assert experts_part(identified, ReportConfig())["growth"] == {
+    assert experts_part(identified, risk_grids(identified, ReportConfig()))["growth"] == {
         "is_plain": True,
         "total": 64,
         "threshold": "threshold",
@@ -85,5 +87,5 @@ def test_a_map_says_at_each_cell_the_number_that_it_is_drawn_by(tmp_path):
     run.__dict__["identify_config"] = replace(run.identify_config, weighting="prompts")
     drawn = risk_grid(run.risk, run.masks, column=SCORE_COLUMN["prompts"])
     assert not np.allclose(drawn, risk_grid(run.risk, run.masks))
-    said = maps_part(run, ReportConfig())["risk_overall"]["values"]
+    said = maps_part(risk_grids(run, ReportConfig()), run.masks.layers)["risk_overall"]["values"]
     assert [int(number) for number in said.split()] == np.rint(drawn * 1e4).astype(int).ravel().tolist()

@@ -5,12 +5,13 @@ import re
 import pytest
 
 from moe_ray.config.report import ReportConfig
+from moe_ray.report.html.experts import risk_grids
 from moe_ray.report.html.run_figures import draw_run
 
 
 @pytest.fixture(scope="module")
 def drawn(identified):
-    return draw_run(identified, ReportConfig(batches=2), [])
+    return draw_run(identified, risk_grids(identified, ReportConfig(batches=2)), [])
 
 
 @pytest.mark.slow
