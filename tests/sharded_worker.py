@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -47,6 +48,42 @@ CONFIGS = {
 KILLED_AFTER = 1
 
 
+@dataclass(frozen=True)
+class Variant:
+    """What is trained besides a plain OLMoE in float32."""
+
+    family: str = "olmoe"
+    dtype: str = "float32"
+    checkpoints_activations: bool = False
+
+
+PLAIN = Variant()
+VARIANTS = {
+    "bfloat16": Variant(dtype="bfloat16"),
+    "checkpointed": Variant(checkpoints_activations=True),
+    "qwen3_moe": Variant("qwen3_moe"),
+    "gpt_oss": Variant("gpt_oss"),  # whose experts have biases, and tensors that are transposed
+}
+
+
+def folder_of(variant: Variant) -> str:
+    """Where the family's checkpoint lies."""
+    return f"model-{variant.family}"
+
+
+@contextmanager
+def activations_computed_again(model, switch_on):
+    """In this context each layer's forward runs again in backward; gives how often that of the first experts ran."""
+    ran = []
+    handle = find_moe_layers(model)[0].experts.register_forward_pre_hook(lambda *_: ran.append(1))
+    if switch_on:
+        model.activation_checkpointing_enable()
+    try:
+        yield ran
+    finally:
+        handle.remove()
+
+
 def validation_loss(model):
     """A function that gives the loss of one batch; it rises, as another one is learned."""
 
@@ -77,13 +114,17 @@ class Killed(Exception):
     """Ends a training between two steps."""
 
 
-def train(model, name, rank, world_size, steps_of, checkpoint=None, *, adapter=None, dies=False):
-    """Trains; returns losses and the learned weights by name."""
+def moments_of(trainer) -> int:
+    """Numbers of AdamW's means that this process holds."""
+    return sum(state[name].numel() for state in trainer.optimizer.state.values() for name in ("exp_avg", "exp_avg_sq"))
+
+
+def train(model, name, rank, world_size, steps_of, checkpoint=None, *, adapter=None, dies=False, moments=None):
+    """Trains; returns losses and the learned weights by name; `moments` gets how many this process held."""
 
     def after_step(_report):
         if dies and trainer.next_step == KILLED_AFTER:
-            if rank == 0:
-                save_checkpoint(trainer, checkpoint)
+            save_checkpoint(trainer, checkpoint)
             raise Killed
 
     with trainable_experts(model, batch_masks(model, EXPERTS).union) as trainable:
@@ -91,6 +132,8 @@ def train(model, name, rank, world_size, steps_of, checkpoint=None, *, adapter=N
         if checkpoint is not None and not dies:
             load_checkpoint(trainer, checkpoint)
         reports = trainer.run(after_step)
+        if moments is not None:
+            moments.append(moments_of(trainer))
         if adapter is not None and rank == 0:
             save_adapter(adapter, trainable, base="tiny", base_hash="", mask_hash="")
         learned = {
@@ -110,17 +153,20 @@ def share_of_bytes(model) -> float:
 
 def run(folder: Path, rank: int, world_size: int) -> None:
     """Everything that the tests look at, written into the folder."""
-    base = ModelConfig(path=str(folder / "model"))
     told: dict = {}
 
-    def load():
+    def load(variant=PLAIN):
+        base = ModelConfig(path=str(folder / folder_of(variant)), dtype=variant.dtype)
         return load_model(base, num_shards=world_size)
 
     model = load()
     told["share"] = share_of_bytes(model)
     union_LE = batch_masks(model, EXPERTS).union
     before = hash_frozen(model, union_LE)
-    told["masked"], learned = train(model, "masked", rank, world_size, world_size, adapter=folder / "adapter")
+    told["moments"] = []
+    told["masked"], learned = train(
+        model, "masked", rank, world_size, world_size, adapter=folder / "adapter", moments=told["moments"]
+    )
     save_file(learned, folder / f"masked-{rank}.safetensors")
     told["changed"] = check_unchanged(before, hash_frozen(model, union_LE), over_processes=True)
     save_file({n: p.full_tensor() for n, p in model.named_parameters()}, folder / f"model-{rank}.safetensors")
@@ -146,8 +192,16 @@ def run(folder: Path, rank: int, world_size: int) -> None:
         train(load(), "masked", rank, world_size, world_size, folder / "checkpoint", dies=True)
     except Killed:
         dist.barrier()
-    told["resumed"], learned = train(load(), "masked", rank, world_size, world_size, folder / "checkpoint")
-    save_file(learned, folder / f"resumed-{rank}.safetensors")
+    for name, checkpoint in (("resumed", "checkpoint"), ("resumed_from_one", "checkpoint-of-one")):
+        told[name], learned = train(load(), "masked", rank, world_size, world_size, folder / checkpoint)
+        save_file(learned, folder / f"{name}-{rank}.safetensors")
+
+    for name, variant in VARIANTS.items():
+        model = load(variant)
+        with activations_computed_again(model, variant.checkpoints_activations) as ran:
+            told[name], learned = train(model, "masked", rank, world_size, world_size)
+        told[f"{name} ran"] = len(ran)
+        save_file(learned, folder / f"{name}-{rank}.safetensors")
 
     with trainable_experts(model, union_LE) as trainable:
         CONFIGS["alternating"] = replace(KEPT, routing="natural", router="alternating")

@@ -5,20 +5,20 @@ Shape suffixes: L MoE layers, E experts.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.experts import Mask
+from moe_ray.finetuning.collectives import gradient_or_zeros
+from moe_ray.finetuning.expert_owners import ExpertOwners
 from moe_ray.finetuning.output_movement import OutputMovement
 from moe_ray.finetuning.routing_policy import RoutingPolicy
 from moe_ray.finetuning.trainable_experts import TrainableExperts
@@ -149,59 +149,36 @@ def without_noise(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def average_gradients(
-    trainable: TrainableExperts, masks: Sequence[Mask], *, weights: Sequence[float], world_size: int
-) -> None:
-    """Averages each expert's gradient over the batches whose mask holds it; all workers end with the same gradients.
+def average_gradients(owners: ExpertOwners, masks: Sequence[Mask], *, weights: Sequence[float]) -> None:
+    """Averages each expert's gradient over the batches whose mask holds it; its owner ends with that, others with none.
 
     Args:
-        trainable: this worker's parameters, with the sum of its own batches' gradients, each times the batch's weight.
+        owners: of this worker's parameters, which have the sum of its own batches' gradients, each times the batch's weight.
         masks: (L, E) masks of the step's batches, of all workers.
         weights: of those batches; an expert whose batches all have weight 0 gets zeros.
-        world_size: number of workers.
     """
     # Each expert over the batches that hold it: over all batches of the step, an expert that only one of them holds would
     # move by a fraction of what that batch asks for, the smaller the more batches a step has.
     total_LE = np.sum([mask * weight for mask, weight in zip(masks, weights, strict=True)], axis=0)
     # In one order on all workers, from the masks of all batches: collectives pair tensors by position, not by name.
-    pieces: list[tuple[nn.Parameter, float]] = []
-    for expert in trainable.experts_of(np.any(masks, axis=0)):
-        total = float(total_LE[trainable.moe_layers.row_of(expert.layer), expert.expert])
-        pieces += [(parameter, total) for parameter in trainable.parameters[expert].values()]
-    if world_size > 1:
-        _sum_over_workers([parameter for parameter, _ in pieces])
-    for parameter, total in pieces:
+    experts = owners.trainable.experts_of(np.any(masks, axis=0))
+    owners.sum_gradients(experts)
+    for expert in owners.own(experts):
+        total = float(total_LE[owners.trainable.moe_layers.row_of(expert.layer), expert.expert])
         # Where all of an expert's batches have weight 0, the sum is 0 as well, and 0 / 0 would be NaN.
         if total != 1.0:
-            parameter.grad = gradient_or_zeros(parameter) / (total or 1.0)
-
-
-def _sum_over_workers(parameters: Sequence[nn.Parameter]) -> None:
-    """One collective for each device and type: layers may be spread over devices."""
-    groups: dict[tuple[torch.device, torch.dtype], list[nn.Parameter]] = defaultdict(list)
-    for parameter in parameters:
-        groups[parameter.device, parameter.dtype].append(parameter)
-    for group in groups.values():
-        # A worker whose batches do not hold an expert sends zeros: every worker must send as many numbers.
-        flat = torch.cat([gradient_or_zeros(parameter).flatten() for parameter in group])
-        dist.all_reduce(flat)
-        for parameter, part in zip(group, torch.split(flat, [parameter.numel() for parameter in group]), strict=True):
-            parameter.grad = part.view_as(parameter)
-
-
-def gradient_or_zeros(parameter: nn.Parameter) -> Tensor:
-    """The parameter's gradient; zeros where it got none."""
-    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            for parameter in owners.trainable.parameters[expert].values():
+                parameter.grad = gradient_or_zeros(parameter) / (total or 1.0)
 
 
 @contextmanager
-def steps_multiplied(trainable: TrainableExperts, masks: Sequence[Mask], weights: Sequence[float]) -> Iterator[None]:
+def steps_multiplied(owners: ExpertOwners, masks: Sequence[Mask], weights: Sequence[float]) -> Iterator[None]:
     """What an optimiser step moves inside moves by the mean weight of the batches that hold it.
 
     The step and not the gradient: AdamW divides by the gradient's own size, so a factor on it would do nothing.
 
     Args:
-        trainable: the parameters that the step moves.
+        owners: of the parameters, of which the step moves this worker's own.
         masks: (L, E) of the step's batches.
         weights: of those batches.
     """
@@ -211,9 +188,9 @@ def steps_multiplied(trainable: TrainableExperts, masks: Sequence[Mask], weights
     total_LE = np.sum([mask * weight for mask, weight in zip(masks, weights, strict=True)], axis=0)
     factor_LE = total_LE / np.maximum(np.sum(masks, axis=0), 1)
     moving = [
-        (parameter, float(factor_LE[trainable.moe_layers.row_of(expert.layer), expert.expert]))
-        for expert in trainable.experts_of(np.any(masks, axis=0))
-        for parameter in trainable.parameters[expert].values()
+        (parameter, float(factor_LE[owners.trainable.moe_layers.row_of(expert.layer), expert.expert]))
+        for expert in owners.own(owners.trainable.experts_of(np.any(masks, axis=0)))
+        for parameter in owners.trainable.parameters[expert].values()
     ]
     before = [parameter.detach().clone() for parameter, _ in moving]
     yield

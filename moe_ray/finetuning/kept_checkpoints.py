@@ -6,6 +6,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch.distributed as dist
+
 from moe_ray.errors import InputError
 from moe_ray.finetuning.callbacks import Callback
 from moe_ray.finetuning.checkpoint import save_checkpoint, steps_done
@@ -47,8 +49,11 @@ class KeepCheckpoints(Callback):
         folder = self._folder / f"{_PREFIX}{trainer.next_step:08d}"
         folder.mkdir(parents=True, exist_ok=True)
         save_checkpoint(trainer, folder)
-        for older in self._folder.glob(f"{_PREFIX}*"):
-            if older != folder:
-                shutil.rmtree(older)
+        if trainer.world_size > 1:
+            dist.barrier()  # the older one stays until the parts of all workers are there
+        if trainer.rank == 0:
+            for older in self._folder.glob(f"{_PREFIX}*"):
+                if older != folder:
+                    shutil.rmtree(older)
         for callback in self._told:
             callback.on_checkpoint(trainer, folder)

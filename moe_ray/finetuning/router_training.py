@@ -23,7 +23,6 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -33,7 +32,7 @@ from moe_ray.errors import InputError, NotTrainable
 from moe_ray.experts import Router
 from moe_ray.finetuning.adapter import expert_weights, put_weights
 from moe_ray.finetuning.adapter_tensors import Part
-from moe_ray.finetuning.gradients import gradient_or_zeros
+from moe_ray.finetuning.collectives import gradient_or_zeros, sum_gradients
 from moe_ray.finetuning.optimizer import adamw
 from moe_ray.finetuning.routing_policy import RoutingPolicy
 from moe_ray.finetuning.trainable_experts import TrainableExperts
@@ -111,8 +110,8 @@ class RouterTraining:
         parameters = self.all_parameters()
         for parameter in parameters:
             parameter.grad = gradient_or_zeros(parameter)
-            if self.world_size > 1:
-                dist.all_reduce(parameter.grad)
+        if self.world_size > 1:
+            sum_gradients(parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm or math.inf).item()
         if not math.isfinite(norm):
             raise NotTrainable(

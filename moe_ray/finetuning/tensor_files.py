@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,20 +56,40 @@ def tensor_infos(path: Path, *, cure: str) -> dict[str, TensorInfo]:
     return found
 
 
-def read_tensors(path: Path, *, cure: str, device: str = "cpu") -> dict[str, Tensor]:
-    """All tensors of a file.
+def read_tensors(
+    path: Path, *, cure: str, device: str = "cpu", only: Collection[str] | None = None
+) -> dict[str, Tensor]:
+    """All tensors of a file, or some.
 
     Args:
         path: of the file, whose `tensor_infos` were looked at.
         cure: what to do where it is damaged.
         device: where the tensors go.
+        only: names of those that are read; None = all.
 
     Raises:
         InputError: it is damaged.
     """
     with reading(str(path), expected="a whole safetensors file", cure=cure):
-        tensors: dict[str, Tensor] = load_file(path, device=device)
-    return tensors
+        if only is None:
+            tensors: dict[str, Tensor] = load_file(path, device=device)
+            return tensors
+        with safe_open(path, framework="pt", device=device) as file:
+            return {name: file.get_tensor(name) for name in only}
+
+
+def file_metadata(path: Path, *, cure: str) -> dict[str, str]:
+    """The strings that a file's header holds beside its tensors.
+
+    Args:
+        path: of the file.
+        cure: what to do where it is damaged.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    with reading(str(path), expected="a whole safetensors file", cure=cure), safe_open(path, framework="numpy") as file:
+        return dict(file.metadata() or {})
 
 
 def first_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:

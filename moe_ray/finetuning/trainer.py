@@ -23,11 +23,12 @@ from transformers import PreTrainedModel
 from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.errors import InputError, NotTrainable
 from moe_ray.experts import ExpertMasks, Mask
+from moe_ray.finetuning.collectives import gradient_or_zeros
+from moe_ray.finetuning.expert_owners import ExpertOwners
 from moe_ray.finetuning.gradients import (
     BatchGradient,
     accumulate_gradient,
     average_gradients,
-    gradient_or_zeros,
     steps_multiplied,
     without_noise,
 )
@@ -72,6 +73,7 @@ class MaskedTrainer:
 
     Attributes:
         plan: the batches of every step.
+        owners: which worker keeps the optimiser state of each expert.
         routers: their training; None = they are frozen.
         next_step: 0-based step that comes next.
         validation_losses: one per finished epoch, if there is `validate`.
@@ -132,6 +134,8 @@ class MaskedTrainer:
         self._is_stopped = False
         self._epoch_prepared = -1
         self.validation_losses: list[float] = []
+        self.owners = ExpertOwners(trainable, rank=rank, world_size=world_size)
+        # Over all of them, but what has no gradient gets no state: this worker's has that of its own experts.
         self.optimizer = adamw(
             trainable.all_parameters(), learning_rate=config.learning_rate, weight_decay=config.weight_decay
         )
@@ -188,7 +192,7 @@ class MaskedTrainer:
             empty_pass(self.model, pad_id=self.pad_id)
         step_masks = [self.masks[batch_idx] for batch_idx in batch_ids if batch_idx >= 0]
         weights = [self.batch_weights.get(batch_idx, 1.0) for batch_idx in batch_ids if batch_idx >= 0]
-        average_gradients(self.trainable, step_masks, weights=weights, world_size=self.world_size)
+        average_gradients(self.owners, step_masks, weights=weights)
         batches = reports_of_all_workers(
             batch_ids, gradients, self.masks, device=self.model.device, world_size=self.world_size
         )
@@ -278,18 +282,19 @@ class MaskedTrainer:
 
     def _update(self, masks: Sequence[Mask], weights: Sequence[float]) -> float:
         mask_LE: Mask = np.any(masks, axis=0)
-        active = [
-            p for expert in self.trainable.experts_of(mask_LE) for p in self.trainable.parameters[expert].values()
-        ]
-        for parameter in active:
+        experts = self.trainable.experts_of(mask_LE)
+        own = self.owners.own_parameters(experts)
+        for parameter in own:
             parameter.grad = gradient_or_zeros(parameter)
-        limit = self.config.max_grad_norm or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(active, limit).item()
-        # Gradients are the same on all workers by now, so they all stop here, and none waits for another.
+        norm_tensor = self.owners.gradient_norm(experts)
+        torch.nn.utils.clip_grads_with_norm_(own, self.config.max_grad_norm or math.inf, norm_tensor)
+        norm = norm_tensor.item()
+        # The same number on all workers, so they all stop here, and none waits for another.
         if not math.isfinite(norm):
             raise NotTrainable(f"step {self.next_step}: the gradient's norm is {norm}; lower finetune.learning_rate")
-        with steps_multiplied(self.trainable, masks, weights):
+        with steps_multiplied(self.owners, masks, weights):
             self.optimizer.step()
+        self.owners.send(experts)
         self.optimizer.zero_grad(set_to_none=True)
         # The same on all workers again, and before anything is written into the model, a checkpoint or an adapter.
         if broken := self.trainable.out_of_range(mask_LE):

@@ -14,7 +14,7 @@ from training_runs import BATCHES, CONFIG, EXPERTS
 
 from moe_ray.errors import InputError
 from moe_ray.finetuning import checkpoint
-from moe_ray.finetuning.checkpoint import load_checkpoint, save_checkpoint
+from moe_ray.finetuning.checkpoint import load_checkpoint, save_checkpoint, steps_done
 from moe_ray.finetuning.tensor_files import read_tensors
 from moe_ray.finetuning.trainable_experts import trainable_experts
 from moe_ray.finetuning.trainer import MaskedTrainer
@@ -103,9 +103,9 @@ def test_state_goes_to_each_parameters_own_device_and_never_all_to_one(tmp_path,
     masks = batch_masks(model, EXPERTS)
     loaded_to = []
 
-    def read(path, *, cure, device="cpu"):
+    def read(path, *, device="cpu", **options):
         loaded_to.append(device)
-        return read_tensors(path, cure=cure, device=device)
+        return read_tensors(path, device=device, **options)
 
     monkeypatch.setattr(checkpoint, "read_tensors", read)
     with trainable_experts(model, masks.union) as trainable:
@@ -126,6 +126,64 @@ def test_state_goes_to_each_parameters_own_device_and_never_all_to_one(tmp_path,
             }
             assert values["step"].device.type == "cpu"
     assert loaded_to == ["cpu"]
+
+
+SHARED = replace(CONFIG, batches_per_step=2)
+
+
+@pytest.fixture
+def in_parts(tmp_path):
+    """Writes a checkpoint after so many steps as two workers do, into a folder; gives how many experts each has state of."""
+
+    def write(folder, kill_at):
+        one = tmp_path / f"one-{kill_at}"
+        for path in (one, folder):
+            path.mkdir(exist_ok=True)
+        run(build("olmoe"), folder=one, kill_at=kill_at, config=SHARED)
+        held = []
+        for rank in (1, 0):
+            model = build("olmoe")
+            masks = batch_masks(model, EXPERTS)
+            with trainable_experts(model, masks.union) as trainable:
+                options = {"pad_id": 0, "seed": 0, "rank": rank, "world_size": 2}
+                trainer = MaskedTrainer(model, trainable, BATCHES, masks, SHARED, **options)
+                load_checkpoint(trainer, one)
+                held.append(len(trainer.optimizer.state) // 2)
+                save_checkpoint(trainer, folder)
+        return held
+
+    return write
+
+
+def test_parts_of_two_workers_are_one_checkpoint(tmp_path, in_parts):
+    whole, resumed = build("olmoe"), build("olmoe")
+    expected = run(whole, config=SHARED)
+    assert in_parts(tmp_path / "parts", 3) == [4, 4]  # of eight experts
+    assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == [
+        "training-00000-of-00002.safetensors",
+        "training-00001-of-00002.safetensors",
+        "training.json",
+    ]
+    reports = run(resumed, folder=tmp_path / "parts", resume=True, config=SHARED)
+    assert [r.loss for r in reports] == [r.loss for r in expected[3:]]
+    assert all(torch.equal(tensor, state_of(resumed)[name]) for name, tensor in state_of(whole).items())
+
+
+def test_a_checkpoint_without_one_of_its_parts_is_refused(tmp_path, in_parts):
+    in_parts(tmp_path / "parts", 1)
+    (tmp_path / "parts" / "training-00001-of-00002.safetensors").unlink()
+    for read in (steps_done, lambda folder: run(build("olmoe"), folder=folder, resume=True, config=SHARED)):
+        with pytest.raises(InputError, match=r"training-00001-of-00002\.safetensors is missing, one of 2 parts"):
+            read(tmp_path / "parts")
+
+
+def test_parts_of_two_steps_are_no_checkpoint(tmp_path, in_parts):
+    in_parts(tmp_path / "parts", 3)
+    in_parts(tmp_path / "older", 1)
+    name = "training-00001-of-00002.safetensors"
+    (tmp_path / "older" / name).replace(tmp_path / "parts" / name)
+    with pytest.raises(InputError, match="got the state before step 1, expected that of 3"):
+        run(build("olmoe"), folder=tmp_path / "parts", resume=True, config=SHARED)
 
 
 def test_no_pickle_is_written(tmp_path):
@@ -159,7 +217,7 @@ def test_an_unfinished_checkpoint_is_refused(tmp_path):
 def test_writing_over_a_checkpoint_leaves_it_unfinished_until_the_end(tmp_path, monkeypatch):
     run(build("olmoe"), folder=tmp_path, kill_at=1)
 
-    def fail(*args):
+    def fail(*args, **options):
         raise OSError("disk full")
 
     monkeypatch.setattr("moe_ray.finetuning.checkpoint.save_file", fail)

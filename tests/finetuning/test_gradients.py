@@ -10,7 +10,8 @@ from families import SOME_FAMILIES, batch_masks, build
 from policies import ROUTINGS, config_of
 from training_runs import BATCHES, CONFIG, EXPERTS
 
-from moe_ray.finetuning.gradients import accumulate_gradient, gradient_or_zeros, without_noise
+from moe_ray.finetuning.collectives import gradient_or_zeros
+from moe_ray.finetuning.gradients import accumulate_gradient, without_noise
 from moe_ray.finetuning.trainable_experts import trainable_experts
 from moe_ray.models.moe_layers import find_moe_layers
 from moe_ray.routing.masking import route_towards

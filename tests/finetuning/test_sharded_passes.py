@@ -11,7 +11,7 @@ import torch
 from families import build, state_of
 from paths import TESTS
 from safetensors.torch import load_file
-from sharded_worker import EXPERTS, train
+from sharded_worker import EXPERTS, PLAIN, VARIANTS, Killed, Variant, activations_computed_again, folder_of, train
 from training_runs import changes, union_of
 
 from moe_ray.config.model import ModelConfig
@@ -28,12 +28,21 @@ WEIGHT_TOLERANCE = 1e-5
 HANGS_AFTER = 240  # seconds
 
 
+def whole_model(folder, variant=PLAIN):
+    """A model of the family, as one process has it."""
+    return load_model(ModelConfig(path=str(folder / folder_of(variant)), dtype=variant.dtype), device="cpu")
+
+
 @pytest.fixture(scope="module", params=[2, 4])
 def done(request, tmp_path_factory):
     """How many workers trained, and the folder in which they wrote what they saw."""
     folder = tmp_path_factory.mktemp("sharded")
-    build("olmoe").save_pretrained(folder / "model")
-    (folder / "checkpoint").mkdir()
+    for family in {"olmoe", *(variant.family for variant in VARIANTS.values())}:
+        build(family).save_pretrained(folder / folder_of(Variant(family)))
+    for name in ("checkpoint", "checkpoint-of-one"):
+        (folder / name).mkdir()
+    with pytest.raises(Killed):
+        train(whole_model(folder), "masked", 0, 1, request.param, folder / "checkpoint-of-one", dies=True)
     command = [sys.executable, str(TESTS / "sharded_worker.py"), str(folder)]
     workers = [
         subprocess.Popen([*command, str(rank), str(request.param)], stderr=subprocess.PIPE, text=True)
@@ -58,7 +67,7 @@ def told(done):
 def alone(done, name):
     """The model, losses and learned weights of one process."""
     workers, folder = done
-    model = load_model(ModelConfig(path=str(folder / "model")), device="cpu")
+    model = whole_model(folder)
     return model, *train(model, name, 0, 1, workers)
 
 
@@ -81,7 +90,7 @@ def test_losses_and_learned_weights_are_those_of_one_process(done, name):
 def test_what_was_learned_is_in_the_sharded_model_and_nothing_else_moved(done):
     workers, folder = done
     expected = alone(done, "masked")[0].state_dict()
-    model = load_model(ModelConfig(path=str(folder / "model")), device="cpu")
+    model = whole_model(folder)
     before = state_of(model)
     for rank in range(workers):
         written = load_file(folder / f"model-{rank}.safetensors")
@@ -97,6 +106,49 @@ def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_weights(done):
         assert seen["resumed"] == pytest.approx(seen["masked"][1:], abs=1e-6)
         whole, resumed = (load_file(folder / f"{name}-{rank}.safetensors") for name in ("masked", "resumed"))
         assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+
+
+def test_a_killed_run_goes_on_with_another_number_of_workers(done):
+    workers, folder = done
+    _, losses, learned = alone(done, "masked")
+    assert sorted(path.name for path in (folder / "checkpoint").iterdir()) == [
+        *(f"training-{rank:05d}-of-{workers:05d}.safetensors" for rank in range(workers)),
+        "training.json",
+    ]
+    resumed_alone = train(whole_model(folder), "masked", 0, 1, workers, folder / "checkpoint")
+    by_all = [
+        (seen["resumed_from_one"], load_file(folder / f"resumed_from_one-{rank}.safetensors"))
+        for rank, seen in enumerate(told(done))
+    ]
+    for losses_of, weights in [resumed_alone, *by_all]:
+        assert losses_of == pytest.approx(losses[1:], abs=1e-5)
+        for key, tensor in weights.items():
+            torch.testing.assert_close(tensor, learned[key], atol=WEIGHT_TOLERANCE, rtol=0)
+
+
+def test_each_worker_holds_the_optimiser_state_of_its_own_experts_only(done):
+    workers, folder = done
+    whole: list[int] = []
+    train(whole_model(folder), "masked", 0, 1, workers, moments=whole)
+    held = [seen["moments"][0] for seen in told(done)]
+    assert sum(held) == whole[0]
+    experts = len(union_of(EXPERTS))
+    assert max(held) <= whole[0] * -(-experts // workers) / experts
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_other_types_and_families_and_activations_computed_again(done, name):
+    workers, folder = done
+    variant = VARIANTS[name]
+    model = whole_model(folder, variant)
+    with activations_computed_again(model, variant.checkpoints_activations):
+        losses, learned = train(model, "masked", 0, 1, workers)
+    for rank, seen in enumerate(told(done)):
+        assert seen[name] == pytest.approx(losses, abs=1e-5)
+        for key, tensor in load_file(folder / f"{name}-{rank}.safetensors").items():
+            torch.testing.assert_close(tensor, learned[key], atol=WEIGHT_TOLERANCE, rtol=0)
+        if variant.checkpoints_activations:
+            assert seen[f"{name} ran"] == 2 * seen["qwen3_moe ran"], "each forward runs again in backward"
 
 
 def test_each_worker_holds_its_part_of_the_base(done):

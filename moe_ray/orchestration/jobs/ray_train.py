@@ -45,10 +45,7 @@ class Worker:
     resume_from: str | None
 
     def report(self, trainer: MaskedTrainer) -> None:
-        """Hands a checkpoint of rank 0 to Ray Train; the other ranks report without one."""
-        if self.rank != 0:
-            ray.train.report({"next_step": trainer.next_step})
-            return
+        """Hands this worker's part of a checkpoint to Ray Train, which puts those of all workers into one folder."""
         with tempfile.TemporaryDirectory() as folder:
             save_checkpoint(trainer, folder)
             ray.train.report({"next_step": trainer.next_step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
