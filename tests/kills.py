@@ -126,6 +126,7 @@ class Place:
             # A crowded machine is no fault of a run.
             "RAY_raylet_start_wait_time_s": "300",
             "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300",
+            "RAY_agent_register_timeout_ms": "300000",
         }
         log = self.folder / f"{self.number}.log"
         with log.open("wb") as file:
