@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,6 +125,8 @@ class Place:
             "RAY_TMPDIR": str(self.temporary),
             # A crowded machine is no fault of a run.
             "RAY_raylet_start_wait_time_s": "300",
+            "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300",
+            "RAY_agent_register_timeout_ms": "300000",
         }
         log = self.folder / f"{self.number}.log"
         with log.open("wb") as file:
@@ -425,6 +428,12 @@ def planned(kills: int, kinds: Sequence[str], per_run: int, seed: int) -> list[t
     return runs
 
 
+def left_of(form: str, names: Sequence[str], records: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
+    """The run that gets the kills for which another one, which went on to its end after an earlier one, had no time."""
+    left = Counter(names) - Counter(record["kind"] for record in records)
+    return [(form, sorted(left.elements()))] if left else []
+
+
 def kill_runs(
     folder: Path, model: Path, *, kills: int, seed: int, kinds: Sequence[str], per_run: int = 1
 ) -> list[dict[str, Any]]:
@@ -444,9 +453,11 @@ def kill_runs(
         "alone": (f"model.path={model}",),
         "spread": (f"model.path={model}", f"evaluate.classifier={classifier}", f"tracking.uri={server.uri}"),
     }
+    runs = planned(kills, kinds, per_run, seed)
     try:
-        for number, (form, names) in enumerate(planned(kills, kinds, per_run, seed)):
+        for number, (form, names) in enumerate(runs):
             if number in done:
+                runs += left_of(form, names, [record for record in records if record["run"] == number])
                 continue
             reference = uninterrupted(folder, form, given[form])
             place = Place(folder / f"k{number}", form, given[form])
@@ -458,6 +469,7 @@ def kill_runs(
             with path.open("a") as file:
                 file.writelines(json.dumps(record) + "\n" for record in found)
             records += found
+            runs += left_of(form, names, found)
             for record in found:
                 print(
                     f"run {number}: {record['kind']} in {record['stage']} after {record['at']:.0f} s: status "

@@ -11,10 +11,11 @@ from moe_ray.config.fields import EMBEDDED
 from moe_ray.config.model import ModelConfig
 from moe_ray.config.quantisation import require_library
 from moe_ray.config.run import Config
+from moe_ray.errors import InputError
 from moe_ray.evaluation.judge_check import measured_check
 from moe_ray.evaluation.judges import check_judge
 from moe_ray.harness.tasks import tasks_of
-from moe_ray.organisms.recipe import embedded_folder
+from moe_ray.organisms.recipe import OrganismRecipe, embedded_folder
 from moe_ray.resources.model_size import ModelSize, size_of
 from moe_ray.studies.search_space import read_space
 
@@ -22,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 WITHOUT_TRAINING = ("prepare", "capture", "identify", "ablate")
 """Workflows that end before anything is learned."""
+_WITHOUT_MASKS = ("prepare", "capture")
+_RULES_BY_THRESHOLD = ("risk_diff", "per_layer", "random")
+"""Rules that keep experts above `identify.threshold`, by any weighting."""
 
 
 def check_requests(config: Config) -> None:
@@ -81,6 +85,42 @@ def resolve_model(config: Config, *, trained: bool = False, masked: bool = False
     check_tokenizer(config.model)
     folder = config.model.local_folder()
     return config.model if folder is None else replace(config.model, path=str(folder.absolute()))
+
+
+def check_threshold(config: Config, workflow: str) -> None:
+    """Refuses a threshold that no expert of the model can be above, before anything is counted.
+
+    Rates by router weight are up to the number of experts that a token is routed to; differences of other rates have bounds
+    that every model has, which the configuration knows.
+
+    Raises:
+        InputError: `identify.threshold`, or one that the sweep shall try, is out of reach; or as `check_model`.
+    """
+    identify = config.identify
+    if workflow in _WITHOUT_MASKS or identify.weighting != "activation" or identify.rule not in _RULES_BY_THRESHOLD:
+        return
+    asked = {"identify.threshold": [identify.threshold]}
+    if config.sweep.run:
+        asked["sweep.space: identify.threshold"] = list(read_space(config).choices.get("identify.threshold", ()))
+    if max(max(values, default=0.0) for values in asked.values()) < 1:  # what every model reaches
+        return
+    reach = _experts_per_token(config)
+    for name, values in asked.items():
+        if beyond := [value for value in values if value >= reach]:
+            raise InputError(
+                f"{name}: expected below {reach}, since {config.model.path} routes a token to {reach} experts and no rate "
+                f"by router weight is higher, got {beyond[0]:g}; lower it, or set identify.weighting=tokens for rates of "
+                "at most 1"
+            )
+
+
+def _experts_per_token(config: Config) -> int:
+    if config.model.path == EMBEDDED:
+        return OrganismRecipe().num_experts_per_tok
+    from moe_ray.models.loading import build_without_weights
+    from moe_ray.models.moe_layers import find_moe_layers
+
+    return find_moe_layers(build_without_weights(config.model)).num_experts_per_tok
 
 
 def model_size(config: Config) -> ModelSize:

@@ -22,6 +22,7 @@ from moe_ray.orchestration.inputs import (
     WITHOUT_TRAINING,
     cache_folder,
     check_requests,
+    check_threshold,
     model_size,
     resolve_model,
     uses_masks,
@@ -72,6 +73,7 @@ def launch(config: Config, workflow: str, *, began: float | None = None) -> None
         config.model.local_folder()
         _import_model_library()
     model = resolve_model(config, trained=workflow not in WITHOUT_TRAINING, masked=uses_masks(config, workflow))
+    check_threshold(config, workflow)
     size = model_size(config)
     warn_of_embedded_prompts(config)
     directory = RunDirectory.open(config.run_dir)

@@ -9,7 +9,13 @@ from word_tokenizer import make_tokenizer
 from moe_ray.config.io import load_config
 from moe_ray.errors import InputError
 from moe_ray.evaluation.judges.endpoint import URL_VARIABLE
-from moe_ray.orchestration.inputs import check_requests, resolve_model, uses_masks, warn_of_embedded_prompts
+from moe_ray.orchestration.inputs import (
+    check_requests,
+    check_threshold,
+    resolve_model,
+    uses_masks,
+    warn_of_embedded_prompts,
+)
 from moe_ray.prompts.prompt_set import read_prompts
 
 
@@ -100,3 +106,44 @@ def test_a_family_that_cannot_be_masked_is_refused_where_masks_are_asked_for(tmp
     assert resolve_model(config, trained=True).path == str(tmp_path)
     with pytest.raises(InputError, match=r"but not masked.*finetune\.routing natural"):
         resolve_model(config, masked=True)
+
+
+OUT_OF_REACH = r"expected below 2, since .* routes a token to 2 experts and no rate by router weight is higher, got 2.5"
+
+
+@pytest.mark.parametrize("rule", ["risk_diff", "per_layer", "random"])
+@pytest.mark.parametrize("workflow", ["identify", "finetune", "full"])
+def test_a_threshold_that_no_expert_of_the_model_reaches_is_refused_before_anything_is_counted(rule, workflow):
+    config = load_config(None, ["identify.threshold=2.5", f"identify.rule={rule}"])
+    with pytest.raises(InputError, match=rf"^identify\.threshold: {OUT_OF_REACH}; lower it"):
+        check_threshold(config, workflow)
+
+
+@pytest.mark.parametrize(
+    ("workflow", "settings"),
+    [
+        ("full", ["identify.threshold=1.9"]),
+        ("full", ["identify.threshold=-2.5"]),
+        ("capture", ["identify.threshold=2.5"]),
+        ("full", ["identify.threshold=2.5", "identify.rule=attribution"]),
+        ("full", ["identify.threshold=2.5", "identify.rule=top_routed"]),
+        ("full", ["identify.threshold=0.9", "identify.weighting=tokens"]),
+    ],
+)
+def test_a_threshold_in_reach_or_that_decides_nothing_is_taken(workflow, settings):
+    check_threshold(load_config(None, settings), workflow)
+
+
+def test_so_are_thresholds_of_a_sweep(unsplit):
+    asked = [*unsplit, "sweep.run=true", "prompts.validation_fraction=0.2"]
+    check_threshold(load_config(None, [*asked, "sweep.space={identify.threshold: [0.1, 1.5]}"]), "sweep")
+    config = load_config(None, [*asked, "sweep.space={identify.threshold: [0.1, 2.5]}"])
+    with pytest.raises(InputError, match=rf"^sweep\.space: identify\.threshold: {OUT_OF_REACH}"):
+        check_threshold(config, "sweep")
+
+
+def test_how_many_experts_a_token_has_is_read_from_the_checkpoint(untrained_model_path):
+    given = [f"model.path={untrained_model_path}"]
+    check_threshold(load_config(None, [*given, "identify.threshold=1.9"]), "full")
+    with pytest.raises(InputError, match=OUT_OF_REACH):
+        check_threshold(load_config(None, [*given, "identify.threshold=2.5"]), "full")

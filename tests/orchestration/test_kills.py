@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from kills import KINDS, Kind, Reference, kill_runs, moment, planned, table
+from kills import KINDS, Kind, Reference, kill_runs, left_of, moment, planned, table
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -37,6 +37,12 @@ def test_every_kind_comes_as_often_and_a_run_has_kills_of_one_form_only():
     assert all(KINDS[name].form == form for form, names in runs for name in names)
     assert max(len(names) for _, names in runs) == 4
     assert planned(3 * len(kinds), kinds, per_run=4, seed=1) == runs
+
+
+def test_kills_for_which_a_run_had_no_time_get_another_one():
+    done = [{"kind": "driver"}, {"kind": "raylet"}]
+    assert left_of("alone", ["raylet", "driver", "SIGINT", "raylet"], done) == [("alone", ["SIGINT", "raylet"])]
+    assert left_of("alone", ["driver", "raylet"], done) == []
 
 
 def test_the_table_says_how_many_ended_as_they_should():

@@ -29,6 +29,7 @@ def place(tmp_path):
 WRONG = {
     "prompts": (["prompts.files=[none.jsonl]"], "'none.jsonl' does not exist"),
     "a split": (["sweep.run=true"], "prompts.validation_fraction"),
+    "a threshold": (["identify.threshold=2.5"], "identify.threshold: expected below 2"),
     "a model": (["model.path=./none"], "'./none' is not a checkpoint folder"),
 }
 

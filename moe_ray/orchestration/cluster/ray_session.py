@@ -29,6 +29,8 @@ from moe_ray.threads import variables_for_workers
 logger = logging.getLogger(__name__)
 
 _ANSWER_SECONDS = 10.0
+_TOO_SLOW = ("timed out during startup", "error message from the dashboard", "Failed to start a dashboard")
+"""What Ray says, beside the last lines of a log, of a process of its own that was not up in time."""
 _LOG_LEVELS = {
     "ray.data": logging.WARNING,
     "ray.train": logging.WARNING,
@@ -129,7 +131,7 @@ def _start_local(**options: Any) -> None:
             ray.init(address="local", dashboard_host="127.0.0.1", logging_level="warning", **options)
             return
         except Exception as error:  # Ray has no type of its own for it
-            if "timed out during startup" not in str(error):
+            if not any(said in str(error) for said in _TOO_SLOW):
                 raise
             if not attempts_left:
                 raise OutsideFailed(

@@ -52,6 +52,8 @@ def test_what_is_not_given_back_is_named(now, missing):
             2,
             "did not start on this machine, twice, .* when the machine is less busy",
         ),
+        ("\nThe last 20 lines of dashboard.log (it contains the error message from the dashboard): \n…", 1, 2, None),
+        ("Failed to start a dashboard.", 2, 2, "did not start on this machine, twice"),
         ("no such setting", 1, 1, "no such setting"),
     ],
 )
