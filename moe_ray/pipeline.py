@@ -324,6 +324,8 @@ def evaluate(
     chosen = _merged(EvaluateConfig, config, settings)
     if (others := set(chosen.routing) - {"natural"}) and not batches:
         raise InputError(f"evaluate.routing={min(others)} routes through batches' masks; give `batches` and `masks`")
+    if chosen.engine != "transformers":
+        raise InputError(f"evaluate.engine={chosen.engine} is a run's; a model in memory is run by transformers")
     frame = examples_to_frame(examples)
     frame["batch_idx"] = assign_reference_batches(frame, batches_to_frame(batches)) if batches else NO_BATCH
     with shown(progress, "evaluation") as show:

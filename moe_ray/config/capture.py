@@ -13,6 +13,9 @@ from moe_ray.config.section import Section
 Score = Literal["attribution", "gate", "reap", "refusal"]
 """What can be measured of every expert beside its routing."""
 
+Engine = Literal["transformers", "vllm"]
+"""What runs a model."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CaptureConfig(Section):
@@ -20,6 +23,22 @@ class CaptureConfig(Section):
 
     group: ClassVar[str] = "capture"
 
+    engine: Engine = setting(  # noqa: RUF009
+        "transformers",
+        "what runs the model: vllm needs moe-ray[vllm], counts natural routing only, and measures neither router weights "
+        "nor scores, so it wants identify.weighting=tokens or prompts and a rule that counts. It gets the same token ids, "
+        "and its first window is counted by transformers too, see capture.min_parity",
+        affects="counts",
+    )
+    min_parity: float = setting(
+        0.85,
+        "engine vllm: smallest share of a window's choices (tokens times MoE layers) that must be the same set of experts "
+        "under transformers; with fewer the run ends. Other kernels decide near-ties in another way, so 1 is too much in "
+        "half precision; rows that belong to other tokens or layers give much less",
+        affects="speed",
+        at_least=0,
+        at_most=1,
+    )
     num_actors: int | Auto = setting(  # noqa: RUF009
         "auto",
         "processes that count at the same time, each with a copy of the model; auto = as many as the GPUs "

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from moe_ray.config.auto import Auto
 from moe_ray.config.fields import setting
@@ -29,3 +30,20 @@ class ClusterConfig(Section):
         affects="speed",
         at_least=2,
     )
+    node_labels: Mapping[str, Any] = setting(
+        {},
+        "labels that a node must have for a process that holds the model, such as {pool: inference} of nodes started with "
+        "ray start --labels pool=inference, or {ray.io/market-type: on-demand}; a value may be a selector of Ray's, such as "
+        "in(a,b) or !a. Trials of a sweep cannot be placed by labels",
+        affects="speed",
+    )
+    accelerator_type: str = setting(
+        "",
+        "kind of GPU for processes that have one, as Ray names it, such as H100 or A100-80G; empty = any",
+        affects="speed",
+    )
+
+    def faults(self) -> Iterator[str]:
+        """Yields what is wrong with the labels."""
+        if not all(isinstance(part, str) and part for pair in self.node_labels.items() for part in pair):
+            yield self.wrong("node_labels", "names of labels, each with a text")

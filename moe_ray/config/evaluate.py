@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from moe_ray.config.auto import Auto
+from moe_ray.config.capture import Engine
 from moe_ray.config.fields import setting
 from moe_ray.config.section import Section
 from moe_ray.config.values import WrongSettings
@@ -23,6 +24,13 @@ class EvaluateConfig(Section):
         "how held-out prompts are routed, one after the other where several are listed: natural = as the model routes; "
         "masked = only to the unsafe experts of the training batch that the prompt is assigned to; union = only to experts "
         "that are unsafe in any batch",
+        affects="answers",
+    )
+    engine: Engine = setting(  # noqa: RUF009
+        "transformers",
+        "what generates answers under natural routing: vllm needs moe-ray[vllm]; a repaired model is merged into a "
+        "checkpoint for it. Losses, routing counts and first tokens are transformers' either way, and so are the answers "
+        "of trials, baselines and attacks",
         affects="answers",
     )
     num_actors: int | Auto = setting(  # noqa: RUF009

@@ -12,6 +12,12 @@ from moe_ray.config.fields import EMBEDDED, setting
 from moe_ray.config.section import Section
 from moe_ray.errors import InputError
 
+_SET_BY_MOE_RAY = {
+    *("model", "revision", "dtype", "trust_remote_code", "tensor_parallel_size", "skip_tokenizer_init"),
+    *("generation_config", "enable_return_routed_experts", "enable_prefix_caching"),
+}
+"""Arguments of vllm.LLM that other settings say, or that results would be wrong without."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Section):
@@ -21,7 +27,8 @@ class ModelConfig(Section):
 
     path: str = setting(
         EMBEDDED,
-        "checkpoint folder, or name on the Hugging Face hub; 'embedded' builds the tiny OLMoE that ships with moe-ray",
+        "checkpoint folder, its URL in an object store such as s3://BUCKET/MODEL, or name on the Hugging Face hub; what is "
+        "not here is fetched once by each node. 'embedded' builds the tiny OLMoE that ships with moe-ray",
         affects=("targets", "counts", "weights", "answers", "ablation"),
     )
     revision: str = setting(
@@ -54,6 +61,11 @@ class ModelConfig(Section):
         "{thinking: true} for DeepSeek-V3.1 or {reasoning_effort: low} for gpt-oss; they hold wherever a prompt is rendered",
         affects=("targets", "counts", "weights", "answers", "ablation"),
     )
+    vllm_options: Mapping[str, Any] = setting(
+        {},
+        "more arguments of vllm.LLM, where an engine is vllm, such as {gpu_memory_utilization: 0.8, enforce_eager: true}",
+        affects=("counts", "answers"),
+    )
     trust_remote_code: bool = setting(
         False,
         "run Python code that comes with the checkpoint; only for sources you trust",
@@ -74,17 +86,29 @@ class ModelConfig(Section):
         )
 
     def faults(self) -> Iterator[str]:
-        """Yields what is wrong with the options of the chat template."""
+        """Yields what is wrong with the options of the chat template, or of vLLM."""
         wrong = [name for name in self.chat_template_options if not re.fullmatch(r"[A-Za-z_]\w*", str(name), re.ASCII)]
         if wrong:
             yield self.wrong("chat_template_options", "names of variables, each with a value")
+        if taken := _SET_BY_MOE_RAY & self.vllm_options.keys():
+            yield self.wrong("vllm_options", f"no {', '.join(sorted(taken))}, which moe-ray sets itself")
+
+    @property
+    def is_url(self) -> bool:
+        """Whether `path` is of an object store."""
+        return "://" in self.path
 
     def local_folder(self) -> Path | None:
-        """The checkpoint's folder, or None where `path` names a hub repository.
+        """The checkpoint's folder, or None where `path` names a hub repository; a store's is fetched first.
 
         Raises:
-            InputError: `path` is a local path without a checkpoint.
+            InputError: `path` is a local path or a URL without a checkpoint.
+            OutsideFailed: the store does not answer.
         """
+        if self.is_url:
+            from moe_ray.storage.fetched_folder import fetched_folder  # imports what settings alone do without
+
+            return fetched_folder(self.path)
         folder = Path(self.path).expanduser()
         if not folder.is_dir() and not self.path.startswith((".", "/", "~")):
             return None

@@ -67,6 +67,12 @@ class Config(Section):
             yield self.finetune.wrong("shard", f"none with rounds.max_rounds={self.rounds.max_rounds}")
         if self.finetune.shard != "none" and self.model.quantisation != "none":
             yield self.finetune.wrong("shard", f"none with model.quantisation={self.model.quantisation}")
+        if self.sweep.run and self.cluster.node_labels:
+            yield self.cluster.wrong(
+                "node_labels",
+                "{} with sweep.run=true, as Ray Tune places trials without labels; cluster.accelerator_type "
+                "is for them too",
+            )
         if self.model.quantisation != "none":
             # They write weights that are codes here. No names are all of them.
             if "full" in self.compare.names or (self.compare.run and not self.compare.names):

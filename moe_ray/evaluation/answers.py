@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from moe_ray.evaluation.samples import SAMPLE, answer_seed, with_sample
+from moe_ray.evaluation.samples import SAMPLE, seeds_of, with_sample
 from moe_ray.models.forward_groups import GroupContext, as_it_is
 from moe_ray.models.generation import Response, generate_answers
 from moe_ray.models.loss import answer_loss, target_losses
@@ -83,6 +83,7 @@ def answer_rows(
     within: GroupContext = as_it_is,
     answered: Callable[[int], object] | None = None,
     after_thought: bool = False,
+    generated: Sequence[Response] | None = None,
 ) -> tuple[pd.DataFrame, RoutingCounts | None]:
     """Answers and target losses, and what `counter` counted of the prompts' routing.
 
@@ -102,6 +103,7 @@ def answer_rows(
         within: what the rows of a group run in, by position, such as their masks.
         answered: called with the number of rows of each group that is answered.
         after_thought: the model is asked for an answer without a thought, as answers to train towards are.
+        generated: the rows' answers, where something else has generated them; None = the model does.
 
     Returns:
         the rows with `sample`, the `ANSWER_COLUMNS`, `target_loss` (summed nats) and `target_tokens`; and the counts, in
@@ -110,18 +112,17 @@ def answer_rows(
     pad_id = pad_token_id(tokenizer)
     prompts = [encode_prompt(tokenizer, json.loads(text), after_thought=after_thought) for text in rows["messages"]]
     rows = with_sample(rows)
-    seeds = (
-        [answer_seed(sample_seed, *key) for key in zip(rows["id"], rows[SAMPLE], strict=True)] if temperature else []
-    )
-    answers = generate_answers(
-        *(model, tokenizer, prompts),
-        max_new_tokens=max_new_tokens,
-        budget=budget,
-        temperature=temperature,
-        seeds=seeds,
-        within=within,
-        answered=answered,
-    )
+    answers = generated
+    if answers is None:
+        answers = generate_answers(
+            *(model, tokenizer, prompts),
+            max_new_tokens=max_new_tokens,
+            budget=budget,
+            temperature=temperature,
+            seeds=seeds_of(rows, sample_seed) if temperature else [],
+            within=within,
+            answered=answered,
+        )
     is_first = (rows[SAMPLE] == 0).to_numpy()
     targets = [
         encode_answer(tokenizer, text, complete=bool(complete)) if first and isinstance(text, str) and text else []

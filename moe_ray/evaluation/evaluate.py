@@ -10,7 +10,7 @@ Shape suffixes: B rows, L MoE layers, E experts.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -26,6 +26,7 @@ from moe_ray.evaluation.judges import judge_answers, make_judge
 from moe_ray.evaluation.samples import SAMPLE, with_sample
 from moe_ray.experts import ExpertMasks, ShortLayers, router_mask
 from moe_ray.models.forward_groups import GroupContext, as_it_is
+from moe_ray.models.generation import Response
 from moe_ray.models.moe_layers import find_moe_layers
 from moe_ray.models.token_budget import TokenBudget
 from moe_ray.progress import Progress
@@ -161,6 +162,7 @@ def answer_and_count(
     short_layers: ShortLayers = "allowed_only",
     progress: Progress | None = None,
     after_thought: bool = False,
+    generated: Callable[[pd.DataFrame], list[Response]] | None = None,
 ) -> Answered:
     """Answers and target losses of the rows, and where asked for the routing of those under natural routing.
 
@@ -178,6 +180,8 @@ def answer_and_count(
         short_layers: for rows that are not natural, the policy that training has (`finetune.short_layers`).
         progress: called with the number of rows that are answered, and of all.
         after_thought: the model is asked for answers without a thought.
+        generated: gives the answers to rows under natural routing, where something else has generated them; None = the
+            model does.
 
     Raises:
         InputError: a row is not natural and there are no masks, or a row does not fit in memory.
@@ -217,6 +221,7 @@ def answer_and_count(
                     within=within,
                     answered=answered,
                     after_thought=after_thought,
+                    generated=generated(group) if generated is not None and kind == "natural" else None,
                 )
             parts.append(answers)
             counted += [] if counts is None else [counts]

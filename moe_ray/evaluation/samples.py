@@ -25,3 +25,13 @@ def answer_seed(seed: int, example: str, sample: int) -> int:
     """
     digest = hashlib.sha256(f"{seed}/{sample}/{example}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+def seeds_of(rows: pd.DataFrame, sample_seed: int) -> list[int]:
+    """The seed of each row's random numbers: of its example and sample, so that other rows beside it change nothing.
+
+    Args:
+        rows: with `id` and `sample`.
+        sample_seed: `evaluate.sample_seed`.
+    """
+    return [answer_seed(sample_seed, *key) for key in zip(rows["id"], rows[SAMPLE], strict=True)]

@@ -12,7 +12,7 @@ Shape suffixes: B rows, V vocabulary.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -117,10 +117,7 @@ def generate_responses(
             logits_processor=noise,
         )
     new_ids = output_BS[:, padded.input_ids_BS.shape[1] :].tolist()
-    return [
-        _until_end(tokenizer, ids, ends, opened=prompt_opens_thought(tokenizer, prompt))
-        for prompt, ids in zip(prompts, new_ids, strict=True)
-    ]
+    return [response_of(tokenizer, prompt, ids, ends) for prompt, ids in zip(prompts, new_ids, strict=True)]
 
 
 def beginning(
@@ -139,13 +136,23 @@ def beginning(
         ids: of the response.
         most: tokens that are kept, at most.
     """
+    return response_of(tokenizer, prompt, list(ids[:most]), set(end_ids(model, tokenizer)))
+
+
+def response_of(
+    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], ids: Sequence[int], ends: Collection[int]
+) -> Response:
+    """The response that generated tokens are, whoever generated them: up to the first end token, its thought told apart.
+
+    Args:
+        tokenizer: decodes.
+        prompt: token ids that were answered.
+        ids: what was generated.
+        ends: ids of the end tokens.
+    """
     opened = prompt_opens_thought(tokenizer, prompt)
-    return _until_end(tokenizer, list(ids[:most]), set(end_ids(model, tokenizer)), opened=opened)
-
-
-def _until_end(tokenizer: PreTrainedTokenizerBase, ids: list[int], ends: set[int], *, opened: bool = False) -> Response:
     stop = next((position for position, token in enumerate(ids) if token in ends), None)
-    kept = ids if stop is None else ids[: stop + 1]
+    kept = list(ids if stop is None else ids[: stop + 1])
     num_thought, split = split_thought_ids(tokenizer, kept, opened=opened)
     return Response(kept, split.answer, stop is not None, num_thought, split.thought, split.is_unclosed)
 

@@ -33,13 +33,18 @@ def padded_tokens(lengths: Sequence[int] | Mapping[int, int], group: Sequence[in
 class TokenBudget:
     """How many tokens one forward pass may hold in this process; it shrinks when memory runs out.
 
+    Args:
+        tokens: at the beginning.
+        max_padding: share of a group's tokens that may be padding where `run` forms the groups (0 to 1); 1 = rows of any
+            lengths, for work that does not pad.
+
     Attributes:
         tokens: padding included.
         halvings: how often memory ran out.
     """
 
-    def __init__(self, tokens: int) -> None:
-        self.tokens, self.halvings = tokens, 0
+    def __init__(self, tokens: int, *, max_padding: float = MAX_PADDING) -> None:
+        self.tokens, self.halvings, self._max_padding = tokens, 0, max_padding
 
     def run(self, lengths: Sequence[int], work: Callable[[list[int]], T]) -> Iterator[tuple[list[int], T | Rejected]]:
         """Does `work` on all rows that it can be done on, a group at a time.
@@ -52,7 +57,7 @@ class TokenBudget:
             a group with what `work` returned, or a single row with why it cannot be done. A group that runs out of
             memory is cut smaller, and so are all groups after it; one that fails in another way is tried row by row.
         """
-        return self._run(lengths, work, MAX_PADDING, _OF_ONE_ROW)
+        return self._run(lengths, work, self._max_padding, _OF_ONE_ROW)
 
     def run_all(
         self, lengths: Sequence[int], work: Callable[[list[int]], T], *, max_padding: float = MAX_PADDING

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from moe_ray.config.compare import POLICY
+from moe_ray.config.engines import check_engines
 from moe_ray.config.fields import EMBEDDED
 from moe_ray.config.model import ModelConfig
 from moe_ray.config.quantisation import require_library
@@ -29,11 +30,13 @@ _RULES_BY_THRESHOLD = ("risk_diff", "per_layer", "random")
 
 
 def check_requests(config: Config) -> None:
-    """Refuses a judge, a harness or a sweep that cannot work.
+    """Refuses an engine, a judge, a harness or a sweep that cannot work.
 
     Raises:
-        InputError: the judge cannot be had, its check is of another one, or a task or the search space is wrong.
+        InputError: an engine is not installed or cannot do what is asked for, the judge cannot be had, its check is of
+            another one, or a task or the search space is wrong.
     """
+    check_engines(config)
     check_judge(config.evaluate)
     if config.harness.run:
         tasks_of(config.harness)
@@ -84,7 +87,10 @@ def resolve_model(config: Config, *, trained: bool = False, masked: bool = False
         check_maskable(config.model)
     check_tokenizer(config.model)
     folder = config.model.local_folder()
-    return config.model if folder is None else replace(config.model, path=str(folder.absolute()))
+    # Every node fetches a model of a store for itself.
+    if folder is None or config.model.is_url:
+        return config.model
+    return replace(config.model, path=str(folder.absolute()))
 
 
 def check_threshold(config: Config, workflow: str) -> None:

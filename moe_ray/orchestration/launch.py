@@ -96,6 +96,7 @@ def _launch(
     # Ray and MLflow take seconds to import, and are not needed to refuse anything above. Ray reads the environment then.
     from moe_ray.orchestration.cluster.cluster_nodes import cluster_nodes
     from moe_ray.orchestration.cluster.model_pool import ModelPool
+    from moe_ray.orchestration.cluster.placement import Placement
     from moe_ray.orchestration.cluster.ray_session import check_reachable, is_local, ray_session
 
     at_end: list[Callable[[], None]] = []
@@ -110,7 +111,9 @@ def _launch(
             stack.enter_context(_storage_failures_named(directory.folder))
             check_reachable(directory.folder)
             before = decided_dtype(directory.folder, asked.model)
-            room = Room(model=size, nodes=cluster_nodes(), may_grow=not is_local())
+            placement = Placement.of(asked.cluster)
+            nodes = cluster_nodes(placement.fits, placement.has_gpus)
+            room = Room(model=size, nodes=nodes, may_grow=not is_local())
             decision = decide(asked, size, room.nodes, dtype=before, may_grow=room.may_grow)
         if workflow in _WITH_MODEL:
             _say(decision)
@@ -118,7 +121,7 @@ def _launch(
         # What was given and what `auto` is for the model's numbers; how many processes work is each machine's own business.
         directory.write_config(replace(asked, model=config.model))
         write_decision(directory.folder, config.model, decision.in_words)
-        models = stack.enter_context(ModelPool(model, memory=decision.process_bytes))
+        models = stack.enter_context(ModelPool(model, memory=decision.process_bytes, placement=placement))
         if workflow in _WITH_MODEL and not is_finished(directory.sub(CAPTURE)):
             _start_ahead(models, config)
         with seconds.spent_on("imports", is_start=True):

@@ -58,6 +58,11 @@ def describe_capture(notes: Mapping[str, Any]) -> str:
     # Manifests of runs from before these were looked at do not have them.
     if words := own_answers_in_words(notes.get("own_answers", OwnAnswers().as_dict())):
         text += f"\n{words}"
+    if engine := notes.get("engine"):
+        text += (
+            f"\ncounted by {engine['name']} {engine['version']}; of {engine['num_choices']:,} choices in its first window "
+            f"{engine['share_equal']:.2%} are those of transformers"
+        )
     if notes.get("experts_are_copies"):
         text += f"\n{EXPERTS_ARE_COPIES}"
     return text

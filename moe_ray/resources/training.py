@@ -61,10 +61,8 @@ class Room:
             InputError: weights and training state have no room.
         """
         settings, dtype = config.finetune, config.model.dtype
-        state = training_bytes(self.model, num_experts, dtype=dtype, config=settings)
         is_sharded = settings.shard != "none"
-        # A worker holds its part of the weights, beside a layer or two that are whole while they compute.
-        weights = self.model.bytes_in(dtype) // (settings.num_workers if is_sharded else 1)
+        weights, state = self._parts(config, num_experts)
         needed = weights + state
         may_spread = may_spread and not is_sharded
         gpus = gpus_of(settings.gpus_per_worker)
@@ -91,3 +89,19 @@ class Room:
             f"{'set finetune.dtype=model, ' if settings.dtype == 'float32' else ''}raise finetune."
             f"{'num_workers' if is_sharded else 'gpus_per_worker'}, or use machines with more memory"
         )
+
+    def of_worker(self, config: Config, num_experts: int) -> int:
+        """Bytes that a training worker takes: its weights, and what is learned.
+
+        Args:
+            config: with the type that was decided.
+            num_experts: of the union.
+        """
+        return sum(self._parts(config, num_experts))
+
+    def _parts(self, config: Config, num_experts: int) -> tuple[int, int]:
+        """Bytes of a worker's weights, and of what it learns with gradients and the optimiser's state."""
+        settings, dtype = config.finetune, config.model.dtype
+        # A worker holds its part of the weights, beside a layer or two that are whole while they compute.
+        weights = self.model.bytes_in(dtype) // (settings.num_workers if settings.shard != "none" else 1)
+        return weights, training_bytes(self.model, num_experts, dtype=dtype, config=settings)

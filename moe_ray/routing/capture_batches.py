@@ -54,8 +54,14 @@ def capture_batches(
 
     Raises:
         InputError: the model has no experts, or belongs to a family that cannot be captured; more than
-            `config.max_bad_share` of the examples cannot be counted, or one is too long and `config.too_long` is `error`.
+            `config.max_bad_share` of the examples cannot be counted, or one is too long and `config.too_long` is `error`; or
+            the settings ask for another engine.
     """
+    if config.engine != "transformers":
+        raise InputError(
+            f"capture.engine={config.engine}: got a model in memory, which transformers runs; only a run has engines, so "
+            "set capture.engine=transformers, or use the command moe-ray capture"
+        )
     if experts_are_copies(model):
         logger.warning("capture: %s", EXPERTS_ARE_COPIES)
     num_examples = sum(len(batch.examples) for batch in batches)

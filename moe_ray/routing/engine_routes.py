@@ -18,6 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_ray.errors import InputError
+from moe_ray.models.moe_layers import MoELayers
+from moe_ray.models.tokenization import TokenizedRow, pad_rows
+from moe_ray.routing.counts import ROLES
 
 Routes = npt.NDArray[np.int64]
 
@@ -37,6 +40,16 @@ class RoutedModel:
     layers: Sequence[int]
     num_experts: int
     num_experts_per_tok: int
+
+    @classmethod
+    def of(cls, moe_layers: MoELayers, num_decoder_layers: int) -> RoutedModel:
+        """What is known of a model with these layers."""
+        return cls(
+            num_decoder_layers=num_decoder_layers,
+            layers=moe_layers.layers,
+            num_experts=moe_layers.num_experts,
+            num_experts_per_tok=moe_layers.num_experts_per_tok,
+        )
 
 
 def read_routes(
@@ -95,6 +108,46 @@ def count_routes(ids_SLK: Routes, num_experts: int) -> npt.NDArray[np.int32]:
     places = ids_SLK + num_experts * np.arange(num_layers)[:, None]
     counts = np.bincount(places.ravel(), minlength=num_layers * num_experts)
     return counts.reshape(num_layers, num_experts).astype(np.int32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowCounts:
+    """Counts of B rows from their routes, in the form of `count_rows`.
+
+    Attributes:
+        counts: (B, 3, L, E) int32; the second axis is that of `ROLES`.
+        num_tokens: (B, 3) int64, counted ones.
+        ids: for each of the B * 3 segments the (tokens, L, K) experts of its tokens in order, uint8, or uint16 above 256.
+    """
+
+    counts: npt.NDArray[np.int32]
+    num_tokens: npt.NDArray[np.int64]
+    ids: list[npt.NDArray[np.unsignedinteger]]
+
+
+def count_row_routes(rows: Sequence[TokenizedRow], routes: Sequence[Routes], num_experts: int) -> RowCounts:
+    """Counts the routes of rows by the role of each token; tokens that do not count are left out.
+
+    Args:
+        rows: at least one.
+        routes: from `read_routes`, of each row's tokens.
+        num_experts: of a layer.
+    """
+    kind = np.uint8 if num_experts <= 256 else np.uint16
+    counts, num_tokens, ids = [], [], []
+    for row, ids_SLK in zip(rows, routes, strict=True):
+        roles_S = pad_rows([row], pad_id=0).roles_BS[0].numpy()
+        for role in range(len(ROLES)):
+            of_role = ids_SLK[roles_S == role]
+            counts.append(count_routes(of_role, num_experts))
+            num_tokens.append(len(of_role))
+            ids.append(of_role.astype(kind))
+    shape = (len(rows), len(ROLES))
+    return RowCounts(
+        counts=np.stack(counts).reshape(*shape, *counts[0].shape),
+        num_tokens=np.array(num_tokens, dtype=np.int64).reshape(shape),
+        ids=ids,
+    )
 
 
 @dataclass(frozen=True)

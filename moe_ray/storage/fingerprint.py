@@ -22,6 +22,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from moe_ray.storage.fetched_folder import fetched_folder
+
 _PACKAGES = ("moe-ray", "torch", "transformers", "numpy", "pandas", "pyarrow", "ray", "mlflow")
 
 
@@ -126,8 +128,11 @@ def hash_checkpoint(path: str, revision: str) -> dict[str, str]:
 
     Of a folder the parts are `model weights`, `tokenizer`, `chat template` and `model configuration` (all other files),
     each a short hash. Of a file above 16 MB only the size and the first and last megabyte count, so that hashing stays
-    fast. Of a repository on the hub the parts are its name as `model`, and its `model revision`.
+    fast. Of a folder in an object store they are those of its local copy. Of a repository on the hub the parts are its name
+    as `model`, and its `model revision`.
     """
+    if "://" in path:
+        path = str(fetched_folder(path))
     folder = Path(path).expanduser()
     if not folder.is_dir():
         return {"model": path, "model revision": revision}

@@ -14,6 +14,8 @@ from typing import Any
 import ray
 
 from moe_ray.errors import InputError
+from moe_ray.orchestration.cluster.cluster_nodes import memory_to_ask
+from moe_ray.orchestration.cluster.placement import ANYWHERE, Placement
 from moe_ray.orchestration.cluster.ray_session import (
     require_cpus,
     require_gpus,
@@ -59,6 +61,8 @@ def in_actors(
     what: str,
     num_actors: int,
     gpus_per_actor: float = 0.0,
+    memory: int = 0,
+    placement: Placement = ANYWHERE,
 ) -> Iterator[Iterator[Any]]:
     """Has actors work on the blocks; at the end of the context their GPUs and CPUs are free again.
 
@@ -69,6 +73,8 @@ def in_actors(
         what: the work, for errors, warnings and the dashboard.
         num_actors: how many actors, at most one for each block.
         gpus_per_actor: a fraction of a GPU, one, or several.
+        memory: bytes that each takes on the CPU, which Ray is asked for; 0 = nothing is asked for.
+        placement: on which nodes.
 
     Yields:
         what an actor returned for a block, one after another, in any order of blocks.
@@ -79,12 +85,16 @@ def in_actors(
     """
     require_cpus(num_actors, what)
     require_gpus(num_actors * gpus_per_actor, what)
+    placement.require(gpus_per_actor, what)
     kind = ray.remote(
         num_cpus=1,
         num_gpus=gpus_per_actor,
         max_restarts=_MOST_RESTARTS,
         max_task_retries=-1,
         scheduling_strategy="SPREAD",
+        # Weights on a GPU are not in the node's memory.
+        memory=0 if gpus_per_actor else memory_to_ask(memory),
+        **placement.actor_options(gpus_per_actor),
     )(BlockActor)
     with resources_released(what):
         actors = [kind.remote(what, make, arguments) for _ in range(min(num_actors, len(blocks)))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,9 +16,21 @@ _ANSWER_SECONDS = 30.0
 _KIND = "accelerator_type:"
 
 
-def cluster_nodes() -> list[Node]:
-    """The nodes that are there now; each with GPUs is asked how much memory they have."""
-    alive = [node for node in ray.nodes() if node["Alive"]]
+def cluster_nodes(
+    fits: Callable[[Mapping[str, Any]], bool] = lambda node: True,
+    has_gpus: Callable[[Mapping[str, Any]], bool] = lambda node: True,
+) -> list[Node]:
+    """The nodes that are there now; each with GPUs is asked how much memory they have.
+
+    Args:
+        fits: whether processes that hold a model may be on a node, as `ray.nodes()` describes it.
+        has_gpus: whether they may have its GPUs.
+    """
+    alive = [
+        node if has_gpus(node) else {**node, "Resources": {**node["Resources"], "GPU": 0.0}}
+        for node in ray.nodes()
+        if node["Alive"] and fits(node)
+    ]
     answers = _ask_gpus([node for node in alive if node["Resources"].get("GPU")])
     nodes = [describe_node(node["Resources"], answers.get(node["NodeID"], (0, None, ""))) for node in alive]
     if is_local():

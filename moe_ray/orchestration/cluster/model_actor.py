@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,8 @@ from moe_ray.config.model import ModelConfig
 
 if TYPE_CHECKING:
     from moe_ray.orchestration.cluster.model_process import ModelHolder
+
+LoadModel = Callable[[ModelConfig, int], "ModelHolder"]
 
 
 class ModelWork:
@@ -47,10 +49,11 @@ class ModelActor:
 
     Args:
         model: which one.
+        load: makes the holder of the model, of it and of how many processes share this node's cores; None = `ModelHolder`.
     """
 
-    def __init__(self, model: ModelConfig) -> None:
-        self._model = model
+    def __init__(self, model: ModelConfig, load: LoadModel | None = None) -> None:
+        self._model, self._load = model, load
         self._holder: ModelHolder | None = None
         self._lock = threading.Lock()
         self._key, self._opened, self._threads = "", ExitStack(), 1
@@ -103,7 +106,7 @@ class ModelActor:
 
         num_on_node = processes_on_this_node(num_processes)
         if self._holder is None:
-            self._holder = ModelHolder(self._model, num_on_node)
+            self._holder = (self._load or ModelHolder)(self._model, num_on_node)
         self._threads = threads_of_process(num_on_node, self._holder.model.num_parameters())
         return self._holder
 

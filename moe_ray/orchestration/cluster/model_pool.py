@@ -23,7 +23,8 @@ import ray
 from moe_ray.config.model import ModelConfig
 from moe_ray.errors import InputError, OutsideFailed
 from moe_ray.orchestration.cluster.cluster_nodes import memory_to_ask
-from moe_ray.orchestration.cluster.model_actor import ModelActor, ModelWork
+from moe_ray.orchestration.cluster.model_actor import LoadModel, ModelActor, ModelWork
+from moe_ray.orchestration.cluster.placement import ANYWHERE, Placement
 from moe_ray.orchestration.cluster.ray_session import (
     all_cpus,
     free_resources,
@@ -50,6 +51,8 @@ class ModelPool:
     Args:
         model: which one.
         memory: bytes that its weights take in a process on the CPU, which Ray is asked for; 0 = nothing is asked for.
+        load: see `ModelActor`.
+        placement: on which nodes.
 
     As a context it leaves no process behind.
 
@@ -57,8 +60,15 @@ class ModelPool:
         seconds_waited: how long work has waited for the first process to have its model.
     """
 
-    def __init__(self, model: ModelConfig, *, memory: int = 0) -> None:
-        self.model, self.memory = model, memory
+    def __init__(
+        self,
+        model: ModelConfig,
+        *,
+        memory: int = 0,
+        load: LoadModel | None = None,
+        placement: Placement = ANYWHERE,
+    ) -> None:
+        self.model, self.memory, self.placement, self._load = model, memory, placement, load
         self.seconds_waited = 0.0
         self._gpus = 0.0
         self._processes: list[_Process] = []
@@ -100,8 +110,9 @@ class ModelPool:
             max_concurrency=2,
             # Over all nodes, as Ray Data places its actors; by default Ray fills the driver's node first.
             scheduling_strategy="SPREAD",
+            **self.placement.actor_options(self._gpus),
         )(ModelActor)
-        self._processes.append(_Process(kind.remote(self.model)))
+        self._processes.append(_Process(kind.remote(self.model, self._load)))
 
     def load(self) -> None:
         """Has the processes load the model; does not wait for them."""
@@ -146,6 +157,7 @@ class ModelPool:
         """
         require_cpus(num_processes, what)
         require_gpus(num_processes * gpus, what)
+        self.placement.require(gpus, what)
         self.start(num_processes, gpus=gpus)
         key, most = uuid.uuid4().hex, max(num_processes, max_processes)
 

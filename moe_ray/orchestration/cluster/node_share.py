@@ -53,6 +53,9 @@ def expected_on_node(
 def _room(has: Mapping[str, float], needs: Mapping[str, float]) -> int:
     """How many such processes a node has room for."""
     wanted = {name: amount for name, amount in needs.items() if amount > 0 and name in ("CPU", "GPU")}
+    # A kind of GPU is a resource that nodes without it lack; how much of it there is says nothing.
+    if any(name.startswith("accelerator_type:") and not has.get(name) for name in needs):
+        return 0
     if not wanted:
         return 10**9
     return min(int(has.get(name, 0) / amount + 1e-9) for name, amount in wanted.items())

@@ -13,17 +13,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 
 from moe_ray.config.auto import gpus_of, processes_of
-from moe_ray.config.evaluate import EvaluateConfig
-from moe_ray.config.model import ModelConfig
 from moe_ray.errors import InputError
 from moe_ray.evaluation.answering_order import in_answering_order, in_frame_order, rows_per_block
 from moe_ray.evaluation.evaluate import INPUT_COLUMNS, answer_and_count, rows_to_answer
 from moe_ray.evaluation.first_token_pass import first_token_table
+from moe_ray.evaluation.generated import Generated
 from moe_ray.evaluation.samples import SAMPLE
-from moe_ray.experts import ShortLayers
 from moe_ray.identification.mask_files import read_masks
 from moe_ray.models.loss import text_losses
 from moe_ray.models.token_budget import TokenBudget
@@ -31,6 +28,8 @@ from moe_ray.orchestration.cluster.model_actor import ModelWork
 from moe_ray.orchestration.cluster.model_pool import ModelPool, pool_for
 from moe_ray.orchestration.cluster.model_process import ModelHolder
 from moe_ray.orchestration.cluster.progress import progress
+from moe_ray.orchestration.jobs.answer_job import AnswerJob, as_table, blocks_of
+from moe_ray.orchestration.jobs.engine_answer import generate_by_engine
 from moe_ray.routing.count_tables import counts_to_table, table_to_counts
 from moe_ray.routing.counts import RoutingCounts, concat_counts
 from moe_ray.storage.fingerprint import content_hash
@@ -39,35 +38,6 @@ from moe_ray.storage.folder import Folder
 _KEYS = ["routing", "id", SAMPLE]
 _COLUMNS = [*INPUT_COLUMNS, "place", "routing", SAMPLE]
 _NEUTRAL = "neutral"
-
-
-@dataclass(frozen=True, kw_only=True)
-class AnswerJob:
-    """What every actor needs to know; plain values.
-
-    Attributes:
-        model: which model.
-        config: lengths and sizes.
-        run_url: the run directory.
-        parts: its folder that gets the parts.
-        adapter: its folder of learned experts; None = the base model.
-        masks: its folder of the batches' masks; None = natural routing only.
-        count: also count the prompts' routing, where it is natural, and keep what is said first to safe ones.
-        first_of: folder of the parts of a finished job whose first tokens are looked at; None = the model's own.
-        short_layers: for masked and union routing, `finetune.short_layers`.
-        after_thought: the model is asked for answers without a thought.
-    """
-
-    model: ModelConfig
-    config: EvaluateConfig
-    run_url: str
-    parts: str
-    adapter: str | None = None
-    masks: str | None = None
-    count: bool = False
-    first_of: str | None = None
-    short_layers: ShortLayers = "allowed_only"
-    after_thought: bool = False
 
 
 class AnswerActor(ModelWork):
@@ -82,6 +52,7 @@ class AnswerActor(ModelWork):
         self.masks = None if job.masks is None else read_masks(self.run.sub(job.masks))
         self.budget = TokenBudget(job.config.tokens_per_forward)
         self.first_of = None if job.first_of is None else read_answers(self.run.sub(job.first_of)).first_tokens
+        self.generated = None if job.config.engine == "transformers" else Generated(self.parts)
 
     @contextmanager
     def in_force(self) -> Iterator[None]:
@@ -111,6 +82,7 @@ class AnswerActor(ModelWork):
             count=job.count,
             short_layers=job.short_layers,
             after_thought=job.after_thought,
+            generated=self.generated,
         )
         # The answers come last: with them the part is whole.
         is_first = (rows["label"] == "safe") & (rows["routing"] == "natural") & (rows[SAMPLE] == 0)
@@ -166,6 +138,8 @@ def answer(
         rows = pd.concat([rows, pd.DataFrame([_text_row(index, text) for index, text in enumerate(neutral)])])
     todo = _not_done(rows, parts)
     if len(todo):
+        if job.config.engine == "vllm":
+            generate_by_engine(todo, job, what=what, models=models)
         with pool_for(job.model, models) as pool:
             _run(pool, todo, job, what)
     return read_answers(parts)
@@ -190,7 +164,7 @@ def _not_done(rows: pd.DataFrame, parts: Folder) -> pd.DataFrame:
 def _run(models: ModelPool, todo: pd.DataFrame, job: AnswerJob, what: str) -> None:
     config = job.config
     work = models.working(
-        _blocks(as_table(in_answering_order(todo)[_COLUMNS]), rows_per_block(todo, config)),
+        blocks_of(as_table(in_answering_order(todo)[_COLUMNS]), rows_per_block(todo, config)),
         AnswerActor,
         job,
         what=what,
@@ -200,12 +174,6 @@ def _run(models: ModelPool, todo: pd.DataFrame, job: AnswerJob, what: str) -> No
     with work as results, progress(what, len(todo)) as meter:
         for done in results:
             meter.advance(len(done["place"]))
-
-
-def _blocks(table: pa.Table, rows: int) -> list[dict[str, np.ndarray[Any, Any]]]:
-    """The table's columns in blocks of at most `rows` rows."""
-    blocks = (table.slice(start, rows) for start in range(0, len(table), rows))
-    return [{name: block[name].to_numpy() for name in block.column_names} for block in blocks]
 
 
 def read_answers(parts: Folder) -> Answers:
@@ -233,9 +201,3 @@ def read_answers(parts: Folder) -> Answers:
 
 def _names(parts: Folder, kind: str) -> list[str]:
     return [name for name in parts.names() if name.startswith(f"{kind}-") and name.endswith(".parquet")]
-
-
-def as_table(frame: pd.DataFrame) -> pa.Table:
-    """The frame as Arrow, in which text columns are text even where every value is missing."""
-    texts = {name: "string" for name in ("target", "pair") if name in frame}
-    return pa.Table.from_pandas(frame.astype(texts), preserve_index=False)

@@ -33,7 +33,7 @@ from moe_ray.report.run_text import describe_reasons
 from moe_ray.routing.count_keys import keys_of, remove_doubles, remove_unreadable, rows_without
 from moe_ray.routing.count_store import count_tokens
 from moe_ray.routing.window_plan import WindowPlan
-from moe_ray.run_directory import ATTEMPTS, CAPTURE, PROMPTS, REJECTED, RESPONSES, SHORTENED, RunDirectory
+from moe_ray.run_directory import ATTEMPTS, CAPTURE, PARITY, PROMPTS, REJECTED, RESPONSES, SHORTENED, RunDirectory
 from moe_ray.storage.folder import Folder
 
 logger = logging.getLogger(__name__)
@@ -67,11 +67,11 @@ def capture(
         went through forward passes now (0 to 1; None where there were none); `forwards`, forward passes now; `halvings`,
         how often memory ran out; `quarantined` and `truncated`, examples; `reasons`, quarantined examples by reason;
         `experts_are_copies`, of the model, see `models.expert_copies` (None where nothing was counted now); `own_answers`,
-        see `OwnAnswers`.
+        see `OwnAnswers`; where an engine counted also `engine`, what it was and how its routes agree with transformers'.
 
     Raises:
         InputError: more than `config.max_bad_share` of the examples cannot be captured, or one is too long and
-            `config.too_long` is `error`.
+            `config.too_long` is `error`; or an engine's routes are not of the form that is known, or not transformers'.
     """
     job = CaptureJob(
         model=model,
@@ -86,11 +86,17 @@ def capture(
     totals = WindowReport()
     if len(todo):
         plan = WindowPlan(batch_idx[todo], num_processes=max(processes_of(config.num_actors), config.max_actors))
-        with pool_for(model, models) as pool:
-            _run(pool, job, plan, todo, actor, totals, bad)
+        if config.engine == "vllm":
+            from moe_ray.orchestration.jobs.engine_capture import EngineCaptureActor, checked_engines
+
+            with checked_engines(run, job, todo, models) as engines:
+                _run(engines, job, plan, todo, EngineCaptureActor, totals, bad)
+        else:
+            with pool_for(model, models) as pool:
+                _run(pool, job, plan, todo, actor, totals, bad)
         # Processes that died did not report what they had set aside.
         _Quarantined(run, total=len(batch_idx), max_share=config.max_bad_share)
-    return _finish(run, totals, examples=len(batch_idx))
+    return _finish(run, totals, examples=len(batch_idx)) | _engine_notes(run, config)
 
 
 def _run(
@@ -195,6 +201,13 @@ def _finish(run: RunDirectory, totals: WindowReport, *, examples: int) -> dict[s
         "experts_are_copies": totals.experts_are_copies,
         "own_answers": _own_answers(run).as_dict(),
     }
+
+
+def _engine_notes(run: RunDirectory, config: CaptureConfig) -> dict[str, Any]:
+    """What an engine's first window was held against, where one counted."""
+    if config.engine == "transformers":
+        return {}
+    return {"engine": {"name": config.engine, **run.sub(CAPTURE).read_json(PARITY)}}
 
 
 def _own_answers(run: RunDirectory) -> OwnAnswers:

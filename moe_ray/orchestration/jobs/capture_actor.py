@@ -29,7 +29,7 @@ from moe_ray.models.token_budget import TokenBudget, padded_tokens
 from moe_ray.models.tokenization import TokenizedRow, pad_token_id
 from moe_ray.orchestration.cluster.model_actor import ModelWork
 from moe_ray.orchestration.cluster.model_process import ModelHolder
-from moe_ray.orchestration.jobs.capture_window import Noted, Window, WindowReport
+from moe_ray.orchestration.jobs.capture_window import Noted, Window, WindowReport, label_columns
 from moe_ray.prompts.quarantine import PROCESS_DIED, Rejected, quarantine_frame, rejected_row
 from moe_ray.prompts.stored_examples import StoredExample, StoredExamples
 from moe_ray.routing.capture import count_rows, counts_from_forward
@@ -152,7 +152,7 @@ class CaptureActor(ModelWork):
 
     def _encode(self, window: Window, done: npt.NDArray[np.int64]) -> None:
         config, tokenizer = self.job.config, self.holder.tokenizer
-        limit = config.max_tokens or context_length(self.holder.model)
+        limit = self.longest()
         keys = keys_of(*([example[name] for example in window.examples.values()] for name in _KEYS))
         for (index, example), is_done in zip(window.examples.items(), np.isin(keys, done).tolist(), strict=True):
             if is_done:
@@ -194,14 +194,7 @@ class CaptureActor(ModelWork):
                 example_seed(self.job.seed, window.examples[i]["batch_idx"], window.examples[i]["in_batch_idx"])
                 for i in group
             ]
-            return generate_responses(
-                self.holder.model,
-                self.holder.tokenizer,
-                [missing[index].prompt_ids for index in group],
-                max_new_tokens=config.max_new_tokens,
-                temperature=config.temperature,
-                seeds=seeds,
-            )
+            return self.respond([missing[index].prompt_ids for index in group], seeds)
 
         for group, responses in self._in_budget(window, lengths, work):
             for index, response in zip(group, responses, strict=True):
@@ -221,7 +214,7 @@ class CaptureActor(ModelWork):
             window.counted_rows += group
             window.report.forwards += 1
             window.report.tokens += sum(lengths[index] for index in group)
-            window.report.padded += padded_tokens(lengths, group)
+            window.report.padded += self.run_tokens(lengths, group)
             if time.monotonic() - window.written > self.job.seconds_per_part:
                 self._write(window)
 
@@ -239,6 +232,23 @@ class CaptureActor(ModelWork):
                     yield group, outcome
         window.attempt.trying([])
         window.report.halvings += self.budget.halvings - halvings
+
+    def longest(self) -> int | None:
+        """The most tokens of an example; None = any."""
+        return self.job.config.max_tokens or context_length(self.holder.model)
+
+    def respond(self, prompts: list[list[int]], seeds: list[int]) -> list[Response]:
+        """Responses to these token ids, each with random numbers of its seed."""
+        return generate_responses(
+            *(self.holder.model, self.holder.tokenizer, prompts),
+            max_new_tokens=self.job.config.max_new_tokens,
+            temperature=self.job.config.temperature,
+            seeds=seeds,
+        )
+
+    def run_tokens(self, lengths: Mapping[int, int], group: list[int]) -> int:
+        """How many tokens a pass over these rows runs."""
+        return padded_tokens(lengths, group)
 
     def forward(self, examples: list[StoredExample], rows: list[TokenizedRow]) -> RoutingCounts:
         """The counts of one forward pass."""
@@ -275,14 +285,3 @@ class CaptureActor(ModelWork):
             )
         window.counted, window.counted_rows, window.rejected, window.shortened = [], [], [], []
         window.written = time.monotonic()
-
-
-def label_columns(examples: list[StoredExample]) -> dict[str, Any]:
-    """What `counts_from_forward` needs to know of the examples."""
-    return {
-        "batch_idx": [example["batch_idx"] for example in examples],
-        "in_batch_idx": [example["in_batch_idx"] for example in examples],
-        "label": [example["label"] for example in examples],
-        "category": [example["category"] for example in examples],
-        "pair": [example["pair"] or "" for example in examples],
-    }

@@ -111,3 +111,14 @@ class Noted:
         """The work, on the examples at these positions."""
         self.attempt.trying(self.indices_of(positions))
         return self.work(self.indices_of(positions))
+
+
+def label_columns(examples: list[StoredExample]) -> dict[str, Any]:
+    """What `counts_from_forward` needs to know of the examples."""
+    return {
+        "batch_idx": [example["batch_idx"] for example in examples],
+        "in_batch_idx": [example["in_batch_idx"] for example in examples],
+        "label": [example["label"] for example in examples],
+        "category": [example["category"] for example in examples],
+        "pair": [example["pair"] or "" for example in examples],
+    }

@@ -23,6 +23,7 @@ from moe_ray.identification.mask_files import write_masks
 from moe_ray.orchestration.cluster.actor_pool import in_actors
 from moe_ray.orchestration.cluster.model_process import BaseModel
 from moe_ray.orchestration.cluster.node_share import processes_on_this_node
+from moe_ray.orchestration.cluster.placement import ANYWHERE, Placement
 from moe_ray.orchestration.cluster.progress import progress
 from moe_ray.prompts.example_tables import frame_to_batches
 from moe_ray.report.format import decimal, rate
@@ -57,6 +58,8 @@ class CompareJob:
         num_actors: processes, each with a model.
         gpus_per_actor: of one process.
         neutral_texts: whose loss shows what was forgotten.
+        memory: bytes of the weights in a process on the CPU, which Ray is asked for; 0 = nothing is asked for.
+        placement: on which nodes.
     """
 
     model: ModelConfig
@@ -70,6 +73,8 @@ class CompareJob:
     num_actors: int
     gpus_per_actor: float
     neutral_texts: tuple[str, ...] = ()
+    memory: int = 0
+    placement: Placement = ANYWHERE
 
 
 class _Training(NamedTuple):
@@ -150,6 +155,8 @@ def _run_missing(job: CompareJob, missing: Sequence[_Training], folder: Folder, 
         what="compare",
         num_actors=job.num_actors,
         gpus_per_actor=job.gpus_per_actor,
+        memory=job.memory,
+        placement=job.placement,
     )
     with work as outcomes, progress("compare", len(missing)) as meter:
         for name, outcome in outcomes:

@@ -27,6 +27,7 @@ from moe_ray.identification.mask_files import read_masks
 from moe_ray.orchestration.cluster.model_actor import ModelWork
 from moe_ray.orchestration.cluster.model_pool import ModelPool, pool_for
 from moe_ray.orchestration.cluster.model_process import ModelHolder
+from moe_ray.orchestration.cluster.placement import ANYWHERE
 from moe_ray.orchestration.jobs.training_checkpoints import CHECKPOINTS, StoredCheckpoints
 from moe_ray.orchestration.jobs.training_progress import training_shown
 from moe_ray.run_directory import CAPTURE, FINETUNE, IDENTIFY, PROMPTS, RunDirectory
@@ -49,6 +50,7 @@ class FinetuneJob:
         masks: its folder with the batches' masks.
         start: its folder with learned experts to go on from; empty = the base model.
         batch_weights: what the steps of the batches that it names are multiplied by.
+        memory: bytes that each of several workers takes on the CPU, which Ray is asked for; 0 = nothing is asked for.
     """
 
     model: ModelConfig
@@ -59,6 +61,7 @@ class FinetuneJob:
     masks: str = IDENTIFY
     start: str = ""
     batch_weights: Mapping[int, float] = field(default_factory=dict)
+    memory: int = 0
 
     def folder(self) -> Folder:
         """Where the output goes."""
@@ -99,7 +102,8 @@ def _train(job: FinetuneJob, models: ModelPool | None) -> dict[str, Any]:
 
     if models is not None:
         models.release()
-    return train_with_ray(_train_in_worker, job, job.config, job.folder())
+    placement = ANYWHERE if models is None else models.placement
+    return train_with_ray(_train_in_worker, job, job.config, job.folder(), memory=job.memory, placement=placement)
 
 
 class FinetuneActor(ModelWork):

@@ -19,6 +19,7 @@ from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.errors import MoeRayError
 from moe_ray.finetuning.checkpoint import save_checkpoint
 from moe_ray.finetuning.trainer import MaskedTrainer
+from moe_ray.orchestration.cluster.placement import ANYWHERE, Placement, resources_of_process
 from moe_ray.orchestration.cluster.ray_session import (
     arrow_filesystem,
     require_cpus,
@@ -52,7 +53,13 @@ class Worker:
 
 
 def train_with_ray(
-    loop: Callable[[Any, Worker], dict[str, Any]], job: Any, config: FinetuneConfig, out: Folder
+    loop: Callable[[Any, Worker], dict[str, Any]],
+    job: Any,
+    config: FinetuneConfig,
+    out: Folder,
+    *,
+    memory: int = 0,
+    placement: Placement = ANYWHERE,
 ) -> dict[str, Any]:
     """Runs a loop in `config.num_workers` workers, up to `max_workers`; returns what the first of them returned.
 
@@ -63,20 +70,24 @@ def train_with_ray(
         job: plain values.
         config: how many workers, and their GPUs.
         out: folder that gets Ray Train's state, which is removed at the end.
+        memory: bytes that a worker on the CPU takes, which Ray is asked for; 0 = nothing is asked for.
+        placement: on which nodes.
 
     Raises:
-        InputError: a local Ray has too few CPUs.
+        InputError: a local Ray has too few CPUs or GPUs, or no such node.
         MoeRayError: a worker raised it.
     """
     require_cpus(config.num_workers + 1, "fine-tuning")
     require_gpus(config.num_workers * gpus_of(config.gpus_per_worker), "fine-tuning")
+    placement.require(gpus_of(config.gpus_per_worker), "fine-tuning")
     trainer = TorchTrainer(
         _worker_loop,
         train_loop_config={"loop": loop, "job": job},
         scaling_config=ray.train.ScalingConfig(
             num_workers=_num_workers(config),
             use_gpu=gpus_of(config.gpus_per_worker) > 0,
-            resources_per_worker=_worker_resources(config),
+            resources_per_worker=_worker_resources(config, memory, placement),
+            label_selector=placement.labels(),
         ),
         run_config=ray.train.RunConfig(
             name="ray_train",
@@ -134,11 +145,9 @@ def _num_workers(config: FinetuneConfig) -> int | tuple[int, int]:
     return (config.num_workers, config.max_workers) if config.max_workers > config.num_workers else config.num_workers
 
 
-def _worker_resources(config: FinetuneConfig) -> dict[str, float]:
-    resources = {"CPU": 1.0}
-    if gpus := gpus_of(config.gpus_per_worker):
-        resources["GPU"] = gpus
-    return resources
+def _worker_resources(config: FinetuneConfig, memory: int, placement: Placement) -> dict[str, float]:
+    gpus = gpus_of(config.gpus_per_worker)
+    return {"CPU": 1.0, **resources_of_process(gpus, memory, placement)}
 
 
 def _worker_loop(loop_config: dict[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from moe_ray.config.io import to_yaml
 from moe_ray.config.run import Config
 from moe_ray.errors import InputError, MoeRayError, OutsideFailed
 from moe_ray.orchestration.cluster.leases import start_leases
+from moe_ray.orchestration.cluster.placement import Placement, resources_of_process
 from moe_ray.orchestration.cluster.ray_session import require_cpus, require_gpus, resources_released
 from moe_ray.orchestration.jobs.sweep_job import SweepJob, plain_settings, read_trials, record_name
 from moe_ray.orchestration.jobs.sweep_trial import forget_checkpoints, sweep_trial
@@ -108,9 +109,9 @@ def _first_error(errors: Sequence[Exception]) -> Exception:
 
 def _tuner(job: SweepJob, state: str, space: SearchSpace, total: int) -> tune.Tuner:
     settings = job.config.sweep
-    resources = {"CPU": settings.cpus_per_trial}
-    if gpus := gpus_of(settings.gpus_per_trial):
-        resources["GPU"] = gpus
+    gpus, placement = gpus_of(settings.gpus_per_trial), Placement.of(job.config.cluster)
+    placement.require(gpus, "the sweep")
+    resources = {"CPU": settings.cpus_per_trial, **resources_of_process(gpus, job.memory, placement)}
     trainable = tune.with_resources(tune.with_parameters(sweep_trial, job=job), resources)
     return tune.Tuner(
         trainable,

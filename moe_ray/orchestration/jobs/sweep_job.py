@@ -27,6 +27,7 @@ class SweepJob:
         sources: what learned experts depend on, beside masks, settings and validation examples, as plain values.
         neutral_texts: whose loss shows what was forgotten.
         leases: from `start_leases`, where trials run at the same time.
+        memory: bytes of the weights in a trial on the CPU, which Ray is asked for; 0 = nothing is asked for.
     """
 
     model: ModelConfig
@@ -36,6 +37,7 @@ class SweepJob:
     sources: Mapping[str, Any] = field(default_factory=dict)
     neutral_texts: tuple[str, ...] = ()
     leases: Any = None
+    memory: int = 0
 
     @property
     def folder(self) -> Folder:

@@ -12,7 +12,8 @@ import pandas as pd
 from moe_ray.config.auto import gpus_of, processes_of
 from moe_ray.config.evaluate import EvaluateConfig
 from moe_ray.models.loading import context_length, load_tokenizer
-from moe_ray.orchestration.jobs.answer import AnswerJob, answer
+from moe_ray.orchestration.jobs.answer import answer
+from moe_ray.orchestration.jobs.answer_job import AnswerJob
 from moe_ray.orchestration.jobs.judge import LOCAL_MODELS, judge
 from moe_ray.orchestration.stages.context import Context
 from moe_ray.prompts.quarantine import Rejected

@@ -111,6 +111,6 @@ def capture_inputs(run: Context, scores: Sequence[str], *, weights: bool) -> dic
     return {
         "examples": run.made(PROMPTS, "examples"),
         **run.checkpoint,
-        **run.numerics(run.config.capture.gpus_per_actor),
+        **run.numerics(run.config.capture.gpus_per_actor, engine=run.config.capture.engine),
         **settings,
     }

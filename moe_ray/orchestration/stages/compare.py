@@ -54,6 +54,8 @@ def compare(run: Context) -> Comparison:
         num_actors=settings.max_concurrent,
         gpus_per_actor=gpus_of(train.gpus_per_worker),
         neutral_texts=run.prompts.neutral,
+        memory=run.models.memory,
+        placement=run.models.placement,
     )
     measured = {"test": run.made(PROMPTS, "test"), **run.measurement()}
     trained = {"targets": run.made(PROMPTS, "targets"), "left_out": run.made(CAPTURE, "left_out")}

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from moe_ray.config.auto import Auto, gpus_of
+from moe_ray.config.capture import Engine
 from moe_ray.config.effects import settings_affecting
 from moe_ray.config.fields import Effect
 from moe_ray.config.model import ModelConfig
@@ -74,7 +75,12 @@ class Context:
         path. It adds the seed itself if it draws random numbers.
         """
         found = settings_affecting(self.config, *effects)
-        return {key: value for key, value in found.items() if not key.startswith("model.") and key != "seed"}
+        chosen = {key: value for key, value in found.items() if not key.startswith("model.") and key != "seed"}
+        for section in (self.config.capture, self.config.evaluate):
+            if section.engine == "transformers":
+                # As every run before there was another one, whose results stay good.
+                chosen.pop(section.key("engine"), None)
+        return chosen
 
     @cached_property
     def checkpoint(self) -> dict[str, str]:
@@ -83,7 +89,7 @@ class Context:
         found = hash_checkpoint(self.model.path, self.model.revision)
         return {**found, "model.chat_template_options": content_hash(dict(options))} if options else found
 
-    def numerics(self, gpus_per_actor: float | Auto) -> dict[str, str]:
+    def numerics(self, gpus_per_actor: float | Auto, *, engine: Engine = "transformers") -> dict[str, str]:
         """The type of numbers and the kernels that experts are computed with.
 
         The type is the run's, which is decided once. On CPU `auto` always stands for the same kernels (see `load_model`),
@@ -92,21 +98,29 @@ class Context:
         Args:
             gpus_per_actor: 0 = CPU. What training depends on is always asked for with 0, so that training on GPUs instead is
                 no reason to train again.
+            engine: that runs the model.
         """
         on_cpu = {"dtype": "float32", "experts_implementation": "eager"}
         chosen = {name: getattr(self.model, name) for name in on_cpu}
         if not gpus_of(gpus_per_actor):
             chosen = {name: on_cpu[name] if value == "auto" else value for name, value in chosen.items()}
+        if engine != "transformers":
+            chosen |= {"engine": engine, "vllm_options": content_hash(dict(self.model.vllm_options))}
         return {f"model.{name}": value for name, value in chosen.items()}
 
-    def judged_answers(self, gpus_per_actor: float | Auto) -> dict[str, Any]:
-        """What judged answers under natural routing depend on, beside the prompts and the learned experts."""
+    def judged_answers(self, gpus_per_actor: float | Auto, *, engine: Engine = "transformers") -> dict[str, Any]:
+        """What judged answers under natural routing depend on, beside the prompts and the learned experts.
+
+        Args:
+            gpus_per_actor: 0 = CPU.
+            engine: that generates them.
+        """
         settings = self.settings("answers")
-        for name in ("evaluate.routing", "finetune.short_layers", "evaluate.neutral_file"):
-            del settings[name]  # Of other routing, and of texts that are not answers.
+        for name in ("evaluate.routing", "finetune.short_layers", "evaluate.neutral_file", "evaluate.engine"):
+            settings.pop(name, None)  # Of other routing, and of texts that are not answers.
         return {
             **self.checkpoint,
-            **self.numerics(gpus_per_actor),
+            **self.numerics(gpus_per_actor, engine=engine),
             **settings,
             "judge": judge_identity(self.config.evaluate),
         }

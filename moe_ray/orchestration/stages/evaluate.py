@@ -12,7 +12,8 @@ import pandas as pd
 
 from moe_ray.evaluation.judges import judge_identity
 from moe_ray.evaluation.metrics import paired_changes, summarise
-from moe_ray.orchestration.jobs.answer import AnswerJob, answer, read_answers
+from moe_ray.orchestration.jobs.answer import answer, read_answers
+from moe_ray.orchestration.jobs.answer_job import AnswerJob
 from moe_ray.orchestration.stages.answering import judged
 from moe_ray.orchestration.stages.context import Context
 from moe_ray.routing.count_tables import counts_digest
@@ -42,7 +43,7 @@ def answer_held_out(run: Context, when: When) -> Outcome:
         **settings,
         "finetune.short_layers": run.config.finetune.short_layers if is_masked else None,
         **run.checkpoint,
-        **run.numerics(config.gpus_per_actor),
+        **run.numerics(config.gpus_per_actor, engine=config.engine),
     }
 
     def work(folder: Folder) -> dict[str, Any]:

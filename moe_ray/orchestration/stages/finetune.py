@@ -24,11 +24,19 @@ def finetune(run: Context) -> Outcome:
     inputs = {"masks": run.made(IDENTIFY, "masks"), **training}
     if has_rounds:
         gpus = run.config.evaluate.gpus_per_actor
-        inputs |= {**rounds_settings(run), **run.judged_answers(gpus), "validation": run.made(PROMPTS, "validation")}
+        inputs |= {
+            **rounds_settings(run),
+            **run.judged_answers(gpus, engine=run.config.evaluate.engine),
+            "validation": run.made(PROMPTS, "validation"),
+        }
 
     def work(folder: Folder) -> dict[str, Any]:
         job = FinetuneJob(
-            model=run.model, config=_with_room(run), seed=run.config.seed, run_url=run.directory.folder.url
+            model=run.model,
+            config=_with_room(run),
+            seed=run.config.seed,
+            run_url=run.directory.folder.url,
+            memory=_memory(run),
         )
         notes = Rounds(job, run, training).run() if has_rounds else train(run, job, inputs)
         return {**notes, MADE: {"experts": adapter_digest(folder)}}
@@ -42,6 +50,13 @@ def _with_room(run: Context) -> FinetuneConfig:
         return run.config.finetune
     num_experts = len(run.directory.masks.union_experts)
     return run.room.to_train(run.config, num_experts, may_spread=run.asked.finetune.gpus_per_worker == "auto")
+
+
+def _memory(run: Context) -> int:
+    """Bytes that a training worker takes on the CPU; 0 = the machines were not looked at."""
+    if run.room is None:
+        return 0
+    return run.room.of_worker(run.config, len(run.directory.masks.union_experts))
 
 
 def training_inputs(run: Context) -> dict[str, Any]:

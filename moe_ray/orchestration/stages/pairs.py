@@ -45,7 +45,7 @@ def filter_pairs(run: Context) -> Outcome:
         "pairs": pairs.digest(),
         "prompts.keep_pairs": run.config.prompts.keep_pairs,
         "capture.too_long": too_long_policy(run),
-        **run.judged_answers(run.config.evaluate.gpus_per_actor),
+        **run.judged_answers(run.config.evaluate.gpus_per_actor, engine=run.config.evaluate.engine),
     }
     outcome = run.do(Stage(name=PAIRS, inputs=inputs, work=lambda folder: _judge_pairs(run, pairs, folder)))
     with outcome.folder.open_parquet(PAIR_OUTCOMES) as file:

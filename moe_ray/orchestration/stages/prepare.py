@@ -61,7 +61,7 @@ def prepare(run: Context) -> Outcome:
         **run.settings("targets"),
         "capture.too_long": too_long_policy(run),
         **run.checkpoint,
-        **run.numerics(run.config.evaluate.gpus_per_actor),
+        **run.numerics(run.config.evaluate.gpus_per_actor, engine=run.config.evaluate.engine),
     }
     return run.do(Stage(name=PROMPTS, inputs=inputs, work=lambda folder: _write_prompts(run, folder)))
 
@@ -198,7 +198,7 @@ def _own_answers(run: Context, asked: pd.DataFrame, split: str, number: int) -> 
         "prompts": frame_hash(asked[["id", "messages"]]),
         "prompts.own_answer_tokens": tokens,
         **run.checkpoint,
-        **run.numerics(run.config.evaluate.gpus_per_actor),
+        **run.numerics(run.config.evaluate.gpus_per_actor, engine=run.config.evaluate.engine),
     }
 
     def work(folder: Folder) -> dict[str, Any]:

@@ -158,7 +158,7 @@ class Rounds:
         inputs = {
             "experts": outcome.made("experts"),
             "validation": run.made(PROMPTS, "validation"),
-            **run.judged_answers(run.config.evaluate.gpus_per_actor),
+            **run.judged_answers(run.config.evaluate.gpus_per_actor, engine=run.config.evaluate.engine),
         }
         stage = Stage(name=name, inputs=inputs, work=work)
         return run_stage(stage, run.directory.folder).folder.read_frame(ANSWERS)

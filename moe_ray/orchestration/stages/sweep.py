@@ -52,6 +52,7 @@ def sweep(run: Context) -> Outcome:
             inputs=shared,
             sources=training_sources(run),
             neutral_texts=run.prompts.neutral,
+            memory=run.models.memory,
         )
         return write_results(folder, run.asked, run_trials(job))
 

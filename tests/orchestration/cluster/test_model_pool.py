@@ -32,7 +32,8 @@ from moe_ray.models.loading import load_model, load_tokenizer
 from moe_ray.orchestration.cluster import model_pool
 from moe_ray.orchestration.cluster.model_actor import ModelActor, ModelWork
 from moe_ray.orchestration.cluster.model_pool import ModelPool
-from moe_ray.orchestration.jobs.answer import AnswerJob, answer
+from moe_ray.orchestration.jobs.answer import answer
+from moe_ray.orchestration.jobs.answer_job import AnswerJob
 from moe_ray.orchestration.jobs.capture import capture
 from moe_ray.orchestration.jobs.finetune import FinetuneJob, finetune
 from moe_ray.prompts.batches import assemble_batches

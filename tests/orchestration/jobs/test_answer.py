@@ -22,7 +22,8 @@ from moe_ray.evaluation.judges import judge_answers, make_judge
 from moe_ray.evaluation.judges.endpoint import URL_VARIABLE
 from moe_ray.identification.mask_files import write_masks
 from moe_ray.models.loading import load_model, load_tokenizer
-from moe_ray.orchestration.jobs.answer import AnswerJob, answer, read_answers
+from moe_ray.orchestration.jobs.answer import answer, read_answers
+from moe_ray.orchestration.jobs.answer_job import AnswerJob
 from moe_ray.orchestration.jobs.judge import judge
 from moe_ray.prompts.batches import assemble_batches
 from moe_ray.prompts.example_tables import batches_to_frame, examples_to_frame

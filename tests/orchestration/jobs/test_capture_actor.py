@@ -10,7 +10,8 @@ from moe_ray.config.capture import CaptureConfig
 from moe_ray.config.model import ModelConfig
 from moe_ray.models.loading import load_model, load_tokenizer
 from moe_ray.orchestration.jobs import capture_actor
-from moe_ray.orchestration.jobs.capture_actor import CaptureActor, CaptureJob, label_columns
+from moe_ray.orchestration.jobs.capture_actor import CaptureActor, CaptureJob
+from moe_ray.orchestration.jobs.capture_window import label_columns
 from moe_ray.prompts.example_tables import frame_to_batches
 from moe_ray.prompts.stored_examples import StoredExamples
 from moe_ray.routing.capture_batches import capture_batches
