@@ -49,8 +49,8 @@ class FinetuneConfig(Section):
     shard: Literal["none", "fsdp"] = setting(
         "none",
         "none = every worker holds all of the model; fsdp = FSDP2 spreads the frozen model over the workers, each of which "
-        "reads and holds its part only, so that a model may be larger than one worker's memory; trained experts and their "
-        "optimiser state are on every worker; needs num_workers of 2 or more, and routers stay frozen",
+        "reads and holds its part only, so that a model may be larger than one worker's memory; trained experts are on "
+        "every worker; needs num_workers of 2 or more, and routers stay frozen",
         affects="speed",
     )
     epochs: int = setting(4, "passes over all batches", affects="weights", at_least=1)

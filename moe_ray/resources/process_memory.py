@@ -7,6 +7,7 @@ while a layer is computed, and 34 bytes for each layer and unit of that width wh
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 
 from moe_ray.config.run import Config
@@ -90,5 +91,8 @@ def largest_union(model: ModelSize, config: Config, room: int) -> int:
         room: bytes for weights and training state of one worker.
     """
     left = room - model.bytes_in(config.model.dtype)
-    each = training_bytes(model, 1, dtype=config.model.dtype, config=config.finetune)
-    return max(0, min(model.experts, left // each))
+    return bisect_right(
+        range(1, model.experts + 1),
+        left,
+        key=lambda union: training_bytes(model, union, dtype=config.model.dtype, config=config.finetune),
+    )

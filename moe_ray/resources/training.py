@@ -14,25 +14,31 @@ from moe_ray.resources.decide import RESERVED, gpus_for
 from moe_ray.resources.model_size import BYTES, ModelSize
 from moe_ray.resources.nodes import GB, Node
 
-_COPIES = 4
-"""Of every learned number: itself, its gradient, and AdamW's two means."""
+_COPIES = 2
+"""Of every learned number: itself and its gradient, on every worker."""
+
+_MEANS = 2
+"""AdamW's, of the experts that a worker owns."""
 
 
 def training_bytes(model: ModelSize, num_experts: int, *, dtype: str, config: FinetuneConfig) -> int:
-    """Bytes of learned copies, gradients and optimiser state: 16 for a number in float32, 8 in half precision.
+    """Bytes of learned copies, gradients and optimiser state on one worker.
 
-    Over codes it is a copy in the model's type more.
+    For a number 16 in float32 and 8 in half precision where one worker trains; half of it is optimiser state, which several
+    share out among them, expert by expert. Over codes it is a copy in the model's type more.
 
     Args:
         model: which one.
         num_experts: of the union.
         dtype: that the model is loaded in.
-        config: in which type experts are learned.
+        config: in which type experts are learned, and by how many workers at least.
     """
     learned_in = "float32" if config.dtype == "float32" else dtype
     # Where the model's own are codes, what was learned lies over them in the model's type.
     over_codes = BYTES[dtype] if model.quantisation != "none" else 0
-    return num_experts * model.expert_parameters * (BYTES[learned_in] * _COPIES + over_codes)
+    of_all = num_experts * (BYTES[learned_in] * _COPIES + over_codes)
+    of_own = math.ceil(num_experts / max(1, config.num_workers)) * BYTES[learned_in] * _MEANS
+    return model.expert_parameters * (of_all + of_own)
 
 
 @dataclass(frozen=True, kw_only=True)

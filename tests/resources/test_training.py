@@ -30,6 +30,13 @@ def test_a_learned_number_takes_four_times_its_bytes(dtype, of_each):
     assert training_bytes(OLMOE, 24, dtype="bfloat16", config=config) == 24 * OLMOE.expert_parameters * of_each
 
 
+@pytest.mark.parametrize(("num_workers", "of_own"), [(0, 24), (1, 24), (2, 12), (5, 5), (64, 1)])
+def test_workers_share_out_the_optimisers_two_means_by_expert(num_workers, of_own):
+    config = FinetuneConfig(num_workers=num_workers)
+    numbers = OLMOE.expert_parameters
+    assert training_bytes(OLMOE, 24, dtype="bfloat16", config=config) == numbers * 4 * (2 * 24 + 2 * of_own)
+
+
 def test_all_that_fits_is_left_as_it_is():
     assert Room(model=OLMOE, nodes=[H100]).to_train(ON_GPU, 300, may_spread=True) == ON_GPU.finetune
     assert Room(model=OLMOE, nodes=[Node(cpus=2, memory=24 << 30)]).to_train(ON_CPU, 24, may_spread=True)
@@ -55,9 +62,9 @@ def test_a_worker_of_a_sharded_training_needs_room_for_its_part_of_the_weights()
     node = Node(cpus=2, memory=20 << 30)
     config = with_settings(ON_CPU, {"finetune.num_workers": 4})
     with pytest.raises(InputError, match=r"13\.8 for the weights"):
-        Room(model=OLMOE, nodes=[node]).to_train(config, 60, may_spread=True)
+        Room(model=OLMOE, nodes=[node]).to_train(config, 100, may_spread=True)
     sharded = with_settings(config, {"finetune.shard": "fsdp"})
-    assert Room(model=OLMOE, nodes=[node]).to_train(sharded, 60, may_spread=True) == sharded.finetune
+    assert Room(model=OLMOE, nodes=[node]).to_train(sharded, 100, may_spread=True) == sharded.finetune
     with pytest.raises(InputError, match=r"3\.5 for the weights.*raise finetune\.num_workers"):
         Room(model=OLMOE, nodes=[node]).to_train(sharded, 300, may_spread=True)
 

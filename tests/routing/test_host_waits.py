@@ -34,6 +34,17 @@ _WAITING = {
     torch.ops.aten.equal,
 }
 FAMILIES = pytest.mark.parametrize("family", ["olmoe", "deepseek_v3"])
+MASKS_END = {
+    "natural": lambda num_passes: 0,
+    "boosted": lambda num_passes: 0,
+    "annealed": lambda num_passes: 0,
+    "masked": lambda num_passes: 1,  # after all of the batch's passes
+    # Masks of rows are of a pass; one without an unsafe prompt has none.
+    "masked_unsafe": lambda num_passes: 1 if num_passes == 1 else sum(row.is_unsafe for row in ROWS),
+    "masked_prompt": lambda num_passes: num_passes,
+    "masked_response": lambda num_passes: num_passes,
+}
+"""Per policy, how often masks end in the passes of a batch."""
 IDS, ROWS = token_ids(3, 11), rows((5, 4), (3, 2), (7, 3))
 
 
@@ -127,14 +138,15 @@ def test_counting_waits_for_the_counts_and_for_one_flag_however_many_layers_ther
 
 @pytest.mark.slow
 @FAMILIES
-@pytest.mark.parametrize("routing", ["natural", "masked", "masked_unsafe"])
+@pytest.mark.parametrize("routing", list(MASKS_END))
 @pytest.mark.parametrize("rows_per_forward", [3, 1])
 def test_a_batch_in_training_waits_for_its_loss_and_what_was_routed_and_for_no_layer(
     family, routing, rows_per_forward, waits
 ):
     model = grouped(family)
     mask_LE = mask(model, (0, 2, 3, 5), (6,))
-    config = FinetuneConfig(routing=routing, rows_per_forward=rows_per_forward, tokens_of_a_pass=1000)
+    boost = 2.0 if routing in ("boosted", "annealed") else 0.0
+    config = FinetuneConfig(routing=routing, boost=boost, rows_per_forward=rows_per_forward, tokens_of_a_pass=1000)
     num_passes = len(ROWS) // rows_per_forward
     with waits() as plain:
         for start in range(0, len(ROWS), rows_per_forward):
@@ -142,9 +154,7 @@ def test_a_batch_in_training_waits_for_its_loss_and_what_was_routed_and_for_no_l
     with trainable_experts(model, mask_LE) as trainable, waits() as found:
         accumulate_gradient(model, trainable, ROWS, mask_LE, config=config, pad_id=0)
     # The loss and both views of what was routed; where masks end, whether they held: once, or in every pass.
-    ends = {"natural": 0, "masked": 1, "masked_unsafe": sum(row.is_unsafe for row in ROWS)}
-    expected = 3 + (1 if routing == "masked_unsafe" and num_passes == 1 else ends[routing])
-    assert found.num - plain.num == expected
+    assert found.num - plain.num == 3 + MASKS_END[routing](num_passes)
 
 
 def test_a_wait_in_every_layer_would_be_seen(monkeypatch, waits):

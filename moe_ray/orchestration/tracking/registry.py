@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import os
+import shutil
 import tempfile
 import warnings
 from dataclasses import dataclass
@@ -12,7 +14,8 @@ from typing import Any
 
 import mlflow
 import requests
-from transformers import AutoModelForCausalLM, AutoTokenizer
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Pipeline, pipeline
 
 from moe_ray.config.model import ModelConfig
 from moe_ray.finetuning.adapter_files import local_adapter
@@ -66,20 +69,45 @@ def register_repaired(tracker: MlflowTracker, model: ModelConfig, adapter: Folde
 
 
 def _log(tracker: MlflowTracker, folder: str, name: str) -> Any:
-    """Logs a checkpoint, which has to be loaded for it: MLflow 3.17 takes no folder of a transformers 5 model."""
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder, dtype="auto"), AutoTokenizer.from_pretrained(folder)
+    """Logs a checkpoint as files; no weight is read."""
+    described = _without_weights(folder)
     mlflow.set_tracking_uri(tracker.uri)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with mlflow.start_run(run_id=tracker.run_id):
             return mlflow.transformers.log_model(
-                {"model": model, "tokenizer": tokenizer},
+                described,
                 name="repaired_model",
                 task="text-generation",
                 registered_model_name=name,
                 # Given, since MLflow would else start the model once more to find them out.
                 pip_requirements=[f"{package}=={_public_version(package)}" for package in _REQUIREMENTS],
             )
+
+
+def _without_weights(folder: str) -> Pipeline:
+    """What stands for a checkpoint: a model whose tensors hold nothing, and which is saved by the checkpoint's own files.
+
+    MLflow describes a model by what it sees in memory: from a folder alone, 3.17 fails with transformers 5, which gives it
+    the name of a pipeline's class where it expects the class.
+    """
+    config = AutoConfig.from_pretrained(folder)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=config.dtype)
+
+    def save(save_directory: Path, **_: Any) -> None:
+        shutil.copytree(folder, save_directory, copy_function=_link)
+
+    model.save_pretrained = save
+    return pipeline("text-generation", model=model, tokenizer=AutoTokenizer.from_pretrained(folder), device="meta")
+
+
+def _link(source: str, target: str) -> None:
+    """A second name for a file, as its disk may have no room for a second copy; a copy where it is on another one."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _public_version(package: str) -> str:

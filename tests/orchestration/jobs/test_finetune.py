@@ -87,13 +87,16 @@ def kill_one_once(title, out, killed):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize(("title", "num_workers"), [("ray::ModelActor", 1), ("RayTrainWorker", 2)])
+@pytest.mark.parametrize(
+    ("title", "num_workers", "shard"),
+    [("ray::ModelActor", 1, "none"), ("RayTrainWorker", 2, "none"), ("RayTrainWorker", 2, "fsdp")],
+)
 def test_a_killed_process_resumes_and_ends_with_the_weights_of_an_uninterrupted_run(
-    title, num_workers, ray_cluster, job
+    title, num_workers, shard, ray_cluster, job
 ):
-    config = replace(job.config, batches_per_step=num_workers, num_workers=num_workers)
-    interrupted = replace(job, out=f"interrupted_{num_workers}", config=config)
-    alone = replace(job, out=f"alone_{num_workers}", config=replace(config, num_workers=0))
+    config = replace(job.config, batches_per_step=num_workers, num_workers=num_workers, shard=shard)
+    interrupted = replace(job, out=f"interrupted_{num_workers}_{shard}", config=config)
+    alone = replace(job, out=f"alone_{num_workers}_{shard}", config=replace(config, num_workers=0, shard="none"))
     finetune(alone)
     killed = []
     killer = threading.Thread(target=kill_one_once, args=(title, Path(interrupted.folder().path), killed))
@@ -174,6 +177,28 @@ def test_two_workers_over_which_the_model_is_sharded_end_with_the_weights_of_one
     done = finetune(sharded)
     assert done["frozen_parameters_changed"] == 0
     assert_same_weights(Path(sharded.folder().path), shared)
+
+
+def test_as_many_workers_as_the_cluster_has_room_for_end_with_the_weights_of_a_fixed_number(ray_cluster, job, shared):
+    config = replace(job.config, num_workers=1, max_workers=2, batches_per_step=2, epochs=2)
+    elastic = replace(job, out="elastic", config=config)
+    seen: list[int] = []
+    done = threading.Event()
+    watcher = threading.Thread(target=count_until, args=(done, "RayTrainWorker", seen))
+    watcher.start()
+    try:
+        finetune(elastic)
+    finally:
+        done.set()
+        watcher.join()
+    assert max(seen) == 2
+    assert_same_weights(Path(elastic.folder().path), shared)
+
+
+def count_until(done, title, seen):
+    """How many processes with the title there were, again and again."""
+    while not done.wait(0.2):
+        seen.append(sum(1 for _ in own_processes(title)))
 
 
 def test_two_workers_history_has_the_batches_of_both(shared):

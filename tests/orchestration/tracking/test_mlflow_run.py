@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from mlflow_server import Server, load_table
+from transformers import PreTrainedModel
 from workflow import run_workflow
 
 from moe_ray.config.model import ModelConfig
@@ -209,12 +210,13 @@ def test_the_registered_model_gives_the_merged_models_logits(folder, tmp_path, t
     from moe_ray.models.loading import load_model, load_tokenizer
     from moe_ray.orchestration.tracking.registry import register_repaired
 
-    config = ModelConfig(path=str(tiny_model_path))
+    config = ModelConfig(path=str(tiny_model_path), dtype="float32")  # as a run has decided
     base = load_model(config, device="cpu")
     ids = torch.arange(3, 30)[None]
     before = base(ids).logits
     learn_on(base, tmp_path / "adapter")
-    with MlflowTracker(TrackingConfig(), "run", folder) as tracker:
+    with MlflowTracker(TrackingConfig(), "run", folder) as tracker, monkeypatch.context() as patched:
+        patched.setattr(PreTrainedModel, "from_pretrained", loaded_nowhere)
         registered = register_repaired(tracker, config, Folder.open(str(tmp_path / "adapter")), "tiny-repaired")
     uri = registered.uri
     assert uri == "models:/tiny-repaired/1"
@@ -232,6 +234,10 @@ def test_the_registered_model_gives_the_merged_models_logits(folder, tmp_path, t
     link_figures(tracker, registered.model_id, {"unsafe_refusal_rate": 0.75, "not measured": None}, base="tiny")
     logged = mlflow.MlflowClient(tracker.uri).get_logged_model(registered.model_id)
     assert [(metric.key, metric.value) for metric in logged.metrics] == [("repaired/unsafe_refusal_rate", 0.75)]
+
+
+def loaded_nowhere(*args, **options):
+    raise AssertionError("no process loads a model to register one")
 
 
 def learn_on(model, folder):
