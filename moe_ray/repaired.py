@@ -155,7 +155,7 @@ class Adapter:
             OutsideFailed: the hub cannot be reached.
         """
         named = base or self.base
-        if not named or named.startswith((".", "/", "~")) or Path(named).is_dir():
+        if not named or named.startswith((".", "/", "~")) or "://" in named or Path(named).is_dir():
             raise InputError(
                 f"{self.base!r}, the adapter's base, is a folder that others do not have; give base= that model's hub name"
             )

@@ -68,7 +68,14 @@ def fetched_folder(url: str) -> Path:
 
 def _version(about: dict[str, Any]) -> str:
     """What changes with a file's content: what the store calls its version, else when it was written."""
-    return str(about.get("ETag") or about.get("etag") or about.get("md5Hash") or about.get("LastModified") or "")
+    return str(
+        about.get("ETag")
+        or about.get("etag")
+        or about.get("md5Hash")
+        or about.get("LastModified")
+        or about.get("mtime")
+        or ""
+    )
 
 
 def _fetch(fs: Any, names: dict[str, str], folder: Path, url: str) -> None:

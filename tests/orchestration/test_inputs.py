@@ -17,6 +17,7 @@ from moe_ray.orchestration.inputs import (
     warn_of_embedded_prompts,
 )
 from moe_ray.prompts.prompt_set import read_prompts
+from moe_ray.storage.fetched_folder import CACHE
 
 
 @pytest.fixture
@@ -51,6 +52,17 @@ def test_a_checkpoint_is_found_from_any_folder(untrained_model_path, monkeypatch
     monkeypatch.chdir(untrained_model_path.parent)
     model = resolve_model(load_config(None, [f"model.path=./{untrained_model_path.name}"]))
     assert model.path == str(untrained_model_path)
+
+
+def test_a_checkpoint_in_a_store_is_checked_here_and_fetched_by_each_node(untrained_model_path, tmp_path, monkeypatch):
+    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
+    url = f"file://{untrained_model_path}"
+    assert resolve_model(load_config(None, [f"model.path={url}"])).path == url
+    (fetched,) = [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
+    assert (fetched / "config.json").read_bytes() == (untrained_model_path / "config.json").read_bytes()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"no config\.json"):
+        resolve_model(load_config(None, [f"model.path=file://{tmp_path}/empty"]))
 
 
 @pytest.mark.slow
