@@ -45,6 +45,12 @@ def test_kills_for_which_a_run_had_no_time_get_another_one():
     assert left_of("alone", ["driver", "raylet"], done) == []
 
 
+def test_a_kill_of_a_run_whose_stages_had_all_ended_is_none_that_hit():
+    record = {"kind": "SIGINT", "stage": "identify", "at": 3.0, "met": "driver", "resumed": None, "whole": 20.0}
+    said = table([{**record, "is_late": late, "faults": []} for late in (True, False)])
+    assert said.splitlines()[-1].split()[:4] == ["SIGINT", "2", "1", "2"]
+
+
 def test_the_table_says_how_many_ended_as_they_should():
     record = {"kind": "driver", "stage": "capture", "at": 3.0, "met": "driver", "resumed": 9.0, "whole": 20.0}
     said = table([{**record, "faults": []}, {**record, "faults": ["masks"], "resumed": None}])
