@@ -1,4 +1,4 @@
-"""The gradient of one whole batch, the average over the batches of a step, and the size of the step they bring about.
+"""The gradient of one whole batch, and the average over the batches of a step.
 
 Shape suffixes: L MoE layers, E experts.
 """
@@ -169,31 +169,3 @@ def average_gradients(owners: ExpertOwners, masks: Sequence[Mask], *, weights: S
         if total != 1.0:
             for parameter in owners.trainable.parameters[expert].values():
                 parameter.grad = gradient_or_zeros(parameter) / (total or 1.0)
-
-
-@contextmanager
-def steps_multiplied(owners: ExpertOwners, masks: Sequence[Mask], weights: Sequence[float]) -> Iterator[None]:
-    """What an optimiser step moves inside moves by the mean weight of the batches that hold it.
-
-    The step and not the gradient: AdamW divides by the gradient's own size, so a factor on it would do nothing.
-
-    Args:
-        owners: of the parameters, of which the step moves this worker's own.
-        masks: (L, E) of the step's batches.
-        weights: of those batches.
-    """
-    if all(weight == 1.0 for weight in weights):
-        yield
-        return
-    total_LE = np.sum([mask * weight for mask, weight in zip(masks, weights, strict=True)], axis=0)
-    factor_LE = total_LE / np.maximum(np.sum(masks, axis=0), 1)
-    moving = [
-        (parameter, float(factor_LE[owners.trainable.moe_layers.row_of(expert.layer), expert.expert]))
-        for expert in owners.own(owners.trainable.experts_of(np.any(masks, axis=0)))
-        for parameter in owners.trainable.parameters[expert].values()
-    ]
-    before = [parameter.detach().clone() for parameter, _ in moving]
-    yield
-    with torch.no_grad():
-        for (parameter, factor), start in zip(moving, before, strict=True):
-            parameter.copy_(torch.lerp(start, parameter, factor))

@@ -21,19 +21,18 @@ import torch.distributed as dist
 from transformers import PreTrainedModel
 
 from moe_ray.config.finetune import FinetuneConfig
-from moe_ray.errors import InputError, NotTrainable
-from moe_ray.experts import ExpertMasks, Mask
-from moe_ray.finetuning.collectives import gradient_or_zeros
+from moe_ray.errors import InputError
+from moe_ray.experts import ExpertMasks
 from moe_ray.finetuning.expert_owners import ExpertOwners
 from moe_ray.finetuning.gradients import (
     BatchGradient,
     accumulate_gradient,
     average_gradients,
-    steps_multiplied,
     without_noise,
 )
 from moe_ray.finetuning.mask_check import Monitor, Observation, check_routing, restricting_layers
 from moe_ray.finetuning.optimizer import adamw
+from moe_ray.finetuning.optimizer_step import update_experts
 from moe_ray.finetuning.output_movement import Movement, OutputMovement, watched_steps
 from moe_ray.finetuning.router_training import RouterTraining
 from moe_ray.finetuning.routing_policy import RoutingPolicy
@@ -196,7 +195,9 @@ class MaskedTrainer:
         batches = reports_of_all_workers(
             batch_ids, gradients, self.masks, device=self.model.device, world_size=self.world_size
         )
-        grad_norm = self._update(step_masks, weights)
+        grad_norm = update_experts(
+            self.owners, self.optimizer, step_masks, weights, max_grad_norm=self.config.max_grad_norm, step=step
+        )
         moved = Movement()
         if step < self._watched_steps:
             moved = self._movement.after_step(what=f"step {step}, learning rate {learning_rate:.3g}")
@@ -279,33 +280,6 @@ class MaskedTrainer:
                 )
             )
         return gradient
-
-    def _update(self, masks: Sequence[Mask], weights: Sequence[float]) -> float:
-        mask_LE: Mask = np.any(masks, axis=0)
-        experts = self.trainable.experts_of(mask_LE)
-        own = self.owners.own_parameters(experts)
-        for parameter in own:
-            parameter.grad = gradient_or_zeros(parameter)
-        norm_tensor = self.owners.gradient_norm(experts)
-        torch.nn.utils.clip_grads_with_norm_(own, self.config.max_grad_norm or math.inf, norm_tensor)
-        norm = norm_tensor.item()
-        # The same number on all workers, so they all stop here, and none waits for another.
-        if not math.isfinite(norm):
-            raise NotTrainable(f"step {self.next_step}: the gradient's norm is {norm}; lower finetune.learning_rate")
-        with steps_multiplied(self.owners, masks, weights):
-            self.optimizer.step()
-        self.owners.send(experts)
-        self.optimizer.zero_grad(set_to_none=True)
-        # The same on all workers again, and before anything is written into the model, a checkpoint or an adapter.
-        if broken := self.trainable.out_of_range(mask_LE):
-            layers = sorted({expert.layer for expert in broken})
-            raise NotTrainable(
-                f"step {self.next_step}: after the update {len(broken)} experts of layers {layers} hold infinite or "
-                f"undefined weights, such as {broken[0]}; nothing of this step was saved, and what was before stays; "
-                "lower finetune.learning_rate, or set finetune.dtype=float32 and a model.dtype of a larger range"
-            )
-        self.trainable.write_back(mask_LE)
-        return norm
 
     def _validation_loss(self, validate: Callable[[], float]) -> float:
         # A pass of a sharded model needs all of its workers.

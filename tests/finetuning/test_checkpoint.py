@@ -9,6 +9,7 @@ import pytest
 import torch
 from families import batch_masks, build, state_of
 from policies import ROUTINGS, config_of
+from safetensors.torch import save_file
 from torch import nn
 from training_runs import BATCHES, CONFIG, EXPERTS
 
@@ -184,6 +185,19 @@ def test_parts_of_two_steps_are_no_checkpoint(tmp_path, in_parts):
     (tmp_path / "older" / name).replace(tmp_path / "parts" / name)
     with pytest.raises(InputError, match="got the state before step 1, expected that of 3"):
         run(build("olmoe"), folder=tmp_path / "parts", resume=True, config=SHARED)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_one_part_that_says_nothing_of_its_step(tmp_path):
+    whole, resumed = build("olmoe"), build("olmoe")
+    run(whole)
+    run(build("olmoe"), folder=tmp_path, kill_at=3)
+    state = json.loads((tmp_path / "training.json").read_text())
+    del state["num_parts"]
+    (tmp_path / "training.json").write_text(json.dumps(state))
+    path = tmp_path / "training.safetensors"
+    save_file(read_tensors(path, cure=""), path)
+    run(resumed, folder=tmp_path, resume=True)
+    assert all(torch.equal(tensor, state_of(resumed)[name]) for name, tensor in state_of(whole).items())
 
 
 def test_no_pickle_is_written(tmp_path):
