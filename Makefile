@@ -20,6 +20,7 @@ help: ## what can be made
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "moe-ray needs Python 3.11 or newer; set PYTHON=")'
+	@echo "installing into $(VENV), once; this takes some minutes and says nothing meanwhile"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[run,gguf,judge,quantised,dev]'

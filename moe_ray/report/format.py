@@ -7,12 +7,16 @@ A figure is what `evaluation.intervals` gives as plain values, a mapping with `v
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 MISSING = "–"
 """Stands where nothing was measured."""
+
+KEPT_TOGETHER = re.compile(r"\[[-+\d.,% ]+\]|\b(?:n|p) = [\d.,e-]*\d")
+"""What no line should end in: an interval, an n, a p (a page would break `5e-05` at its hyphen)."""
 
 Figure = Mapping[str, Any] | float | None
 

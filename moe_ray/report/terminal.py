@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from moe_ray.report.format import decimal
+from moe_ray.report.format import KEPT_TOGETHER, decimal
 from moe_ray.report.printable import printable, printable_lines
 from moe_ray.report.run_text import describe_outcome, outcome_tables
 from moe_ray.run_directory import FINETUNE, IDENTIFY, REPORT, SUMMARY
@@ -30,6 +30,9 @@ _WIDTH_OF_A_LOG = 160
 _BETWEEN_COLUMNS = 3
 _MOST_OF_A_WORD = 24
 """A word of a column of text that is longer may be cut; a number never is."""
+
+_TIE = "\ue000"
+"""Stands for a space at which no line is broken; its character belongs to nobody, and is a cell wide."""
 
 _NUMBER = re.compile(r"[+-]?\d[\d.,]*%?(\s|$)")
 """How a cell of a column of numbers begins: `5.0% [...]` does, an id such as `3fa2` does not."""
@@ -90,9 +93,15 @@ def _broken(line: str, width: int) -> list[str]:
         return [line]
     indent = line[: len(line) - len(line.lstrip())]
     broken = textwrap.wrap(
-        line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False, replace_whitespace=False
-    )
-    return broken or [line]
+        _tied(line), width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False,
+        replace_whitespace=False,
+    )  # fmt: skip
+    return [part.replace(_TIE, " ") for part in broken] or [line]
+
+
+def _tied(text: str) -> str:
+    """The text with intervals and such as one word."""
+    return KEPT_TOGETHER.sub(lambda found: found[0].replace(" ", _TIE), text)
 
 
 def _console() -> Console:
@@ -117,8 +126,8 @@ def _seconds_table(seconds: Mapping[str, float], start: Mapping[str, float], reu
 def print_table(title: str, rows: pd.DataFrame, *, caption: str = "") -> None:
     """Prints rows of text under a title; columns of numbers are flush right, all others flush left.
 
-    Cells are broken between words, so that no number is cut. Where the columns have no room beside each other, each row
-    is printed as lines of its own.
+    Cells are broken between words, so that no number is cut, and no interval where there is room. Where the columns have no
+    room beside each other, each row is printed as lines of its own.
 
     Args:
         title: above the table.
@@ -128,9 +137,8 @@ def print_table(title: str, rows: pd.DataFrame, *, caption: str = "") -> None:
     console = _console()
     names = [printable_lines(str(name)) for name in rows.columns]
     cells = [[printable_lines(str(cell)) for cell in row] for row in rows.itertuples(index=False)]
-    columns = [[name, *(row[index] for row in cells)] for index, name in enumerate(names)]
-    is_number = [any(_NUMBER.match(cell) for cell in column[1:]) for column in columns]
-    widths = _widths(columns, is_number, console.width)
+    is_number = [any(_NUMBER.match(row[index]) for row in cells) for index in range(len(names))]
+    shown, widths = _laid_out(names, cells, is_number, console.width)
     console.print(f"\n== {escape(printable(title))} ==")
     if widths is None:
         _print_records(console, names, cells)
@@ -138,13 +146,27 @@ def print_table(title: str, rows: pd.DataFrame, *, caption: str = "") -> None:
         table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
         for name, is_right, width in zip(names, is_number, widths, strict=True):
             table.add_column(escape(name), justify="right" if is_right else "left", overflow="fold", width=width)
-        for row in cells:
+        for row in shown:
             table.add_row(*map(escape, row))
-        console.print(table)
+        with console.capture() as drawn:
+            console.print(table)
+        sys.stdout.write(drawn.get().replace(_TIE, " "))
     for line in caption.splitlines():
         for part in _broken(printable(line), console.width):
             console.print(escape(part), soft_wrap=True)
     sys.stdout.flush()
+
+
+def _laid_out(
+    names: Sequence[str], cells: Sequence[Sequence[str]], is_number: Sequence[bool], width: int
+) -> tuple[Sequence[Sequence[str]], list[int] | None]:
+    """The cells, their intervals tied where there is room for that, and the columns' widths; None = no room at all."""
+    tied = [list(map(_tied, row)) for row in cells]
+    for rows in (tied, cells):
+        columns = [[name, *(row[index] for row in rows)] for index, name in enumerate(names)]
+        if (widths := _widths(columns, is_number, width)) is not None:
+            return rows, widths
+    return cells, None
 
 
 def _widths(columns: Sequence[Sequence[str]], is_number: Sequence[bool], width: int) -> list[int] | None:

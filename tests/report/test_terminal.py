@@ -139,3 +139,24 @@ def test_what_a_person_types_next_names_the_runs_own_store_and_folder(tmp_path, 
     commands = next_commands(Folder.open("memory://bucket/first"), "http://host:5000/", "1", "abc")
     assert commands["write the repaired model"] == "moe-ray merge memory:///bucket/first first-repaired"
     assert commands["see it in MLflow"] == "http://host:5000/#/experiments/1/runs/abc"
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_no_interval_is_broken_where_there_is_room(capsys, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    rows = pd.DataFrame(
+        {"": ["safe prompts refused or degenerate"], "rate": ["12.5% [1.0%, 24.0%]"], "n": ["0% → 8% (n = 48)"]}
+    )
+    print_table("Rates", rows)
+    print_text("Said", "A sentence of some words, which says so: 12.5% [1.0%, 24.0%], that is of few (n = 48).")
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= width
+    whole = "\n".join(lines)
+    assert [whole.count(text) for text in ("[1.0%, 24.0%]", "(n = 48)")] == [2, 2]
+    assert "\ue000" not in whole
+
+
+def test_an_interval_is_broken_rather_than_the_table(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "21")
+    print_table("Rates", pd.DataFrame({"x": ["1.0% [1.0%, 24.0%]"], "y": ["2.0% [1.0%, 24.0%]"]}))
+    assert [line.split() for line in capsys.readouterr().out.splitlines()[-2:]] == [["[1.0%,"] * 2, ["24.0%]"] * 2]

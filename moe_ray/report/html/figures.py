@@ -83,7 +83,8 @@ def wide_maps(num_experts: int) -> bool:
 
 
 def _ticks(axes: Axes, side: str, names: Sequence[Any], what: str, *, most: int = _MOST_TICKS) -> None:
-    step = max(1, -(-len(names) // most))  # rounded up, so that there are never more ticks
+    # A power of two, as the numbers of experts are, and rounded up, so that there are never more ticks.
+    step = 1 << (-(-len(names) // most) - 1).bit_length()
     positions = range(0, len(names), step)
     axis = axes.xaxis if side == "x" else axes.yaxis
     axis.set_ticks(list(positions), [str(names[position]) for position in positions])

@@ -109,9 +109,8 @@ def _selection_in_words(found: Findings) -> str:
     }.get(found.selection.rule, f"were selected for at least one batch, by rule {found.selection.rule}")
     return (
         f"moe-ray compared how often {found.model} routes {'answers to ' * of_answers}{found.num_safe} safe and "
-        f"{found.num_unsafe} unsafe prompts to each expert, in {batches} batch{'es' * (batches != 1)}. {found.num_union} of "
-        f"{found.num_experts} experts "
-        f"({rate(found.num_union / found.num_experts)}) {how}."
+        f"{found.num_unsafe} unsafe prompts to each expert, in {batches} batch{'es' * (batches != 1)}. "
+        f"{found.num_union:,} of {found.num_experts:,} experts ({rate(found.num_union / found.num_experts)}) {how}."
     )
 
 

@@ -37,6 +37,7 @@ def test_many_layers_of_a_small_map_are_numbered_as_far_apart_as_their_numbers_a
     grid_LE = np.zeros((48, 128))
     svg = figures.heat_map("risk", "Risk", grid_LE, grid_LE > 1, range(48), limit=1, is_small=True)
     shown = texts(svg)
+    assert shown[: shown.index("expert")] == [str(expert) for expert in range(0, 128, 16)]
     layers = shown[shown.index("expert") + 1 : shown.index("layer")]
     assert layers == [str(layer) for layer in range(0, 48, int(layers[1]))]
     height = float(re.search(r'viewBox="0 0 [\d.]+ ([\d.]+)"', svg)[1])
