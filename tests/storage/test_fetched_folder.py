@@ -7,6 +7,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from moe_families import tiny_model
 from s3_server import BUCKET, S3Server
 
@@ -38,10 +39,11 @@ def store(tmp_path):
 
 @pytest.fixture
 def fetched(store, monkeypatch):
-    # Of the class: whoever opens the store with other options has another object.
-    kind, names = type(store[0]), []
-    get_file = kind.get_file
-    monkeypatch.setattr(kind, "get_file", lambda fs, name, target: (names.append(name), get_file(fs, name, target)))
+    names, get_file = [], MemoryFileSystem.get_file
+    # Of the class, since fsspec makes an instance for each way of listing.
+    monkeypatch.setattr(
+        MemoryFileSystem, "get_file", lambda fs, name, target: (names.append(name), get_file(fs, name, target))
+    )
     return names
 
 
@@ -77,14 +79,14 @@ def test_other_content_is_another_copy(cache, store):
 
 
 def test_one_that_was_not_fetched_whole_is_not_there(cache, store, monkeypatch):
-    fs, url = store
+    url = store[1]
 
     def fails(fs, name, target):
         Path(target).write_bytes(b"part")
         raise ConnectionError("reset by peer")
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(fs), "get_file", fails)
+        patch.setattr(MemoryFileSystem, "get_file", fails)
         with pytest.raises(OutsideFailed, match="was not fetched whole: ConnectionError: reset by peer"):
             fetched_folder(url)
     assert [path for path in cache.iterdir() if path.is_dir()] == []
@@ -92,7 +94,7 @@ def test_one_that_was_not_fetched_whole_is_not_there(cache, store, monkeypatch):
 
 
 def test_what_cannot_be_had_is_a_sentence(cache, store, monkeypatch):
-    fs, url = store
+    url = store[1]
     with pytest.raises(InputError, match=r"no config\.json"):
         fetched_folder(f"{url}/sub")
     with pytest.raises(InputError, match="'nowhere://bucket/model' cannot be opened"):
@@ -101,7 +103,7 @@ def test_what_cannot_be_had_is_a_sentence(cache, store, monkeypatch):
         patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
         with pytest.raises(InputError, match=f"GB on each node, got 0.0 GB free in .*{CACHE}"):
             fetched_folder(url)
-    monkeypatch.setattr(type(fs), "find", lambda fs, path, detail: 1 / 0)
+    monkeypatch.setattr(MemoryFileSystem, "find", lambda fs, path, detail: 1 / 0)
     with pytest.raises(OutsideFailed, match="does not answer"):
         again(url)
 
