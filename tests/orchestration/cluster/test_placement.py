@@ -76,7 +76,7 @@ def test_actors_workers_and_trials_ask_for_gpus_of_the_kind_labels_and_memory(un
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(TESTS), *sys.path])},
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=900,
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     assert lines, done.stderr
