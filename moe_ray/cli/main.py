@@ -136,6 +136,8 @@ def _start_logging(*, with_time: bool) -> None:
         for handler in logging.getLogger().handlers:
             handler.setFormatter(_BrokenLines(text, "%H:%M:%S", indent=indent))
     logging.getLogger("moe_ray").setLevel(logging.INFO)
+    # Its first figure on a machine says that it has listed the fonts.
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
 
 
 class _BrokenLines(logging.Formatter):

@@ -2,6 +2,7 @@
 
 import errno
 import importlib.metadata
+import logging
 import os
 import re
 import signal
@@ -169,3 +170,12 @@ def test_what_an_error_quotes_does_not_steer_the_terminal(monkeypatch, capsys):
     assert main(["config", "schema"]) == 2
     said = capsys.readouterr().err.replace("\N{REPLACEMENT CHARACTER}", "?")
     assert said == "error: file 'a?[2Jb?31m?'\n  second line\n"
+
+
+def test_the_first_figure_on_a_machine_says_nothing_of_its_fonts(caplog):
+    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.NOTSET, logger="matplotlib")
+    assert logging.getLogger("matplotlib.font_manager").isEnabledFor(logging.INFO)
+    assert main(["full", "runs/first", "finetune.epoch=3"]) == 2
+    assert not logging.getLogger("matplotlib.font_manager").isEnabledFor(logging.INFO)
+    assert logging.getLogger("matplotlib").isEnabledFor(logging.WARNING)

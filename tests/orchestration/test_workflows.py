@@ -297,3 +297,20 @@ def test_prompts_that_cannot_be_asked_are_left_out_wherever_they_are(ray_cluster
     strict = [*arguments, f"run_dir={tmp_path}/strict", "capture.max_bad_share=0.01"]
     assert run_workflow("capture", strict) == 2
     assert "2 of 32 test examples cannot be answered" in capsys.readouterr().err
+
+
+@pytest.mark.exhaustive
+def test_the_settings_beside_a_merged_model_make_it_again(finished, tmp_path):
+    assert run_workflow("merge", [str(finished), str(tmp_path / "repaired")]) == 0
+    again = tmp_path / "again"
+    assert run_workflow("full", [str(again), "--config", str(tmp_path / "repaired" / "reproduce.yaml")]) == 0
+    masks = [read_masks(Folder.open(str(run)).sub("identify")) for run in (finished, again)]
+    assert masks[0].selected == masks[1].selected
+    for name in ("adapter.json", "experts.safetensors"):
+        assert (again / "finetune" / name).read_bytes() == (finished / "finetune" / name).read_bytes(), name
+    summaries = [json.loads((run / "summary.json").read_text()) for run in (finished, again)]
+    for when in ("before", "after", "change"):
+        assert summaries[0][when] == summaries[1][when], when
+    assert run_workflow("merge", [str(again), str(tmp_path / "repaired_again")]) == 0
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("repaired", "repaired_again")]
+    assert weights[0] == weights[1]
