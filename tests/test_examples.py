@@ -9,11 +9,15 @@ import subprocess
 import sys
 
 import pytest
+import yaml
+from harness_tasks import needs_inspect
 from paths import ROOT
 from transformers import AutoModelForCausalLM
 
 import moe_ray
 from moe_ray.demo.examples import embedded_records
+from moe_ray.harness.inspect_tasks import task_in_file
+from moe_ray.harness.tasks import HarnessTask
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 PYTHON = (ROOT / "docs" / "python.md").read_text()
@@ -114,3 +118,22 @@ def test_every_example_is_listed_and_run_here():
     assert names == set(re.findall(r"examples/(\w+)\.py", PYTHON))
     tested = set(re.findall(r'run\("(\w+)"', (ROOT / "tests" / "test_examples.py").read_text()))
     assert names == tested
+
+
+def test_the_everyday_questions_are_forty_with_one_right_answer_each_at_every_place():
+    folder = ROOT / "examples" / "harness"
+    rows = [json.loads(line) for line in (folder / "everyday.jsonl").read_text().splitlines()]
+    assert len({row["question"] for row in rows}) == 40
+    assert all(len(set(row["choices"])) == 4 for row in rows)
+    assert [sum(row["gold"] == place for row in rows) for place in range(4)] == [10] * 4
+    files = yaml.safe_load((folder / "everyday.yaml").read_text())["dataset_kwargs"]["data_files"]
+    assert [(ROOT / file).is_file() for file in files.values()] == [True]
+
+
+@pytest.mark.slow
+@needs_inspect
+@pytest.mark.filterwarnings("default")
+def test_the_everyday_questions_are_a_task_of_inspect_too():
+    task = task_in_file(HarnessTask(harness="inspect_ai", name=str(ROOT / "examples" / "harness" / "everyday.py")))
+    assert len(task.dataset) == 40
+    assert task.dataset[1].target == "spring"
