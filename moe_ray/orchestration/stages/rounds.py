@@ -141,7 +141,8 @@ class Rounds:
                 notes = finetune(job, self.run_context.models)
             return {**notes, MADE: {"experts": adapter_digest(folder)}}
 
-        stage = Stage(name=name, inputs={**self.inputs, **state.inputs(), "round": number}, work=work)
+        inputs = {**self.inputs, **state.inputs(), "round": number}
+        stage = Stage(name=name, inputs=inputs, work=work, keeps=(_VALIDATION, _ROUTING))
         return run_stage(stage, self.run_context.directory.folder)
 
     def _validation_answers(self, number: int, outcome: Outcome) -> pd.DataFrame:
