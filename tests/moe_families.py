@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 import logging
 import re
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 import transformers
+from paths import TESTS
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import model_type_to_module_name
@@ -111,13 +113,18 @@ def small_config(config_class: type[PretrainedConfig], **settings: Any) -> Pretr
     default = config_class()
     small: dict[str, Any] = {}
     for name, value in default.to_dict().items():
+        size = small_size(name)
         if name in default.sub_configs and value is not None:
             small[name] = small_config(type(getattr(default, name)), **settings.pop(name, {})).to_dict()
-        elif value is None or (type(value) is int and (value or name.endswith("token_id"))):
-            for pattern, size in _SIZES.items():
-                if re.fullmatch(pattern, name):
-                    small[name] = size
+        elif size is not None and (value is None or (type(value) is int and (value or name.endswith("token_id")))):
+            small[name] = size
     return config_class(**small | settings)
+
+
+def small_size(name: str) -> int | None:
+    """The small value of the setting of this name; None = it is no size, or not one that has to be small."""
+    fitting = [size for pattern, size in _SIZES.items() if re.fullmatch(pattern, name)]
+    return fitting[-1] if fitting else None
 
 
 _SINGLE = ("inkling2_text",)
@@ -127,12 +134,19 @@ _SINGLE = ("inkling2_text",)
 @functools.cache
 def tiny_model(family: str, **settings: Any) -> PreTrainedModel:
     """The family's tiny model in eval mode, in double precision where it can be, with large random weights."""
+    config = small_config(CONFIG_MAPPING[family], **copy.deepcopy(_SETTINGS.get(family, {}) | settings))
+    return model_of(config, torch.float32 if family in _SINGLE else torch.float64)
+
+
+def model_of(config: PretrainedConfig, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
+    """The tiny model of a configuration in eval mode, with large random weights."""
     logging.getLogger("transformers").setLevel(logging.ERROR)
     torch.manual_seed(0)
-    config = small_config(CONFIG_MAPPING[family], **copy.deepcopy(_SETTINGS.get(family, {}) | settings))
     with torch.device("meta"):
         size = sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters())
-    assert size < 1_000_000, f"{family}: {size} parameters are not tiny; add its sizes to _SIZES or _SETTINGS"
+    assert size < 1_000_000, (
+        f"{config.model_type}: {size} parameters are not tiny; add its sizes to _SIZES or _SETTINGS"
+    )
     model = AutoModelForCausalLM.from_config(config, experts_implementation="eager")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -144,7 +158,7 @@ def tiny_model(family: str, **settings: Any) -> PreTrainedModel:
             elif not buffer.is_floating_point() and buffer.shape[:1] == (VOCAB,):
                 # A table of experts by token id: every token its own, none of them twice.
                 buffer.copy_(torch.rand(VOCAB, EXPERTS).argsort(dim=1)[:, : buffer.shape[1]])
-    return model.to(torch.float32 if family in _SINGLE else torch.float64).eval()
+    return model.to(dtype).eval()
 
 
 REFUSED = {
@@ -185,6 +199,8 @@ TRAINED_MASKED = tuple(family for family in MASKED if family not in UNTRAINABLE)
 
 def page() -> str:
     """`docs/families.md`: what the tests of all families check, family by family."""
+    entries = json.loads((TESTS / "released_configs.json").read_text())
+    released = {entry["fields"]["model_type"]: name for name, entry in entries.items()}
     lines = [
         "# Model families",
         "",
@@ -199,18 +215,22 @@ def page() -> str:
         "and for one mask per row (the same file);",
         "- *trained*: the gradient of the batch's experts, under natural routing, is that of the plain model, and nothing "
         "else moves; *trained, masked*: it is that of the model without the other experts "
-        "(`tests/finetuning/test_all_families.py`).",
+        "(`tests/finetuning/test_all_families.py`);",
+        "- *released form*: built from `config.json` as this released checkpoint has it, the family has the layers with "
+        "experts, the experts and the k that its model card names, and with small sizes it is counted and masked as above; "
+        "for one that is not counted, it is refused in that form too (`tests/models/test_released_configs.py`; "
+        "`tests/released_configs.json` says where each was found). Empty: no published form was found, and none is checked.",
         "",
         f"Counted: {len(COUNTED)}. Masked: {len(MASKED)}. Trained: {len(TRAINED)}. "
-        f"Trained under a mask: {len(TRAINED_MASKED)}.",
+        f"Trained under a mask: {len(TRAINED_MASKED)}. Released form checked: {len(released)}.",
         "",
-        "| model type | counted | masked | trained | trained, masked | what is refused says |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| model type | counted | masked | trained | trained, masked | released form | what is refused says |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for family in FAMILIES:
         marks = ["yes" if family in families else "no" for families in (COUNTED, MASKED, TRAINED, TRAINED_MASKED)]
         why = REFUSED.get(family) or UNMASKABLE.get(family) or UNTRAINABLE.get(family) or ""
-        lines.append(f"| `{family}` | {' | '.join(marks)} | {why} |")
+        lines.append(f"| `{family}` | {' | '.join(marks)} | {released.get(family, '')} | {why} |")
     return "\n".join(lines)
 
 

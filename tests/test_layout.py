@@ -36,6 +36,7 @@ NAMED_AFTER_A_PROPERTY = {
     # of several modules
     "finetuning/test_all_families.py",
     "finetuning/test_workers.py",
+    "models/test_released_configs.py",
     "orchestration/cluster/test_nodes.py",
     "orchestration/test_submitted_job.py",
     "report/test_imports.py",

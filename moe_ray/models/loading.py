@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.distributed import DistributedConfig
 from transformers.utils import is_accelerate_available
@@ -20,6 +21,7 @@ from moe_ray.models.moe_layers import MoELayers, find_moe_layers
 from moe_ray.models.quantised_loading import ExpertQuantisation, fused_tensors
 from moe_ray.models.sharded_storage import check_sharded
 from moe_ray.models.unmaskable import refuse_unmaskable
+from moe_ray.models.whole_numbers import from_pretrained
 
 _EXPERT_CODES = ("fp8", "mxfp4")
 """Quantisations of checkpoints that reach experts."""
@@ -232,16 +234,18 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
 def _load_or_explain(kind: Any, config: ModelConfig, **options: Any) -> Any:
     path = str(config.local_folder() or config.path)
     try:
-        return kind.from_pretrained(
-            path, revision=config.revision, trust_remote_code=config.trust_remote_code, **options
+        return from_pretrained(
+            kind, path, revision=config.revision, trust_remote_code=config.trust_remote_code, **options
         )
     except Exception as error:
         # Whatever the libraries stumble over in a configuration or a tokenizer, the file is at fault, and some raise no more
         # than Exception; but memory that runs out while weights are loaded is no fault of theirs.
         if isinstance(error, (RuntimeError, MemoryError)) and kind is AutoModelForCausalLM:
             raise
+        # A field of another type than the library takes: the first line names the field, the second says what is wrong.
+        what = " ".join(str(error).split()) if isinstance(error, StrictDataclassError) else _first_line(error)
         raise InputError(
-            f"model.path {config.path!r} cannot be loaded: {_first_line(error)}; give a checkpoint folder or a hub name"
+            f"model.path {config.path!r} cannot be loaded: {what}; give a checkpoint folder or a hub name"
         ) from error
 
 
