@@ -7,7 +7,6 @@ import re
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.distributed import DistributedConfig
 from transformers.utils import is_accelerate_available
@@ -21,7 +20,7 @@ from moe_ray.models.moe_layers import MoELayers, find_moe_layers
 from moe_ray.models.quantised_loading import ExpertQuantisation, fused_tensors
 from moe_ray.models.sharded_storage import check_sharded
 from moe_ray.models.unmaskable import refuse_unmaskable
-from moe_ray.models.whole_numbers import from_pretrained
+from moe_ray.models.whole_numbers import from_pretrained, reason_of
 
 _EXPERT_CODES = ("fp8", "mxfp4")
 """Quantisations of checkpoints that reach experts."""
@@ -78,7 +77,7 @@ def build_without_weights(config: ModelConfig) -> PreTrainedModel:
             )
         except (ValueError, TypeError, RuntimeError) as error:
             raise InputError(
-                f"model.path {config.path!r}: its configuration gives no causal language model: {_first_line(error)}; give "
+                f"model.path {config.path!r}: its configuration gives no causal language model: {reason_of(error)}; give "
                 "a checkpoint folder or a hub name"
             ) from error
     return model
@@ -242,15 +241,9 @@ def _load_or_explain(kind: Any, config: ModelConfig, **options: Any) -> Any:
         # than Exception; but memory that runs out while weights are loaded is no fault of theirs.
         if isinstance(error, (RuntimeError, MemoryError)) and kind is AutoModelForCausalLM:
             raise
-        # A field of another type than the library takes: the first line names the field, the second says what is wrong.
-        what = " ".join(str(error).split()) if isinstance(error, StrictDataclassError) else _first_line(error)
         raise InputError(
-            f"model.path {config.path!r} cannot be loaded: {what}; give a checkpoint folder or a hub name"
+            f"model.path {config.path!r} cannot be loaded: {reason_of(error)}; give a checkpoint folder or a hub name"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
 
 
 def context_length(model: ModelConfig | PreTrainedModel) -> int | None:

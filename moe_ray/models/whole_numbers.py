@@ -12,7 +12,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassFieldValidationError
+from huggingface_hub.errors import StrictDataclassError, StrictDataclassFieldValidationError
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 
@@ -38,6 +38,14 @@ def from_pretrained(kind: Any, path: str, *, revision: str | None = None, **opti
         of_family = CONFIG_MAPPING[model_type]
         config = of_family.from_dict(with_floats(of_family, fields), name_or_path=path)
     return config if kind is AutoConfig else kind.from_pretrained(path, revision=revision, config=config, **options)
+
+
+def reason_of(error: Exception) -> str:
+    """What a library says of a file it cannot load, on one line: its first, or all of it for a field of a wrong type."""
+    # Of such a field the first line gives the name, and the second what was expected.
+    return (
+        " ".join(str(error).split()) if isinstance(error, StrictDataclassError) else str(error).strip().split("\n")[0]
+    )
 
 
 def with_floats(kind: type[PretrainedConfig], fields: Mapping[str, Any]) -> dict[str, Any]:

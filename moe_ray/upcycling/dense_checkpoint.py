@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -25,6 +26,7 @@ from transformers import (
 )
 
 from moe_ray.errors import InputError
+from moe_ray.models.whole_numbers import from_pretrained, reason_of
 from moe_ray.upcycling.dense_weights import require_llama
 from moe_ray.upcycling.source import ARCHIVE_SUFFIXES, GGUF_SUFFIX, existing
 from moe_ray.upcycling.special_tokens import settle_special_tokens
@@ -124,25 +126,24 @@ def _explaining(source: str) -> Iterator[None]:
     """Turns what transformers says about files it cannot load into one line that names the source."""
     try:
         yield
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
+    except (OSError, ValueError, StrictDataclassError) as error:
         raise InputError(
             f"source: got {source}, expected a checkpoint folder or hub name with config and weights of a Llama model and a "
-            f"tokenizer; transformers says: {reason}"
+            f"tokenizer; transformers says: {reason_of(error)}"
         ) from error
 
 
 def _load_config(source: str) -> PreTrainedConfig:
     with _explaining(source):
-        config: PreTrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config: PreTrainedConfig = from_pretrained(AutoConfig, source, trust_remote_code=False)
     return config
 
 
 def _load_checkpoint(source: str, dtype: torch.dtype) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
     require_llama(_load_config(source))
     with _explaining(source):
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        loaded: Any = LlamaForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True)
+        tokenizer = from_pretrained(AutoTokenizer, source, trust_remote_code=False)
+        loaded: Any = from_pretrained(LlamaForCausalLM, source, dtype=dtype, output_loading_info=True)
     model, report = loaded
     _require_all_weights(report["missing_keys"], source)
     return model, tokenizer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,17 @@ def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected a checkpoint folder or hub name with config and weights"):
+        load_dense(tmp_path)
+
+
+def test_a_whole_number_for_a_float_is_read_and_a_text_refused_in_one_sentence(tmp_path: Path) -> None:
+    dense = make_dense()
+    make_folder(tmp_path, dense)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(fields | {"initializer_range": 1}))
+    assert torch.equal(logits(load_dense(tmp_path)[0]), logits(dense))
+    (tmp_path / "config.json").write_text(json.dumps(fields | {"initializer_range": "small"}))
+    with pytest.raises(InputError, match=r"'initializer_range' expected float, got str \(value: 'small'\)"):
         load_dense(tmp_path)
 
 

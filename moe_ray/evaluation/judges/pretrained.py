@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
+
 from moe_ray.errors import InputError
+from moe_ray.models.whole_numbers import from_pretrained, reason_of
 
 
 def load_pretrained(kind: Any, path: str, *, setting: str, what: str, **options: Any) -> Any:
@@ -23,9 +26,9 @@ def load_pretrained(kind: Any, path: str, *, setting: str, what: str, **options:
     """
     folder = Path(path).expanduser()
     try:
-        return kind.from_pretrained(str(folder) if folder.is_dir() else path, **options)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
+        return from_pretrained(kind, str(folder) if folder.is_dir() else path, **options)
+    except (OSError, ValueError, StrictDataclassError) as error:
         raise InputError(
-            f"{setting} {path!r} cannot be loaded: {reason}; give a folder or hub name of a {what} in safetensors form"
+            f"{setting} {path!r} cannot be loaded: {reason_of(error)}; give a folder or hub name of a {what} in "
+            "safetensors form"
         ) from error

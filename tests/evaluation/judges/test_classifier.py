@@ -1,5 +1,8 @@
 """A local classifier's likeliest label is the verdict, and a classifier that cannot judge is refused before any work."""
 
+import json
+import shutil
+
 import pytest
 from conversations import conversation
 from tiny_classifier import save_tiny_classifier
@@ -58,4 +61,17 @@ def test_a_label_that_the_classifier_lacks_is_named_before_any_work(classifier):
 
 def test_a_classifier_that_is_not_there_is_an_error(tmp_path):
     with pytest.raises(InputError, match="cannot be loaded"):
+        check_judge(EvaluateConfig(judge="classifier", classifier=str(tmp_path)))
+
+
+@pytest.mark.slow
+def test_a_whole_number_for_a_float_is_read_and_a_text_refused_in_one_sentence(classifier, tmp_path):
+    shutil.copytree(classifier, tmp_path, dirs_exist_ok=True)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(fields | {"initializer_range": 1}))
+    (verdict,) = classified(tmp_path, [conversation("a b c", "d e f")]).values()
+    (of_the_same,) = classified(classifier, [conversation("a b c", "d e f")]).values()
+    assert verdict == of_the_same
+    (tmp_path / "config.json").write_text(json.dumps(fields | {"initializer_range": "small"}))
+    with pytest.raises(InputError, match=r"'initializer_range' expected float, got str .*; give a folder or hub name"):
         check_judge(EvaluateConfig(judge="classifier", classifier=str(tmp_path)))
