@@ -124,7 +124,6 @@ class Place:
             # Ray's sockets have paths of at most 107 bytes.
             "RAY_TMPDIR": str(self.temporary),
             # A crowded machine is no fault of a run.
-            "RAY_raylet_start_wait_time_s": "300",
             "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300",
             "RAY_agent_register_timeout_ms": "300000",
         }

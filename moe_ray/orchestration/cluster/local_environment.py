@@ -19,6 +19,8 @@ _LOCAL_ENVIRONMENT = {
     "RAY_worker_niceness": "0",
     "RAY_num_workers_soft_limit": "8",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # A node ends itself where its own agent is not there by then, which on a crowded machine half a minute is too short for.
+    "RAY_agent_register_timeout_ms": "120000",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
