@@ -98,6 +98,7 @@ class TestOnRay:
         assert str(tiny_model_path) in first
         assert "moe-ray-merged-" in second
 
+    @pytest.mark.exhaustive
     def test_drawn_answers_are_of_their_example_and_nothing_is_generated_twice(
         self, ray_cluster, tiny_model_path, held_out, tmp_path, asked
     ):

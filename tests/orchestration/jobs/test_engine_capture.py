@@ -84,6 +84,7 @@ class TestOnRay:
         assert notes["padding_share"] == 0.0
         assert "counted by vllm 0.32.0+fake; of" in describe_capture(notes)
 
+    @pytest.mark.exhaustive
     def test_rows_of_other_tokens_end_the_capture_before_anything_is_counted(
         self, ray_cluster, model, engine, tmp_path
     ):
@@ -98,6 +99,7 @@ class TestOnRay:
         wait_until_free(cpus, "the engines")  # which Ray ends some time after it is asked to
         assert ray.available_resources()["CPU"] == cpus["CPU"]
 
+    @pytest.mark.exhaustive
     def test_what_was_compared_is_not_compared_again(self, ray_cluster, model, engine, tmp_path, monkeypatch):
         write_batches(tmp_path / "prompts", 4)
         run = RunDirectory.open(str(tmp_path))
