@@ -34,13 +34,11 @@ from moe_ray.routing.counter import counting
 from moe_ray.routing.counts import ROLES, RoutingCounts
 from moe_ray.routing.encode_example import Encoded, encode_example
 from moe_ray.routing.engine_routes import Routes, compare_routes, count_row_routes
+from moe_ray.routing.window_plan import MIN_WINDOW
 from moe_ray.run_directory import CAPTURE, PARITY, PROMPTS, RunDirectory
 from moe_ray.storage.folder import Folder
 
 logger = logging.getLogger(__name__)
-
-_COMPARED_EXAMPLES = 64
-"""As many as a capture's first window has."""
 
 
 class EngineCaptureActor(CaptureActor):
@@ -163,12 +161,12 @@ def checked_engines(
     if not out.exists(PARITY):
         with (
             pool_for(job.model, models) as pool,
-            pool.working([todo[:_COMPARED_EXAMPLES]], OwnRoutes, job, what="routes to compare", gpus=gpus) as results,
+            pool.working([todo[:MIN_WINDOW]], OwnRoutes, job, what="routes to compare", gpus=gpus) as results,
         ):
             (own,) = results
         if not own:
             raise InputError(
-                f"capture.engine=vllm: none of the first {_COMPARED_EXAMPLES} examples can be run, so there is nothing to "
+                f"capture.engine=vllm: none of the first {MIN_WINDOW} examples can be run, so there is nothing to "
                 "hold its routes against; see the prompts, or set capture.engine=transformers"
             )
     with engine_pool(job.model, models, gpus=gpus, returns_routes=True) as engines:
