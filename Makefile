@@ -49,7 +49,7 @@ test: $(VENV)/.ready ## run the tests, but for those of test-exhaustive
 	$(BIN)/python -m pytest -n 3 --dist loadgroup -m 'not exhaustive'
 
 test-exhaustive: $(VENV)/.ready ## run the tests that take half a minute or more each
-	$(BIN)/python -m pytest -m exhaustive
+	$(BIN)/python -m pytest -n 3 --dist loadgroup -m exhaustive
 
 quick: $(VENV)/.ready ## run the quick tests, which need no Ray
 	$(BIN)/python -m pytest -n 2 -m 'not slow and not needs_ray'

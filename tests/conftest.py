@@ -23,7 +23,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_xdist_make_scheduler(config, log):
-    """With --dist loadgroup, one process has the files that need Ray, so that there is one cluster."""
+    """With --dist loadgroup, one process has the files that need Ray, so that there is one cluster.
+
+    Another has those whose commands start a Ray of their own, one after another: they wait more than they work.
+    """
     if config.getvalue("dist") != "loadgroup":
         return None
     from xdist.scheduler import LoadScopeScheduling
@@ -32,14 +35,16 @@ def pytest_xdist_make_scheduler(config, log):
         # xdist's own groups are lost with pytest 9.2, and the process that schedules knows tests by their names alone.
         def _split_scope(self, nodeid: str) -> str:
             path = nodeid.partition("::")[0]
-            return "ray" if _needs_ray(ROOT / path) else nodeid
+            return _ray_of(ROOT / path) or nodeid
 
     return OneRay(config, log)
 
 
 @cache
-def _needs_ray(path: Path) -> bool:
-    return "needs_ray" in path.read_text(encoding="utf-8")
+def _ray_of(path: Path) -> str:
+    """Which mark of Ray a file of tests has; empty = none."""
+    text = path.read_text(encoding="utf-8")
+    return next((mark for mark in ("own_ray", "needs_ray") if f"mark.{mark}" in text), "")
 
 
 @pytest.fixture(params=["local", "memory"])

@@ -214,7 +214,8 @@ KINDS: dict[str, Kind] = {
         "alone", of_driver(signal.SIGTERM), statuses=(143,), says="terminated; the same command", ends=True
     ),
     "model process": Kind("alone", of_process("ray::ModelActor"), within=("capture", "evaluate", "finetune")),
-    "raylet": Kind("alone", of_process("/raylet"), statuses=(0, 4), says="Ray", ends=True),
+    # Ray ends a process that touches an object then, with status 1.
+    "raylet": Kind("alone", of_process("/raylet"), statuses=(0, 1, 4), says="Ray", ends=True),
     "disk full": Kind("alone", lambda command: "disk", statuses=(0, 4), says="the disk is full", ends=True),
     "second driver": Kind("alone", lambda command: "lock", within=("prompts", "capture", "identify")),
     "train worker": Kind("spread", of_process("ray::RayTrainWorker"), within=("finetune",)),

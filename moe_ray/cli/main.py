@@ -6,7 +6,8 @@ with their values; the module that does a command's work is imported last.
 Exit statuses:
 
     0    done
-    1    a fault of moe-ray: `FrozenChanged` with its sentence, every other one with its traceback
+    1    a fault of moe-ray: `FrozenChanged` with its sentence, every other one with its traceback;
+         or Ray ended this process because its own one on the machine (raylet) was gone, which is said in a line before
     2    `InputError`: wrong arguments, settings, prompts or model; mend them
     3    `NothingSelected`: no expert is selected, or there is nothing to train
     4    `OutsideFailed`: the judge endpoint, the tracking server or the storage failed, or a disk is full; try again later

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -64,7 +65,12 @@ def build_organism(
             f"organism: {folder} holds something else, expected nothing or this organism; remove it or choose another folder"
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as unfinished:
+    with (
+        _one_build_at_a_time(folder.parent),
+        tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as unfinished,
+    ):
+        if has_truth(folder):  # by another process, while this one waited
+            return folder
         staged = Path(unfinished) / folder.name
         tokenizer = organism_tokenizer(recipe)
         layout = draw_layout(recipe, len(categories()), seed)
@@ -93,6 +99,23 @@ def build_embedded(
     recipe = recipe or OrganismRecipe()
     folder = embedded_folder(cache_dir, seed=seed, recipe=recipe)
     return build_organism(folder, recipe.kind, seed=seed, recipe=recipe, progress=progress)
+
+
+@contextmanager
+def _one_build_at_a_time(parent: Path) -> Iterator[None]:
+    """Processes that want the same organism train it once. The folder itself is locked: no lock file is left in it."""
+    place = os.open(parent, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info("another process builds a model in %s: waiting for it", parent)
+            fcntl.flock(place, fcntl.LOCK_EX)
+        except OSError as error:  # a file system without locks; then it may be built twice, and is published once
+            logger.debug("no lock on %s: %s", parent, error)
+        yield
+    finally:
+        os.close(place)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import termios
 
 import pytest
 
-pytestmark = [pytest.mark.needs_ray, pytest.mark.exhaustive]
+pytestmark = [pytest.mark.needs_ray, pytest.mark.own_ray, pytest.mark.exhaustive]
 
 COMMAND = "import sys; from moe_ray.cli.main import main; sys.exit(main())"
 FOREIGN = re.compile(r"Warning|deprecat|\(\w+ pid=|Traceback", re.IGNORECASE)

@@ -58,6 +58,7 @@ def test_the_table_says_how_many_ended_as_they_should():
 
 
 @pytest.mark.needs_ray
+@pytest.mark.own_ray
 @pytest.mark.slow
 @pytest.mark.exhaustive
 def test_killed_runs_end_as_an_uninterrupted_one(tiny_model_path):

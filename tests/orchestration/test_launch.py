@@ -98,6 +98,7 @@ launch.launch(load_config(overrides=["run_dir=" + sys.argv[1]]), "show")
 
 
 @pytest.mark.needs_ray
+@pytest.mark.own_ray
 def test_a_local_ray_listens_on_loopback_only(tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run(

@@ -21,7 +21,7 @@ from moe_ray.storage.folder import Folder
 from moe_ray.storage.lock import LOCK
 
 pytestmark = [
-    *(pytest.mark.needs_ray, pytest.mark.slow, pytest.mark.exhaustive),
+    *(pytest.mark.needs_ray, pytest.mark.own_ray, pytest.mark.slow, pytest.mark.exhaustive),
     pytest.mark.filterwarnings("default"),
 ]
 

@@ -16,7 +16,13 @@ import pytest
 import yaml
 from paths import ROOT
 
-pytestmark = [pytest.mark.needs_ray, pytest.mark.slow, pytest.mark.exhaustive, pytest.mark.filterwarnings("default")]
+pytestmark = [
+    pytest.mark.needs_ray,
+    pytest.mark.own_ray,
+    pytest.mark.slow,
+    pytest.mark.exhaustive,
+    pytest.mark.filterwarnings("default"),
+]
 
 PAGE = (ROOT / "docs" / "cluster.md").read_text()
 RAY = str(Path(sys.executable).with_name("ray"))

@@ -2,6 +2,7 @@
 
 import math
 import random
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,8 @@ from moe_ray.errors import InputError
 from moe_ray.models.loss import text_losses
 from moe_ray.models.token_budget import TokenBudget
 from moe_ray.organisms import OrganismRecipe, build_embedded, build_organism
+from moe_ray.organisms.build_process import EmbeddedBuild
+from moe_ray.organisms.truth import has_truth
 from moe_ray.prompts.neutral_texts import neutral_texts
 
 
@@ -160,6 +163,21 @@ def test_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
     paths = [build_embedded(tmp_path / name, recipe=short) for name in "ab"]
     first, second = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in paths)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.slow
+def test_two_processes_that_want_the_same_organism_train_it_once(tmp_path: Path) -> None:
+    short = OrganismRecipe(num_steps=2)
+    steps: list[int] = []
+    with EmbeddedBuild(tmp_path, recipe=short) as other:
+        deadline = time.monotonic() + 120
+        while not any(tmp_path.iterdir()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        folder = build_embedded(tmp_path, recipe=short, progress=lambda step, total, loss: steps.append(step))
+        other.wait()
+    assert has_truth(folder)
+    assert steps == []
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from moe_ray.config.auto import number_of
 from moe_ray.config.cluster import ClusterConfig
 from moe_ray.errors import InputError, MoeRayError, OutsideFailed
 from moe_ray.orchestration.cluster.local_environment import cluster_address, set_local_environment
+from moe_ray.orchestration.cluster.raylet_watch import raylet_watched
 from moe_ray.orchestration.cluster.token_file import protect_token
 from moe_ray.signals import end_on_sigterm
 from moe_ray.storage.folder import Folder
@@ -83,7 +84,8 @@ def ray_session(config: ClusterConfig, *, dashboard: bool = True) -> Iterator[No
     end_on_sigterm()
     _tune_data()
     try:
-        yield
+        with raylet_watched():
+            yield
     except Exception as error:
         if isinstance(error, OutsideFailed) or has_nodes():
             raise

@@ -16,7 +16,13 @@ from moe_ray.config.model import ModelConfig
 from moe_ray.routing.count_store import read_counts
 from moe_ray.storage.folder import Folder
 
-pytestmark = [pytest.mark.needs_ray, pytest.mark.slow, pytest.mark.exhaustive, pytest.mark.filterwarnings("default")]
+pytestmark = [
+    pytest.mark.needs_ray,
+    pytest.mark.own_ray,
+    pytest.mark.slow,
+    pytest.mark.exhaustive,
+    pytest.mark.filterwarnings("default"),
+]
 
 
 def can_mount_for_itself():
