@@ -5,6 +5,8 @@ lm-eval: Gao et al., "A framework for few-shot language model evaluation", https
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 from typing import Any
 
@@ -48,20 +50,21 @@ def lm_eval_scores(
             f"harness.lm_eval: lm-eval has no task {task.name!r}; see `lm-eval ls tasks`, or give a YAML file"
         )
     wrapped = huggingface.HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=config.batch_size)
-    results = evaluator.simple_evaluate(
-        model=wrapped,
-        tasks=[task.name],
-        num_fewshot=None if config.fewshot < 0 else config.fewshot,
-        limit=config.limit or None,
-        bootstrap_iters=0,
-        log_samples=True,
-        apply_chat_template=config.chat_template,
-        task_manager=manager,
-        random_seed=_SEED,
-        numpy_random_seed=_SEED,
-        torch_random_seed=_SEED,
-        fewshot_random_seed=_SEED,
-    )
+    with contextlib.redirect_stderr(io.StringIO()):  # bars of its own, between which nobody would see the stage's
+        results = evaluator.simple_evaluate(
+            model=wrapped,
+            tasks=[task.name],
+            num_fewshot=None if config.fewshot < 0 else config.fewshot,
+            limit=config.limit or None,
+            bootstrap_iters=0,
+            log_samples=True,
+            apply_chat_template=config.chat_template,
+            task_manager=manager,
+            random_seed=_SEED,
+            numpy_random_seed=_SEED,
+            torch_random_seed=_SEED,
+            fewshot_random_seed=_SEED,
+        )
     rows, logged = [], []
     for name, samples in results["samples"].items():
         title = task.title if task.file is not None and len(results["samples"]) == 1 else str(name)

@@ -51,3 +51,8 @@ def test_other_weights_in_the_same_object_give_other_scores(tmp_path):
 def test_a_limit_takes_the_first_samples(tmp_path):
     (table, _), _ = scores(build("olmoe"), tmp_path, limit=2)
     assert table["sample"].tolist() == ["0", "1"]
+
+
+def test_it_draws_no_bars_of_its_own(tmp_path, capsys):
+    scores(build("olmoe"), tmp_path)
+    assert capsys.readouterr().err == ""
