@@ -23,28 +23,31 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_xdist_make_scheduler(config, log):
-    """With --dist loadgroup, one process has the files that need Ray, so that there is one cluster.
-
-    Another has those whose commands start a Ray of their own, one after another: they wait more than they work.
-    """
+    """With --dist loadgroup, tests that share something expensive run in one process, all others wherever one is free."""
     if config.getvalue("dist") != "loadgroup":
         return None
     from xdist.scheduler import LoadScopeScheduling
 
-    class OneRay(LoadScopeScheduling):
+    class Shared(LoadScopeScheduling):
         # xdist's own groups are lost with pytest 9.2, and the process that schedules knows tests by their names alone.
         def _split_scope(self, nodeid: str) -> str:
             path = nodeid.partition("::")[0]
-            return _ray_of(ROOT / path) or nodeid
+            return _shared_by(path) or nodeid
 
-    return OneRay(config, log)
+    return Shared(config, log)
 
 
 @cache
-def _ray_of(path: Path) -> str:
-    """Which mark of Ray a file of tests has; empty = none."""
-    text = path.read_text(encoding="utf-8")
-    return next((mark for mark in ("own_ray", "needs_ray") if f"mark.{mark}" in text), "")
+def _shared_by(path: str) -> str:
+    """What the tests of a file share with others; empty = nothing.
+
+    Those that use the session's Ray are in one process, so that there is one cluster. Another has those whose commands
+    start a Ray of their own, one after another: they wait more than they work. Fixtures of a module are made once.
+    """
+    text = (ROOT / path).read_text(encoding="utf-8")
+    if mark := next((mark for mark in ("own_ray", "needs_ray") if f"mark.{mark}" in text), ""):
+        return mark
+    return path if 'scope="module"' in text else ""
 
 
 @pytest.fixture(params=["local", "memory"])

@@ -23,10 +23,10 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 PYTHON = (ROOT / "docs" / "python.md").read_text()
 
 
-@pytest.fixture(scope="module")
-def prompts(tmp_path_factory):
+@pytest.fixture
+def prompts(tmp_path):
     """Prompts of one category, so that a script takes seconds."""
-    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    path = tmp_path / "prompts.jsonl"
     rows = [record for record in embedded_records("train") if record["category"] == "fraud"]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
