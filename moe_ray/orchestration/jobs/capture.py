@@ -33,7 +33,17 @@ from moe_ray.report.run_text import describe_reasons
 from moe_ray.routing.count_keys import keys_of, remove_doubles, remove_unreadable, rows_without
 from moe_ray.routing.count_store import count_tokens
 from moe_ray.routing.window_plan import WindowPlan
-from moe_ray.run_directory import ATTEMPTS, CAPTURE, PARITY, PROMPTS, REJECTED, RESPONSES, SHORTENED, RunDirectory
+from moe_ray.run_directory import (
+    ABOUT_MODEL,
+    ATTEMPTS,
+    CAPTURE,
+    PARITY,
+    PROMPTS,
+    REJECTED,
+    RESPONSES,
+    SHORTENED,
+    RunDirectory,
+)
 from moe_ray.storage.folder import Folder
 
 logger = logging.getLogger(__name__)
@@ -66,7 +76,7 @@ def capture(
         `examples`, counted and quarantined ones; `tokens`, counted ones of all parts; `padding_share`, of the tokens that
         went through forward passes now (0 to 1; None where there were none); `forwards`, forward passes now; `halvings`,
         how often memory ran out; `quarantined` and `truncated`, examples; `reasons`, quarantined examples by reason;
-        `experts_are_copies`, of the model, see `models.expert_copies` (None where nothing was counted now); `own_answers`,
+        `experts_are_copies`, of the model, see `models.expert_copies` (None where an engine counted); `own_answers`,
         see `OwnAnswers`; where an engine counted also `engine`, what it was and how its routes agree with transformers'.
 
     Raises:
@@ -128,7 +138,6 @@ def _run(
             plan.measured(report.examples, report.seconds)
             for name in ("tokens", "padded", "forwards", "halvings"):
                 setattr(totals, name, getattr(totals, name) + getattr(report, name))
-            totals.experts_are_copies = report.experts_are_copies
             bad.add(report.quarantined)
             meter.advance(report.examples)
 
@@ -189,6 +198,7 @@ def _finish(run: RunDirectory, totals: WindowReport, *, examples: int) -> dict[s
         raise InputError("no example could be captured: " + describe_reasons(Counter(quarantined["reason"])))
     for name in (REJECTED, SHORTENED, ATTEMPTS):
         run.sub(name).delete()
+    about = out.read_json(ABOUT_MODEL) if out.exists(ABOUT_MODEL) else {"experts_are_copies": None}
     return {
         "examples": examples,
         "tokens": count_tokens(run.counts_folder),
@@ -198,7 +208,7 @@ def _finish(run: RunDirectory, totals: WindowReport, *, examples: int) -> dict[s
         "quarantined": len(quarantined),
         "truncated": len(shortened),
         "reasons": dict(Counter(quarantined["reason"].tolist())),
-        "experts_are_copies": totals.experts_are_copies,
+        "experts_are_copies": about["experts_are_copies"],
         "own_answers": _own_answers(run).as_dict(),
     }
 

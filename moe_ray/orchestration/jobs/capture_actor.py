@@ -42,7 +42,7 @@ from moe_ray.routing.counts import RoutingCounts, concat_counts
 from moe_ray.routing.crash_markers import Attempt
 from moe_ray.routing.encode_example import Encoded, encode_example
 from moe_ray.routing.row_scores import RowScorer
-from moe_ray.run_directory import ATTEMPTS, COUNTS, PROMPTS, REJECTED, RESPONSES, SHORTENED
+from moe_ray.run_directory import ABOUT_MODEL, ATTEMPTS, CAPTURE, COUNTS, PROMPTS, REJECTED, RESPONSES, SHORTENED
 from moe_ray.storage.fingerprint import content_hash
 from moe_ray.storage.folder import Folder
 
@@ -91,13 +91,13 @@ class CaptureActor(ModelWork):
         self.rejects, self.shortened, self.attempts = run.sub(REJECTED), run.sub(SHORTENED), run.sub(ATTEMPTS)
         self.budget = TokenBudget(job.config.tokens_per_forward)
         self.model_lock = threading.RLock()
-        self.experts_are_copies: bool | None = None
 
     @contextmanager
     def in_force(self) -> Iterator[None]:
-        """The counter is attached to the model."""
-        config = self.job.config
-        self.experts_are_copies = experts_are_copies(self.holder.model)
+        """The counter is attached to the model. What that is like is written first: a kill may follow any count."""
+        config, out = self.job.config, Folder.open(self.job.run_url).sub(CAPTURE)
+        if not out.exists(ABOUT_MODEL):
+            out.write_json(ABOUT_MODEL, {"experts_are_copies": experts_are_copies(self.holder.model)})
         with counting(self.holder.model, weights=config.weights, ids=config.ids) as self.counter:
             yield
 
@@ -114,7 +114,6 @@ class CaptureActor(ModelWork):
         with self.model_lock if attempt.is_repeated else nullcontext():
             window = Window(name=name, attempt=attempt)
             window.report.examples = len(positions)
-            window.report.experts_are_copies = self.experts_are_copies
             done = self._done_before(window)
             for start in range(0, len(positions), size):
                 self._count_chunk(window, start, positions[start : start + size], done)

@@ -31,7 +31,6 @@ class WindowReport:
         forwards: forward passes.
         halvings: how often memory ran out.
         quarantined: examples that could not be counted.
-        experts_are_copies: of the model; None where no process has looked.
     """
 
     examples: int = 0
@@ -41,7 +40,6 @@ class WindowReport:
     forwards: int = 0
     halvings: int = 0
     quarantined: int = 0
-    experts_are_copies: bool | None = None
 
 
 @dataclass(kw_only=True)

@@ -161,6 +161,14 @@ def test_a_capture_killed_before_its_manifest_forgets_no_shortened_example(tmp_p
     assert out.read_frame(TRUNCATED)["id"].tolist() == ["row3"]
 
 
+def test_a_capture_killed_before_its_manifest_still_knows_whether_experts_are_copies(ray_cluster, model, tmp_path):
+    write_batches(tmp_path / "prompts", 2)
+    run, _ = opened(tmp_path)
+    # The second counts nothing, as one that goes on after the last count.
+    notes = [capture(run, model, CaptureConfig(generate=False)) for _ in range(2)]
+    assert [(note["forwards"] > 0, note["experts_are_copies"]) for note in notes] == [(True, False), (False, False)]
+
+
 def test_too_many_bad_examples_stop_the_capture_and_its_actors_are_gone(ray_cluster, model, tmp_path):
     write_batches(tmp_path / "prompts", 5, changes=[(row, message("")) for row in range(3)])
     run, _ = opened(tmp_path)
