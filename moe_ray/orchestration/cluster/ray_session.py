@@ -30,6 +30,10 @@ from moe_ray.threads import variables_for_workers
 logger = logging.getLogger(__name__)
 
 _ANSWER_SECONDS = 10.0
+_NO_RAYLET = (
+    "Ray's own process on this machine (raylet) ended, and all model processes with it, as they do where memory runs out or "
+    "somebody kills it; what was done is kept, and the same command goes on where this one stopped"
+)
 _TOO_SLOW = ("timed out during startup", "error message from the dashboard", "Failed to start a dashboard")
 """What Ray says, beside the last lines of a log, of a process of its own that was not up in time."""
 _LOG_LEVELS = {
@@ -84,16 +88,17 @@ def ray_session(config: ClusterConfig, *, dashboard: bool = True) -> Iterator[No
     end_on_sigterm()
     _tune_data()
     try:
-        with raylet_watched():
+        with raylet_watched() as raylet:
             yield
+    except KeyboardInterrupt as error:
+        if raylet.has_ended:
+            raise OutsideFailed(_NO_RAYLET) from error
+        raise
     except Exception as error:
         if isinstance(error, OutsideFailed) or has_nodes():
             raise
         # Actors that cannot be started anywhere look like ones that end for want of memory.
-        raise OutsideFailed(
-            "Ray's own process on this machine (raylet) ended, and all model processes with it, as they do where memory "
-            "runs out or somebody kills it; what was done is kept, and the same command goes on where this one stopped"
-        ) from error
+        raise OutsideFailed(_NO_RAYLET) from error
     finally:
         ray.shutdown()
 

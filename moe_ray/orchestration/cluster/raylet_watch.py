@@ -1,7 +1,8 @@
-"""Says that Ray's own process on this machine has ended, before that ends this process.
+"""Ends the work of this process as soon as Ray's own process on this machine has ended, with a word to say so.
 
-Ray ends a process whose store of objects is gone at once, with status 1 and without a word, whenever the next object is
-touched; an exception that could be said in a sentence comes only where something else is noticed first.
+Left to itself Ray tries for some seconds to recover what is lost, in lines of its own, and ends this process with status 1
+and without a word when the next object is touched: its store is gone. An exception comes only where something else is
+noticed first.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import logging
 import os
 import select
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import ray
 
@@ -20,26 +23,34 @@ logger = logging.getLogger(__name__)
 ENDED = "Ray's own process on this machine (raylet) has ended; the same command goes on where this one stopped"
 
 
-@contextmanager
-def raylet_watched() -> Iterator[None]:
-    """Logs `ENDED` as soon as the raylet that this process started ends within the context.
+@dataclass
+class RayletWatch:
+    """Whether the raylet has ended."""
 
+    has_ended: bool = False
+
+
+@contextmanager
+def raylet_watched() -> Iterator[RayletWatch]:
+    """When the raylet that this process started ends within the context, logs `ENDED` and interrupts the main thread.
+
+    The interrupt is a `KeyboardInterrupt`, so that everything is put away as after Ctrl-C; `has_ended` tells it from one.
     Where that process or its end cannot be known (another system than Linux, a cluster that was there already), nothing is
     watched.
     """
-    pid = _pid_of_raylet()
+    watch, pid = RayletWatch(), _pid_of_raylet()
     try:
         ended = os.pidfd_open(pid) if pid else None
     except (AttributeError, OSError):  # no such call here, or it is gone already
         ended = None
     if ended is None:
-        yield
+        yield watch
         return
     reader, writer = os.pipe()
-    thread = threading.Thread(target=_say, args=(ended, reader), name="raylet watch", daemon=True)
+    thread = threading.Thread(target=_say, args=(watch, ended, reader), name="raylet watch", daemon=True)
     thread.start()
     try:
-        yield
+        yield watch
     finally:
         os.close(writer)
         thread.join()
@@ -47,13 +58,15 @@ def raylet_watched() -> Iterator[None]:
         os.close(ended)
 
 
-def _say(ended: int, over: int) -> None:
+def _say(watch: RayletWatch, ended: int, over: int) -> None:
     waiting = select.poll()  # select takes no descriptors above 1023
     for descriptor in (ended, over):
         waiting.register(descriptor, select.POLLIN)
     ready = [descriptor for descriptor, _ in waiting.poll()]
     if over not in ready:
+        watch.has_ended = True
         logger.error(ENDED)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
 def _pid_of_raylet() -> int:

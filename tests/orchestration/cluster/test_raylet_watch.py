@@ -11,18 +11,18 @@ from paths import ROOT
 from moe_ray.orchestration.cluster import raylet_watch
 from moe_ray.orchestration.cluster.raylet_watch import ENDED, raylet_watched
 
-# The next object that is touched ends the process, by Ray's own hand and with status 1.
-TOUCHES_OBJECTS = """
-import logging, os, signal, sys, time
+# Waits as a driver does.
+WAITS = """
+import logging, os, signal, time
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 from moe_ray.config.cluster import ClusterConfig
 from moe_ray.orchestration.cluster.ray_session import ray_session
 from moe_ray.orchestration.cluster.raylet_watch import _pid_of_raylet
 with ray_session(ClusterConfig(num_cpus=2), dashboard=False):
     import ray
+    sleeps = ray.remote(lambda: time.sleep(60)).remote()
     os.kill(_pid_of_raylet(), signal.SIGKILL)
-    time.sleep(0.5)
-    ray.put(bytes(1 << 20))
+    ray.get(sleeps)
 """
 
 
@@ -36,21 +36,27 @@ def raylet(monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="this system says of no process when it ends")
-def test_its_end_is_said_once_and_at_once(raylet, caplog):
-    with raylet_watched():
+def test_its_end_is_said_once_and_interrupts_what_is_done(raylet, caplog):
+    began = time.monotonic()
+
+    def works():
         os.kill(raylet.pid, signal.SIGKILL)
-        deadline = time.monotonic() + 10
-        while not caplog.messages and time.monotonic() < deadline:
-            time.sleep(0.01)
+        time.sleep(30)
+
+    with pytest.raises(KeyboardInterrupt), raylet_watched() as watch:
+        works()
+    assert watch.has_ended
+    assert time.monotonic() - began < 10
     assert caplog.messages == [ENDED]
     assert caplog.records[0].levelno == logging.ERROR
 
 
 def test_an_end_after_the_context_is_nobodys_concern(raylet, caplog):
-    with raylet_watched():
+    with raylet_watched() as watch:
         pass
     raylet.kill()
     raylet.wait()
+    assert not watch.has_ended
     assert caplog.messages == []
 
 
@@ -66,17 +72,19 @@ def test_what_is_not_there_is_not_watched(pid, monkeypatch, caplog):
 @pytest.mark.needs_ray
 @pytest.mark.own_ray
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="this system says of no process when it ends")
-def test_a_process_that_ray_ends_has_said_why():
+def test_work_on_a_ray_whose_raylet_is_killed_ends_with_a_sentence_and_soon():
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", TOUCHES_OBJECTS],
+        [sys.executable, "-c", WAITS],
         env=environment,
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
-    assert done.returncode == 1
-    assert ENDED in done.stderr.splitlines(), done.stderr
-    assert "Traceback" not in done.stderr
+    said = done.stderr.splitlines()
+    assert done.returncode == 1  # of Python, which nothing here catches an error for
+    assert ENDED in said, done.stderr
+    # Where Ray is faster, it has ended the process before there was anything to raise.
+    assert said[-1] == ENDED or said[-1].startswith("moe_ray.errors.OutsideFailed: Ray's own process"), done.stderr
