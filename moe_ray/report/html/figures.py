@@ -259,7 +259,7 @@ def before_after(name: str, title: str, rows: Sequence[BeforeAfter], *, what: st
             axes.errorbar(
                 values, positions, xerr=np.abs(reach), fmt="o", color="black", ms=2.5, elinewidth=1, capsize=2.5
             )
-        axes.set_yticks(range(len(shown)), [f"{label(row.name)} (n = {row.n})" for row in shown])
+        axes.set_yticks(range(len(shown)), [f"{label(row.name, lines=2)} (n = {row.n})" for row in shown])
         axes.invert_yaxis()
         axes.set_xlim(0, 1)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")

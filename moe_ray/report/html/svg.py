@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
@@ -67,10 +68,13 @@ def with_size(svg: str) -> str:
     return svg.replace("<svg", f'<svg width="{width}pt" height="{height}pt"', 1)
 
 
-def label(text: str) -> str:
-    """Untrusted text as a label: without control characters, and not too long."""
+def label(text: str, *, lines: int = 1) -> str:
+    """Untrusted text as a label: without control characters, on at most so many lines, and not too long."""
     clean = printable(text) or "uncategorised"
-    return clean if len(clean) <= _LONGEST_LABEL else clean[: _LONGEST_LABEL - 1] + "…"
+    wrapped = textwrap.wrap(clean, _LONGEST_LABEL)
+    if len(wrapped) > lines:
+        wrapped = [*wrapped[: lines - 1], wrapped[lines - 1][: _LONGEST_LABEL - 1] + "…"]
+    return "\n".join(wrapped)
 
 
 def _with_unique_ids(svg: str, name: str, title: str) -> str:

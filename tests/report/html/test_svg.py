@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from moe_ray.report.before_after import RATES
 from moe_ray.report.html.svg import draw, label
 
 
@@ -45,3 +46,13 @@ def test_labels_are_short_and_never_empty():
     assert label("") == "uncategorised"
     assert label("a\x1b") == "a\ufffd"
     assert label("x" * 30) == "x" * 23 + "…"
+
+
+def test_a_label_on_two_lines_is_cut_on_the_second():
+    assert label("safe prompts refused or degenerate", lines=2) == "safe prompts refused or\ndegenerate"
+    assert label("x" * 60, lines=2) == "x" * 24 + "\n" + "x" * 23 + "…"
+    assert label("short", lines=2) == "short"
+
+
+def test_the_names_that_are_ours_are_whole():
+    assert not [name for name in RATES.values() if "…" in label(name, lines=2)]
