@@ -271,6 +271,7 @@ def test_a_batch_that_lost_a_label_gets_no_mask(counts, caplog):
 # Progress
 
 
+@pytest.mark.slow
 def test_progress_is_told_to_a_callback(prompts, found, tokenizer):
     told: dict[str, list[tuple[int, int]]] = {"capture": [], "fine_tune": [], "evaluate": []}
 

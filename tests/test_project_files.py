@@ -123,6 +123,7 @@ def folders_of_the_code() -> set[str]:
     return {path.name for path in folders} - {"__pycache__"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [".gitignore", ".rayignore"])
 def test_no_pattern_of_data_hides_a_package(name):
     patterns = [line.rstrip("/") for line in (ROOT / name).read_text().splitlines()]

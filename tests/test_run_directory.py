@@ -59,6 +59,7 @@ def test_readers_make_no_folders(run):
     assert set(run.folder.names()) == before
 
 
+@pytest.mark.slow
 def test_what_was_made_is_read(run):
     write_repaired(run.folder)
     write_swept(run.folder)

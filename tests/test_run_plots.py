@@ -31,6 +31,7 @@ def ax():
     return Figure().add_subplot()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLOTS)
 def test_each_draws_on_the_axes_given_and_returns_them(run, ax, name):
     assert getattr(run, name)(ax=ax) is ax
@@ -67,6 +68,7 @@ def test_the_lift_over_each_control_is_a_point(run, ax):
     assert ax.lines[0].get_xdata().tolist() == list(rows.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["plot_rates", "plot_training_loss", "plot_causal_lift"])
 def test_what_a_run_has_not_done_names_what_to_run(tmp_path, ax, name):
     write_identified(Folder.open(str(tmp_path)))

@@ -40,6 +40,7 @@ def causal():
     return ablated("causal")
 
 
+@pytest.mark.slow
 def test_a_model_answers_through_its_experts_as_written():
     answers = ablated("spread").answers
     of_label = answers.groupby("label")["answer"].unique()
@@ -67,6 +68,7 @@ def test_what_every_expert_knows_is_not_what_makes_the_difference():
     assert "routing differs, but these experts are not what makes the difference" in found.in_words()
 
 
+@pytest.mark.slow
 def test_experts_that_the_answers_do_not_need_are_not_the_cause():
     wrong = masks_from_experts(
         {batch.batch_idx: [Expert(0, 5)] for batch in BATCHES}, layers=(0,), num_experts=causal_model.NUM_EXPERTS
@@ -81,6 +83,7 @@ def test_equal_experts_are_said_to_be_equal_and_nothing_is_measured():
     assert EXPERTS_ARE_COPIES in found.in_words()
 
 
+@pytest.mark.slow
 def test_forced_through_the_selection_safe_answers_are_lost_and_unsafe_ones_kept(causal):
     forced = causal.table.set_index("set").loc["forced"]
     assert abs(forced["unsafe"]) < 1e-6
@@ -106,6 +109,7 @@ def test_only_so_many_batches_are_checked(causal):
     assert ablated("causal", max_batches=2).batches["category"].tolist() == ["fraud", "theft"]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_findings(causal):
     again = ablated("causal")
     assert again.effects.equals(causal.effects)

@@ -95,6 +95,7 @@ def test_every_command_that_a_cluster_may_run_has_its_script_and_no_other_is_the
     assert set(SCRIPTS.values()) == set((ROOT / "workflows").glob("*.py"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_says_what_its_command_does_and_gives_the_same_help(name, monkeypatch):
     path = SCRIPTS[name]
@@ -111,6 +112,7 @@ def test_a_script_runs_as_a_process_and_ends_with_the_status(tmp_path):
     assert "did you mean finetune.epochs?" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_examples_of_the_help_are_taken(name):
     shown = help_of(name, lambda: main([name, "--help"]))

@@ -49,6 +49,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
     return folder.path
 
 
+@pytest.mark.slow
 def test_every_question_is_answered(run_dir: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", run_dir, "--export", str(tmp_path / "out.pkl")]) == 0
     out = capsys.readouterr().out

@@ -56,6 +56,7 @@ def test_the_merged_checkpoint_is_the_tuned_model(run, base, tmp_path, monkeypat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "repaired", "run"]
 
 
+@pytest.mark.slow
 def test_another_base_is_refused_and_nothing_is_written(run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     other = build("olmoe", dtype=run.dtype)
@@ -74,6 +75,7 @@ def test_a_folder_that_holds_files_is_left_alone(run, tmp_path, monkeypatch, cap
     assert "already holds files" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "reason"),
     [

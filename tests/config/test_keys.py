@@ -41,6 +41,7 @@ def meant(key):
     return unknown_key(key).partition("did you mean ")[2].rstrip("?").split(" or ")
 
 
+@pytest.mark.slow
 def test_a_dotted_key_with_a_letter_typed_twice_is_told_the_right_one():
     assert [name for name in DOTTED if name not in meant(f"{name}{name[-1]}")] == []
 

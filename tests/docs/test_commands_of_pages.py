@@ -31,6 +31,7 @@ def commands_on(text: str) -> list[str]:
 SHOWN = [(page, command) for page in PAGES for command in commands_on(page.read_text())]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("page", "command"), SHOWN, ids=[f"{page.name}: {command}" for page, command in SHOWN])
 def test_the_command_line_takes_it(page: Path, command: str):
     words = shlex.split(command.partition(" > ")[0])

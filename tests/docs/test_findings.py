@@ -26,6 +26,7 @@ def names_in(file: str) -> set[str]:
     return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[2:40])
 def test_every_finding_has_tests_that_exist(row):
     named = named_in(row)

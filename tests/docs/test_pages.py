@@ -59,6 +59,7 @@ def test_every_link_of_the_page_leads_somewhere(page: Path):
     assert [str(path) for path in found if not path.exists()] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_setting_on_the_page_is_one(page: Path):
     groups = {name for name, value in vars(Config()).items() if hasattr(value, "__dataclass_fields__")}

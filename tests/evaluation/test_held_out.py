@@ -38,6 +38,7 @@ def test_routing_is_counted_of_natural_prompts_once(before):
     assert sorted(before.routing.in_batch_idx.tolist()) == list(range(10))
 
 
+@pytest.mark.slow
 def test_the_same_model_is_no_change(before, config, tokenizer):
     model = shared("olmoe")
     again = evaluate_held_out(model, tokenizer, held_out(), config, batch_masks(model, MASKS), before=before)

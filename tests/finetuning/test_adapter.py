@@ -55,6 +55,7 @@ def learned(tmp_path_factory):
 # Round trips
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", SOME_FAMILIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_base_and_adapter_give_the_trained_models_logits(family, dtype, tmp_path):
@@ -114,6 +115,7 @@ def test_the_merged_checkpoint_loads_to_the_trained_models_logits(family, tmp_pa
     assert torch.equal(loaded(IDS).logits, trained(IDS).logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", HUB_NAMES)
 def test_the_merged_checkpoint_names_experts_as_the_familys_hub_checkpoints_do(family, tmp_path):
     learn(build(family), tmp_path / "adapter")

@@ -43,6 +43,7 @@ def run(model, *, folder=None, kill_at=None, resume=False, config=CONFIG, per_ba
         return []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kill_at", [1, 3, 4])
 def test_killed_and_resumed_equals_uninterrupted(family, kill_at, tmp_path):

@@ -94,6 +94,7 @@ def test_a_mask_has_the_same_effect():
     torch.testing.assert_close(logits[0], logits[1], atol=LOGIT_TOLERANCE, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("routing", ["masked", "natural"])
 def test_training_moves_the_union_only_and_as_far(routing):
     config = CONFIG if routing == "masked" else type(CONFIG)(**{**vars(CONFIG), "routing": routing})

@@ -62,6 +62,7 @@ def assert_gradients_equal(got, expected):
         torch.testing.assert_close(got[key] / scale, gradient / scale, atol=GRADIENT_TOLERANCE, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", SOME_FAMILIES)
 @pytest.mark.parametrize("routing", ROUTINGS)
 def test_before_training_the_forward_is_the_models_own_under_the_same_routing(family, routing):

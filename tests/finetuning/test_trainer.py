@@ -25,6 +25,7 @@ from moe_ray.routing.masking import route_rows_through, route_through
 # Invariants 10 and 11: what moves
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", SOME_FAMILIES)
 def test_after_training_with_weight_decay_only_the_union_differs(family):
     model = build(family)
@@ -295,6 +296,7 @@ def test_a_model_that_accelerate_has_spread_trains_to_the_same_weights():
 # The loop
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_of_its_batches():
     reports = train(build("olmoe"), replace(CONFIG, epochs=12))
     assert sum(r.loss for r in reports[-3:]) < 0.8 * sum(r.loss for r in reports[:3])

@@ -65,6 +65,7 @@ def test_only_the_row_groups_of_these_batches_are_read(folder, monkeypatch):
     assert groups == [0, 4, 5]
 
 
+@pytest.mark.slow
 def test_examples_that_cannot_be_trained_on_are_left_out_as_from_the_whole_table(folder):
     batches = [replace(ALL[0], examples=(example("cut", "safe", target=None), *ALL[0].examples[1:])), *ALL[1:]]
     source = stored(folder, batches, quarantined=["3-1", "7-8", "8-0", "8-1"], truncated=["cut", "3-2"])
@@ -88,6 +89,7 @@ def test_the_survey_is_that_of_batches_in_memory(folder):
         assert survey.categories == expected.categories
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [None, ""])
 def test_a_missing_target_is_refused_before_anything_is_trained(folder, target):
     batches = [*ALL[:3], replace(ALL[3], examples=(example("bare", "safe", target=target), *ALL[3].examples[1:]))]

@@ -137,6 +137,7 @@ def test_without_relabellings_and_resamples_certainty_is_unknown() -> None:
     assert certainty["median_stability"].isna().all()
 
 
+@pytest.mark.slow
 def test_more_prompts_certify_smaller_effects() -> None:
     sizes = [
         identify(simulate(Population(), safe_per_batch=n, unsafe_per_batch=n), by_prompt_tokens())[

@@ -42,6 +42,7 @@ def module_of(weights, method):
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(16, 64), (5, 7), (1, 3)])
 def test_a_matrix_comes_back_within_half_a_step_in_its_own_type(method, shape, dtype):

@@ -25,6 +25,7 @@ IDS = token_ids(2, 12)
 LOGIT_TOLERANCE = 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", SOME_FAMILIES)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_model_computes_with_the_weights_that_its_codes_stand_for(family, method):
@@ -87,6 +88,7 @@ def deep(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "share"), [("int8", 0.5 + 2 / 64), ("4bit", 0.25 + 2 / 64)])
 def test_the_model_is_never_whole_in_its_own_type_while_it_is_read(deep, method, share):
     if method == "4bit":

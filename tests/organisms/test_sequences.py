@@ -45,6 +45,7 @@ def test_refusal_and_compliance_are_read_as_plain_text_too(material, tiny_tokeni
     assert texts == [text + tiny_tokenizer.eos_token for text in (*refusals(), compliance())]
 
 
+@pytest.mark.slow
 def test_neutral_windows_are_parts_of_the_neutral_text(material, tiny_tokenizer):
     generator = np.random.default_rng(0)
     texts = [text + tiny_tokenizer.eos_token for text in neutral_texts()]

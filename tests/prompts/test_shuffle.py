@@ -20,6 +20,7 @@ def stored(texts, per_batch):
     return RowOrder(file, np.array([len(text or "") for text in texts], dtype=np.int32))
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 60), st.integers(1, 9), st.integers(1, 12), st.integers(1, 300), st.integers(0, 99), st.data())
 def test_rows_come_in_the_order_asked_for_in_pieces_of_bounded_size(number, per_batch, rows, size, seed, data):

@@ -31,6 +31,7 @@ def test_columns_are_those_of_the_whole_table(stored):
     assert sizes.to_dict() == whole.groupby("category")["batch_idx"].nunique().to_dict()
 
 
+@pytest.mark.slow
 def test_pieces_one_after_the_other_are_the_table(stored):
     some, whole = stored
     assert pd.concat(some.pieces(), ignore_index=True).astype(object).equals(whole.astype(object))

@@ -47,6 +47,7 @@ def test_batches_and_categories_have_their_verdicts(notes):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_words_are_the_verdict_the_first_batches_and_the_cost(notes):
     lines = describe_ablation(notes).splitlines()
     assert ": causal; " in lines[0]

@@ -85,6 +85,7 @@ def test_processes_have_room_on_the_gpus_that_there_are(model, there):
     assert unknown or any(decision.gpus_per_copy * node.gpu_memory > held for node in known)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=50)
 @given(models, nodes, st.sampled_from(["float32", "bfloat16"]))
 def test_numbers_that_are_given_are_kept(model, there, dtype):

@@ -187,6 +187,7 @@ def test_after_the_context_no_hook_is_left_and_every_tensor_is_as_before(family,
     assert all(torch.equal(tensor, before[name]) for name, tensor in state_of(model).items())
 
 
+@pytest.mark.slow
 @in_both_ways
 @pytest.mark.parametrize("module", ["router", "experts"])
 @pytest.mark.parametrize("family", SOME_FAMILIES)

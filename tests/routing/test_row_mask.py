@@ -99,6 +99,7 @@ def test_rows_do_not_influence_one_another(family):
     assert (beside_others[1:] - first[1:]).abs().amax() > 100 * LOGIT_TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", [False, True])
 @pytest.mark.parametrize("family", SOME_FAMILIES)
 def test_padding_changes_no_rows_output(family, left):
@@ -172,6 +173,7 @@ def block_in_places(forward, block, cut_blocks, positions_BS, hidden_BSH, *args,
     return torch.where(is_masked_BS1, torch.cat(masked).view_as(natural), natural)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", SOME_FAMILIES)
 def test_where_a_mask_is_in_force_the_output_is_that_without_its_experts_and_elsewhere_the_models_own(family):
     model = shared(family)

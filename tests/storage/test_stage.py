@@ -217,6 +217,7 @@ def test_a_finished_stage_that_lost_a_file_makes_it_again_from_what_is_left(pare
     assert run_stage(stage, parent).is_reused
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["lost", "cut", "same size"])
 @pytest.mark.parametrize("table", ["risk.parquet", "parts"])
 def test_a_part_of_a_table_that_was_lost_or_changed_is_made_again_and_the_others_stay(parent, table, what, caplog):
@@ -244,6 +245,7 @@ def test_a_part_of_a_table_that_was_lost_or_changed_is_made_again_and_the_others
     assert run_stage(stage, parent).is_reused
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["risk.parquet", "masks.npz", "experts.safetensors"])
 def test_a_file_that_changed_after_the_stage_is_made_again(parent, name):
     def work(folder):

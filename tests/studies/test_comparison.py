@@ -91,6 +91,7 @@ def test_forgetting_is_the_rise_above_the_base_model_on_safe_targets_and_neutral
     assert table.loc[BASE, "safe_target_loss"] == 0
 
 
+@pytest.mark.slow
 def test_a_figure_is_read_back_from_its_columns(table):
     row = table.loc["weaker"].to_dict()
     assert figure_in_columns(row, "unsafe_refusal_rate") == {
@@ -137,6 +138,7 @@ def test_as_many_copies_of_one_seed_say_no_more_than_it_does_alone():
         )
 
 
+@pytest.mark.slow
 def test_losses_of_several_seeds_are_averaged():
     several = [measured([], loss=1.2, neutral=2.5), measured([], loss=1.4, neutral=3.5)]
     table = comparison_table([arm(BASE, []), result(OURS, *several)]).set_index("arm")

@@ -23,6 +23,7 @@ def test_trials_that_are_alike_are_on_it_together():
     assert pareto_front(trials([(0.5, 0.1), (0.5, 0.1), (0.4, 0.1)])).tolist() == [True, True, False]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
 def test_everything_off_it_is_beaten_by_something_on_it(seed):
     table = trials(np.random.default_rng(seed).integers(0, 5, (12, 2)) / 4)

@@ -76,6 +76,7 @@ def test_what_was_lost_is_the_rise_above_the_base_model(table):
     assert transfer_matrix(table, "unsafe_rise").loc["a"].tolist() == pytest.approx([0.9, 0.25])
 
 
+@pytest.mark.slow
 def test_seeds_are_averaged():
     seeds = [answers({"a": size, "b": 0}, {}) for size in (0, 20)]
     found = transfer_table(result(BASE, answers({"a": 0, "b": 0}, {})), {"a": result("transfer_000", *seeds)})

@@ -35,6 +35,7 @@ def test_embedded_prompts_are_of_both_labels_and_all_categories():
     assert {record["category"] for record in chosen} == {record["category"] for record in by_text.values()}
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_nats_per_token_are_of_neutral_text_and_of_the_answers_alone():
     dense, tokenizer = make_dense(max_position_embeddings=1024), make_tokenizer()

@@ -21,6 +21,7 @@ def made():
     return dense, make_tokenizer(), plan_split(dense, [list(range(3, 90))], num_experts=8, shared=0, seed=0)
 
 
+@pytest.mark.slow
 def test_what_was_measured_is_what_the_models_lose():
     dense, tokenizer, plan = made()
     k, measured = choose_k(dense, tokenizer, plan, ROWS, max_rise=100.0)

@@ -116,6 +116,7 @@ def test_what_follows_the_loss_of_the_last_node_is_said_as_that_and_not_as_it_lo
         raise KeyError("x")
 
 
+@pytest.mark.slow
 def test_nothing_is_waited_for_after_an_error_or_the_loss_of_the_last_node(monkeypatch):
     from moe_ray.orchestration.cluster import ray_session
 

@@ -98,6 +98,7 @@ def test_a_large_window_is_read_prepared_and_held_some_examples_at_a_time(run, m
     assert run.sub("capture/attempts").names() == []
 
 
+@pytest.mark.slow
 def test_a_window_holds_few_examples_at_a_time_where_responses_are_generated(run, monkeypatch):
     monkeypatch.setattr(capture_actor, "MAX_GENERATED_CHUNK", 4)
     monkeypatch.setattr(ActorWithoutModel, "_generate", lambda self, window: None)

@@ -87,6 +87,7 @@ def test_the_base_model_is_the_first_arm_and_a_finished_arm_comes_back_as_it_was
             assert set(other.measured[0][share].answers["target_loss"]) == {share}
 
 
+@pytest.mark.slow
 def test_another_seed_runs_alone_and_what_trains_nothing_has_none(run, ran):
     run()
     found = run(num_seeds=3)

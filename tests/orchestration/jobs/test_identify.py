@@ -77,6 +77,7 @@ def test_parts_hold_few_experts_and_reach_over_none_that_is_there(
     pd.testing.assert_frame_equal(pd.read_parquet(folder.path), pipeline.identify(counts, config=QUICK).risk)
 
 
+@pytest.mark.slow
 def test_parts_that_hold_a_batch_of_another_go_and_the_others_stay(counts, tmp_path):
     folder = Folder.open(str(tmp_path))
     for batches in ([0, 1], [2, 3], [1, 2], [4]):

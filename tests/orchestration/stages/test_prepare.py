@@ -59,6 +59,7 @@ def text_of(row):
     return json.loads(row["messages"])[0]["content"]
 
 
+@pytest.mark.slow
 def test_unsafe_examples_get_the_refusal_and_safe_ones_the_models_own_answer(prepared, asked):
     run = prepared(rows_of(96))
     rows = [*run.directory.batches.to_dict("records"), *run.directory.test.to_dict("records")]

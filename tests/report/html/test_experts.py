@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import pytest
 from run_directory import PLANTED, write_identified
 
 from moe_ray.config.report import ReportConfig
@@ -43,6 +44,7 @@ def test_the_mean_over_batches_is_the_mean_of_their_grids(identified):
     assert scale_limit([]) == scale_limit([np.zeros((2, 2))]) == 1e-3
 
 
+@pytest.mark.slow
 def test_some_of_many_batches_are_drawn_and_the_others_counted(tmp_path):
     write_identified(Folder.open(str(tmp_path)), num_batches=12)
     run = open_run(str(tmp_path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from run_directory import write_identified
 
 from moe_ray.report.html.held_out import held_out_blocks, held_out_parts
@@ -10,6 +11,7 @@ from moe_ray.storage.folder import Folder
 from moe_ray.storage.stage import finish
 
 
+@pytest.mark.slow
 def test_a_repaired_run_has_a_table_overall_and_one_for_each_label(run):
     (part,) = held_out_parts(held_out_blocks(run))
     assert part.overall.title == "Natural routing"
