@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_ray.models.forward_groups import GroupContext, as_it_is
+from moe_ray.models.sending import sent
 from moe_ray.models.token_budget import TokenBudget
 from moe_ray.models.tokenization import IGNORED, TokenizedRow, pad_rows, pad_token_id
 
@@ -25,7 +26,7 @@ def answer_loss(model: PreTrainedModel, rows: Sequence[TokenizedRow], *, pad_id:
     are the largest tensors of a pass, and prompts are mostly longer than answers.
     """
     padded = pad_rows(rows, pad_id=pad_id)
-    kept_U, places_BP, labels_BP = (tensor.to(model.device) for tensor in _answer_places(rows))
+    kept_U, places_BP, labels_BP = (sent(tensor, model.device) for tensor in _answer_places(rows))
     padded = padded.to(model.device)
     output = model(
         input_ids=padded.input_ids_BS,

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from moe_ray.chat_messages import Message
 from moe_ray.errors import InputError
 from moe_ray.models.chat_template import answer_form, render
+from moe_ray.models.sending import sent
 from moe_ray.models.template_spans import Span, content_spans
 from moe_ray.models.thoughts import split_thought, without_opening, without_thought
 
@@ -70,7 +71,7 @@ class PaddedRows:
 
     def to(self, device: torch.device | str) -> PaddedRows:
         """The same rows on another device."""
-        return PaddedRows(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+        return PaddedRows(**{name: sent(tensor, device) for name, tensor in vars(self).items()})
 
 
 def encode_prompt(

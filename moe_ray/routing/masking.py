@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from moe_ray.errors import InputError, NothingSelected
 from moe_ray.experts import Mask
 from moe_ray.models.moe_layers import MoELayer, find_moe_layers, uncompiled
+from moe_ray.models.sending import sent
 from moe_ray.models.unmaskable import refuse_unmaskable
 from moe_ray.routing.layer_mask import COUNTS, EditedRouter, LayerMask, function_modes_ended, has_mask
 from moe_ray.routing.row_mask import RowLayerMask, RowsOfPass
@@ -191,6 +192,6 @@ def _layers_with_experts(model: nn.Module, mask: npt.NDArray[np.bool_], *, by_ro
         device = next(layer.experts.parameters()).device
         if by_layer[row].any():
             if device not in on_device:
-                on_device[device] = torch.from_numpy(by_layer).to(device)
+                on_device[device] = sent(torch.from_numpy(by_layer), device)
             found.append(_OfLayer(layer, on_device[device][row], by_layer[row]))
     return found
