@@ -11,11 +11,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.pop("COLUMNS", None)
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from paths import ROOT
 
 # An example that took long on a busy machine is no fault.
-settings.register_profile("busy", deadline=None)
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")
 
 
