@@ -9,7 +9,7 @@ import pytest
 from moe_ray.config.io import load_config
 from moe_ray.demo.examples import embedded_records
 from moe_ray.errors import InputError
-from moe_ray.evaluation.target_check import refuse_complying_targets
+from moe_ray.evaluation.target_check import refuse_complying_targets, refuse_targets_without_answer
 from moe_ray.prompts.examples import Example
 from moe_ray.prompts.prompt_set import read_prompts
 
@@ -29,6 +29,30 @@ def test_the_targets_of_advbench_are_refused_with_what_to_do():
     ) as error:
         refuse_complying_targets(examples(targets))
     assert "prompts.allow_complying_targets=true" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "thought", ["<think>\nThey ask", " <think>Hm.</think>\n", "[THINK]a[/THINK]", "<|channel|>analysis<|message|>Hm."]
+)
+def test_a_target_that_is_a_thought_alone_is_refused_by_name(thought, tmp_path):
+    with pytest.raises(
+        InputError, match=r"1 of the examples have a `target` that is a thought without an answer.*\(u1\)"
+    ):
+        refuse_targets_without_answer(examples([REFUSAL, thought, None]))
+    rows = [{"prompt": f"p{n}", "label": "safe", "target": [None, "", "Yes.", thought][n % 4]} for n in range(8)]
+    path = tmp_path / "mine.jsonl"
+    path.write_text("\n".join(map(json.dumps, [*rows, *({"prompt": f"u{n}", "label": "unsafe"} for n in range(8))])))
+    config = load_config(None, [f"prompts.files=[{path}]", "prompts.safe_per_batch=1", "prompts.unsafe_per_batch=1"])
+    with pytest.raises(InputError, match=r"2 of the examples.*\(mine:4\)"):
+        refuse_targets_without_answer(read_prompts(config).examples)
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["<think>Hm.</think>No.", "Hm.</think>No.", "Write <think> first.", "", None, "<|channel|>final<|message|>No."],
+)
+def test_a_thought_before_an_answer_and_a_text_about_thoughts_are_fine(target):
+    refuse_targets_without_answer(examples([target]))
 
 
 @pytest.mark.parametrize(
