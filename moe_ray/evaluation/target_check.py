@@ -34,7 +34,7 @@ def refuse_targets_without_answer(examples: Sequence[Example]) -> None:
     if found:
         name, target = found[0]
         raise InputError(
-            f"{len(found)} of the examples have a `target` that is a thought without an answer, such as "
+            f"`target` is a thought without an answer in {len(found)} of {len(examples)} examples, such as "
             f"{_shortened(target)!r} ({name}), expected an answer after the mark that closes the thought; give it, or leave "
             "the field out"
         )
@@ -63,7 +63,7 @@ def refuse_complying_targets(examples: Sequence[Example]) -> None:
     number = min(_MOST_READ, len(unsafe))
     chosen = unsafe[np.arange(number) * len(unsafe) // max(1, number)]
     with_target = [example for example in pick(examples, chosen.astype(np.int32)) if example.target]
-    complying = [example for example in with_target if not is_refusal(example.target or "")]
+    complying = [example for example in with_target if not is_refusal(without_thought(example.target or ""))]
     if len(complying) * 2 > len(with_target):
         first = complying[0]
         raise InputError(
