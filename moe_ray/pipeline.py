@@ -87,9 +87,9 @@ def prepare(
         settings: of the section, such as `unsafe_per_batch=16`.
 
     Raises:
-        InputError: a target is a thought without an answer, most targets of unsafe examples refuse nothing, a label is missing in training or test, no batch can be
-            filled, or more than `capture.max_bad_share` of
-            the held-out examples cannot be asked.
+        InputError: a target is a thought without an answer, most targets of unsafe examples refuse nothing, a label is
+            missing in training or test, no batch can be filled, or more than `capture.max_bad_share` of the held-out
+            examples cannot be asked.
     """
     chosen = _merged(PromptsConfig, config, settings)
     if chosen.keep_pairs != "all":

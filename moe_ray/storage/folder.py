@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from moe_ray.errors import InputError, OutsideFailed
-from moe_ray.storage.protocols import cure_of
 from moe_ray.storage.damage import check_columns, reading
+from moe_ray.storage.protocols import cure_of
 
 _NOTHING_TO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
 _READ_ONLY = {"http", "https", "data", "zip", "tar", "libarchive", "git", "github"}
