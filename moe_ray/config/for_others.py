@@ -20,7 +20,7 @@ from moe_ray.config.run import Config
 
 _OF_ONE_PLACE = ("run_dir", "cache_dir", "tracking", "cluster")
 """Settings that say where a run was made, and not what came out."""
-_PLAIN_TEXTS = ("prompts.refusal", "attack.prefix", "attack.affirmations")
+_PLAIN_TEXTS = ("prompts.refusal", "attack.prefix", "attack.affirmations", "model.chat_template_options")
 """Settings whose text is text, whatever it begins with."""
 _FILES = ("prompts.files", "evaluate.neutral_file", "evaluate.judge_check")
 _FOLDERS = ("model.path", "evaluate.classifier", "evaluate.guard")
@@ -82,7 +82,7 @@ def _without_places(value: Any, key: str) -> Any:
         return {name: _without_places(item, f"{key}.{name}" if key else str(name)) for name, item in value.items()}
     if isinstance(value, list):
         return [_without_places(item, key) for item in value]
-    if not isinstance(value, str) or not value or key in _PLAIN_TEXTS:
+    if not isinstance(value, str) or not value or key.startswith(_PLAIN_TEXTS):
         return value
     if key in _FOLDERS:
         return checkpoint_for_others(value)

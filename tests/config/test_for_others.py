@@ -68,6 +68,7 @@ def test_paths_are_found_wherever_settings_hold_them_and_texts_stay_texts():
         Config(),
         {
             "prompts.refusal": "/no, I will not.",
+            "model.chat_template_options": {"mode": "/no_think"},
             "model.vllm_options": {"download_dir": "/scratch/ada"},
             "evaluate.judge_options": {"a": {"b": "~/ada/key"}},
             "harness.inspect": ["ada/own.py@mine", "inspect_evals/x"],
@@ -75,6 +76,7 @@ def test_paths_are_found_wherever_settings_hold_them_and_texts_stay_texts():
     )
     settings = settings_for_others(config, names_only=True)
     assert settings["prompts"]["refusal"] == "/no, I will not."
+    assert settings["model"]["chat_template_options"] == {"mode": "/no_think"}
     assert settings["model"]["vllm_options"] == {"download_dir": "ada"}
     assert settings["evaluate"]["judge_options"] == {"a": {"b": "key"}}
     assert settings["harness"]["inspect"] == ["own.py@mine", "inspect_evals/x"]
