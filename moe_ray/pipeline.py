@@ -31,7 +31,7 @@ from moe_ray.errors import InputError
 from moe_ray.evaluation.evaluate import assign_reference_batches
 from moe_ray.evaluation.held_out import NO_BATCH, Evaluation, evaluate_held_out
 from moe_ray.evaluation.own_answers import OwnAnswers, refusals_warning
-from moe_ray.evaluation.target_check import refuse_complying_targets
+from moe_ray.evaluation.target_check import refuse_complying_targets, refuse_targets_without_answer
 from moe_ray.experts import ExpertMasks, ShortLayers
 from moe_ray.finetuning.callbacks import Callback
 from moe_ray.finetuning.fine_tune import FineTuned
@@ -87,9 +87,9 @@ def prepare(
         settings: of the section, such as `unsafe_per_batch=16`.
 
     Raises:
-        InputError: most targets of unsafe examples refuse nothing, a label is missing in training or test, no batch can be
-            filled, or more than `capture.max_bad_share` of
-            the held-out examples cannot be asked.
+        InputError: a target is a thought without an answer, most targets of unsafe examples refuse nothing, a label is
+            missing in training or test, no batch can be filled, or more than `capture.max_bad_share` of the held-out
+            examples cannot be asked.
     """
     chosen = _merged(PromptsConfig, config, settings)
     if chosen.keep_pairs != "all":
@@ -97,6 +97,7 @@ def prepare(
             f"prompts.keep_pairs={chosen.keep_pairs}: which pairs are kept takes judged answers to all of them; let a run "
             "find them (moe-ray prepare), or give only the examples to keep"
         )
+    refuse_targets_without_answer(examples)
     if not chosen.allow_complying_targets:
         refuse_complying_targets(examples)
     prompts = group_examples(examples, Config(prompts=chosen, seed=seed))

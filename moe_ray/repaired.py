@@ -29,6 +29,7 @@ from moe_ray.models.loading import load_model
 from moe_ray.run_directory import CONFIG, open_run
 from moe_ray.storage.folder import Folder
 from moe_ray.storage.hub import fetch_folder, push_folder
+from moe_ray.storage.protocols import cure_of
 
 _CARD = "README.md"
 
@@ -218,7 +219,8 @@ def _stored(name: str) -> Folder | None:
         fs, path = fsspec.url_to_fs(name, use_listings_cache=False)
         is_run, is_adapter = (fs.exists(f"{path}/{file}") for file in (CONFIG, HEADER))
     except Exception as error:  # what a storage's library raises is of its own kind
-        raise InputError(f"{name!r} cannot be opened: {error}; give a run, an adapter or a hub name") from error
+        cure = cure_of(error, name, "give a run, an adapter or a hub name")
+        raise InputError(f"{name!r} cannot be opened: {error}; {cure}") from error
     if is_adapter:
         return Folder.open(name)
     return open_run(name).learned_experts if is_run else None

@@ -50,6 +50,7 @@ from moe_ray.routing.counts import RoutingCounts
 from moe_ray.run_plots import RunPlots
 from moe_ray.storage.damage import reading
 from moe_ray.storage.folder import Folder
+from moe_ray.storage.protocols import cure_of
 from moe_ray.storage.stage import is_finished, read_manifest
 
 When = Literal["before", "after"]
@@ -387,7 +388,8 @@ def open_run(url: str) -> RunDirectory:
         fs, path = fsspec.url_to_fs(url, use_listings_cache=False)
         is_there = fs.exists(f"{path}/{CONFIG}")
     except Exception as error:  # what a storage's library raises is of its own kind
-        raise InputError(f"{url!r} cannot be opened: {error}; give the run_dir of a run") from error
+        cure = cure_of(error, url, "give the run_dir of a run")
+        raise InputError(f"{url!r} cannot be opened: {error}; {cure}") from error
     if not is_there:
         raise InputError(f"{url!r} is not a run directory (no {CONFIG}); give the run_dir of a run")
     return RunDirectory.open(url)

@@ -20,14 +20,15 @@ logger = logging.getLogger("moe_ray.merge")
 def run(arguments: argparse.Namespace) -> None:
     """Writes the repaired model of the run in `run_dir` to `out`, and to the hub where it is asked for."""
     repository = make_repository(arguments.push_to_hub, private=arguments.private) if arguments.push_to_hub else None
-    merge(arguments.run_dir, arguments.out, base=arguments.base, dtype=arguments.dtype)
+    pushed = repository is not None
+    merge(arguments.run_dir, arguments.out, base=arguments.base, dtype=arguments.dtype, names_only=pushed)
     logger.info("wrote %s", arguments.out)
     if repository is not None:
         address = push_folder(arguments.out, repository, commit_message="A model that moe-ray repaired")
         logger.info("pushed to %s", address)
 
 
-def merge(run_dir: str, out: Path, *, base: str = "", dtype: str = "auto") -> None:
+def merge(run_dir: str, out: Path, *, base: str = "", dtype: str = "auto", names_only: bool = False) -> None:
     """Writes base model + learned experts of a finished run, with its model card and the settings that make it again.
 
     Args:
@@ -35,6 +36,7 @@ def merge(run_dir: str, out: Path, *, base: str = "", dtype: str = "auto") -> No
         out: folder; must not exist or be empty.
         base: the base model's folder or hub name; empty = as the run's learned experts name it.
         dtype: of the base model; auto = that in which the experts were learned.
+        names_only: the settings name files and folders without where they lie, for a model that others get.
 
     Raises:
         InputError: the run has no learned experts, or the base is not theirs.
@@ -46,16 +48,16 @@ def merge(run_dir: str, out: Path, *, base: str = "", dtype: str = "auto") -> No
         # Adapters of earlier versions do not say.
         dtype = str(header.get("dtype", "auto"))
     with local_adapter(learned) as adapter:
-        _write(finished, adapter, out, base=base or str(header["base"]), dtype=dtype)
+        _write(finished, adapter, out, base=base or str(header["base"]), dtype=dtype, names_only=names_only)
 
 
-def _write(finished: RunDirectory, adapter: Path, out: Path, *, base: str, dtype: str) -> None:
+def _write(finished: RunDirectory, adapter: Path, out: Path, *, base: str, dtype: str, names_only: bool) -> None:
     header = read_adapter_header(adapter)
     # Another place of the same base has revisions of its own.
     revision = finished.config.model.revision if base == header["base"] else "main"
     config = ModelConfig(path=base, revision=revision, dtype=dtype)  # type: ignore[arg-type]
     card = model_card(finished, header, name=out.name, licence=licence_of(base, revision))
-    settings = reproduce_yaml(finished)
+    settings = reproduce_yaml(finished, header, names_only=names_only)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as work:
         staged = Path(work, "checkpoint")

@@ -13,7 +13,7 @@ import pandas as pd
 from moe_ray.config.fields import EMBEDDED
 from moe_ray.config.run import Config
 from moe_ray.errors import InputError
-from moe_ray.evaluation.target_check import refuse_complying_targets
+from moe_ray.evaluation.target_check import refuse_complying_targets, refuse_targets_without_answer
 from moe_ray.orchestration.inputs import check_requests, model_size, resolve_model, warn_of_embedded_prompts
 from moe_ray.prompts.prompt_set import Prompts, read_prompts
 from moe_ray.prompts.spooled_examples import index_of, pick
@@ -218,9 +218,11 @@ def _measured(config: Config, prompts: Prompts, work: _Work) -> dict[str, float]
 
 def _warnings(config: Config, prompts: Prompts, decision: Decision) -> list[str]:
     found = list(decision.warnings)
-    if not config.prompts.allow_complying_targets:
+    checks = [refuse_targets_without_answer]
+    checks += [refuse_complying_targets] * (not config.prompts.allow_complying_targets)
+    for refuse in checks:
         try:
-            refuse_complying_targets(prompts.examples)
+            refuse(prompts.examples)
         except InputError as error:
             found.append(str(error))
     if config.cluster.address:

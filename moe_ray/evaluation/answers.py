@@ -23,10 +23,10 @@ from moe_ray.models.tokenization import (
     PROMPT,
     TokenizedRow,
     answer_opening_ids,
-    encode_answer,
     encode_prompt,
     pad_rows,
     pad_token_id,
+    target_ids,
 )
 from moe_ray.routing.counter import RoutingCounter
 from moe_ray.routing.counts import RoutingCounts
@@ -125,7 +125,7 @@ def answer_rows(
         )
     is_first = (rows[SAMPLE] == 0).to_numpy()
     targets = [
-        encode_answer(tokenizer, text, complete=bool(complete)) if first and isinstance(text, str) and text else []
+        target_ids(tokenizer, text, complete=bool(complete)) if first and isinstance(text, str) and text else []
         for text, complete, first in zip(rows["target"], rows["target_complete"], is_first, strict=True)
     ]
     # A target stands where an answer does, after an empty thought where the template writes one.

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from moe_ray.config.for_others import is_place
 from moe_ray.config.model import ModelConfig
 from moe_ray.errors import InputError
 from moe_ray.finetuning.adapter import check_kind, load_adapter, merge_adapter
 from moe_ray.finetuning.merge_files import OtherLayout, merge_files
 from moe_ray.models.loading import build_without_weights, load_model, load_tokenizer
 
+_SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json")
+_OF_A_PLACE = ("_path", "_file", "_dir")
 logger = logging.getLogger(__name__)
 
 
@@ -50,6 +55,27 @@ def write_repaired(base: ModelConfig, adapter: Path, out: Path) -> None:
         merge_adapter(load_model(base, device="cpu"), adapter, out)
     # Options of the chat template belong to a run, not to the model.
     load_tokenizer(replace(base, chat_template_options={})).save_pretrained(out)
+    for name in _SETTINGS:
+        if (out / name).is_file():
+            _forget_places(out / name)
+
+
+def _forget_places(file: Path) -> None:
+    """Takes out of a checkpoint's settings where it once lay on a disk, which older versions of transformers wrote down."""
+    content = json.loads(file.read_text("utf-8"))
+    kept = _without_places(content)
+    if kept != content:
+        file.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _without_places(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: _without_places(item)
+        for name, item in value.items()
+        if not (isinstance(item, str) and name.endswith(_OF_A_PLACE) and is_place(item))
+    }
 
 
 def _folder_of(base: ModelConfig) -> Path:

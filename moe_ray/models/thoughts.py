@@ -39,6 +39,11 @@ _WITHOUT_ITS_MARKS = re.compile(r"\s*analysis(.+?)assistantfinal", re.DOTALL)
 
 _TOKENS_OF_AN_OPENING = 16
 
+ANY_MARK = "|".join(
+    re.escape(mark) for mark in (*(mark for marks in _MARKS for mark in marks), _CHANNEL, "assistantfinal")
+)
+"""Pattern that a text with a thought in it has somewhere."""
+
 
 class ThoughtSplit(NamedTuple):
     """A text in its two parts.

@@ -157,7 +157,7 @@ def encode_target(
         is_unsafe: the prompt's label, where it matters.
     """
     opening_ids = answer_opening_ids(tokenizer)
-    answer_ids = encode_answer(tokenizer, target, complete=complete) if target else []
+    answer_ids = target_ids(tokenizer, target, complete=complete) if target else []
     prompt_ids = encode_prompt(tokenizer, messages) + opening_ids
     return TokenizedRow(prompt_ids, answer_ids, is_unsafe=is_unsafe, num_thought=len(opening_ids))
 
@@ -216,15 +216,24 @@ def _tokens_within(
 
 
 def encode_answer(tokenizer: PreTrainedTokenizerBase, text: str, *, complete: bool = True) -> list[int]:
-    """Token ids of an answer without its thought; a complete one ends with the end-of-turn token.
+    """Token ids of an answer as it stands; a complete one ends with the end-of-turn token.
 
-    Where the thought is unclosed there is no answer, and no token.
+    A text that may have a thought before its answer is split first, as `encode_row` and `target_ids` do: split twice, an
+    answer that speaks of the marks of thoughts would lose what stands before them.
     """
-    answer = without_thought(text)
-    ids = _plain_ids(tokenizer, answer)
-    if complete and (answer or not text) and tokenizer.eos_token_id is not None:
+    ids = _plain_ids(tokenizer, text)
+    if complete and tokenizer.eos_token_id is not None:
         ids.append(tokenizer.eos_token_id)
     return ids
+
+
+def target_ids(tokenizer: PreTrainedTokenizerBase, target: str, *, complete: bool = True) -> list[int]:
+    """Token ids of a target without its thought; a complete one ends with the end-of-turn token.
+
+    Where the thought is unclosed there is no answer, and no token; see `refuse_targets_without_answer`.
+    """
+    answer = without_thought(target)
+    return encode_answer(tokenizer, answer, complete=complete) if answer or not target else []
 
 
 def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

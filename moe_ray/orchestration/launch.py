@@ -16,7 +16,7 @@ from moe_ray.config.fields import EMBEDDED
 from moe_ray.config.model import ModelConfig
 from moe_ray.config.run import Config
 from moe_ray.errors import OutsideFailed
-from moe_ray.evaluation.target_check import refuse_complying_targets
+from moe_ray.evaluation.target_check import refuse_complying_targets, refuse_targets_without_answer
 from moe_ray.orchestration.cluster.local_environment import set_local_environment
 from moe_ray.orchestration.inputs import (
     WITHOUT_TRAINING,
@@ -66,6 +66,7 @@ def launch(config: Config, workflow: str, *, began: float | None = None) -> None
     """
     seconds = Seconds(began)
     prompts = read_prompts(config)
+    refuse_targets_without_answer(prompts.examples)
     if not config.prompts.allow_complying_targets:
         refuse_complying_targets(prompts.examples)
     check_requests(config)

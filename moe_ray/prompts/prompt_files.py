@@ -19,9 +19,7 @@ from urllib.parse import unquote, urlsplit
 import fsspec
 
 from moe_ray.errors import InputError, OutsideFailed
-
-_PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
-"""What reads a protocol where fsspec alone does not."""
+from moe_ray.storage.protocols import cure_of, protocol_of
 
 _NOT_THERE = (401, 403, 404, 410)
 """What a web server answers where asking again gives no more."""
@@ -145,7 +143,6 @@ def _address(name: str) -> str:
 @contextmanager
 def _said(name: str) -> Iterator[None]:
     """Turns what stops a remote file from being read into one sentence."""
-    protocol = name.partition("://")[0].lower()
     try:
         yield
     except FileNotFoundError as error:
@@ -161,9 +158,9 @@ def _said(name: str) -> Iterator[None]:
             raise OutsideFailed(f"prompts file {name!r} cannot be read now{why}; try again later") from error
         raise InputError(f"prompts file {name!r} does not exist{why}; check prompts.files") from error
     except ImportError as error:
-        package = _PACKAGES.get(protocol, "what the message names")
+        cure = cure_of(error, name, "")
         raise InputError(
-            f"prompts file {name!r}: nothing here reads {protocol}:// ({_first_line(error)}); pip install {package}"
+            f"prompts file {name!r}: nothing here reads {protocol_of(name)}:// ({_first_line(error)}); {cure}"
         ) from error
     except PermissionError as error:
         raise InputError(

@@ -12,32 +12,47 @@ import pandas as pd
 import yaml
 
 from moe_ray.config.fields import EMBEDDED
-from moe_ray.config.io import to_yaml
+from moe_ray.config.for_others import checkpoint_for_others, name_of_place, settings_for_others
 from moe_ray.report.before_after import WHENS, before_after_table
 from moe_ray.report.certainty_text import known_significance
 from moe_ray.report.html.how_made import how_it_was_made
 from moe_ray.report.printable import printable
 from moe_ray.run_directory import CAPTURE, IDENTIFY, PROMPTS, RunDirectory
+from moe_ray.storage.stage import MADE, MANIFEST
 
 CARD, REPRODUCE = "README.md", "reproduce.yaml"
 
-_OF_ONE_PLACE = ("run_dir", "cache_dir", "tracking", "cluster")
-"""Settings that say where a run was made, and not what came out."""
 _SHOWN = ("digests", "judge", "decoding", "seed", "finished")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def reproduce_yaml(run: RunDirectory) -> str:
-    """The run's settings as a configuration file, without where it was done; a hub model's revision is its commit."""
-    settings: dict[str, Any] = yaml.safe_load(to_yaml(run.config))
-    for name in _OF_ONE_PLACE:
-        settings.pop(name, None)
-    captured = run.manifest(CAPTURE)
+def reproduce_yaml(run: RunDirectory, header: Mapping[str, Any], *, names_only: bool) -> str:
+    """The run's settings as a configuration file, without where it was done; a hub model's revision is its commit.
+
+    Args:
+        run: that learned the experts.
+        header: of its learned experts.
+        names_only: files and folders are named without where they lie on this machine, for a file that others get.
+    """
+    settings = settings_for_others(run.config, names_only=names_only)
+    captured, prepared = run.manifest(CAPTURE), run.manifest(PROMPTS)
     commit = None if captured is None else captured["inputs"].get("model revision")
     if commit:
         settings["model"]["revision"] = commit
+    about = [f"moe-ray full --config {REPRODUCE}"]
+    if names_only:
+        if run.config.model.path != EMBEDDED:
+            # The run's own setting may be relative to a folder that is not this one.
+            settings["model"]["path"] = checkpoint_for_others(str(header["base"]))
+        about.append(
+            "Files and folders are named without where they were: put them beside this file, and run the command there."
+        )
+        if prepared is not None:
+            about.append(f"Hashes of the data, as prompts/{MANIFEST} of a run has them: {_data_hashes(prepared)}.")
+    else:
+        about.append("Files are named by where they are on this machine, since it was made without --push-to-hub.")
     text: str = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-    return f"# moe-ray full --config {REPRODUCE}\n{text}"
+    return "".join(f"# {line}\n" for line in about) + text
 
 
 def model_card(run: RunDirectory, header: Mapping[str, Any], *, name: str, licence: str = "") -> str:
@@ -110,12 +125,16 @@ def _made(run: RunDirectory, header: Mapping[str, Any], base: str) -> dict[str, 
         "base model": f"{base}{f', revision {revision}' if revision else ''}, {header.get('dtype', '')}".rstrip(", "),
         "base weights (hash)": str(header["base_hash"]),
         "masks (hash)": str(header["mask_hash"]),
-        "prompts": ", ".join(file if "://" in file else PurePosixPath(file).name for file in run.config.prompts.files),
+        "prompts": ", ".join(map(name_of_place, run.config.prompts.files)),
         **{name: made[name] for name in _SHOWN if made.get(name)},
     }
     if prepared is not None:
-        rows["data (hashes)"] = ", ".join(f"{name} {value}" for name, value in prepared["notes"]["made"].items())
+        rows["data (hashes)"] = _data_hashes(prepared)
     return rows
+
+
+def _data_hashes(prepared: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in prepared["notes"][MADE].items())
 
 
 def _how_to_reproduce() -> str:

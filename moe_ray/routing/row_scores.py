@@ -18,7 +18,7 @@ from moe_ray.attribution.saliency import router_weighted_saliency
 from moe_ray.attribution.weight_attribution import weight_attribution
 from moe_ray.errors import InputError, NotFinite
 from moe_ray.models.loading import context_length
-from moe_ray.models.tokenization import RESPONSE, TokenizedRow, encode_answer, pad_token_id
+from moe_ray.models.tokenization import RESPONSE, TokenizedRow, pad_token_id, target_ids
 from moe_ray.routing.capture import RowScores, count_rows
 from moe_ray.routing.counter import RoutingCounter
 from moe_ray.routing.counts import ROLES
@@ -121,7 +121,7 @@ class RowScorer:
                         "capture.scores=refusal: got an unsafe example without a target, expected the refusal that its "
                         "answer is compared with; give the examples a target, or let `prepare` give them prompts.refusal"
                     )
-                ids = encode_answer(self.tokenizer, target)
+                ids = target_ids(self.tokenizer, target)
             ids = ids[: limit - len(row.prompt_ids)] if limit else ids
             counted = None
             if row.counted is not None:

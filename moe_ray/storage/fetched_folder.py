@@ -15,6 +15,7 @@ import fsspec
 from filelock import FileLock
 
 from moe_ray.errors import InputError, OutsideFailed
+from moe_ray.storage.protocols import cure_of
 
 CACHE = "MOE_RAY_MODEL_CACHE"
 """Environment variable: the folder of fetched models, on a node's own disk; else one in the home directory."""
@@ -42,7 +43,8 @@ def fetched_folder(url: str) -> Path:
         files: dict[str, dict[str, Any]] = fs.find(path, detail=True)
     except (ImportError, ValueError, FileNotFoundError, PermissionError) as error:
         raise InputError(
-            f"model.path: {url!r} cannot be opened: {error}; give a folder, a URL or a hub name"
+            f"model.path: {url!r} cannot be opened: {error}; "
+            f"{cure_of(error, url, 'give a folder, a URL or a hub name')}"
         ) from error
     except Exception as error:  # what a storage's library raises is of its own kind
         raise OutsideFailed(f"model.path: the storage at {url} does not answer: {error}; try again later") from error

@@ -21,6 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from moe_ray.errors import InputError, OutsideFailed
 from moe_ray.storage.damage import check_columns, reading
+from moe_ray.storage.protocols import cure_of
 
 _NOTHING_TO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
 _READ_ONLY = {"http", "https", "data", "zip", "tar", "libarchive", "git", "github"}
@@ -76,7 +77,8 @@ class Folder:
             FileNotFoundError,
             NotADirectoryError,
         ) as error:
-            raise InputError(f"run_dir {url!r} cannot be opened: {error}; give a writable folder or URL") from error
+            cure = cure_of(error, url, "give a writable folder or URL")
+            raise InputError(f"run_dir {url!r} cannot be opened: {error}; {cure}") from error
         except Exception as error:
             if "://" not in url or url.startswith("file://"):
                 if not isinstance(error, OSError):

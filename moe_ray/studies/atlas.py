@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from moe_ray.config.fields import EMBEDDED
+from moe_ray.config.for_others import checkpoint_for_others
 from moe_ray.errors import InputError
 from moe_ray.experts import Expert, masks_from_experts
 from moe_ray.identification.overlap import batch_overlap
@@ -97,8 +96,7 @@ def _experts(runs: Sequence[RunDirectory], unions: dict[int, tuple[Expert, ...]]
 
 def _model_name(run: RunDirectory) -> str:
     """Its name on the hub, or the last part of a folder."""
-    path = run.config.model.path
-    return path if path == EMBEDDED or not PurePosixPath(path).is_absolute() else PurePosixPath(path).name
+    return checkpoint_for_others(run.config.model.path).removeprefix("./")
 
 
 def _number(value: Any) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from moe_ray.config.io import load_config, with_settings
 from moe_ray.finetuning.adapter_files import read_adapter_header
 from moe_ray.finetuning.fine_tune import fine_tune
 from moe_ray.run_directory import RunDirectory
+from moe_ray.storage.stage import finish
 
 IDS = token_ids(2, 9)
 
@@ -113,6 +115,7 @@ def test_the_card_says_what_it_is_made_of_and_the_settings_make_it_again(run, tm
     assert str(tmp_path) not in text
     again = load_config(str(tmp_path / "repaired" / "reproduce.yaml"))
     assert again == replace(config, run_dir=again.run_dir)
+    assert "made without --push-to-hub" in (tmp_path / "repaired" / "reproduce.yaml").read_text()
 
 
 @pytest.mark.slow
@@ -127,6 +130,44 @@ def test_a_merged_model_is_pushed_as_it_lies_in_its_folder(run, tmp_path):
     written = {path.name: path.read_bytes() for path in (tmp_path / "repaired").iterdir()}
     assert sent == written
     assert {"README.md", "reproduce.yaml", "config.json", "model.safetensors"} <= sent.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", [torch.float32], indirect=True)
+def test_what_is_pushed_names_no_folder_of_the_machine(run, tmp_path):
+    attic = tmp_path / "attic"
+    attic.mkdir()
+    base = (tmp_path / "base").rename(attic / "base")
+    for name in ("config.json", "tokenizer_config.json"):
+        file = base / name
+        # What earlier versions of transformers wrote.
+        old = {"_name_or_path": str(base), "name_or_path": str(base), "special_tokens_map_file": f"{attic}/map.json"}
+        file.write_text(json.dumps(json.loads(file.read_text()) | old))
+    directory = RunDirectory.open(str(tmp_path / "run"))
+    files = [f"{attic}/mine.csv", "~/attic/theirs.jsonl", "attic/third.jsonl", f"file://{attic}/a.csv", "s3://b/c.csv"]
+    settings = {
+        **{"run_dir": str(attic / "run"), "cache_dir": "~/attic", "tracking.uri": f"sqlite:///{attic}/mlflow.db"},
+        **{"model.path": str(base), "model.vllm_options": {"download_dir": str(attic / "new")}, "prompts.files": files},
+        **{"evaluate.neutral_file": "attic/texts.txt", "evaluate.judge_check": f"{attic}/check.json"},
+        **{"evaluate.guard": str(attic / "guard"), "harness.lm_eval": ["hellaswag", "attic/own.yaml"]},
+    }
+    directory.write_config(with_settings(Config(), settings))
+    finish(directory.sub("prompts"), {}, {"made": {"examples": "0123abcd", "targets": "4567cdef"}}, seconds=1.0)
+    with fake_hub() as server:
+        done = push(server, tmp_path, "me/olmoe-repaired", "--base", str(base))
+    assert done.returncode == 0, done.stderr
+    sent = server.files["me/olmoe-repaired"]
+    places = (b"attic", str(tmp_path).encode())
+    telling = [line for data in sent.values() for line in data.splitlines() if any(place in line for place in places)]
+    assert telling == []
+    text = sent["reproduce.yaml"].decode()
+    assert "put them beside this file" in text
+    assert "examples 0123abcd, targets 4567cdef" in text
+    (tmp_path / "sent.yaml").write_text(text)
+    again = load_config(str(tmp_path / "sent.yaml"))
+    assert again.prompts.files == ("mine.csv", "theirs.jsonl", "third.jsonl", "a.csv", "s3://b/c.csv")
+    assert (again.model.path, again.evaluate.guard) == ("./base", "./guard")
+    assert (again.evaluate.neutral_file, again.harness.lm_eval) == ("texts.txt", ("hellaswag", "own.yaml"))
 
 
 @pytest.mark.slow

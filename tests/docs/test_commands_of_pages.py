@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from page_commands import commands_on
 from paths import ROOT
 
 from moe_ray.cli.checks import split_words
@@ -13,20 +14,8 @@ from moe_ray.cli.parser import parse
 from moe_ray.config.io import load_config
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-_OURS = re.compile(r"^(?:moe-ray|python workflows/(?P<script>\w+)\.py) ")
 
-
-def commands_on(text: str) -> list[str]:
-    """The lines of fenced blocks that begin with one of our commands, without comments; a continued line is one."""
-    lines = []
-    for block in re.findall(r"^```(?:\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
-        for line in block.replace("\\\n", " ").splitlines():
-            for part in line.split("&&"):
-                command = re.sub(r"\s+#\s.*$", "", part.strip())
-                if _OURS.match(command):
-                    lines.append(command)
-    return lines
-
+_FOLDERS = "workflows|examples|benchmarks|deploy|docs|tests"
 
 SHOWN = [(page, command) for page in PAGES for command in commands_on(page.read_text())]
 
@@ -48,6 +37,29 @@ def test_the_command_line_takes_it(page: Path, command: str):
 def test_a_shell_changes_nothing_in_it(page: Path, command: str):
     unquoted = re.sub(r"'[^']*'|\"[^\"]*\"", "", command.partition(" > ")[0])
     assert not set(unquoted) & set("[]{}*?<>$!;|&()"), page
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_command_has_a_comment_behind_it_which_zsh_takes_for_more_words(page: Path):
+    assert re.findall(r"^ *(?:moe-ray|python|make|pip|ray|export|\. |\().* #.*", page.read_text(), re.MULTILINE) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_of_the_repository_that_a_command_names_is_there(page: Path):
+    missing = [word for word in files_of_commands(page.read_text()) if not (ROOT / word).is_file()]
+    assert missing == []
+
+
+def files_of_commands(text: str) -> list[str]:
+    """Files below folders of this repository that the fenced blocks name, a value behind `=` included."""
+    blocks = re.findall(r"^```(?:\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return re.findall(rf"(?<![\w/.:-])((?:{_FOLDERS})/[\w/-]+\.\w+|cluster\.yaml)\b", "\n".join(blocks))
+
+
+def test_files_of_commands_are_found():
+    text = "workflows/none.yaml\n```\nmoe-ray full a --config workflows/demo.yaml k=deploy/x.yaml\nray up cluster.yaml\n```"
+    assert files_of_commands(text) == ["workflows/demo.yaml", "deploy/x.yaml", "cluster.yaml"]
+    assert "workflows/demo.yaml" in files_of_commands((ROOT / "docs" / "tutorial.md").read_text())
 
 
 def test_commands_are_found_in_blocks_continued_lines_and_chains():

@@ -24,6 +24,7 @@ from moe_ray.models.tokenization import (
     encode_target,
     pad_rows,
     pad_token_id,
+    target_ids,
 )
 
 
@@ -195,7 +196,22 @@ def test_an_unclosed_thought_has_no_answer():
     row = encode_row(tokenizer, ASKED, "<think>\nhm")
     assert row.answer_ids == []
     assert parts(tokenizer, row)["thought"] == "<think>\nhm"
-    assert encode_target(tokenizer, ASKED, "<think>\nhm").answer_ids == encode_answer(tokenizer, "<think>hm") == []
+    assert encode_target(tokenizer, ASKED, "<think>\nhm").answer_ids == target_ids(tokenizer, "<think>hm") == []
+
+
+@pytest.mark.parametrize(
+    "answer", ["The mark </think> closes it.", "Write </thinking>, or </think> alone.", "</think> ends it."]
+)
+def test_an_answer_after_its_thought_is_kept_whole_whatever_marks_it_speaks_of(answer):
+    tokenizer = thinking_tokenizer(QWEN3)
+    text = f"<think>\nhm\n</think>\n\n{answer}"
+    for row in (encode_row(tokenizer, ASKED, text), encode_target(tokenizer, ASKED, text)):
+        assert tokenizer.decode(row.answer_ids) == answer + tokenizer.eos_token
+
+
+def test_an_answer_that_is_given_as_one_is_not_looked_at_for_thoughts():
+    tokenizer = thinking_tokenizer(QWEN3)
+    assert tokenizer.decode(encode_answer(tokenizer, "<think>\nSure", complete=False)) == "<think>\nSure"
 
 
 @pytest.mark.parametrize("target", ["No.", "<think>\nThey ask.\n</think>\n\nNo."])

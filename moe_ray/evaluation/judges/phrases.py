@@ -18,7 +18,7 @@ from moe_ray.evaluation.judges.refusal_languages import REFUSALS
 from moe_ray.evaluation.judges.refusal_phrases import ADVICE, ALTERNATIVE, APOLOGY, FIRM, NUMBERED, PIVOT, SOFT, STEPS
 from moe_ray.evaluation.judges.verdict import Conversation, Verdict
 
-RULES_VERSION = 3
+RULES_VERSION = 4
 """Rises with every change of what counts as a refusal, so that stored verdicts are made again."""
 
 _OPENING_CHARACTERS = 400
