@@ -54,7 +54,8 @@ def gpus_per_copy(model: ModelSize, nodes: Sequence[Node], shards: int) -> int:
 def places_on_cpus(nodes: Sequence[Node], needed: float, shards: int) -> int:
     """How many copies of the model have room on CPUs, a process of each shard taking so many bytes.
 
-    A process computes with all cores of its node, so of a model that is whole in each no node has two.
+    A process computes with all cores of its node, so no node has two of a model that is whole in each, and there are no more
+    groups, each of which has one that computes, than nodes.
 
     Args:
         nodes: the machines.
@@ -63,8 +64,8 @@ def places_on_cpus(nodes: Sequence[Node], needed: float, shards: int) -> int:
     """
     if shards == 1:
         return sum(node.cpus >= 1 and node.memory >= needed + RESERVED for node in nodes)
-    parts = (int((node.memory - RESERVED) // needed) for node in nodes if node.cpus >= 1)
-    return sum(max(0, number) for number in parts) // shards
+    parts = [max(0, int((node.memory - RESERVED) // needed)) for node in nodes if node.cpus >= 1]
+    return min(sum(parts) // shards, sum(number > 0 for number in parts))
 
 
 def copies(nodes: Sequence[Node], gpus: float, needed: int, shards: int) -> int:

@@ -235,6 +235,11 @@ class TestShards:
         assert (decision.dtype, decision.gpus_per_copy, decision.config.capture.num_actors) == ("bfloat16", 0, 1)
         assert decision.process_bytes < 40 * GB
 
+    @pytest.mark.parametrize("number", [1, 3])
+    def test_on_cpus_no_more_copies_compute_than_there_are_nodes(self, number):
+        decision = decide(with_settings(Config(), {"model.num_shards": 2}), SMALL, [LAPTOP] * number)
+        assert decision.config.capture.num_actors == decision.config.evaluate.num_actors == number
+
     def test_parts_that_have_no_room_are_said(self):
         nodes = [replace(LAPTOP, memory=60 * GB)] * 2
         with pytest.raises(InputError, match=r"room for 3 processes \(model\.num_shards\) of 48\.4 GB each"):
