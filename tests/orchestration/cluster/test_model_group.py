@@ -256,6 +256,7 @@ def test_a_run_in_which_no_process_has_the_whole_model_ends_as_one_in_which_one_
     assert run_workflow("evaluate", settings("spread", *alone)) == 0
 
 
+@pytest.mark.exhaustive
 class TestEnds:
     """A group ends as one, whichever of its processes does, and as quickly."""
 
@@ -266,7 +267,6 @@ class TestEnds:
         assert pool.size == 0
         assert ray.available_resources()["CPU"] == before
 
-    @pytest.mark.exhaustive
     def test_a_pass_that_breaks_off_is_said_and_keeps_nobody_waiting(self, pool):
         with (
             pytest.raises(PassBroken, match=r"OutOfMemoryError: no room; where memory"),
@@ -275,7 +275,6 @@ class TestEnds:
             list(results)
         assert pool.size == 0
 
-    @pytest.mark.exhaustive
     @pytest.mark.parametrize("whom", ["leader", "other"])
     def test_one_that_is_killed_at_work_takes_its_group_along_and_loses_no_block(self, pool, tmp_path, whom):
         with working(pool, list(range(4)), Kills, (str(tmp_path / "killed"), whom)) as results:
@@ -285,7 +284,6 @@ class TestEnds:
         assert len(others) == 1
         assert leader not in others
 
-    @pytest.mark.exhaustive
     @pytest.mark.parametrize("whom", ["ray::ModelActor", "ray::Follower"])
     def test_a_capture_whose_process_is_killed_counts_every_example_once(self, pool, expected, tmp_path, whom):
         run = RunDirectory.open(str(tmp_path / "run"))
