@@ -74,7 +74,7 @@ def losses_of_texts(holder):
 def check_cause(model, tokenizer):
     """Verdict, effects and answers of the causal check."""
     budget = TokenBudget(CONFIG.tokens_per_forward)
-    measured = [measure_batch(model, tokenizer, plan, CONFIG, budget=budget) for plan in causal_plans(2)]
+    measured = [measure_batch(model, tokenizer, plan, CONFIG, budget=budget) for plan in causal_plans()]
     found = found_in(measured, CONFIG, seed=0)
     return {
         "verdict": found.verdict,
