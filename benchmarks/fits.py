@@ -17,7 +17,8 @@ from moe_ray.config.io import with_settings
 from moe_ray.config.model import ModelConfig
 from moe_ray.config.run import Config
 from moe_ray.errors import InputError
-from moe_ray.resources.decide import RESERVED, decide
+from moe_ray.resources.decide import decide
+from moe_ray.resources.fitting import RESERVED
 from moe_ray.resources.model_size import ModelSize, size_of
 from moe_ray.resources.nodes import GB, Node
 from moe_ray.resources.process_memory import largest_union

@@ -12,13 +12,15 @@ import pandas as pd
 
 from moe_ray.config.fields import EMBEDDED
 from moe_ray.config.run import Config
+from moe_ray.config.shards import check_shards
 from moe_ray.errors import InputError
 from moe_ray.evaluation.target_check import refuse_complying_targets, refuse_targets_without_answer
 from moe_ray.orchestration.inputs import check_requests, model_size, resolve_model, warn_of_embedded_prompts
 from moe_ray.prompts.prompt_set import Prompts, read_prompts
 from moe_ray.prompts.spooled_examples import index_of, pick
 from moe_ray.report.terminal import print_table
-from moe_ray.resources.decide import RESERVED, Decision, decide
+from moe_ray.resources.decide import Decision, decide
+from moe_ray.resources.fitting import RESERVED
 from moe_ray.resources.model_size import ModelSize
 from moe_ray.resources.nodes import GB, Node, this_machine
 from moe_ray.resources.process_memory import largest_union, process_memory
@@ -63,6 +65,7 @@ def print_plan(config: Config, *, measures: bool = False, machine: Node | None =
     """
     prompts = read_prompts(config)
     check_requests(config)
+    check_shards(config, trains=True)
     resolve_model(config, trained=True)
     size = model_size(config)
     machine = this_machine() if machine is None else machine
@@ -133,7 +136,8 @@ def _print_memory(decision: Decision, size: ModelSize, machine: Node, *, num_bat
         if union == unions[0] or process.learned
     ]
     if decision.gpus_per_copy and machine.gpu_memory:
-        room, where = decision.gpus_per_copy * machine.gpu_memory, f"GPUs of a process ({decision.gpus_per_copy})"
+        gpus = 1 if config.model.num_shards > 1 else decision.gpus_per_copy
+        room, where = gpus * machine.gpu_memory, f"GPUs of a process ({gpus})"
     else:
         room, where = machine.memory - RESERVED, "this machine, less what libraries take"
     cells = [
@@ -196,6 +200,10 @@ def _measured(config: Config, prompts: Prompts, work: _Work) -> dict[str, float]
 
     if config.model.path == EMBEDDED:
         raise InputError("--measure: got the embedded model, which is built by a run; give model.path")
+    if config.model.num_shards > 1:
+        raise InputError(
+            f"--measure: got model.num_shards={config.model.num_shards}, expected 1, as one process measures; leave it out"
+        )
     began = time.perf_counter()
     device = "cuda" if torch.cuda.is_available() and config.capture.gpus_per_actor else "cpu"
     model, tokenizer = load_model(config.model, device=device), load_tokenizer(config.model)

@@ -55,6 +55,15 @@ class ModelConfig(Section):
         "how transformers computes the experts; auto = eager on CPU, the library's default on GPU",
         affects=("targets", "counts", "weights", "answers", "ablation"),
     )
+    num_shards: int = setting(
+        1,
+        "over how many processes FSDP2 spreads each copy of the model that captures, answers or checks causes: each reads "
+        "and holds its part only, on one GPU or on the CPU, so that a model may be larger than one process's memory; they "
+        "work as one, no faster than one, and numbers of actors are of copies. Fine-tuning needs finetune.shard=fsdp then",
+        # Gathered weights are the same numbers.
+        affects="speed",
+        at_least=1,
+    )
     chat_template_options: Mapping[str, Any] = setting(
         {},
         "values for variables of the checkpoint's chat template, such as {enable_thinking: false} for Qwen3 and GLM-4.5, "

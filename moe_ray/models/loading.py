@@ -101,8 +101,15 @@ def check_trainable(config: ModelConfig) -> None:
         )
 
 
-def check_shardable(config: ModelConfig) -> None:
-    """Refuses a checkpoint that FSDP2 cannot spread over training workers, without loading its weights.
+def check_shardable(
+    config: ModelConfig, *, asked: str = "finetune.shard=fsdp", otherwise: str = "finetune.shard=none"
+) -> None:
+    """Refuses a checkpoint that FSDP2 cannot spread over processes, without loading its weights.
+
+    Args:
+        config: which one.
+        asked: the setting that asks for it.
+        otherwise: the one that does not.
 
     Raises:
         InputError: as `check_model`; or its experts are modules of their own, the checkpoint is quantised, or transformers'
@@ -111,7 +118,7 @@ def check_shardable(config: ModelConfig) -> None:
     model = build_without_weights(config)
 
     def refused(what: str) -> InputError:
-        return InputError(f"finetune.shard=fsdp: model.path {config.path!r} {what}; set finetune.shard=none")
+        return InputError(f"{asked}: model.path {config.path!r} {what}; set {otherwise}")
 
     if (method := stored_quantisation(model.config)) is not None:
         raise refused(f"is quantised as {method}, and codes are not sharded")

@@ -28,7 +28,7 @@ class ShardedStorage:
         if layer.expert_modules():
             raise InputError(
                 f"{layer.name}: got experts that are modules of their own, expected tensors with one slice per expert, "
-                "which is how sharded experts are found; set finetune.shard=none"
+                "which is how sharded experts are found; set finetune.shard=none and model.num_shards=1"
             )
         self._layer = layer
 
@@ -76,7 +76,7 @@ def _block(tensor: DTensor) -> int:
     if tensor.device_mesh.ndim != 1 or tensor.placements != (Shard(0),):
         raise InputError(
             f"got expert tensors with the placement {tensor.placements} on a {tensor.device_mesh.ndim}-dimensional mesh, "
-            "expected them sharded once, along the experts, as finetune.shard=fsdp does"
+            "expected them sharded once, along the experts, as finetune.shard=fsdp and model.num_shards do"
         )
     return -(-tensor.shape[0] // tensor.device_mesh.size())
 
@@ -127,6 +127,6 @@ def check_sharded(model: nn.Module) -> None:
             if not isinstance(tensor, DTensor):
                 raise InputError(
                     f"{layer.name}.{name}: got a whole tensor, expected one that FSDP2 shards: transformers has no plan to "
-                    f"shard a {type(model).__name__}; set finetune.shard=none"
+                    f"shard a {type(model).__name__}; set finetune.shard=none and model.num_shards=1"
                 )
             _block(tensor)

@@ -71,8 +71,8 @@ def resolve_model(config: Config, *, trained: bool = False, masked: bool = False
 
     Raises:
         InputError: the checkpoint does not exist, has no experts or its parts do not belong together, or it is to be
-            `trained` and its experts cannot be, or not sharded as `finetune.shard` says, or `masked` and its routers
-            cannot be.
+            `trained` and its experts cannot be, or not sharded as `finetune.shard` or `model.num_shards` says, or `masked`
+            and its routers cannot be.
     """
     require_library(config.model.quantisation)
     if config.model.path == EMBEDDED:
@@ -83,6 +83,8 @@ def resolve_model(config: Config, *, trained: bool = False, masked: bool = False
     (check_trainable if trained else check_model)(config.model)
     if trained and config.finetune.shard != "none":
         check_shardable(config.model)
+    if (shards := config.model.num_shards) > 1:
+        check_shardable(config.model, asked=f"model.num_shards={shards}", otherwise="model.num_shards=1")
     if masked:
         check_maskable(config.model)
     check_tokenizer(config.model)

@@ -15,6 +15,7 @@ from moe_ray.config.auto import gpus_of, processes_of
 from moe_ray.config.fields import EMBEDDED
 from moe_ray.config.model import ModelConfig
 from moe_ray.config.run import Config
+from moe_ray.config.shards import check_shards
 from moe_ray.errors import OutsideFailed
 from moe_ray.evaluation.target_check import refuse_complying_targets, refuse_targets_without_answer
 from moe_ray.orchestration.cluster.local_environment import set_local_environment
@@ -70,6 +71,7 @@ def launch(config: Config, workflow: str, *, began: float | None = None) -> None
     if not config.prompts.allow_complying_targets:
         refuse_complying_targets(prompts.examples)
     check_requests(config)
+    check_shards(config, trains=workflow not in WITHOUT_TRAINING)
     if config.model.path != EMBEDDED:
         config.model.local_folder()
         _import_model_library()

@@ -14,20 +14,12 @@ from dataclasses import dataclass, replace
 from moe_ray.config.auto import Auto, gpus_of, processes_of
 from moe_ray.config.run import Config
 from moe_ray.errors import InputError
+from moe_ray.resources.fitting import RESERVED, ROOM, copies, gpus_per_copy, places_on_cpus
 from moe_ray.resources.model_size import ModelSize
 from moe_ray.resources.nodes import GB, Node, gpus_here
 
-RESERVED = 2 * GB
-"""Bytes of a node that weights do not get: Ray, the driver, tracking and the libraries of the processes."""
-
-_GPU_RESERVED = 2 * GB
-"""Bytes of a GPU that weights do not get: CUDA's own, and activations."""
-
 _LINEAR_LAYERS_ONLY = ("bitsandbytes", "torchao")
 """Quantisations of transformers that do not reach fused experts."""
-
-_ROOM = 1.05
-"""Weights with the buffers beside them."""
 
 _ROOM_TO_TRAIN = 1.25
 """Weights with what a training of some experts takes beside them, see `docs/scale.md`."""
@@ -40,8 +32,8 @@ class Decision:
     Attributes:
         config: the settings, with a number in the place of every `auto`, and the type.
         dtype: that every process loads the weights in.
-        process_bytes: of weights and buffers, in each process that holds the model.
-        gpus_per_copy: that the weights need; 0 = the model is on the CPU.
+        process_bytes: of weights and buffers, in each process that holds the model, or its part of it.
+        gpus_per_copy: that the weights need in all; 0 = the model is on the CPU.
         in_words: one line for people.
         warnings: a sentence each.
     """
@@ -69,7 +61,8 @@ def decide(
     Raises:
         InputError: the weights fit no machine, in the type and on the devices that the settings ask for.
     """
-    per_copy = _gpus_per_copy(model, nodes)
+    shards = config.model.num_shards
+    per_copy = gpus_per_copy(model, nodes, shards)
     asked = _gpus_asked(config)
     if not per_copy:
         # On nodes that may come yet, where the settings say how many for some of the processes.
@@ -77,9 +70,9 @@ def decide(
     on_gpu = bool(per_copy) and any(gpus == "auto" or gpus for gpus in asked.values())
     on_cpu = not per_copy or any(gpus == 0 for gpus in asked.values())
     chosen, why = _dtype(config, model, nodes, on_gpu=on_gpu, recorded=dtype)
-    needed = math.ceil(model.bytes_in(chosen) * _ROOM)
+    needed = math.ceil(model.bytes_in(chosen) * ROOM / shards)
     if on_cpu and not may_grow and nodes:
-        _require_room(model, chosen, needed, nodes)
+        _require_room(model, chosen, needed, nodes, shards)
     resolved = _with_numbers(config, per_copy, nodes, needed)
     return Decision(
         config=replace(resolved, model=replace(resolved.model, dtype=chosen)),  # type: ignore[arg-type]
@@ -101,31 +94,11 @@ def local_cpus(config: Config, *, gpus: int | None = None) -> int:
     if config.cluster.num_cpus != "auto":
         return config.cluster.num_cpus
     sections = (config.capture, config.evaluate, config.ablate)
-    asked = [processes_of(section.num_actors) for section in sections]
-    asked += [config.capture.max_actors, config.finetune.num_workers, config.compare.max_concurrent]
+    numbers = [*(processes_of(section.num_actors) for section in sections), config.capture.max_actors]
+    asked = [number * config.model.num_shards for number in numbers]
+    asked += [config.finetune.num_workers, config.compare.max_concurrent]
     asked.append(math.ceil(config.sweep.max_concurrent_trials * config.sweep.cpus_per_trial))
     return max(4, max(asked) + 2, (gpus_here()[0] if gpus is None else gpus) + 2)
-
-
-def gpus_for(needed: int, gpu_memory: int | None) -> int:
-    """How many GPUs hold so many bytes of weights and what is computed with them; 1 where their memory is not known."""
-    if gpu_memory is None:
-        return 1
-    usable = gpu_memory - _GPU_RESERVED
-    return max(1, math.ceil(needed / usable)) if usable > 0 else 1
-
-
-def copies_on(node: Node, gpus: float) -> int:
-    """How many processes with so many GPUs each a node has room for; a fraction shares a GPU, and never spans two."""
-    by_gpu = math.floor(1 / gpus + 1e-9) * node.gpus if gpus < 1 else math.floor(node.gpus / gpus + 1e-9)
-    return min(by_gpu, int(node.cpus))
-
-
-def _gpus_per_copy(model: ModelSize, nodes: Sequence[Node]) -> int:
-    """The fewest GPUs of one node that hold the weights in the checkpoint's own type; 0 = none do."""
-    needed = math.ceil(model.bytes_in(model.own_dtype) * _ROOM)
-    wanted = [(gpus_for(needed, node.gpu_memory), node.gpus) for node in nodes if node.gpus]
-    return min((per_copy for per_copy, gpus in wanted if per_copy <= gpus), default=0)
 
 
 def _gpus_asked(config: Config) -> dict[str, float | Auto]:
@@ -149,14 +122,20 @@ def _dtype(
         return model.own_dtype, ""
     wide = model.bytes_in("float32")
     most = max((node.memory for node in nodes if node.cpus), default=0)
-    if wide * _ROOM_TO_TRAIN + RESERVED <= most:
+    if places_on_cpus(nodes, wide * _ROOM_TO_TRAIN / config.model.num_shards, config.model.num_shards):
         return "float32", ""
     return model.own_dtype, f" ({wide / GB:.1f} GB in float32 have no room in {most / GB:.1f} GB)"
 
 
-def _require_room(model: ModelSize, dtype: str, needed: int, nodes: Sequence[Node]) -> None:
+def _require_room(model: ModelSize, dtype: str, needed: int, nodes: Sequence[Node], shards: int) -> None:
     most = max((node.memory for node in nodes if node.cpus), default=0)
-    if needed + RESERVED > most:
+    if shards > 1 and not places_on_cpus(nodes, needed, shards):
+        raise InputError(
+            f"{_weights_in_words(model, dtype)}: got {len(nodes)} nodes of at most {most / GB:.1f} GB of memory, expected "
+            f"room for {shards} processes (model.num_shards) of {needed / GB:.1f} GB each beside {RESERVED / GB:.0f} GB for "
+            "libraries on a node; use more nodes or larger ones, or GPUs"
+        )
+    if shards == 1 and needed + RESERVED > most:
         raise InputError(
             f"{_weights_in_words(model, dtype)}: got at most {most / GB:.1f} GB of memory on a node, expected "
             f"{(needed + RESERVED) / GB:.1f} GB for the weights and the libraries beside them; set "
@@ -165,11 +144,14 @@ def _require_room(model: ModelSize, dtype: str, needed: int, nodes: Sequence[Nod
 
 
 def _with_numbers(config: Config, per_copy: int, nodes: Sequence[Node], needed: int) -> Config:
+    shards = config.model.num_shards
+    whole = float(per_copy if shards == 1 else min(1, per_copy))
+
     def gpus(asked: float | Auto) -> float:
-        return float(per_copy) if asked == "auto" else float(asked)
+        return whole if asked == "auto" else float(asked)
 
     def processes(asked: int | Auto, of_each: float, least: int = 1) -> int:
-        return _copies(nodes, of_each, needed) if asked == "auto" else max(least, asked)
+        return copies(nodes, of_each, needed, shards) if asked == "auto" else max(least, asked)
 
     capture, evaluate, ablate = config.capture, config.evaluate, config.ablate
     for_capture, for_answers, for_check = map(
@@ -195,12 +177,6 @@ def _with_numbers(config: Config, per_copy: int, nodes: Sequence[Node], needed: 
     )
 
 
-def _copies(nodes: Sequence[Node], gpus: float, needed: int) -> int:
-    if gpus:
-        return max(1, sum(copies_on(node, gpus) for node in nodes if node.gpus))
-    return max(1, sum(node.cpus >= 1 and node.memory >= needed + RESERVED for node in nodes))
-
-
 def _weights_in_words(model: ModelSize, dtype: str) -> str:
     codes = "" if model.quantisation == "none" else f" with experts in {model.quantisation}"
     return f"{model.name}, {model.bytes_in(dtype) / GB:.1f} GB in {dtype}{codes}"
@@ -213,15 +189,19 @@ def _processes_in_words(config: Config, nodes: Sequence[Node]) -> str:
     def device(gpus: float) -> str:
         return f"{gpus:g} {kind}" if gpus else "CPU"
 
+    shards = config.model.num_shards
     stages = {
         "capture": (processes_of(config.capture.num_actors), gpus_of(config.capture.gpus_per_actor)),
         "answers": (processes_of(config.evaluate.num_actors), gpus_of(config.evaluate.gpus_per_actor)),
         "training": (max(1, config.finetune.num_workers), gpus_of(config.finetune.gpus_per_worker)),
     }
-    if len(set(stages.values())) == 1:
+    if shards == 1 and len(set(stages.values())) == 1:
         count, gpus = stages["capture"]
         return f"{count} {'process' if count == 1 else 'processes'} x {device(gpus)}"
-    return ", ".join(f"{name} {count} x {device(gpus)}" for name, (count, gpus) in stages.items())
+    of_copy = dict.fromkeys(("capture", "answers"), "" if shards == 1 else f"{shards} shards x ")
+    return ", ".join(
+        f"{name} {count} x {of_copy.get(name, '')}{device(gpus)}" for name, (count, gpus) in stages.items()
+    )
 
 
 def _warnings(config: Config, model: ModelSize, nodes: Sequence[Node], per_copy: int, *, may_grow: bool) -> list[str]:
@@ -248,6 +228,11 @@ def _warnings_of_gpus(
         ]
     if not per_copy:
         most = max(node.gpus * (node.gpu_memory or 0) for node in nodes)
+        if config.model.num_shards > 1:
+            return [
+                f"the weights of {model.name} have no room on {config.model.num_shards} GPUs (model.num_shards), or so many "
+                "are not there, so the model is on the CPU, which is slow; raise model.num_shards, or use more GPUs"
+            ]
         return [
             f"the weights of {model.name} have no room on the GPUs of one node ({most / GB:.0f} GB), so the model is on "
             "the CPU, which is slow; use nodes with more GPUs"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from moe_ray.config.run import Config
 from moe_ray.resources.model_size import BYTES, ModelSize
-from moe_ray.resources.training import training_bytes
+from moe_ray.resources.training import training_bytes, worker_weights
 
 _NUMBERS_WHILE_COMPUTING = 16
 _KEPT_BYTES = 34
@@ -51,7 +51,8 @@ def process_memory(model: ModelSize, config: Config, *, union: int, row_tokens: 
         row_tokens: of the longest prompt with its answer, about.
     """
     dtype = config.model.dtype
-    weights, number = model.bytes_in(dtype), BYTES[dtype]
+    # Of a sharded model a process has its part, beside a layer or two that are whole while they compute.
+    weights, number = model.bytes_in(dtype) // config.model.num_shards, BYTES[dtype]
     answers = config.evaluate.tokens_per_forward
     settings = config.finetune
     batch = config.prompts.safe_per_batch + config.prompts.unsafe_per_batch
@@ -71,7 +72,7 @@ def process_memory(model: ModelSize, config: Config, *, union: int, row_tokens: 
         ),
         ProcessMemory(
             what=f"training of {union} experts",
-            weights=weights,
+            weights=worker_weights(model, config),
             learned=training_bytes(model, union, dtype=dtype, config=settings),
             activations=trained * (layers_kept * model.hidden * _KEPT_BYTES + 2 * model.vocabulary * _LOGIT_BYTES),
         ),
@@ -90,7 +91,7 @@ def largest_union(model: ModelSize, config: Config, room: int) -> int:
         config: with the type that was decided.
         room: bytes for weights and training state of one worker.
     """
-    left = room - model.bytes_in(config.model.dtype)
+    left = room - worker_weights(model, config)
     return bisect_right(
         range(1, model.experts + 1),
         left,

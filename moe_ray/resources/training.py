@@ -10,7 +10,7 @@ from moe_ray.config.auto import gpus_of
 from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.config.run import Config
 from moe_ray.errors import InputError
-from moe_ray.resources.decide import RESERVED, gpus_for
+from moe_ray.resources.fitting import RESERVED, gpus_for
 from moe_ray.resources.model_size import BYTES, ModelSize
 from moe_ray.resources.nodes import GB, Node
 
@@ -39,6 +39,17 @@ def training_bytes(model: ModelSize, num_experts: int, *, dtype: str, config: Fi
     of_all = num_experts * (BYTES[learned_in] * _COPIES + over_codes)
     of_own = math.ceil(num_experts / max(1, config.num_workers)) * BYTES[learned_in] * _MEANS
     return model.expert_parameters * (of_all + of_own)
+
+
+def worker_weights(model: ModelSize, config: Config) -> int:
+    """Bytes of weights that a training worker holds: all, or its part where FSDP2 shards them, beside a layer or two.
+
+    Args:
+        model: which one.
+        config: with the type that was decided.
+    """
+    workers = config.finetune.num_workers if config.finetune.shard != "none" else 1
+    return model.bytes_in(config.model.dtype) // workers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +119,4 @@ class Room:
     def _parts(self, config: Config, num_experts: int) -> tuple[int, int]:
         """Bytes of a worker's weights, and of what it learns with gradients and the optimiser's state."""
         settings, dtype = config.finetune, config.model.dtype
-        # A worker holds its part of the weights, beside a layer or two that are whole while they compute.
-        weights = self.model.bytes_in(dtype) // (settings.num_workers if settings.shard != "none" else 1)
-        return weights, training_bytes(self.model, num_experts, dtype=dtype, config=settings)
+        return worker_weights(self.model, config), training_bytes(self.model, num_experts, dtype=dtype, config=settings)

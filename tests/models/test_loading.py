@@ -131,6 +131,8 @@ def test_what_cannot_be_sharded_is_refused_before_its_weights_are_read(checkpoin
     monkeypatch.setattr(MoELayer, "expert_modules", lambda layer: (layer.experts,) * layer.num_experts)
     with pytest.raises(InputError, match="every expert as a module of its own"):
         check_shardable(checkpoint)
+    with pytest.raises(InputError, match=r"^model\.num_shards=3: model\.path .*; set model\.num_shards=1$"):
+        check_shardable(checkpoint, asked="model.num_shards=3", otherwise="model.num_shards=1")
 
 
 @pytest.fixture

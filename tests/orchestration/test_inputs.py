@@ -159,3 +159,11 @@ def test_how_many_experts_a_token_has_is_read_from_the_checkpoint(untrained_mode
     check_threshold(load_config(None, [*given, "identify.threshold=1.9"]), "full")
     with pytest.raises(InputError, match=OUT_OF_REACH):
         check_threshold(load_config(None, [*given, "identify.threshold=2.5"]), "full")
+
+
+@pytest.mark.slow  # saves a checkpoint
+def test_a_family_that_cannot_be_spread_is_refused_where_processes_are_to_share_it(tmp_path):
+    tiny_model("jamba").save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"^model\.num_shards=2: model\.path .* set model\.num_shards=1$"):
+        resolve_model(load_config(None, [f"model.path={tmp_path}", "model.num_shards=2"]))

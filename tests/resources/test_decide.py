@@ -12,7 +12,8 @@ from moe_ray.config.io import with_settings
 from moe_ray.config.keys import keys_of
 from moe_ray.config.run import Config
 from moe_ray.errors import InputError
-from moe_ray.resources.decide import RESERVED, copies_on, decide, gpus_for, local_cpus
+from moe_ray.resources.decide import decide, local_cpus
+from moe_ray.resources.fitting import RESERVED, copies_on, gpus_for
 from moe_ray.resources.model_size import ModelSize
 from moe_ray.resources.nodes import GB, Node
 
@@ -209,3 +210,42 @@ def test_a_local_ray_has_a_cpu_for_every_process():
     assert local_cpus(Config(), gpus=8) == 10
     assert local_cpus(with_settings(Config(), {"capture.num_actors": 7}), gpus=0) == 9
     assert local_cpus(with_settings(Config(), {"cluster.num_cpus": 2}), gpus=8) == 2
+
+
+class TestShards:
+    """Of a model that several processes hold together each takes its part."""
+
+    BIG = replace(OLMOE, name="big", parameters=10 * OLMOE.parameters)
+
+    @pytest.mark.parametrize(("shards", "copies"), [(2, 8), (4, 4), (16, 1)])
+    def test_a_process_has_one_gpu_and_copies_share_the_gpus_of_all_nodes(self, shards, copies):
+        decision = decide(with_settings(Config(), {"model.num_shards": shards}), self.BIG, [H100, H100])
+        config = decision.config
+        assert decision.gpus_per_copy == shards
+        assert config.capture.gpus_per_actor == config.evaluate.gpus_per_actor == config.ablate.gpus_per_actor == 1
+        assert config.capture.num_actors == config.evaluate.num_actors == copies
+        assert f"capture {copies} x {shards} shards x 1 H100" in decision.in_words
+        whole = decide(Config(), self.BIG, [H100, H100])
+        assert decision.process_bytes == pytest.approx(whole.process_bytes / shards, abs=1)
+
+    def test_a_model_that_no_node_has_room_for_is_spread_over_several(self):
+        nodes = [replace(LAPTOP, memory=60 * GB)] * 4
+        with pytest.raises(InputError, match=r"got at most 60\.0 GB of memory on a node"):
+            decide(Config(), self.BIG, nodes)
+        decision = decide(with_settings(Config(), {"model.num_shards": 4}), self.BIG, nodes)
+        assert (decision.dtype, decision.gpus_per_copy, decision.config.capture.num_actors) == ("bfloat16", 0, 1)
+        assert decision.process_bytes < 40 * GB
+
+    @pytest.mark.parametrize("number", [1, 3])
+    def test_on_cpus_no_more_copies_compute_than_there_are_nodes(self, number):
+        decision = decide(with_settings(Config(), {"model.num_shards": 2}), SMALL, [LAPTOP] * number)
+        assert decision.config.capture.num_actors == decision.config.evaluate.num_actors == number
+
+    def test_parts_that_have_no_room_are_said(self):
+        nodes = [replace(LAPTOP, memory=60 * GB)] * 2
+        with pytest.raises(InputError, match=r"room for 3 processes \(model\.num_shards\) of 48\.4 GB each"):
+            decide(with_settings(Config(), {"model.num_shards": 3}), self.BIG, nodes)
+
+    def test_a_local_ray_has_cpus_for_all_of_them(self):
+        spread = with_settings(Config(), {"model.num_shards": 3, "capture.num_actors": 2})
+        assert local_cpus(spread, gpus=0) == 8

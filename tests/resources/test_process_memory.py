@@ -43,3 +43,13 @@ def test_the_largest_union_has_room_and_one_more_has_not(gigabytes):
     assert most == 0 or training.weights + training.learned <= room
     more = process_memory(OLMOE, CONFIG, union=most + 1, row_tokens=1)[2]
     assert most == OLMOE.experts or more.weights + more.learned > room
+
+
+def test_a_process_of_a_sharded_model_holds_its_part():
+    spread = with_settings(CONFIG, {"model.num_shards": 4, "finetune.num_workers": 2, "finetune.shard": "fsdp"})
+    capture, answers, training = process_memory(OLMOE, spread, union=24, row_tokens=100)
+    assert (capture.weights, answers.weights) == (13_838_323_712 // 4,) * 2
+    assert training.weights == 13_838_323_712 // 2
+    room = 20 * GB
+    more = (largest_union(OLMOE, spread, room), largest_union(OLMOE, with_settings(CONFIG, {}), room))
+    assert more[0] > more[1]

@@ -8,16 +8,19 @@ from __future__ import annotations
 import importlib
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from moe_ray.config.model import ModelConfig
+from moe_ray.orchestration.cluster.model_group import ModelGroup
 
 if TYPE_CHECKING:
     from moe_ray.orchestration.cluster.model_process import ModelHolder
 
 LoadModel = Callable[[ModelConfig, int], "ModelHolder"]
+T = TypeVar("T")
 
 
 class ModelWork:
@@ -50,10 +53,15 @@ class ModelActor:
     Args:
         model: which one.
         load: makes the holder of the model, of it and of how many processes share this node's cores; None = `ModelHolder`.
+        others: arguments of `ray.remote` for each of the processes that hold the model together with this one, where its
+            `num_shards` says that some do.
     """
 
-    def __init__(self, model: ModelConfig, load: LoadModel | None = None) -> None:
+    def __init__(
+        self, model: ModelConfig, load: LoadModel | None = None, others: Mapping[str, Any] | None = None
+    ) -> None:
         self._model, self._load = model, load
+        self._group = None if others is None else ModelGroup(model, others)
         self._holder: ModelHolder | None = None
         self._lock = threading.Lock()
         self._key, self._opened, self._threads = "", ExitStack(), 1
@@ -63,9 +71,15 @@ class ModelActor:
 
     def load(self) -> int:
         """Loads the model unless it is there; returns the process's id."""
+        self._attended(self._load_once)
+        return os.getpid()
+
+    def _load_once(self) -> None:
         with self._lock:
             self._loaded(1)
-        return os.getpid()
+
+    def _attended(self, work: Callable[[], T]) -> T:
+        return work() if self._group is None else self._group.attend(work)
 
     def do(self, key: str, kind: type[ModelWork], job: Any, num_processes: int, block: Any) -> Any:
         """Does one block of a job.
@@ -77,6 +91,9 @@ class ModelActor:
             num_processes: how many processes work on the job, on all nodes together.
             block: what is done now.
         """
+        return self._attended(partial(self._do, key, kind, job, num_processes, block))
+
+    def _do(self, key: str, kind: type[ModelWork], job: Any, num_processes: int, block: Any) -> Any:
         with self._lock:
             work = self._in_force(key, kind, job, num_processes)
         import torch
@@ -87,6 +104,9 @@ class ModelActor:
 
     def rest(self, key: str) -> None:
         """Ends the work on a job, unless another one has begun."""
+        self._attended(partial(self._rest, key))
+
+    def _rest(self, key: str) -> None:
         with self._lock:
             if key == self._key:
                 self._close()
@@ -106,7 +126,8 @@ class ModelActor:
 
         num_on_node = processes_on_this_node(num_processes)
         if self._holder is None:
-            self._holder = (self._load or ModelHolder)(self._model, num_on_node)
+            load = self._load or (ModelHolder if self._group is None else self._group.load)
+            self._holder = load(self._model, num_on_node)
         self._threads = threads_of_process(num_on_node, self._holder.model.num_parameters())
         return self._holder
 

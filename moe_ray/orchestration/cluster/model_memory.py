@@ -17,7 +17,7 @@ def memory_in_words(model: ModelConfig, num_processes: int) -> str:
 
     Args:
         model: which one.
-        num_processes: that hold it.
+        num_processes: that hold a copy of it, each or as a group.
     """
     found = dict(re.findall(r"^(\w+): +(\d+) kB$", Path("/proc/meminfo").read_text(encoding="ascii"), re.MULTILINE))
     free, total = (int(found[name]) * 1024 for name in ("MemAvailable", "MemTotal"))
@@ -34,7 +34,8 @@ def memory_in_words(model: ModelConfig, num_processes: int) -> str:
             size = size_of(build_without_weights(model), model).bytes_in(dtype)
     except InputError:
         return there
-    return f"its weights take {_gigabytes(size)} in each of {num_processes} processes, and {there}"
+    shards = model.num_shards
+    return f"its weights take {_gigabytes(size // shards)} in each of {num_processes * shards} processes, and {there}"
 
 
 def _gigabytes(number: int) -> str:

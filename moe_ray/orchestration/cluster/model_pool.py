@@ -14,7 +14,6 @@ import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,9 +21,9 @@ import ray
 
 from moe_ray.config.model import ModelConfig
 from moe_ray.errors import InputError, OutsideFailed
-from moe_ray.orchestration.cluster.cluster_nodes import memory_to_ask
-from moe_ray.orchestration.cluster.model_actor import LoadModel, ModelActor, ModelWork
+from moe_ray.orchestration.cluster.model_actor import LoadModel, ModelWork
 from moe_ray.orchestration.cluster.placement import ANYWHERE, Placement
+from moe_ray.orchestration.cluster.pool_process import PoolProcess, start_process
 from moe_ray.orchestration.cluster.ray_session import (
     all_cpus,
     free_resources,
@@ -38,19 +37,15 @@ from moe_ray.orchestration.cluster.ray_session import (
 _NO_MORE = object()
 
 
-@dataclass(eq=False)
-class _Process:
-    actor: Any
-    loading: Any = None
-    is_ready: bool = False
-
-
 class ModelPool:
     """Processes that each hold the base model; none is started before it is needed or asked for.
 
+    Where the model's `num_shards` is more than 1, a process is the leader of a group of so many, see `ModelGroup`.
+
     Args:
         model: which one.
-        memory: bytes that its weights take in a process on the CPU, which Ray is asked for; 0 = nothing is asked for.
+        memory: bytes that its weights, or its part of them, take in a process on the CPU, which Ray is asked for; 0 =
+            nothing is asked for.
         load: see `ModelActor`.
         placement: on which nodes.
 
@@ -71,11 +66,11 @@ class ModelPool:
         self.model, self.memory, self.placement, self._load = model, memory, placement, load
         self.seconds_waited = 0.0
         self._gpus = 0.0
-        self._processes: list[_Process] = []
+        self._processes: list[PoolProcess] = []
 
     @property
     def size(self) -> int:
-        """How many processes there are, also those that are being started."""
+        """How many copies of the model there are, also those that are being started."""
         return len(self._processes)
 
     def __enter__(self) -> Self:
@@ -100,19 +95,9 @@ class ModelPool:
             self._start_one()
 
     def _start_one(self) -> None:
-        kind = ray.remote(
-            num_cpus=1,
-            num_gpus=self._gpus,
-            # Weights on a GPU are not in the node's memory.
-            memory=0 if self._gpus else memory_to_ask(self.memory),
-            max_restarts=-1,
-            max_task_retries=-1,
-            max_concurrency=2,
-            # Over all nodes, as Ray Data places its actors; by default Ray fills the driver's node first.
-            scheduling_strategy="SPREAD",
-            **self.placement.actor_options(self._gpus),
-        )(ModelActor)
-        self._processes.append(_Process(kind.remote(self.model, self._load)))
+        self._processes.append(
+            start_process(self.model, self._load, placement=self.placement, gpus=self._gpus, memory=self.memory)
+        )
 
     def load(self) -> None:
         """Has the processes load the model; does not wait for them."""
@@ -155,8 +140,9 @@ class ModelPool:
             InputError: a local Ray has too few CPUs, and the processes would wait for ever.
             OutsideFailed: of work that resumes, a process ended, and so did the one in its place.
         """
-        require_cpus(num_processes, what)
-        require_gpus(num_processes * gpus, what)
+        each = self.model.num_shards
+        require_cpus(num_processes * each, what)
+        require_gpus(num_processes * each * gpus, what)
         self.placement.require(gpus, what)
         self.start(num_processes, gpus=gpus)
         key, most = uuid.uuid4().hex, max(num_processes, max_processes)
@@ -165,7 +151,7 @@ class ModelPool:
         # none: what ended two processes one after the other would end every one.
         options = {"max_task_retries": 1 if resumes else -1}
 
-        def call(process: _Process, block: Any) -> Any:
+        def call(process: PoolProcess, block: Any) -> Any:
             return process.actor.do.options(**options).remote(key, kind, job, most, block)
 
         try:
@@ -176,7 +162,7 @@ class ModelPool:
             raise
         for process in self._processes[num_processes:]:
             if not process.is_ready:  # and would wait for a place until the run ends
-                ray.kill(process.actor)
+                process.end()
                 self._processes.remove(process)
         for process in self._processes:
             process.actor.rest.remote(key)
@@ -184,13 +170,13 @@ class ModelPool:
     def _results(self, blocks: Iterator[Any], call: Any, most: int, *, what: str, at_once: int) -> Iterator[Any]:
         began = time.perf_counter()
         # What is done is put here when it is there, so that the driver never looks through all the calls in flight.
-        done: queue.SimpleQueue[tuple[_Process, Any]] = queue.SimpleQueue()
+        done: queue.SimpleQueue[tuple[PoolProcess, Any]] = queue.SimpleQueue()
 
-        def notify(process: _Process, reference: Any) -> None:
+        def notify(process: PoolProcess, reference: Any) -> None:
             reference.future().add_done_callback(lambda _: done.put((process, reference)))
 
-        watched: set[_Process] = set()
-        busy: Counter[_Process] = Counter()
+        watched: set[PoolProcess] = set()
+        busy: Counter[PoolProcess] = Counter()
         has_more = True
         while True:
             self.load()
@@ -207,7 +193,7 @@ class ModelPool:
                             busy[process] += 1
             if not has_more and not busy.total():
                 return
-            if has_more and not loading and len(self._processes) < most and has_room_to_grow(1, self._gpus):
+            if has_more and not loading and len(self._processes) < most and self._has_room():
                 self._start_one()
                 continue
             for process in loading:
@@ -223,6 +209,9 @@ class ModelPool:
             else:
                 busy[process] -= 1
                 yield result
+
+    def _has_room(self) -> bool:
+        return has_room_to_grow(self.model.num_shards, self.model.num_shards * self._gpus)
 
     def _worked(self, reference: Any, what: str) -> Any:
         try:
@@ -274,16 +263,17 @@ class ModelPool:
         # A process that waits for a place holds nothing; one that has not loaded its model yet is not waited for.
         loading = [process.loading for process in self._processes if process.loading is not None]
         loaded = ray.wait(loading, num_returns=len(loading), timeout=0)[0] if loading and waits else []
+        given_back = len(loaded) * self.model.num_shards
         free = (
             {
-                "CPU": free_resources("CPU") + len(loaded),
-                "GPU": free_resources("GPU") + len(loaded) * self._gpus,
+                "CPU": free_resources("CPU") + given_back,
+                "GPU": free_resources("GPU") + given_back * self._gpus,
             }
             if loaded
             else {}
         )
         for process in self._processes:
-            ray.kill(process.actor)
+            process.end()
         self._processes = []
         if free:
             wait_until_free(free, "model processes")

@@ -16,6 +16,7 @@ from moe_ray.config.model import ModelConfig
 from moe_ray.finetuning.adapter import adapter_applied
 from moe_ray.finetuning.adapter_files import local_adapter
 from moe_ray.finetuning.frozen import count_changed, hash_frozen
+from moe_ray.models.expert_copies import experts_are_copies
 from moe_ray.models.loading import load_model, load_tokenizer
 from moe_ray.models.moe_layers import find_moe_layers
 from moe_ray.storage.folder import Folder
@@ -48,7 +49,7 @@ class ModelHolder:
     Args:
         model: which one.
         num_processes: how many such processes share this node's cores.
-        num_shards: over how many training workers the model is sharded, see `load_model`; 0 = it is whole in this one.
+        num_shards: over how many processes the model is sharded, see `load_model`; 0 = it is whole in this one.
     """
 
     def __init__(self, model: ModelConfig, num_processes: int, *, num_shards: int = 0) -> None:
@@ -73,6 +74,10 @@ class ModelHolder:
             return
         with local_adapter(adapter) as local, adapter_applied(self.model, local):
             yield
+
+    def experts_are_copies(self) -> bool:
+        """Whether no choice among the model's experts can make a difference, see `models.expert_copies`."""
+        return experts_are_copies(self.model)
 
 
 class BaseModel(ModelHolder):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from ray.util.placement_group import PlacementGroup, placement_group
 
 from moe_ray.config.cluster import ClusterConfig
 from moe_ray.errors import InputError
@@ -49,6 +50,25 @@ class Placement:
     def actor_options(self, gpus: float) -> dict[str, Any]:
         """Arguments of `ray.remote` for an actor with so many GPUs."""
         return {"resources": self.resources(gpus), "label_selector": self.labels()}
+
+    def bundles(self, number: int, gpus: float, memory: int) -> PlacementGroup:
+        """Places for so many processes that work together, given all at once or not at all; does not wait for them.
+
+        Those with GPUs are on as few nodes as have room, since they send each other weights for every pass.
+
+        Args:
+            number: of the processes.
+            gpus: of each.
+            memory: bytes that each is to have of a node; 0 = nothing is asked for.
+        """
+        takes = {"CPU": 1.0, "GPU": gpus, "memory": float(memory), **self.resources(gpus)}
+        asked = {name: amount for name, amount in takes.items() if amount}
+        labels = self.labels()
+        return placement_group(
+            [dict(asked) for _ in range(number)],
+            strategy="PACK" if gpus else "SPREAD",
+            bundle_label_selector=None if labels is None else [labels] * number,
+        )
 
     def require(self, gpus: float, what: str) -> None:
         """Refuses work that would wait for such a node for ever.

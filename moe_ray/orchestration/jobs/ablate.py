@@ -14,7 +14,6 @@ from moe_ray.ablation.plan import BatchPlan
 from moe_ray.config.ablate import AblateConfig
 from moe_ray.config.auto import gpus_of, processes_of
 from moe_ray.config.model import ModelConfig
-from moe_ray.models.expert_copies import experts_are_copies
 from moe_ray.models.token_budget import TokenBudget
 from moe_ray.orchestration.cluster.model_actor import ModelWork
 from moe_ray.orchestration.cluster.model_pool import ModelPool, pool_for
@@ -47,7 +46,7 @@ class AblateActor(ModelWork):
         super().__init__(holder, job)
         self.parts = Folder.open(job.parts)
         self.budget = TokenBudget(job.config.tokens_per_forward)
-        self.are_copies = experts_are_copies(holder.model)
+        self.are_copies = holder.experts_are_copies()
 
     def __call__(self, block: BatchPlan) -> bool:
         """Does one batch."""

@@ -22,7 +22,6 @@ import pandas as pd
 from moe_ray.config.capture import CaptureConfig
 from moe_ray.config.model import ModelConfig
 from moe_ray.errors import InputError
-from moe_ray.models.expert_copies import experts_are_copies
 from moe_ray.models.generation import Response, example_seed, generate_responses
 from moe_ray.models.loading import context_length
 from moe_ray.models.token_budget import TokenBudget, padded_tokens
@@ -97,7 +96,7 @@ class CaptureActor(ModelWork):
         """The counter is attached to the model. What that is like is written first: a kill may follow any count."""
         config, out = self.job.config, Folder.open(self.job.run_url).sub(CAPTURE)
         if not out.exists(ABOUT_MODEL):
-            out.write_json(ABOUT_MODEL, {"experts_are_copies": experts_are_copies(self.holder.model)})
+            out.write_json(ABOUT_MODEL, {"experts_are_copies": self.holder.experts_are_copies()})
         with counting(self.holder.model, weights=config.weights, ids=config.ids) as self.counter:
             yield
 

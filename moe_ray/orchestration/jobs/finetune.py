@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from moe_ray.config.auto import gpus_of
 from moe_ray.config.finetune import FinetuneConfig
 from moe_ray.config.model import ModelConfig
+from moe_ray.errors import InputError
 from moe_ray.finetuning.adapter import experts_restored
 from moe_ray.finetuning.adapter_files import copy_adapter, local_adapter, parts_of, read_adapter_header
 from moe_ray.finetuning.fine_tune import FineTuned, continue_fine_tuning, fine_tune, learned_parts
@@ -86,6 +87,12 @@ def _train(job: FinetuneJob, models: ModelPool | None) -> dict[str, Any]:
     if job.config.num_workers == 0:
         return _train_alone(ModelHolder(job.model, 1), job)
     if not job.config.needs_ray_train:
+        if job.model.num_shards > 1:
+            raise InputError(
+                f"fine-tuning: got model.num_shards={job.model.num_shards} with finetune.shard={job.config.shard} and "
+                f"finetune.num_workers={job.config.num_workers}, expected workers over which the model is spread too: set "
+                "finetune.shard=fsdp and finetune.num_workers of 2 or more"
+            )
         with (
             pool_for(job.model, models) as pool,
             pool.working(

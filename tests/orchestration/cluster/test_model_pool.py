@@ -29,9 +29,10 @@ from moe_ray.errors import InputError, OutsideFailed
 from moe_ray.finetuning.frozen import hash_frozen
 from moe_ray.identification.mask_files import write_masks
 from moe_ray.models.loading import load_model, load_tokenizer
-from moe_ray.orchestration.cluster import model_pool
+from moe_ray.orchestration.cluster import model_pool, pool_process
 from moe_ray.orchestration.cluster.model_actor import ModelActor, ModelWork
 from moe_ray.orchestration.cluster.model_pool import ModelPool
+from moe_ray.orchestration.cluster.pool_process import PoolProcess
 from moe_ray.orchestration.jobs.answer import answer
 from moe_ray.orchestration.jobs.answer_job import AnswerJob
 from moe_ray.orchestration.jobs.capture import capture
@@ -314,11 +315,11 @@ class TestWithoutRay:
         free = {"CPU": 4.0, "GPU": 0.0}
         killed = []
         monkeypatch.setattr(model_pool, "free_resources", lambda name: free[name])
-        monkeypatch.setattr(model_pool, "ray", SimpleNamespace(kill=killed.append))
+        monkeypatch.setattr(pool_process, "ray", SimpleNamespace(kill=killed.append))
         pool = ModelPool(ModelConfig())
 
         def start_one():
-            pool._processes.append(model_pool._Process(f"process {len(pool._processes)}"))
+            pool._processes.append(PoolProcess(f"process {len(pool._processes)}"))
 
         monkeypatch.setattr(pool, "_start_one", start_one)
         return pool, free, killed
@@ -385,7 +386,7 @@ def test_a_model_that_does_not_fit_is_loaded_twice_and_then_said(ray_cluster, tm
 
     (tmp_path / "config.json").write_text("{}")
     save_file({"w": torch.zeros(1000, 1000)}, tmp_path / "model.safetensors")
-    monkeypatch.setattr(model_pool, "ModelActor", DiesLoading)
+    monkeypatch.setattr(pool_process, "ModelActor", DiesLoading)
     with (
         ModelPool(ModelConfig(path=str(tmp_path))) as pool,
         pytest.raises(
