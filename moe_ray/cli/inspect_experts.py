@@ -26,7 +26,8 @@ from moe_ray.identification.selection import RULES, difference_column, ranking_c
 from moe_ray.report.ablation_text import ablation_rows, alone_of
 from moe_ray.report.certainty_text import certainty_in_words
 from moe_ray.report.controls_text import controls_in_words
-from moe_ray.report.printable import printable, printable_lines
+from moe_ray.report.printable import printable
+from moe_ray.report.terminal import print_answer, print_frame
 from moe_ray.run_directory import IDENTIFY, RunDirectory, open_run
 
 
@@ -40,7 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError(f"--export: {arguments.export!r} exists; name another file, or remove it first")
     finished = open_run(arguments.run_dir)
     for question in arguments.ask:
-        print(f"\n== {question}: {QUESTIONS[question]}")
+        print_answer(f"\n== {question}: {QUESTIONS[question]}")
         ANSWERS[question](finished, arguments)
     if arguments.export:
         export(finished, arguments.export)
@@ -49,22 +50,22 @@ def run(arguments: argparse.Namespace) -> None:
 def show_certainty(run: RunDirectory, args: argparse.Namespace) -> None:
     """In which batches the selection is significant."""
     head, *sentences = certainty_in_words(run.certainty, run.identify_config)
-    print(head)
+    print_answer(head)
     show_lines(sentences, args.top)
 
 
 def show_cause(run: RunDirectory, args: argparse.Namespace) -> None:
     """Whether the unsafe experts are the cause."""
     if run.ablation is None:
-        print("not checked; moe-ray ablate checks it")
+        print_answer("not checked; moe-ray ablate checks it")
         return
-    print(printable_lines(run.ablation["in_words"]))
+    print_answer(run.ablation["in_words"])
     if run.ablation["table"]:
         rows = ablation_rows(run.ablation)
         show_table(rows, len(rows))
         show_lines([printable(str(row["in_words"])) for row in run.ablation["per_batch"].values()], args.top)
     if run.ablated_experts is not None and len(run.ablated_experts):
-        print(
+        print_answer(
             "single experts: what unsafe answers lose more than safe ones, where only it is away and where only it stays"
         )
         show_table(run.ablated_experts, args.top)
@@ -77,7 +78,7 @@ def show_categories(run: RunDirectory, args: argparse.Namespace) -> None:
         raise InputError(f"--category: got {args.category!r}, expected one of {', '.join(map(printable, known))}")
     for category in known if args.category is None else [args.category]:
         experts = run.by_category[run.by_category["category"] == category]
-        print(f"{printable(category)}: {len(experts)} experts are unsafe in at least one of its batches")
+        print_answer(f"{printable(category)}: {len(experts)} experts are unsafe in at least one of its batches")
         shown = experts.drop(columns=["category", "layer", "expert"])
         if run.ablated_experts is not None:
             ablated = run.ablated_experts[run.ablated_experts["category"] == category]
@@ -88,14 +89,16 @@ def show_categories(run: RunDirectory, args: argparse.Namespace) -> None:
 def show_shared(run: RunDirectory, args: argparse.Namespace) -> None:
     """Which experts belong to several categories."""
     shared = shared_experts(run.by_category)
-    print(f"{len(shared)} of {len(run.masks.union_experts)} experts of the union belong to more than one category")
+    print_answer(
+        f"{len(shared)} of {len(run.masks.union_experts)} experts of the union belong to more than one category"
+    )
     show_table(shared.drop(columns=["layer", "expert"]), args.top)
 
 
 def show_overlap(run: RunDirectory, args: argparse.Namespace) -> None:
     """How alike the batches' masks are."""
     overlap = batch_overlap(run.masks)
-    print(
+    print_answer(
         f"{len(overlap)} pairs of batches: mean Jaccard {overlap['jaccard'].mean():.2f}, by chance "
         f"{overlap['expected'].mean():.2f}, corrected for chance {overlap['corrected'].mean():.2f}; the most alike:"
     )
@@ -106,7 +109,7 @@ def show_sweep(run: RunDirectory, args: argparse.Namespace) -> None:
     """What happens to the union when threshold or top_k moves."""
     column, relative = difference_column(run.identify_config), is_relative(run.identify_config)
     what = f"shares of a batch's largest {column} (identify.min_share)" if relative else f"thresholds of {column}"
-    print(f"union under other {what} and top_k; kept and added are counted against this run's union")
+    print_answer(f"union under other {what} and top_k; kept and added are counted against this run's union")
     table = sweep_union(
         run.risk,
         thresholds=args.thresholds,
@@ -141,11 +144,11 @@ def show_confounds(run: RunDirectory, args: argparse.Namespace) -> None:
     roles = run.identify_config.roles
     show_lines([f"warning: {line}" for line in confound_warnings(run.counts, texts, roles=roles)] or ["no warning"], 10)
     lengths = length_table(run.counts, roles=roles)
-    print(
+    print_answer(
         f"mean tokens: {lengths['safe_tokens'].mean():.0f} a safe, {lengths['unsafe_tokens'].mean():.0f} an unsafe example"
     )
     agreement = weighting_agreement(run.risk, run.identify_config)
-    print(
+    print_answer(
         f"pooled tokens and equal weight per prompt share {agreement['jaccard'].mean():.0%} of their experts (mean Jaccard)"
     )
     show_table(agreement.sort_values("jaccard"), args.top)
@@ -155,7 +158,9 @@ def show_confounds(run: RunDirectory, args: argparse.Namespace) -> None:
 def show_controls(run: RunDirectory, args: argparse.Namespace) -> None:
     """What is left of the selection where topic or template is held fixed."""
     if run.controls is None:
-        print("no prompt says its topic or template (fields `topic` and `template`), so neither can be controlled for")
+        print_answer(
+            "no prompt says its topic or template (fields `topic` and `template`), so neither can be controlled for"
+        )
         return
     stored = run.manifest(IDENTIFY)
     survival = {} if stored is None else stored["notes"].get("controls", {})
@@ -163,7 +168,9 @@ def show_controls(run: RunDirectory, args: argparse.Namespace) -> None:
     for factor, table in run.controls.groupby("factor"):
         names = [str(Expert(layer, expert)) for layer, expert in zip(table["layer"], table["expert"], strict=True)]
         shown = table.assign(expert=names).drop(columns=["factor", "layer"])
-        print(f"\nwithin {factor}: harm = mean difference inside its levels, effect = of the {factor} inside a label")
+        print_answer(
+            f"\nwithin {factor}: harm = mean difference inside its levels, effect = of the {factor} inside a label"
+        )
         show_table(shown.sort_values("harm", ascending=False), args.top)
 
 
@@ -181,17 +188,16 @@ ANSWERS: dict[str, Callable[[RunDirectory, argparse.Namespace], None]] = {
 
 def show_table(table: pd.DataFrame, rows: int) -> None:
     """Prints the first rows."""
-    shown = table.head(rows).map(lambda value: printable(value) if isinstance(value, str) else value)
-    print(shown.to_string(index=False, float_format="{:.3f}".format) if len(shown) else "(none)")
+    print_frame(table.head(rows))
     if len(table) > rows:
-        print(f"… and {len(table) - rows} more rows (--top)")
+        print_answer(f"… and {len(table) - rows} more rows (--top)")
 
 
 def show_lines(lines: Sequence[str], rows: int) -> None:
     """Prints the first lines."""
-    print("\n".join(lines[:rows]))
+    print_answer("\n".join(lines[:rows]))
     if len(lines) > rows:
-        print(f"… and {len(lines) - rows} more (--top)")
+        print_answer(f"… and {len(lines) - rows} more (--top)")
 
 
 def export(run: RunDirectory, path: str) -> None:

@@ -82,6 +82,18 @@ def print_text(title: str, text: str) -> None:
     """Prints text under a title, its lines broken between words where the terminal ends."""
     console = _console()
     console.print(f"\n== {escape(printable(title))} ==")
+    _print_broken(console, text)
+
+
+def print_answer(text: str) -> None:
+    """Prints text without a title, broken as in `print_text` where the output is a terminal; else as it is."""
+    if _has_width():
+        _print_broken(_console(), text)
+    else:
+        sys.stdout.write(printable_lines(text) + "\n")
+
+
+def _print_broken(console: Console, text: str) -> None:
     for line in text.splitlines():
         for part in _broken(printable(line), console.width):
             console.print(escape(part), soft_wrap=True)
@@ -105,8 +117,11 @@ def _tied(text: str) -> str:
 
 
 def _console() -> Console:
-    width = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else _WIDTH_OF_A_LOG
-    return Console(file=sys.stdout, width=width, highlight=False)
+    return Console(file=sys.stdout, width=None if _has_width() else _WIDTH_OF_A_LOG, highlight=False)
+
+
+def _has_width() -> bool:
+    return sys.stdout.isatty() or bool(os.environ.get("COLUMNS"))
 
 
 def _seconds_table(seconds: Mapping[str, float], start: Mapping[str, float], reused: Sequence[str]) -> pd.DataFrame:
@@ -135,11 +150,29 @@ def print_table(title: str, rows: pd.DataFrame, *, caption: str = "") -> None:
         caption: below it.
     """
     console = _console()
+    console.print(f"\n== {escape(printable(title))} ==")
+    _print_rows(console, rows)
+    _print_broken(console, caption)
+
+
+def print_frame(frame: pd.DataFrame) -> None:
+    """Prints a table of numbers and texts as pandas does, or as `print_table` where a terminal has no room for that."""
+    shown = frame.map(lambda value: printable(value) if isinstance(value, str) else value)
+    text = shown.to_string(index=False, float_format="{:.3f}".format) if len(shown) else "(none)"
+    console = _console()
+    if _has_width() and max(map(cell_len, text.splitlines())) > console.width:
+        cells = shown.map(lambda value: f"{value:.3f}" if isinstance(value, float) else str(value))
+        _print_rows(console, cells)
+        sys.stdout.flush()
+    else:
+        sys.stdout.write(text + "\n")
+
+
+def _print_rows(console: Console, rows: pd.DataFrame) -> None:
     names = [printable_lines(str(name)) for name in rows.columns]
     cells = [[printable_lines(str(cell)) for cell in row] for row in rows.itertuples(index=False)]
     is_number = [any(_NUMBER.match(row[index]) for row in cells) for index in range(len(names))]
     shown, widths = _laid_out(names, cells, is_number, console.width)
-    console.print(f"\n== {escape(printable(title))} ==")
     if widths is None:
         _print_records(console, names, cells)
     else:
@@ -151,10 +184,6 @@ def print_table(title: str, rows: pd.DataFrame, *, caption: str = "") -> None:
         with console.capture() as drawn:
             console.print(table)
         sys.stdout.write(drawn.get().replace(_TIE, " "))
-    for line in caption.splitlines():
-        for part in _broken(printable(line), console.width):
-            console.print(escape(part), soft_wrap=True)
-    sys.stdout.flush()
 
 
 def _laid_out(

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from moe_ray.report.terminal import artifacts_of, next_commands, print_result, print_table, print_text
+from moe_ray.report.terminal import (
+    artifacts_of,
+    next_commands,
+    print_answer,
+    print_frame,
+    print_result,
+    print_table,
+    print_text,
+)
 from moe_ray.storage.folder import Folder
 
 
@@ -160,3 +168,26 @@ def test_an_interval_is_broken_rather_than_the_table(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "21")
     print_table("Rates", pd.DataFrame({"x": ["1.0% [1.0%, 24.0%]"], "y": ["2.0% [1.0%, 24.0%]"]}))
     assert [line.split() for line in capsys.readouterr().out.splitlines()[-2:]] == [["[1.0%,"] * 2, ["24.0%]"] * 2]
+
+
+def test_answers_are_broken_in_a_terminal_and_whole_where_they_are_redirected(monkeypatch, capsys):
+    text = "one two three four five six seven eight nine ten eleven twelve"
+    frame = pd.DataFrame({"name": ["a long name of an expert"], "first": [0.12345], "second": [2]})
+    monkeypatch.delenv("COLUMNS", raising=False)
+    print_answer(text)
+    print_frame(frame)
+    whole = capsys.readouterr().out.splitlines()
+    assert whole[0] == text
+    assert whole[1:] == frame.to_string(index=False, float_format="{:.3f}".format).splitlines()
+    monkeypatch.setenv("COLUMNS", "30")
+    print_answer(text)
+    print_frame(frame)
+    broken = capsys.readouterr().out
+    assert max(map(len, broken.splitlines())) <= 30
+    assert text.split() == broken.split()[: len(text.split())]
+    assert {"0.123", "2"} < set(broken.split())
+
+
+def test_a_table_of_nothing_is_said_to_be_one(capsys):
+    print_frame(pd.DataFrame({"name": []}))
+    assert capsys.readouterr().out == "(none)\n"
