@@ -10,13 +10,14 @@ from __future__ import annotations
 import logging
 import os
 import select
-import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
+
+from moe_ray.signals import end_main_thread
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ class RayletWatch:
 def raylet_watched() -> Iterator[RayletWatch]:
     """When the raylet that this process started ends within the context, logs `ENDED` and interrupts the main thread.
 
-    The interrupt is a `KeyboardInterrupt`, so that everything is put away as after Ctrl-C; `has_ended` tells it from one.
+    The interrupt is that of SIGTERM, so that everything is put away as after one; `has_ended` tells them apart.
     Where that process or its end cannot be known (another system than Linux, a cluster that was there already), nothing is
     watched.
     """
@@ -66,7 +67,7 @@ def _say(watch: RayletWatch, ended: int, over: int) -> None:
     if over not in ready:
         watch.has_ended = True
         logger.error(ENDED)
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        end_main_thread()
 
 
 def _pid_of_raylet() -> int:

@@ -10,6 +10,7 @@ from paths import ROOT
 
 from moe_ray.orchestration.cluster import raylet_watch
 from moe_ray.orchestration.cluster.raylet_watch import ENDED, raylet_watched
+from moe_ray.signals import Terminated, end_on_sigterm
 
 # Waits as a driver does.
 WAITS = """
@@ -28,11 +29,14 @@ with ray_session(ClusterConfig(num_cpus=2), dashboard=False):
 
 @pytest.fixture
 def raylet(monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    end_on_sigterm()
     process = subprocess.Popen(["sleep", "60"])
     monkeypatch.setattr(raylet_watch, "_pid_of_raylet", lambda: process.pid)
     yield process
     process.kill()
     process.wait()
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="this system says of no process when it ends")
@@ -43,7 +47,7 @@ def test_its_end_is_said_once_and_interrupts_what_is_done(raylet, caplog):
         os.kill(raylet.pid, signal.SIGKILL)
         time.sleep(30)
 
-    with pytest.raises(KeyboardInterrupt), raylet_watched() as watch:
+    with pytest.raises(Terminated), raylet_watched() as watch:
         works()
     assert watch.has_ended
     assert time.monotonic() - began < 10
@@ -82,6 +86,8 @@ def test_work_on_a_ray_whose_raylet_is_killed_ends_with_a_sentence_and_soon():
         text=True,
         timeout=300,
         check=False,
+        # As in the background of a script.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
     )
     said = done.stderr.splitlines()
     assert done.returncode == 1  # of Python, which nothing here catches an error for

@@ -152,7 +152,9 @@ def test_an_actor_stores_the_scores_that_one_process_captures_and_goes_on_withou
     frame, scores = write_batches(tmp_path / "prompts", 4), ("attribution", "gate", "reap", "refusal")
     config = CaptureConfig(generate=False, scores=scores, tokens_per_forward=256)
     model = ModelConfig(path=str(tiny_model_path))
-    holder = SimpleNamespace(model=load_model(model, device="cpu"), tokenizer=load_tokenizer(model))
+    holder = SimpleNamespace(
+        model=load_model(model, device="cpu"), tokenizer=load_tokenizer(model), experts_are_copies=lambda: False
+    )
     run = RunDirectory.open(str(tmp_path))
     job = CaptureJob(model=ModelConfig(), config=config, run_url=run.folder.url, session="session")
     for window in (np.arange(5), np.arange(5, 16)):
