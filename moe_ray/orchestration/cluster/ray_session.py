@@ -23,7 +23,7 @@ from moe_ray.errors import InputError, MoeRayError, OutsideFailed
 from moe_ray.orchestration.cluster.local_environment import cluster_address, set_local_environment
 from moe_ray.orchestration.cluster.raylet_watch import raylet_watched
 from moe_ray.orchestration.cluster.token_file import protect_token
-from moe_ray.signals import end_on_sigterm
+from moe_ray.signals import end_on_sigterm, interrupts_deferred
 from moe_ray.storage.folder import Folder
 from moe_ray.threads import variables_for_workers
 
@@ -135,8 +135,13 @@ def _start_local(**options: Any) -> None:
     protect_token()
     for attempts_left in (1, 0):
         try:
-            ray.init(address="local", dashboard_host="127.0.0.1", logging_level="warning", **options)
+            # A start that was broken off may end this process with a segmentation fault when that ends.
+            with interrupts_deferred():
+                ray.init(address="local", dashboard_host="127.0.0.1", logging_level="warning", **options)
             return
+        except KeyboardInterrupt:
+            ray.shutdown()
+            raise
         except Exception as error:  # Ray has no type of its own for it
             if not any(said in str(error) for said in _TOO_SLOW):
                 raise
