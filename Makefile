@@ -46,10 +46,10 @@ demo-copies: models/.downloaded ## the same with experts that are copies, where 
 		'prompts.files=$(PROMPTS)'
 
 test: $(VENV)/.ready ## run the tests, but for those of test-exhaustive
-	$(BIN)/python -m pytest -n 3 --dist loadgroup -m 'not exhaustive'
+	$(BIN)/python -m pytest -n 3 --dist loadgroup -m 'not exhaustive' --durations=25
 
 test-exhaustive: $(VENV)/.ready ## run the tests that take half a minute or more each
-	$(BIN)/python -m pytest -n 3 --dist loadgroup -m exhaustive
+	$(BIN)/python -m pytest -n 3 --dist loadgroup -m exhaustive --durations=25
 
 quick: $(VENV)/.ready ## run the quick tests, which need no Ray
 	$(BIN)/python -m pytest -n 2 -m 'not slow and not needs_ray'

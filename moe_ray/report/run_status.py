@@ -8,7 +8,7 @@ import pandas as pd
 
 from moe_ray.report.format import MISSING, decimal
 from moe_ray.routing.count_keys import all_keys
-from moe_ray.run_directory import CAPTURE, COUNTS, FINETUNE, STAGES, RunDirectory
+from moe_ray.run_directory import CAPTURE, COUNTS, FINETUNE, STAGES, SUMMARY, RunDirectory
 from moe_ray.storage.lock import holder
 from moe_ray.storage.stage import STARTED
 
@@ -38,6 +38,8 @@ def status_in_words(run: RunDirectory) -> str:
     who: Any = holder(run.folder)
     if who is not None:
         return f"Process {who['pid']} on {who['host']} is at work on it."
+    if run.folder.exists(SUMMARY) and (run_status(run)["state"] == "finished").all():
+        return "Nobody is at work on it, and all that was begun is finished."
     return "Nobody is at work on it; the command that began it goes on where it stopped."
 
 

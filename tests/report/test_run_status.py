@@ -4,7 +4,7 @@ import pytest
 from run_directory import write_identified, write_repaired
 
 from moe_ray.report.run_status import run_status, status_in_words
-from moe_ray.run_directory import open_run
+from moe_ray.run_directory import SUMMARY, open_run
 from moe_ray.storage.folder import Folder
 from moe_ray.storage.lock import holder, locked
 from moe_ray.storage.stage import begin
@@ -35,7 +35,14 @@ def test_the_training_says_its_last_step(folder):
 
 def test_nobody_at_work_is_said(folder):
     assert holder(folder) is None
-    assert status_in_words(open_run(folder.url)).startswith("Nobody is at work")
+    assert status_in_words(open_run(folder.url)).endswith("goes on where it stopped.")
+
+
+def test_a_finished_run_is_said_to_be_one_until_something_more_is_begun(folder):
+    folder.write_json(SUMMARY, {})
+    assert status_in_words(open_run(folder.url)).endswith("all that was begun is finished.")
+    begin(folder.sub("finetune"), {"a": 1})
+    assert status_in_words(open_run(folder.url)).endswith("goes on where it stopped.")
 
 
 def hold(url, ready, done):
