@@ -105,6 +105,14 @@ def halved(data: bytes) -> bytes:
     return data[: len(data) // 2]
 
 
+def cut_in_a_key(data: bytes) -> bytes:
+    """Half a file of settings, which between two lines would be one of fewer settings."""
+    lines = data.splitlines(keepends=True)
+    middle = len(lines) // 2
+    last = next(line for line in lines[middle:] if b": " in line)
+    return b"".join(lines[:middle]) + last.partition(b":")[0][:-1]
+
+
 def noise(data: bytes) -> bytes:
     return bytes(range(256)) * 4
 
@@ -344,6 +352,8 @@ INSPECTED = {
 def run_cases() -> Iterator[Case]:
     for name, command in INSPECTED.items():
         damage: list[Callable[[bytes], bytes]] = list(DAMAGE)
+        if name == "config.yaml":
+            damage[damage.index(halved)] = cut_in_a_key
         if name.endswith(".json"):
             damage += [json_of([1]), json_of(None)] + [json_of({"a": 1})] * (name != "summary.json")
         if "parquet" in name or name == "capture/counts":
