@@ -43,7 +43,7 @@ from moe_ray.storage.folder import Folder
 from moe_ray.testing.simulated_counts import Population, simulate
 
 OLMOE = Population(num_layers=16, num_experts=64, num_experts_per_tok=8)
-CONFIG = IdentifyConfig(permutations=0, resamples=0)
+CONFIG = IdentifyConfig(roles=("prompt",), weighting="tokens", permutations=0, resamples=0)
 _BATCHES_PER_TASK, _BATCHES_PER_PART = 64, 64
 
 
