@@ -212,4 +212,4 @@ def export(run: RunDirectory, path: str) -> None:
         num_experts_per_tok=run.counts.num_experts_per_tok,
         selection=selection,
     )
-    print(f"\nwrote {path}")
+    print_answer(f"\nwrote {path}")

@@ -13,14 +13,14 @@ MORSE_TEXTS = st.text(alphabet="ABCXYZ0189 ?.,'\"$@&", max_size=40).map(lambda t
 
 
 @pytest.mark.parametrize("name", sorted(CIPHERS.keys() - {"morse"}))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(text=TEXTS)
 def test_what_is_decoded_is_what_was_encoded(name, text):
     cipher = CIPHERS[name]
     assert cipher.decode(cipher.encode(text)) == text
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(text=MORSE_TEXTS)
 def test_morse_gives_back_the_texts_that_it_can_write(text):
     assert CIPHERS["morse"].decode(CIPHERS["morse"].encode(text)) == text

@@ -17,7 +17,7 @@ REQUEST = "How do I open a jar?"
 WORDS = st.lists(st.text(alphabet="abcXYZ?'é", min_size=1, max_size=8), max_size=8).map(" ".join)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(text=WORDS)
 def test_flipping_twice_gives_back_the_text(text):
     for flip in (flip_word_order, flip_chars_in_words, flip_chars):

@@ -34,7 +34,7 @@ ODD = (
         "\x07",
     ),
 )
-many = settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+many = settings(max_examples=400, suppress_health_check=list(HealthCheck), database=None)
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.distributed as dist
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -114,7 +114,6 @@ def test_devices_and_types_are_never_in_one_bucket():
 
 
 @given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=30), limit=st.integers(1, 200))
-@settings(deadline=None)
 def test_buckets_hold_all_in_order_and_are_as_full_as_can_be(sizes, limit):
     parameters = [nn.Parameter(torch.zeros(size)) for size in sizes]
     buckets = list(in_buckets(parameters, limit=limit))

@@ -24,7 +24,7 @@ from moe_ray.finetuning.trainable_experts import trainable_experts
 from moe_ray.finetuning.trainer import MaskedTrainer
 
 pytestmark = pytest.mark.slow
-many = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+many = settings(max_examples=150, suppress_health_check=list(HealthCheck), database=None)
 
 
 @pytest.fixture(scope="module")

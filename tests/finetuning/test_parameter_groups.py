@@ -46,7 +46,7 @@ def parameters(sizes):
     return {str(number): nn.Parameter(torch.zeros(size)) for number, size in enumerate(sizes)}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=20), st.integers(1, 1000))
 def test_the_sum_is_off_by_at_most_half_a_tensor(sizes, target):
     chosen = nearest_in_number(parameters(sizes), target)

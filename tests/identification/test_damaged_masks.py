@@ -25,7 +25,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@settings(max_examples=200, suppress_health_check=list(HealthCheck), database=None)
 @given(st.data())
 def test_damage_is_refused_with_the_name_of_the_file_or_the_masks_are_the_same(folder, data):
     write_masks(folder, WHOLE)

@@ -71,7 +71,7 @@ def small_batches(draw: st.DrawFn) -> Samples:
 
 @pytest.mark.slow
 @given(small_batches())
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 def test_p_equals_counting_all_relabellings_in_exact_arithmetic(samples: Samples) -> None:
     num_unsafe = int(samples.is_unsafe_N.sum())
     choices = [set(chosen) for chosen in combinations(range(len(samples.sizes_N)), num_unsafe)]
@@ -89,7 +89,7 @@ def test_p_equals_counting_all_relabellings_in_exact_arithmetic(samples: Samples
 # In 1765 every pair trades without effect in some relabellings: difference and variance are 0, and both come out rounded.
 @example(1765)
 @given(st.integers(0, 10_000))
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_p_of_pairs_equals_swapping_inside_pairs_only(seed: int) -> None:
     rng = np.random.default_rng(seed)
     order = rng.permutation(8)
@@ -105,7 +105,7 @@ def test_p_of_pairs_equals_swapping_inside_pairs_only(seed: int) -> None:
 
 
 @given(st.integers(0, 10_000))
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 def test_p_never_is_zero_and_correction_never_lowers_it(seed: int) -> None:
     samples = a_batch(seed=seed)
     for test in (permutation_test(samples), permutation_test(samples, limit=500)):

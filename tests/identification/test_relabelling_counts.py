@@ -51,7 +51,7 @@ def batches(draw: st.DrawFn) -> tuple[Samples, int]:
 
 @pytest.mark.slow
 @given(batches())
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_both_ways_count_what_double_precision_counts(batch: tuple[Samples, int]) -> None:
     statistic, labels = prepared(*batch)
     hits_X, maxima_P = in_double(statistic, labels)

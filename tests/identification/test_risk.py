@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prompt_tokens import by_prompt_tokens
 
@@ -27,7 +27,6 @@ RISK_COLUMNS = (
 )  # fmt: skip
 
 # Simulating prompts takes milliseconds, which on a busy machine looks like slow drawing of data.
-IN_PEACE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 ROUNDING = 1e-12  # sums of up to a few hundred fractions in float64
 
 
@@ -101,13 +100,13 @@ def test_roles_of_an_example_are_added_up() -> None:
 
 @pytest.mark.slow
 @given(some_counts(), st.integers(0, 1000))
-@settings(IN_PEACE, max_examples=40)
+@settings(max_examples=40)
 def test_row_order_changes_nothing(counts: RoutingCounts, seed: int) -> None:
     pd.testing.assert_frame_equal(risk_of(shuffled(counts, seed)), risk_of(counts))
 
 
 @given(some_counts())
-@settings(IN_PEACE, max_examples=40)
+@settings(max_examples=40)
 def test_swapping_the_labels_flips_the_sign_exactly(counts: RoutingCounts) -> None:
     swapped = replace(counts, label=np.where(counts.label == "safe", "unsafe", "safe").astype(object))
     there, back = risk_of(counts), risk_of(swapped)
@@ -116,7 +115,7 @@ def test_swapping_the_labels_flips_the_sign_exactly(counts: RoutingCounts) -> No
 
 
 @given(some_counts())
-@settings(IN_PEACE, max_examples=40)
+@settings(max_examples=40)
 def test_differences_sum_to_zero_within_a_layer(counts: RoutingCounts) -> None:
     sums = risk_of(counts).groupby(["batch_idx", "layer"])["risk_diff"].sum()
     np.testing.assert_allclose(sums, 0.0, atol=ROUNDING)
@@ -124,7 +123,7 @@ def test_differences_sum_to_zero_within_a_layer(counts: RoutingCounts) -> None:
 
 @pytest.mark.slow
 @given(some_counts())
-@settings(IN_PEACE, max_examples=40)
+@settings(max_examples=40)
 def test_difference_is_that_of_the_rates(counts: RoutingCounts) -> None:
     risk = risk_of(counts)
     np.testing.assert_allclose(risk["risk_diff"], risk["a_unsafe_n"] - risk["a_safe_n"], atol=ROUNDING)
@@ -132,7 +131,7 @@ def test_difference_is_that_of_the_rates(counts: RoutingCounts) -> None:
 
 @pytest.mark.slow
 @given(some_counts())
-@settings(IN_PEACE, max_examples=20)
+@settings(max_examples=20)
 def test_a_batch_depends_on_its_own_rows_only(counts: RoutingCounts) -> None:
     whole = risk_of(counts)
     for batch in np.unique(counts.batch_idx):

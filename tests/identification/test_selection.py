@@ -39,7 +39,7 @@ def chosen(masks: ExpertMasks) -> dict[int, set[Expert]]:
 
 @pytest.mark.slow
 @given(TABLES, st.integers(0, 1000))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_selection_is_by_value_whatever_the_row_order(tables: dict[int, list[float]], seed: int) -> None:
     risk = as_risk(tables)
     shuffled = risk.sample(frac=1, random_state=seed)
@@ -54,7 +54,7 @@ def test_selection_is_by_value_whatever_the_row_order(tables: dict[int, list[flo
 
 @pytest.mark.slow
 @given(TABLES, st.sampled_from([-0.1, 0.0, 0.05, 0.1, 0.2]), st.sampled_from([0.0, 0.05, 0.1]))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_a_higher_threshold_selects_a_subset(tables: dict[int, list[float]], low: float, rise: float) -> None:
     if max(map(max, tables.values())) <= low + rise:
         return
@@ -64,7 +64,7 @@ def test_a_higher_threshold_selects_a_subset(tables: dict[int, list[float]], low
 
 @pytest.mark.slow
 @given(TABLES, st.integers(1, 8), st.integers(0, 7))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_a_smaller_top_k_selects_a_subset(tables: dict[int, list[float]], small: int, more: int) -> None:
     narrow, wide = (select(as_risk(tables), by_prompt_tokens(threshold=0.0, top_k=k)) for k in (small, small + more))
     assert all(chosen(narrow)[batch] <= chosen(wide)[batch] for batch in tables)
@@ -72,7 +72,7 @@ def test_a_smaller_top_k_selects_a_subset(tables: dict[int, list[float]], small:
 
 @pytest.mark.slow
 @given(TABLES, st.data())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_dropping_a_batch_shifts_no_mask(tables: dict[int, list[float]], data: st.DataObject) -> None:
     dropped = data.draw(st.sampled_from(sorted(tables)))
     rest = {batch: values for batch, values in tables.items() if batch != dropped}
@@ -195,7 +195,7 @@ def test_stability_drops_experts_that_hang_on_single_prompts() -> None:
     st.sampled_from([0.0, 0.5, 0.9]),
     st.integers(1, 6),
 )
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_filters_only_take_experts_away(
     rows: list[tuple[int, int, int]], alpha: float, stability: float, top_k: int
 ) -> None:

@@ -17,7 +17,7 @@ from moe_ray.testing.simulated_counts import Population, simulate
 
 
 @given(st.lists(st.floats(0.001, 1.0), min_size=1, max_size=30))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_q_is_never_below_p_and_keeps_its_order(p: list[float]) -> None:
     q = q_values(np.array(p))
     assert (q >= np.array(p) - ROUNDING).all()

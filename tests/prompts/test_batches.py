@@ -11,7 +11,7 @@ from moe_ray.errors import InputError
 from moe_ray.prompts.batches import assemble_batches
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(2, 40), st.integers(2, 40), st.integers(1, 4), st.integers(1, 4), st.integers(0, 3))
 def test_every_batch_has_the_same_make_up_and_no_example_is_lost_or_doubled(safe, unsafe, per_safe, per_unsafe, seed):
     examples = many(safe, unsafe, "a") + many(safe, unsafe, "b", start=100)

@@ -20,7 +20,7 @@ ROWS = [
     {"messages": [{"role": "user", "content": "b"}], "label": "unsafe", "target": "No.", "topic": 3},
     {"goal": "c", "all_prompt": '[{"role": "user", "content": "c"}]', "category": "d"},
 ]
-many = settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+many = settings(max_examples=120, suppress_health_check=list(HealthCheck), database=None)
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ def stored(texts, per_batch):
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 60), st.integers(1, 9), st.integers(1, 12), st.integers(1, 300), st.integers(0, 99), st.data())
 def test_rows_come_in_the_order_asked_for_in_pieces_of_bounded_size(number, per_batch, rows, size, seed, data):
     draw = np.random.default_rng(seed)

@@ -55,7 +55,7 @@ def try_to_decide(*args, **options):
 NOT_OF_THE_MACHINE = ("model.experts_implementation", "cluster.num_cpus", "ablate.run", "evaluate.guard_family")
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(models, nodes)
 def test_nothing_is_left_to_be_decided_and_nothing_else_is_changed(model, there):
     config = with_settings(Config(), {"finetune.num_workers": 2, "capture.max_actors": 3})
@@ -71,7 +71,7 @@ def test_nothing_is_left_to_be_decided_and_nothing_else_is_changed(model, there)
         assert get(decision.config, name) >= 1
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(models, nodes)
 def test_processes_have_room_on_the_gpus_that_there_are(model, there):
     decision = try_to_decide(Config(), model, there)
@@ -87,7 +87,7 @@ def test_processes_have_room_on_the_gpus_that_there_are(model, there):
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(models, nodes, st.sampled_from(["float32", "bfloat16"]))
 def test_numbers_that_are_given_are_kept(model, there, dtype):
     settings = {
@@ -99,7 +99,7 @@ def test_numbers_that_are_given_are_kept(model, there, dtype):
         assert {name: get(decision.config, name) for name in settings} == settings
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(models, nodes)
 def test_weights_on_the_cpu_fit_a_node_or_are_refused(model, there):
     config = with_settings(Config(), dict.fromkeys(GPUS, 0))

@@ -33,7 +33,7 @@ def test_longer_passes_take_more(key):
     assert sum(row.activations for row in after) > sum(row.activations for row in before)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(1, 200))
 def test_the_largest_union_has_room_and_one_more_has_not(gigabytes):
     room = gigabytes * GB

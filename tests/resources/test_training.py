@@ -69,7 +69,7 @@ def test_a_worker_of_a_sharded_training_needs_room_for_its_part_of_the_weights()
         Room(model=OLMOE, nodes=[node]).to_train(sharded, 300, may_spread=True)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(0, 1024), st.integers(1, 2000), st.integers(1, 8), st.integers(8, 180))
 def test_more_experts_never_need_less(num_experts, memory, gpus, gpu_memory):
     node = Node(cpus=8, memory=memory * GB, gpus=gpus, gpu_memory=gpu_memory * GB)

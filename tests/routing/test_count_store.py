@@ -109,7 +109,7 @@ def written(contents):
 
 @pytest.mark.slow
 @given(contents=CONTENTS)
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 def test_the_first_part_that_holds_an_example_keeps_it(contents):
     parts, seen, expected, removed = written(contents), set(), {}, 0
     for number, places in enumerate(contents):
@@ -130,7 +130,7 @@ def test_the_first_part_that_holds_an_example_keeps_it(contents):
 
 @pytest.mark.slow
 @given(contents=CONTENTS, roles=st.sampled_from([["prompt"], ["response"], ["prompt", "response"]]))
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 def test_tokens_of_batches_and_parts_are_those_of_their_rows(contents, roles):
     expected = []
     for number, places in enumerate(contents):
@@ -146,7 +146,7 @@ def test_tokens_of_batches_and_parts_are_those_of_their_rows(contents, roles):
 
 @pytest.mark.slow
 @given(contents=CONTENTS, batches_at_once=st.integers(1, 5))
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 def test_a_plan_names_every_batch_once_with_the_parts_that_hold_it(contents, batches_at_once):
     plan = list(plan_reads(batches_in_parts(written(contents), ["prompt"]), batches_at_once=batches_at_once))
     batches = sorted({batch for places in contents for batch, _ in places})
@@ -161,7 +161,7 @@ def test_a_plan_names_every_batch_once_with_the_parts_that_hold_it(contents, bat
 
 @pytest.mark.slow
 @given(contents=CONTENTS, wanted=st.lists(PLACES, max_size=20))
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 def test_what_is_to_be_done_is_what_no_part_holds(contents, wanted):
     parts = written(contents)
     done = {place for places in contents for place in places}
@@ -173,7 +173,7 @@ def test_what_is_to_be_done_is_what_no_part_holds(contents, wanted):
 
 @pytest.mark.slow
 @given(contents=CONTENTS, wanted=st.sets(st.integers(0, 3), min_size=1))
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 def test_batches_are_read_whole_however_the_parts_are_cut(contents, wanted):
     parts = written(contents)
     chosen = [[place for place in places if place[0] in wanted] for places in contents]

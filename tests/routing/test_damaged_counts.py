@@ -39,7 +39,7 @@ def parts(tmp_path_factory):
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@settings(max_examples=150, suppress_health_check=list(HealthCheck), database=None)
 @given(st.data())
 def test_damage(parts, data):
     parts.write_table(NAME, counts_to_table(COUNTS), row_group_size=16)

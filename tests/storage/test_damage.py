@@ -15,7 +15,7 @@ from moe_ray.storage.damage import reading
 from moe_ray.storage.folder import Folder
 from moe_ray.storage.stage import MANIFEST, decide, finish, read_outcome
 
-many = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+many = settings(max_examples=100, suppress_health_check=list(HealthCheck), database=None)
 
 
 @pytest.fixture(scope="module")

@@ -57,7 +57,7 @@ def table_of(rows):
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(ROWS, ROWS, st.integers(0, 8), st.integers(0, 8))
 def test_a_tables_hash_depends_on_its_rows_and_their_order_and_not_on_how_it_is_cut(rows, others, first, second):
     table, (begin, end) = table_of(rows), sorted((first, second))

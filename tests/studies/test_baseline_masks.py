@@ -33,7 +33,7 @@ def some_masks(selected):
     return masks_from_experts(selected, layers=LAYERS, num_experts=NUM_EXPERTS)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(masks_of_batches(), st.integers(0, 5))
 def test_random_masks_have_as_many_experts_of_each_layer_and_batch(ours, seed):
     drawn = random_masks(ours, seed=seed)
@@ -41,7 +41,7 @@ def test_random_masks_have_as_many_experts_of_each_layer_and_batch(ours, seed):
     assert drawn.digest() == random_masks(ours, seed=seed).digest()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(masks_of_batches(), st.integers(0, 5))
 def test_renamed_masks_have_the_same_sizes_and_overlaps_of_layers_batches_and_union(ours, seed):
     renamed = renamed_masks(ours, seed=seed)
@@ -59,7 +59,7 @@ def test_random_masks_differ_between_seeds_and_batches():
     assert any((masks[3] != masks[8]).any() for masks in (random_masks(ours, seed=seed) for seed in range(5)))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(masks_of_batches(), st.integers(0, 20), st.integers(1, 3))
 def test_no_batch_gets_a_mask_of_its_own_category(ours, seed, num_categories):
     trained = ours.trained_batches
@@ -119,7 +119,7 @@ def test_esft_takes_the_largest_shares_of_a_layer_and_as_many_per_batch():
     assert masks.selected[3] == (Expert(4, 2), Expert(1, 0))
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(masks_of_batches(), st.integers(0, 5), st.sampled_from(["a_unsafe", "reap_unsafe"]))
 def test_the_largest_of_a_layer_are_as_many_of_each_layer_and_none_that_is_left_out_is_larger(ours, seed, column):
     risk = risk_table(ours.batch_idx, seed, weights=True)
@@ -133,7 +133,7 @@ def test_the_largest_of_a_layer_are_as_many_of_each_layer_and_none_that_is_left_
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(masks_of_batches(), st.integers(0, 5), st.integers(1, len(EVERYTHING)))
 def test_a_ranking_reaches_a_union_as_well_as_growing_all_batches_alike_can(ours, seed, target):
     ranked = largest_shares(ours, risk_table(ours.batch_idx, seed), column="a_unsafe")
@@ -172,7 +172,7 @@ def test_only_the_named_batches_train():
     assert one.batch_idx == ours.batch_idx
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(masks_of_batches())
 def test_around_a_batchs_experts_are_all_others(ours):
     around = masks_around(ours, [*ours.batch_idx, 99])

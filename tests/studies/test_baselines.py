@@ -29,7 +29,7 @@ def planned(*names, train=TRAIN, weights=True, ours=None, **settings_):
     return plan_arms(ours, risk, train, CompareConfig(names=names, **settings_), NAMES)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(masks_of_batches(), st.sampled_from(["steps", "parameters"]))
 def test_every_arm_trains_the_batches_that_ours_trains_for_as_long(ours, budget):
     for arm in planned(ours=ours, train=FinetuneConfig(patience=2), draws=2, budget=budget):

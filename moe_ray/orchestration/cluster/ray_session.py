@@ -21,7 +21,7 @@ from moe_ray.config.auto import number_of
 from moe_ray.config.cluster import ClusterConfig
 from moe_ray.errors import InputError, MoeRayError, OutsideFailed
 from moe_ray.orchestration.cluster.local_environment import cluster_address, set_local_environment
-from moe_ray.orchestration.cluster.raylet_watch import raylet_watched
+from moe_ray.orchestration.cluster.raylet_watch import RayletWatch, raylet_watched
 from moe_ray.orchestration.cluster.token_file import protect_token
 from moe_ray.signals import end_on_sigterm, interrupts_deferred
 from moe_ray.storage.folder import Folder
@@ -87,13 +87,16 @@ def ray_session(config: ClusterConfig, *, dashboard: bool = True) -> Iterator[No
         raise InputError(f"no Ray cluster answers at {address!r}: {error}; check cluster.address") from error
     end_on_sigterm()
     _tune_data()
+    raylet = RayletWatch()
     try:
-        with raylet_watched() as raylet:
+        with raylet_watched(raylet):
             yield
     except KeyboardInterrupt as error:
-        if raylet.has_ended:
-            raise OutsideFailed(_NO_RAYLET) from error
-        raise
+        if not raylet.has_ended:
+            raise
+        # The interrupt was not a request to end this process, which may go on, as one of a notebook does.
+        end_on_sigterm()
+        raise OutsideFailed(_NO_RAYLET) from error
     except Exception as error:
         if isinstance(error, OutsideFailed) or has_nodes():
             raise

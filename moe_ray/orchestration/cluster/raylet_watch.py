@@ -32,26 +32,29 @@ class RayletWatch:
 
 
 @contextmanager
-def raylet_watched() -> Iterator[RayletWatch]:
+def raylet_watched(watch: RayletWatch) -> Iterator[None]:
     """When the raylet that this process started ends within the context, logs `ENDED` and interrupts the main thread.
 
     The interrupt is that of SIGTERM, so that everything is put away as after one; `has_ended` tells them apart.
     Where that process or its end cannot be known (another system than Linux, a cluster that was there already), nothing is
     watched.
+
+    Args:
+        watch: is told.
     """
-    watch, pid = RayletWatch(), _pid_of_raylet()
+    pid = _pid_of_raylet()
     try:
         ended = os.pidfd_open(pid) if pid else None
     except (AttributeError, OSError):  # no such call here, or it is gone already
         ended = None
     if ended is None:
-        yield watch
+        yield
         return
     reader, writer = os.pipe()
     thread = threading.Thread(target=_say, args=(watch, ended, reader), name="raylet watch", daemon=True)
     thread.start()
     try:
-        yield watch
+        yield
     finally:
         os.close(writer)
         thread.join()

@@ -2,7 +2,8 @@
 
 import logging
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
+from signal import SIG_IGN, SIGTERM, getsignal, raise_signal, signal
 
 import pytest
 
@@ -17,6 +18,7 @@ from moe_ray.orchestration.cluster.ray_session import (
     resources_released,
     result_of,
 )
+from moe_ray.signals import Terminated
 from moe_ray.storage.folder import Folder
 
 
@@ -117,6 +119,31 @@ def test_what_follows_the_loss_of_the_last_node_is_said_as_that_and_not_as_it_lo
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("has_ended", "raised"), [(True, OutsideFailed), (False, Terminated)])
+def test_a_lost_raylet_is_said_and_not_taken_for_a_request_to_end(has_ended, raised, monkeypatch):
+    from moe_ray.orchestration.cluster import ray_session
+
+    @contextmanager
+    def lost(watch):
+        yield
+        watch.has_ended = has_ended
+        raise_signal(SIGTERM)
+
+    before = getsignal(SIGTERM)
+    monkeypatch.setattr(ray_session.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray_session.ray, "init", lambda **options: None)
+    monkeypatch.setattr(ray_session.ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray_session, "_tune_data", lambda: None)
+    monkeypatch.setattr(ray_session, "raylet_watched", lost)
+    try:
+        with pytest.raises(raised), ray_session.ray_session(ClusterConfig(address="10.0.0.1:6379")):
+            pass
+        # The process of a notebook goes on, and can still be ended.
+        assert (getsignal(SIGTERM) is not SIG_IGN) is has_ended
+    finally:
+        signal(SIGTERM, before)
+
+
 def test_nothing_is_waited_for_after_an_error_or_the_loss_of_the_last_node(monkeypatch):
     from moe_ray.orchestration.cluster import ray_session
 

@@ -9,7 +9,7 @@ import pytest
 from paths import ROOT
 
 from moe_ray.orchestration.cluster import raylet_watch
-from moe_ray.orchestration.cluster.raylet_watch import ENDED, raylet_watched
+from moe_ray.orchestration.cluster.raylet_watch import ENDED, RayletWatch, raylet_watched
 from moe_ray.signals import Terminated, end_on_sigterm
 
 # Waits as a driver does.
@@ -47,7 +47,8 @@ def test_its_end_is_said_once_and_interrupts_what_is_done(raylet, caplog):
         os.kill(raylet.pid, signal.SIGKILL)
         time.sleep(30)
 
-    with pytest.raises(Terminated), raylet_watched() as watch:
+    watch = RayletWatch()
+    with pytest.raises(Terminated), raylet_watched(watch):
         works()
     assert watch.has_ended
     assert time.monotonic() - began < 10
@@ -56,7 +57,8 @@ def test_its_end_is_said_once_and_interrupts_what_is_done(raylet, caplog):
 
 
 def test_an_end_after_the_context_is_nobodys_concern(raylet, caplog):
-    with raylet_watched() as watch:
+    watch = RayletWatch()
+    with raylet_watched(watch):
         pass
     raylet.kill()
     raylet.wait()
@@ -67,7 +69,7 @@ def test_an_end_after_the_context_is_nobodys_concern(raylet, caplog):
 @pytest.mark.parametrize("pid", [0, 2**22 + 1])
 def test_what_is_not_there_is_not_watched(pid, monkeypatch, caplog):
     monkeypatch.setattr(raylet_watch, "_pid_of_raylet", lambda: pid)
-    with raylet_watched():
+    with raylet_watched(RayletWatch()):
         pass
     assert caplog.messages == []
 

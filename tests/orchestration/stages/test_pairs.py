@@ -27,7 +27,7 @@ def test_pairs_are_filtered_once_in_a_run(untrained_model_path, tmp_path):
     assert pairs.filter_pairs(run.with_config(config)) == "the outcome"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(1, 4), max_size=12), st.lists(st.integers(0, 40), max_size=5))
 def test_no_pair_is_cut_in_two(sizes, cuts):
     names = [f"p{number}" for number, size in enumerate(sizes) for _ in range(size)]
