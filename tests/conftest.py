@@ -27,6 +27,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         raise pytest.UsageError(f"{min(wrong)} needs the trained model: mark it slow, or take untrained_model_path")
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Files of which the quick part leaves out every test are not even imported: each process would do so, for seconds."""
+    if collection_path.suffix != ".py" or not collection_path.name.startswith("test_"):
+        return None
+    if config.option.markexpr != "not slow and not needs_ray":
+        return None
+    text = collection_path.read_text(encoding="utf-8")
+    of_all_tests = text.partition("\npytestmark = ")[2].partition("\n\n")[0]
+    return "mark.slow" in of_all_tests or "mark.needs_ray" in of_all_tests or None
+
+
 def pytest_xdist_make_scheduler(config, log):
     """With --dist loadgroup, tests that share something expensive run in one process, all others wherever one is free."""
     if config.getvalue("dist") != "loadgroup":

@@ -24,6 +24,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from moe_ray.config.quantisation import BLOCK, Quantisation
 from moe_ray.models.expert_list import ExpertList
+from moe_ray.models.reused_memory import ReusedMemory, mapped_apart
+
+_MEMORY = ReusedMemory()
 
 
 def quantise(weights: Tensor, method: Quantisation) -> tuple[Tensor, Tensor]:
@@ -54,13 +57,24 @@ def dequantise(
     codes: Tensor, scales: Tensor, method: Quantisation, *, shape: Sequence[int], dtype: torch.dtype
 ) -> Tensor:
     """The matrix (M, N) = `shape` that `quantise` was given, as far as codes and scales have kept it."""
-    if method == "int8":
-        return (codes * scales).to(dtype)
+    if codes.device.type != "cpu":
+        return (codes * scales).to(dtype) if method == "int8" else _of_blocks(codes, scales, dtype, shape)
+    numbers = _MEMORY.empty(shape, dtype)
+    if method == "4bit":
+        with mapped_apart():
+            numbers.copy_(_of_blocks(codes, scales, dtype, shape))
+        return numbers
+    # Not `codes * scales`, which makes one more tensor, of the codes in float32.
+    wide = numbers if dtype == torch.float32 else _MEMORY.empty(shape, torch.float32)
+    wide.copy_(codes).mul_(scales)
+    return wide if wide is numbers else numbers.copy_(wide)
+
+
+def _of_blocks(codes: Tensor, scales: Tensor, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
     functional = _bitsandbytes()
     state = functional.QuantState(
         absmax=scales,
-        shape=torch.Size((len(scales) * BLOCK,)),
-        code=functional.get_4bit_type("nf4", device=codes.device),
+        shape=torch.Size((len(scales), BLOCK)),  # its threads share rows
         blocksize=BLOCK,
         quant_type="nf4",
         dtype=dtype,
