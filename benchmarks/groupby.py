@@ -2,19 +2,21 @@
 
 python benchmarks/groupby.py                     256 batches, then 100,000
 python benchmarks/groupby.py --batches 256       of these sizes only
+python benchmarks/groupby.py --runs 1            each way once, where starting Ray's processes is nothing beside the work
 
 `by parts` reads no more than it needs, since a capture writes a batch's examples into few parts, but plans in the driver
 what each task reads. `groupby` is `read_parquet(parts).groupby("batch_idx").map_groups(…)`, as identification is done; it
 sorts all rows through Ray's object store, which goes to disk where memory ends. Both write the risk table in parts and give
 the masks, which are compared bit by bit. Counts are those of a model of 16 layers of 64 experts, 8 + 8 prompts a batch,
-without relabellings, so that what is seen is what it costs to move the rows. Wall seconds; each way is run twice, and Ray's
-processes are warm in the second.
+without relabellings, so that what is seen is what it costs to move the rows. Wall seconds; Ray's processes
+are warm in the second run of a way.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import resource
 import shutil
 import sys
 import tempfile
@@ -99,7 +101,10 @@ def by_group(run: RunDirectory, folder: Folder) -> Findings:
 WAYS: dict[str, Callable[[RunDirectory, Folder], Findings]] = {"by parts": by_parts, "groupby": by_group}
 
 
-def compare(num_batches: int, scratch: str) -> pd.DataFrame:
+COLUMNS = ["batches", "counts", "way", "run", "seconds", "driver's peak so far, GB", "load"]
+
+
+def compare(num_batches: int, scratch: str, runs: int = 2) -> pd.DataFrame:
     """A row per way and run: seconds, size of the counts, the machine's load; both must find the same."""
     rows, digests, certainty = [], set(), []
     with tempfile.TemporaryDirectory(dir=scratch) as work:
@@ -107,31 +112,38 @@ def compare(num_batches: int, scratch: str) -> pd.DataFrame:
         write_counts(run, num_batches)
         size = sum(os.path.getsize(run.sub(COUNTS).file(name)) for name in run.counts_folder.parquet_names())
         for way, work_on in WAYS.items():
-            for number in (1, 2):
+            for number in range(1, runs + 1):
                 folder = run.sub(f"{way}-{number}")
                 began = time.perf_counter()
                 found = work_on(run, folder)
                 seconds = time.perf_counter() - began
                 digests.add(found.masks.digest())
                 certainty.append(found.certainty)
-                rows.append((num_batches, f"{size / 1e6:.0f} MB", way, number, seconds, os.getloadavg()[0]))
+                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+                rows.append((num_batches, f"{size / 1e6:.0f} MB", way, number, seconds, peak, os.getloadavg()[0]))
+                print(_text(pd.DataFrame(rows[-1:], columns=COLUMNS)), flush=True, file=sys.stderr)
                 shutil.rmtree(folder.path)
     assert len(digests) == 1, "the masks differ"
     for other in certainty[1:]:
         pd.testing.assert_frame_equal(certainty[0], other)
-    return pd.DataFrame(rows, columns=["batches", "counts", "way", "run", "seconds", "load"])
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _text(table: pd.DataFrame) -> str:
+    return table.to_string(index=False, float_format="{:.2f}".format)
 
 
 def main() -> int:
     """Prints a table for each size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batches", type=int, nargs="+", default=[256, 100_000])
+    parser.add_argument("--runs", type=int, default=2, help="how often each way is run")
     parser.add_argument("--scratch", default=tempfile.gettempdir(), help="needs 8 GB for 100,000 batches")
     arguments = parser.parse_args()
     with ray_session(ClusterConfig()):
         ray.data.range(64).map_batches(lambda rows: rows).take_all()
         for num_batches in arguments.batches:
-            print(compare(num_batches, arguments.scratch).to_string(index=False, float_format="{:.2f}".format))
+            print(_text(compare(num_batches, arguments.scratch, arguments.runs)))
     return 0
 
 
