@@ -57,12 +57,15 @@ def pytest_xdist_make_scheduler(config, log):
 def _shared_by(path: str) -> str:
     """What the tests of a file share with others; empty = nothing.
 
-    Those that use the session's Ray are in one process, so that there is one cluster. Another has those whose commands
-    start a Ray of their own, one after another: they wait more than they work. Fixtures of a module are made once.
+    Those that use the session's Ray are in two processes, so that there are two clusters: those of tests/orchestration/jobs
+    and those of all other files, which share a finished run. Another process has those whose commands start a Ray of their
+    own, one after another: they wait more than they work. Fixtures of a module are made once.
     """
     text = (ROOT / path).read_text(encoding="utf-8")
-    if mark := next((mark for mark in ("own_ray", "needs_ray") if f"mark.{mark}" in text), ""):
-        return mark
+    if "mark.own_ray" in text:
+        return "own_ray"
+    if "mark.needs_ray" in text:
+        return "jobs on Ray" if Path(path).parent.name == "jobs" else "others on Ray"
     return path if 'scope="module"' in text else ""
 
 

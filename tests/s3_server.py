@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 
 import boto3
+import s3fs
 
 _SECONDS = 240.0
 BUCKET = "bucket"
@@ -65,6 +66,8 @@ class S3Server:
     def __enter__(self) -> S3Server:
         self.wait()
         os.environ.update(self.environment)
+        # fsspec goes on with the file system of a server before this one, which has ended.
+        s3fs.S3FileSystem.clear_instance_cache()
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -61,6 +61,9 @@ def _check_fields(header: Mapping[str, Any]) -> None:
     for name in ("base", "base_hash", "mask_hash", "model_type"):
         if not isinstance(header[name], str):
             raise TypeError(f"{name} is a {type(header[name]).__name__}")
+    types = header.get("dtypes", [])
+    if not isinstance(types, list) or not all(isinstance(name, str) for name in types):
+        raise TypeError(f"dtypes is {shortened(types)}")
     if not _is_index(header["num_experts"]):
         raise TypeError(f"num_experts is {shortened(header['num_experts'])}")
     layers, experts, routers = header["layers"], header["experts"], header.get("routers", [])

@@ -8,7 +8,7 @@ import struct
 
 import pytest
 import torch
-from damage import damaged, of_other_types, refusal_of
+from damage import ODD_JSON, damaged, of_other_types, refusal_of
 from families import batch_masks, build, state_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -92,6 +92,15 @@ def test_adapters(adapter, tmp_path_factory, data):
     else:
         assert len(said) < 1000
         assert "adapter" in said or str(copy) in said
+
+
+def test_no_field_of_the_header_has_a_value_that_is_not_understood(copy):
+    header, model = json.loads((copy / HEADER).read_text()), build("olmoe")
+    for field in [*header, "routers", "quantisation"]:
+        for value in ODD_JSON:
+            (copy / HEADER).write_text(json.dumps(header | {field: value}))
+            said = refusal_of(lambda: apply_adapter(model, copy))
+            assert said is None or len(said) < 1000, (field, value)
 
 
 @many
