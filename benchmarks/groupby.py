@@ -9,7 +9,7 @@ what each task reads. `groupby` is `read_parquet(parts).groupby("batch_idx").map
 sorts all rows through Ray's object store, which goes to disk where memory ends. Both write the risk table in parts and give
 the masks, which are compared bit by bit. Counts are those of a model of 16 layers of 64 experts, 8 + 8 prompts a batch,
 without relabellings, so that what is seen is what it costs to move the rows. Wall seconds; Ray's processes
-are warm in the second run of a way.
+are warm in the second run of a way, and the first of all, `by parts`, pays for most of their start.
 """
 
 from __future__ import annotations
@@ -99,13 +99,11 @@ def by_group(run: RunDirectory, folder: Folder) -> Findings:
 
 
 WAYS: dict[str, Callable[[RunDirectory, Folder], Findings]] = {"by parts": by_parts, "groupby": by_group}
-
-
 COLUMNS = ["batches", "counts", "way", "run", "seconds", "driver's peak so far, GB", "load"]
 
 
 def compare(num_batches: int, scratch: str, runs: int = 2) -> pd.DataFrame:
-    """A row per way and run: seconds, size of the counts, the machine's load; both must find the same."""
+    """A row per way and run: seconds, counts' size, the driver's memory, the machine's load; both must find the same."""
     rows, digests, certainty = [], set(), []
     with tempfile.TemporaryDirectory(dir=scratch) as work:
         run = RunDirectory.open(work)

@@ -74,7 +74,7 @@ def _of_blocks(codes: Tensor, scales: Tensor, dtype: torch.dtype, shape: Sequenc
     functional = _bitsandbytes()
     state = functional.QuantState(
         absmax=scales,
-        shape=torch.Size((len(scales), BLOCK)),  # its threads share rows
+        shape=torch.Size((len(scales), BLOCK)),  # bitsandbytes' threads share rows
         blocksize=BLOCK,
         quant_type="nf4",
         dtype=dtype,

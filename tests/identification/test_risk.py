@@ -26,7 +26,6 @@ RISK_COLUMNS = (
     "batch_idx", "layer", "expert", "a_safe", "d_safe", "a_unsafe", "d_unsafe", "a_safe_n", "a_unsafe_n", "risk_diff",
 )  # fmt: skip
 
-# Simulating prompts takes milliseconds, which on a busy machine looks like slow drawing of data.
 ROUNDING = 1e-12  # sums of up to a few hundred fractions in float64
 
 

@@ -144,6 +144,7 @@ def test_a_lost_raylet_is_said_and_not_taken_for_a_request_to_end(has_ended, rai
         signal(SIGTERM, before)
 
 
+@pytest.mark.slow
 def test_nothing_is_waited_for_after_an_error_or_the_loss_of_the_last_node(monkeypatch):
     from moe_ray.orchestration.cluster import ray_session
 
